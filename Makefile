@@ -1,0 +1,52 @@
+# Every target sets up what it needs: .venv, the packages of requirements.txt, the kernels. A second run starts at once.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint format kernels sanitize bench doctor clean
+
+demo: kernels  ## until there is a model: a short operator benchmark
+	$(PY) -m benchmarks.bench_ops --quick
+
+test: kernels  ## all tests
+	$(PY) -m pytest
+
+check: lint test
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+kernels: $(READY)  ## C++, and CUDA where nvcc is (CUDA=0: without; CUDA_ARCH=sm_90: for one GPU only)
+	@$(PY) native.py
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with the tests that call them.
+SANITIZE := MASKSCORING_SANITIZE=1 MASKSCORING_KERNELS=native
+sanitize: $(READY)
+	@$(SANITIZE) CUDA=0 $(PY) native.py
+	$(SANITIZE) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_op_goldens.py -k "not compile"
+
+bench: kernels
+	$(PY) -m benchmarks.bench_ops
+
+doctor:  ## what this machine has, what runs on what, and what to do about the rest
+	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) -m benchmarks.doctor
+
+clean:
+	rm -rf $(VENV) nms/_build roialign/_build
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	    { echo "$(PYTHON) cannot make virtual environments: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

@@ -1,0 +1,268 @@
+"""Compile and load the C-ABI kernel libraries of nms/ and roialign/.
+
+A kernel library is plain C functions over raw pointers: it knows nothing of torch or Python, so one
+binary serves every release of both, and a torch without CUDA does not keep the CUDA half from building.
+A library lies beside its sources, in PACKAGE/_build/. Its name tells the platform and, for -march=native code,
+the processor, so that a checkout shared between machines never runs instructions that one of them lacks.
+
+Importing never compiles: `make kernels` (or `python -m nms.build`) does. What is missing runs on the
+reference in torch, and `status()` says so. MASKSCORING_KERNELS=native makes a missing library an error;
+=reference ignores libraries. MASKSCORING_SANITIZE=1 builds and loads an ASan/UBSan variant of the CPU kernels.
+"""
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}  # backend: suffix of its one translation unit in PACKAGE/src
+
+_states: dict[str, dict[str, str]] = {}  # package: {backend: what runs, or why not}
+
+
+class BuildError(RuntimeError):
+    """The compiler failed; the message has its command and everything it printed."""
+
+
+############################################################
+#  Names
+############################################################
+
+
+def mode() -> str:
+    """auto | native | reference, from MASKSCORING_KERNELS.
+
+    Raises: ValueError for any other value.
+    """
+    value = os.environ.get("MASKSCORING_KERNELS") or "auto"
+    if value not in ("auto", "native", "reference"):
+        raise ValueError(
+            f"MASKSCORING_KERNELS={value!r} must be auto (the default), native (a missing library is an error) "
+            "or reference (plain torch)"
+        )
+    return value
+
+
+def processor_id() -> str:
+    """Eight hex digits that differ between processors whose instruction sets differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.lower().startswith(("flags", "features")))
+        text = " ".join(sorted(flags.split(":", 1)[1].split()))
+    except (OSError, StopIteration):  # not Linux
+        text = platform.processor() + platform.version()
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def library_path(package: str, backend: str) -> Path:
+    """Where the library of a package's backend ("cpu" or "cuda") belongs on this machine."""
+    name = f"{backend}-{sys.platform}-{platform.machine()}"
+    if backend == "cpu":
+        name += f"-{processor_id()}" + ("-sanitize" if sanitizing() else "")
+    return ROOT / package / "_build" / f"{name}.so"
+
+
+def sanitizing() -> bool:
+    return os.environ.get("MASKSCORING_SANITIZE", "0") not in ("", "0")
+
+
+def is_stale(package: str, backend: str) -> bool:
+    """Whether a source in PACKAGE/src is newer than the library, which must exist."""
+    built = library_path(package, backend).stat().st_mtime
+    folder = ROOT / package / "src"
+    return any(
+        source.stat().st_mtime > built for suffix in (".h", SUFFIXES[backend]) for source in folder.glob(f"*{suffix}")
+    )
+
+
+############################################################
+#  Build
+############################################################
+
+
+def find_cxx() -> str | None:
+    """The C++ compiler: $CXX, or the first of g++, clang++, c++ on the PATH."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def find_nvcc() -> str | None:
+    """nvcc: $NVCC, on the PATH, or under $CUDA_HOME or /usr/local/cuda. CUDA=0 hides it."""
+    if os.environ.get("CUDA") == "0":
+        return None
+    home = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
+    candidates = [os.environ.get("NVCC") or "nvcc", str(home / "bin" / "nvcc")]
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def compile_command(package: str, backend: str, output: Path) -> list[str]:
+    """The command that compiles a package's backend into output.
+
+    Floating-point contraction is off everywhere: a fused multiply-add rounds once where the
+    peers' code rounds twice, and decisions near a threshold would differ between machines.
+    """
+    source = next((ROOT / package / "src").glob(f"*{SUFFIXES[backend]}"))
+    if backend == "cuda":
+        # all-major, never native: without a GPU, native silently means the oldest.
+        arch = os.environ.get("CUDA_ARCH") or "all-major"
+        return [
+            find_nvcc(), "-O3", "-std=c++17", f"-arch={arch}", "--fmad=false", "--threads=0", "-shared",
+            "-Xcompiler=-fPIC", "-o", str(output), str(source)]  # fmt: skip
+    flags = [
+        "-O3",
+        "-std=c++17",
+        "-march=native",
+        "-fopenmp",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wextra",
+    ]
+    if sanitizing():
+        flags += [
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined,float-cast-overflow",
+            "-fno-sanitize-recover=all",
+        ]
+    cxx = find_cxx()
+    return [cxx, *(flag for flag in flags if _accepts(cxx, flag)), "-o", str(output), str(source)]
+
+
+def _accepts(cxx: str, flag: str) -> bool:
+    """Whether the compiler knows a flag (Apple's has no -fopenmp; some have no -march=native)."""
+    probe = subprocess.run([cxx, flag, "-E", "-x", "c++", os.devnull], capture_output=True)
+    return probe.returncode == 0
+
+
+def build(package: str, backend: str) -> str:
+    """Compile one backend of a package if its sources are newer than its library.
+
+    Returns: one line that says what was done.
+    Raises: BuildError with the compiler's command and output.
+    """
+    label = f"{package}: {backend}"
+    if (find_cxx() if backend == "cpu" else find_nvcc()) is None:
+        return f"{label} kernels not built: no {'C++ compiler' if backend == 'cpu' else 'nvcc'} found"
+    library = library_path(package, backend)
+    arch_asked_for = backend == "cuda" and os.environ.get("CUDA_ARCH")
+    if library.exists() and not is_stale(package, backend) and not arch_asked_for:
+        return f"{label} kernels are up to date"
+    library.parent.mkdir(exist_ok=True)
+    begun = time.time()
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        unfinished = Path(folder) / library.name
+        _run(compile_command(package, backend, unfinished), label)
+        os.utime(unfinished, (begun, begun))  # a source saved while the compiler ran is newer
+        os.replace(unfinished, library)
+    return f"{label} kernels built in {time.time() - begun:.1f} s"
+
+
+def _run(command: list[str], label: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        hint = "\nTo go on without the CUDA kernels: make kernels CUDA=0" if "cuda" in label else ""
+        raise BuildError(
+            f"{label} kernels failed to compile\n$ {shlex.join(command)}\n{done.stdout}{done.stderr}{hint}"
+        )
+
+
+def main(packages: list[str]) -> int:
+    """Build all backends of the packages at once, a line each. Returns the exit status."""
+    jobs = [(package, backend) for package in packages for backend in SUFFIXES]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        futures = [pool.submit(build, *job) for job in jobs]
+    failures = [future.exception() for future in futures if future.exception()]
+    for future in futures:
+        print(future.exception() or future.result())
+    return 1 if failures else 0
+
+
+############################################################
+#  Load
+############################################################
+
+
+def register(package: str, **registrars: Callable[[ctypes.CDLL], None] | None) -> None:
+    """Load a package's libraries and hand each to the function that registers its kernels.
+
+    registrars: backend="cpu" or "cuda": the function, or None where this torch does not have the backend.
+
+    Raises: RuntimeError with MASKSCORING_KERNELS=native, if a library that this machine could use is missing.
+    """
+    states = _states.setdefault(package, {})
+    for backend, registrar in registrars.items():
+        if registrar is None:
+            states[backend] = "not in this torch"
+        elif (library := load(package, backend)) is not None:
+            registrar(library)
+
+
+def load(package: str, backend: str) -> ctypes.CDLL | None:
+    """The library of a package's backend, or None where the reference has to serve; status() tells which.
+
+    A library older than its sources is not loaded: its functions may no longer be the ones that Python calls.
+
+    Raises: RuntimeError with MASKSCORING_KERNELS=native, if there is no library that can be used.
+    """
+    wanted = mode()
+    library, problem = None, "MASKSCORING_KERNELS=reference"
+    if wanted != "reference":
+        library, problem = _open(package, backend)
+    if library is None and wanted == "native" and (backend == "cpu" or _has_gpu()):
+        raise RuntimeError(f"{package}: MASKSCORING_KERNELS=native, but the {backend} library {problem}")
+    _states.setdefault(package, {})[backend] = "native" if library is not None else f"reference ({problem})"
+    return library
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _open(package: str, backend: str) -> tuple[ctypes.CDLL | None, str]:
+    path = library_path(package, backend)
+    if not path.exists():
+        return None, "is not built for this machine; run `make kernels`"
+    if is_stale(package, backend):
+        problem = "is older than its sources and was not loaded; run `make kernels`"
+        warnings.warn(f"{package}: the {backend} library {problem}. Until then the slow reference runs.", stacklevel=4)
+        return None, problem
+    try:
+        return ctypes.CDLL(str(path)), ""
+    except OSError as error:
+        problem = f"cannot be loaded ({error}); delete it and run `make kernels`"
+        warnings.warn(f"{package}: the {backend} library {problem}", stacklevel=4)
+        return None, problem
+
+
+def is_native(package: str, backend: str) -> bool:
+    """Whether the native kernels of a package's backend run in this process."""
+    return _states.get(package, {}).get(backend) == "native"
+
+
+def status() -> str:
+    """A line per op that was imported: which kernels run on which device, and why.
+
+    For example "nms: cpu native, cuda reference (is not built for this machine; run `make kernels`)".
+    """
+    lines = (
+        f"{package}: " + ", ".join(f"{backend} {state}" for backend, state in states.items())
+        for package, states in _states.items()
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["nms", "roialign"]))

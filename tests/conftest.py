@@ -1,0 +1,17 @@
+"""What all tests share. Tests on CUDA run wherever torch sees a GPU, and skip elsewhere."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Deterministic: a failure on one machine is a failure on all. More examples: HYPOTHESIS_PROFILE=long make test
+settings.register_profile("default", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+GOLDEN = Path(__file__).parent / "golden"
