@@ -1,0 +1,176 @@
+"""Non-maximum suppression: of overlapping boxes, keep the ones with the highest scores.
+
+One op serves both functions. Its default kernel, on every device, is the reference in torch; the libraries that
+`make kernels` built from src/ replace it for float32 on the CPU and on CUDA.
+
+    N boxes   G groups
+    Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside. Height is y2 - y1, with no +1.
+"""
+
+import ctypes
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+import native
+from nms import reference
+
+__all__ = ["batched_nms", "nms"]
+
+
+############################################################
+#  Public functions
+############################################################
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression.
+
+    Boxes are visited in descending score, equal scores by lower index. A box is kept unless its IoU with a box
+    kept before lies strictly above the threshold, both in float32. A box without area overlaps nothing.
+    A box or score that is not finite is never kept and suppresses nothing.
+
+    boxes: [N, (y1, x1, y2, x2)], any floating dtype (float64 is computed in float64, by the reference).
+    scores: [N] floating.
+    iou_threshold: in [0, 1].
+
+    Returns: int64 [K], indices of the boxes kept, in descending score. Carries no gradient.
+    Raises: ValueError for a wrong shape, dtype or device, or a threshold outside [0, 1].
+    Source: Matterport's utils.non_max_suppression and tf.image.non_max_suppression.
+    """
+    return batched_nms(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None = None
+) -> Tensor:
+    """nms within each group, all groups in one call.
+
+    Exact: boxes of different groups are never compared, whereas the usual trick of shifting every group to
+    coordinates of its own rounds the boxes and flips decisions near the threshold.
+
+    boxes, scores, iou_threshold: as for nms.
+    groups: integers [N], any values, such as image * levels + level; None for one group.
+    max_keep: the most boxes to keep *of each group*. For a limit over all groups, cut the result: keep[:limit].
+
+    Returns: int64 [K], indices of the boxes kept in any group, in descending score, ties by lower index.
+    Raises: ValueError as nms, and for groups that are not integers or a negative max_keep.
+    """
+    _check(boxes, scores, groups, iou_threshold, max_keep)
+    dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
+    groups = None if groups is None else groups.long()
+    return _batched_nms(boxes.detach().to(dtype), scores.detach().to(dtype), groups, float(iou_threshold), max_keep)
+
+
+def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None) -> None:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must be [N, (y1, x1, y2, x2)], not {list(boxes.shape)}; one image at a time?")
+    for name, values in {"scores": scores, "groups": groups}.items():
+        if values is None:
+            continue
+        if values.shape != boxes.shape[:1]:
+            raise ValueError(f"{name} {list(values.shape)} must have one entry a box; boxes are {list(boxes.shape)}")
+        if values.device != boxes.device:
+            raise ValueError(f"{name} on {values.device} and boxes on {boxes.device} must be on one device")
+    if not (boxes.is_floating_point() and scores.is_floating_point()):
+        raise ValueError(f"boxes ({boxes.dtype}) and scores ({scores.dtype}) must be floating; convert with .float()")
+    if groups is not None and (groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool):
+        raise ValueError(f"groups must be integers, not {groups.dtype}")
+    if not (math.isfinite(iou_threshold) and 0 <= iou_threshold <= 1):
+        raise ValueError(f"iou_threshold must be a number in [0, 1], not {iou_threshold}")
+    if max_keep is not None and max_keep < 0:
+        raise ValueError(f"max_keep must be None or at least 0, not {max_keep}")
+
+
+############################################################
+#  The op
+############################################################
+
+
+@torch.library.custom_op("maskscoring::batched_nms", mutates_args=())
+def _batched_nms(
+    boxes: Tensor, scores: Tensor, groups: Optional[Tensor], iou_threshold: float, max_keep: Optional[int]
+) -> Tensor:
+    return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
+
+
+@_batched_nms.register_fake
+def _(boxes, scores, groups, iou_threshold, max_keep):
+    count = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(count, dtype=torch.int64)
+
+
+for _device in ("cpu", "cuda"):
+    _batched_nms.register_autocast(_device, torch.float32)  # boxes in half precision are off by pixels
+
+
+############################################################
+#  Native kernels
+############################################################
+
+_POINTER, _INT, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_UNLIMITED = 2**63 - 1
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _limit(max_keep: int | None) -> int:
+    return _UNLIMITED if max_keep is None else max_keep
+
+
+def _register_cpu(library: ctypes.CDLL) -> None:
+    library.nms_cpu.argtypes = [_POINTER, _POINTER, _POINTER, _INT64, _FLOAT, _INT64, _INT, _POINTER]
+    library.nms_cpu.restype = _INT64
+
+    @_batched_nms.register_kernel("cpu")
+    def _(boxes, scores, groups, iou_threshold, max_keep):
+        if boxes.dtype != torch.float32:
+            return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
+        boxes, scores = boxes.contiguous(), scores.contiguous()
+        groups = None if groups is None else groups.contiguous()
+        keep = torch.empty(len(boxes), dtype=torch.int64)
+        count = library.nms_cpu(
+            _pointer(boxes), _pointer(scores), _pointer(groups), len(boxes),
+            iou_threshold, _limit(max_keep), torch.get_num_threads(), _pointer(keep))  # fmt: skip
+        if count < 0:
+            raise MemoryError(f"nms of {len(boxes)} boxes ran out of memory")
+        return keep[:count]
+
+
+def _register_cuda(library: ctypes.CDLL) -> None:
+    @_batched_nms.register_kernel("cuda")
+    def _(boxes, scores, groups, iou_threshold, max_keep):
+        if boxes.dtype != torch.float32:
+            return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
+        with torch.cuda.device(boxes.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            return _run_cuda(library, boxes, scores, groups, iou_threshold, max_keep, stream)
+
+
+def _run_cuda(library: ctypes.CDLL, boxes, scores, groups, iou_threshold, max_keep, stream) -> Tensor:
+    """nms_cuda of a library, on the current device and the given stream; sorting is torch's."""
+    library.nms_cuda.argtypes = [*[_POINTER] * 4, _INT64, _FLOAT, _INT64, *[_POINTER] * 3]
+    library.nms_cuda.restype = ctypes.c_char_p
+    boxes, scores = boxes.contiguous(), scores.contiguous()
+    by_score = scores.argsort(descending=True, stable=True)
+    order = by_score  # by group, then by descending score
+    if groups is not None:
+        groups = groups.contiguous()
+        order = by_score[groups[by_score].argsort(stable=True)]
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    if len(boxes) > 0:
+        words = (len(boxes) + 63) // 64
+        overlap_bits = torch.empty(len(boxes), words, dtype=torch.int64, device=boxes.device)
+        error = library.nms_cuda(
+            _pointer(boxes), _pointer(scores), _pointer(groups), _pointer(order), len(boxes), iou_threshold,
+            _limit(max_keep), _pointer(overlap_bits), _pointer(kept), stream)  # fmt: skip
+        if error is not None:
+            raise RuntimeError(f"nms on CUDA: {error.decode()}")
+    return by_score[kept[by_score]]  # the one host synchronisation: reads the count
+
+
+native.register("nms", cpu=_register_cpu, cuda=_register_cuda if torch.version.cuda else None)
