@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -197,3 +199,40 @@ def test_sanitized_libraries_have_a_name_of_their_own(package, monkeypatch):
     assert native.library_path(package, "cpu") != plain
     if native.find_cxx():
         assert any("-fsanitize=address" in flag for flag in native.compile_command(package, "cpu", plain))
+
+
+############################################################
+#  The project's own packages
+############################################################
+
+
+@pytest.mark.parametrize("mode", ["auto", "native", "reference"])
+def test_ops_follow_the_mode(mode):
+    """In a process of its own, as a user starts it."""
+    if mode == "native" and not all(native.library_path(name, "cpu").exists() for name in ("nms", "roialign")):
+        pytest.skip("kernels are not built")
+    code = """
+        import native, torch, nms, roialign
+        assert nms.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist() == [0]
+        print(native.status())
+    """
+    environment = {**os.environ, "MASKSCORING_KERNELS": mode}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=native.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["nms", "roialign"]
+    if mode != "auto":
+        assert all(f"cpu {mode}" in line for line in lines)
+
+
+@needs_cxx
+@pytest.mark.parametrize("package_name", ["nms", "roialign"])
+def test_build_module(package_name):
+    """`python -m nms.build` builds, or finds everything up to date."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"{package_name}.build"], cwd=native.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{package_name}: cpu kernels" in done.stdout

@@ -1,0 +1,439 @@
+"""RoI pooling: crops of feature maps, resampled to one size.
+
+roi_align and pyramid_roi_align are torchvision's and mmdetection's operator; crop_and_resize is TensorFlow's, as
+Matterport uses it. Both pool with native kernels where `make kernels` built them (float32 and bfloat16 on the CPU;
+float32, float16 and bfloat16 on CUDA) and with the reference in torch elsewhere, float64 included. Sums are float32.
+
+    B images   C channels   R RoIs   L levels
+    Boxes are (y1, x1, y2, x2); (y2, x2) lies outside. Height is y2 - y1, with no +1.
+
+Features may have any strides. Channels_last is the fast layout, and then the result is channels_last too.
+Gradients flow to the features, not to the boxes. An RoI that is not finite pools to zeros.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+import native
+from roialign import reference
+
+__all__ = ["crop_and_resize", "pyramid_roi_align", "roi_align"]
+
+MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
+
+
+############################################################
+#  Public functions
+############################################################
+
+
+def roi_align(
+    features: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """RoIAlign: the average of bilinear samples in each bin of each RoI.
+
+    features: [B, C, H, W] floating.
+    rois: [R, (y1, x1, y2, x2)] in pixels.
+    batch_index: integers [R] in [0, B), the image of each RoI. Out of range: ValueError on the CPU; zeros on CUDA,
+        where looking would stop the stream.
+    output_size: (height, width) of the result, or one number for both.
+    spatial_scale: feature cells a pixel, such as 1/16.
+    sampling_ratio: samples a bin along each axis; 0 or less takes ceil(bin size in cells).
+    aligned: True puts pixel centres at half-integers (mmdetection); False is the legacy rule, under which an RoI is
+        also at least one cell large (torchvision's models, maskrcnn-benchmark).
+
+    Returns: [R, C, *output_size], dtype of features.
+    Raises: ValueError for wrong shapes, dtypes, devices or numbers.
+    Source: Mask R-CNN (arXiv:1703.06870); to the bit what torchvision.ops.roi_align computes on a CPU.
+    """
+    return _pyramid([features], rois, batch_index, None, output_size, [spatial_scale], sampling_ratio, aligned)
+
+
+def pyramid_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """roi_align of each RoI from its own pyramid level, all levels in one call, in the order of the RoIs.
+
+    features: L maps [B, C, H, W], each of its own H and W, for example P2 to P5; at most 8.
+    levels: integers [R] in [0, L), the map that each RoI is pooled from. Out of range: as batch_index.
+    spatial_scales: L numbers, cells a pixel of each map, such as (1/4, 1/8, 1/16, 1/32).
+    rois, batch_index, output_size, sampling_ratio, aligned: as for roi_align.
+
+    Returns: [R, C, *output_size], dtype of features.
+    Raises: ValueError as roi_align, and for maps that differ in B, C, dtype or device.
+    Source: FPN (arXiv:1612.03144), section 4.2.
+    """
+    return _pyramid(list(features), rois, batch_index, levels, output_size, spatial_scales, sampling_ratio, aligned)
+
+
+def crop_and_resize(
+    image: Tensor,
+    boxes: Tensor,
+    batch_index: Tensor,
+    crop_size: int | tuple[int, int],
+    extrapolation_value: float = 0.0,
+) -> Tensor:
+    """tf.image.crop_and_resize with method="bilinear": one sample a bin, box corners on samples.
+
+    image: [B, C, H, W] floating (TensorFlow's is [B, H, W, C]).
+    boxes: [R, (y1, x1, y2, x2)], normalised: 0 is the centre of the first row or column, 1 that of the last.
+    batch_index: integers [R] in [0, B), the image of each box. Out of range: as for roi_align.
+    crop_size: (height, width) of the result, or one number for both. One row or column samples the box's centre.
+    extrapolation_value: result where a sample lies outside the image, or nowhere because the box is not finite.
+
+    Returns: [R, C, *crop_size], dtype of image.
+    Raises: ValueError for wrong shapes, dtypes, devices or numbers.
+    Source: TensorFlow's crop_and_resize_op.cc, its float32 order of operations included.
+    """
+    size = _pair("crop_size", crop_size)
+    rois, batch_index = _check_inputs("image", [image], "boxes", boxes, batch_index, None)
+    if not math.isfinite(extrapolation_value):
+        raise ValueError(f"extrapolation_value must be finite, not {extrapolation_value}")
+    return _roi_pool([image], rois, batch_index, None, size, [1.0], 1, False, True, float(extrapolation_value))
+
+
+############################################################
+#  Checks
+############################################################
+
+
+def _pyramid(features, rois, batch_index, levels, output_size, spatial_scales, sampling_ratio, aligned) -> Tensor:
+    size = _pair("output_size", output_size)
+    rois, batch_index = _check_inputs("features", features, "rois", rois, batch_index, levels)
+    scales = [float(scale) for scale in spatial_scales]
+    if len(scales) != len(features):
+        raise ValueError(f"spatial_scales has {len(scales)} numbers for {len(features)} feature maps")
+    if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ValueError(f"spatial scales must be positive numbers such as 1/16, not {scales}")
+    levels = None if levels is None else levels.long()
+    sampling_ratio = max(int(sampling_ratio), 0)
+    return _roi_pool(features, rois, batch_index, levels, size, scales, sampling_ratio, bool(aligned), False, 0.0)
+
+
+def _pair(name: str, size: int | Sequence[int]) -> list[int]:
+    pair = [size, size] if isinstance(size, int) else list(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{name} must be a positive number or (height, width), not {size}")
+    return pair
+
+
+def _check_inputs(
+    name: str, features: list[Tensor], rois_name: str, rois: Tensor, batch_index: Tensor, levels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Raises ValueError for what cannot be pooled. Returns rois and batch_index in the dtypes that the op takes."""
+    if not 1 <= len(features) <= MAX_LEVELS:
+        raise ValueError(f"{name} must be 1 to {MAX_LEVELS} feature maps, not {len(features)}")
+    for feature in features:
+        if feature.ndim != 4 or not feature.is_floating_point():
+            raise ValueError(f"{name} must be floating [B, C, H, W], not {feature.dtype} {list(feature.shape)}")
+        if (feature.shape[:2], feature.dtype) != (features[0].shape[:2], features[0].dtype):
+            kinds = [f"{feature.dtype} {list(feature.shape)}" for feature in features]
+            raise ValueError(f"{name} must agree in B, C and dtype; they are {', '.join(kinds)}")
+    if rois.ndim != 2 or rois.shape[1] != 4 or not rois.is_floating_point():
+        hint = "; the image of each goes into batch_index" if rois.ndim == 2 and rois.shape[1] == 5 else ""
+        raise ValueError(
+            f"{rois_name} must be floating [R, (y1, x1, y2, x2)], not {rois.dtype} {list(rois.shape)}{hint}"
+        )
+    for index_name, index in {"batch_index": batch_index, "levels": levels}.items():
+        if index is not None and (index.shape != rois.shape[:1] or index.dtype not in _INDEX_DTYPES):
+            raise ValueError(
+                f"{index_name} must be integers [R], one for each of {rois.shape[0]} {rois_name}, "
+                f"not {index.dtype} {list(index.shape)}")  # fmt: skip
+    devices = {str(t.device) for t in (*features, rois, batch_index, levels) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(f"{name}, {rois_name}, batch_index and levels must be on one device, not {sorted(devices)}")
+    wide = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    return rois.detach().to(wide), batch_index.long()
+
+
+_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _check_indices(batch_index: Tensor, images: int, levels: Tensor | None, level_count: int) -> None:
+    """Raises ValueError for an image or level that does not exist. Reads the values, so only where that is cheap."""
+    for name, index, limit in (("batch_index", batch_index, images), ("levels", levels, level_count)):
+        if index is not None and len(index) and not (int(index.min()) >= 0 and int(index.max()) < limit):
+            raise ValueError(
+                f"{name} must lie in [0, {limit}), but goes from {int(index.min())} to {int(index.max())}; "
+                f"there {'is' if limit == 1 else 'are'} {limit} {'image' if name == 'batch_index' else 'level'}"
+                f"{'' if limit == 1 else 's'}")  # fmt: skip
+
+
+############################################################
+#  The op
+############################################################
+
+# Both rules are one op: crop picks crop_and_resize, which uses neither spatial_scales, sampling_ratio nor aligned.
+# Autocast passes it by: features are pooled in the dtype that they come in, and boxes stay float32.
+
+
+def _pool_in_torch(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Optional[Tensor],
+    output_size: Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    crop: bool,
+    outside: float,
+) -> Tensor:
+    _check_indices(batch_index, features[0].shape[0], levels, len(features))
+    if crop:
+        pooled = reference.crop_and_resize(features[0], rois, batch_index, output_size, outside)
+    else:
+        pooled = reference.pyramid_roi_align(
+            features, rois, batch_index, levels, output_size, spatial_scales, sampling_ratio, aligned
+        )
+    return pooled.contiguous(memory_format=_layout(features[0]))
+
+
+_roi_pool = torch.library.custom_op("maskscoring::roi_pool", _pool_in_torch, mutates_args=())
+
+
+@_roi_pool.register_fake
+def _(features, rois, batch_index, levels, output_size, spatial_scales, sampling_ratio, aligned, crop, outside):
+    shape = (rois.shape[0], features[0].shape[1], *output_size)
+    return torch.empty(shape, dtype=features[0].dtype, device=features[0].device, memory_format=_layout(features[0]))
+
+
+def _layout(features: Tensor) -> torch.memory_format:
+    """The memory format that a result takes over from features: channels_last where channels lie side by side."""
+    interleaved = features.shape[1] > 1 and features.stride(1) == 1
+    return torch.channels_last if interleaved else torch.contiguous_format
+
+
+def _backward_in_torch(
+    grad: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Optional[Tensor],
+    images: int,
+    sizes: Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    crop: bool,
+    channels_last: bool,
+) -> list[Tensor]:
+    """Gradients of the feature maps, of heights and widths sizes. Pooling is linear: the features play no part."""
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    maps = [fmap.zero_() for fmap in _new_maps(wide, images, grad.shape[1], sizes, channels_last)]
+    if crop:
+        reference.crop_and_resize_backward(wide, maps[0], rois, batch_index)
+    else:
+        reference.pyramid_roi_align_backward(
+            wide, maps, rois, batch_index, levels, spatial_scales, sampling_ratio, aligned
+        )
+    return [fmap.to(grad.dtype) for fmap in maps]
+
+
+_roi_pool_backward = torch.library.custom_op("maskscoring::roi_pool_backward", _backward_in_torch, mutates_args=())
+
+
+@_roi_pool_backward.register_fake
+def _(
+    grad, rois, batch_index, levels, images, sizes, spatial_scales, sampling_ratio, aligned, crop, channels_last
+):  # fmt: skip
+    return _new_maps(grad, images, grad.shape[1], sizes, channels_last)
+
+
+def _new_maps(like: Tensor, images: int, channels: int, sizes: Sequence[int], channels_last: bool, **options) -> list:
+    """Uninitialised feature maps, [images, channels, height, width] for each pair in sizes."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shapes = ((images, channels, *sizes[i : i + 2]) for i in range(0, len(sizes), 2))
+    options = {"dtype": like.dtype, "device": like.device, **options}
+    return [torch.empty(shape, memory_format=layout, **options) for shape in shapes]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, rois, batch_index, levels, _, spatial_scales, sampling_ratio, aligned, crop, _ = inputs
+    ctx.save_for_backward(rois, batch_index, *([] if levels is None else [levels]))
+    ctx.sizes = [side for feature in features for side in feature.shape[2:]]
+    ctx.images = features[0].shape[0]
+    ctx.rule = (spatial_scales, sampling_ratio, aligned, crop, _layout(features[0]) == torch.channels_last)
+
+
+def _autograd(ctx, grad):
+    rois, batch_index, *levels = ctx.saved_tensors
+    grads = _roi_pool_backward(grad, rois, batch_index, levels[0] if levels else None, ctx.images, ctx.sizes, *ctx.rule)
+    return grads, *[None] * 9
+
+
+_roi_pool.register_autograd(_autograd, setup_context=_setup_context)
+
+
+############################################################
+#  Native kernels
+############################################################
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # their codes in src/
+
+
+class _Level(ctypes.Structure):  # Level in src/roi_align.h, and so on
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_int64 * 2),
+        ("strides", ctypes.c_int64 * 4),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class _Pooling(ctypes.Structure):
+    _fields_ = [
+        ("levels", _Level * MAX_LEVELS),
+        ("level_count", ctypes.c_int64),
+        ("images", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("bins", ctypes.c_int64 * 2),
+        ("sampling_ratio", ctypes.c_int64),
+        ("aligned", ctypes.c_bool),
+        ("outside", ctypes.c_float),
+    ]
+
+
+class _Rois(ctypes.Structure):
+    _fields_ = [
+        ("boxes", ctypes.c_void_p),
+        ("image", ctypes.c_void_p),
+        ("level", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class _Pooled(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4)]
+
+
+_STRUCTS = [ctypes.POINTER(struct) for struct in (_Pooling, _Rois, _Pooled)]
+
+
+def _describe(maps, spatial_scales, bins, sampling_ratio, aligned, outside) -> _Pooling:
+    pooling = _Pooling(
+        level_count=len(maps), images=maps[0].shape[0], channels=maps[0].shape[1], bins=tuple(bins),
+        sampling_ratio=sampling_ratio, aligned=aligned, outside=outside,
+    )  # fmt: skip
+    for i, (fmap, scale) in enumerate(zip(maps, spatial_scales, strict=True)):
+        pooling.levels[i] = _Level(fmap.data_ptr(), tuple(fmap.shape[2:]), fmap.stride(), scale)
+    return pooling
+
+
+def _run(
+    pool, maps, rois, batch_index, levels, pooled, scales, sampling_ratio, aligned, crop, outside, backward
+) -> None:
+    """Hands everything to pool, which runs a native kernel: pool(pooling, rois, pooled, crop, backward, dtype code)."""
+    pooling = _describe(maps, scales, pooled.shape[2:], sampling_ratio, aligned, outside)
+    rois, batch_index = rois.contiguous(), batch_index.contiguous()
+    levels = None if levels is None else levels.contiguous()
+    level_pointer = None if levels is None else levels.data_ptr()
+    described = _Rois(rois.data_ptr(), batch_index.data_ptr(), level_pointer, len(rois))
+    pool(pooling, described, _Pooled(pooled.data_ptr(), pooled.stride()), crop, backward, _DTYPES[pooled.dtype])
+
+
+def _forward(
+    pool, features, rois, batch_index, levels, output_size, scales, sampling_ratio, aligned, crop, outside
+) -> Tensor:
+    like, shape = features[0], (len(rois), features[0].shape[1], *output_size)
+    pooled = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(like))
+    _run(pool, features, rois, batch_index, levels, pooled, scales, sampling_ratio, aligned, crop, outside, False)
+    return pooled
+
+
+def _backward(
+    pool, grad, rois, batch_index, levels, images, sizes, scales, sampling_ratio, aligned, crop, channels_last
+) -> list[Tensor]:
+    if channels_last:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    maps = _new_maps(grad, images, grad.shape[1], sizes, channels_last)
+    if grad.dtype == torch.float32:
+        _run(pool, maps, rois, batch_index, levels, grad, scales, sampling_ratio, aligned, crop, 0.0, True)
+        return maps
+    # Half precision is summed in float32, half of the channels at a time: the sums then take no more memory
+    # than the gradients themselves.
+    middle = (grad.shape[1] + 1) // 2
+    for half in (slice(0, middle), slice(middle, grad.shape[1])):
+        part = grad[:, half]
+        sums = _new_maps(grad, images, part.shape[1], sizes, channels_last, dtype=torch.float32)
+        _run(pool, sums, rois, batch_index, levels, part, scales, sampling_ratio, aligned, crop, 0.0, True)
+        for fmap, total in zip(maps, sums, strict=True):
+            fmap[:, half] = total
+    return maps
+
+
+def _register_cpu(library: ctypes.CDLL) -> None:
+    library.roi_pool_cpu.argtypes = [*_STRUCTS, *[ctypes.c_int] * 4]
+    library.roi_pool_cpu.restype = None
+
+    def pool(*arguments) -> None:
+        library.roi_pool_cpu(*arguments, torch.get_num_threads())
+
+    @_roi_pool.register_kernel("cpu")
+    def _(features, rois, batch_index, levels, *rule):
+        if features[0].dtype not in (torch.float32, torch.bfloat16):
+            return _pool_in_torch(features, rois, batch_index, levels, *rule)
+        _check_indices(batch_index, features[0].shape[0], levels, len(features))
+        return _forward(pool, features, rois, batch_index, levels, *rule)
+
+    @_roi_pool_backward.register_kernel("cpu")
+    def _(grad, *rest):
+        if grad.dtype not in (torch.float32, torch.bfloat16):
+            return _backward_in_torch(grad, *rest)
+        return _backward(pool, grad, *rest)
+
+
+def _register_cuda(library: ctypes.CDLL) -> None:
+    pool = _cuda_pool(library)
+
+    @_roi_pool.register_kernel("cuda")
+    def _(features, *rest):
+        if features[0].dtype not in _DTYPES:
+            return _pool_in_torch(features, *rest)
+        with torch.cuda.device(features[0].device):
+            return _forward(pool, features, *rest)
+
+    @_roi_pool_backward.register_kernel("cuda")
+    def _(grad, *rest):
+        if grad.dtype not in _DTYPES:
+            return _backward_in_torch(grad, *rest)
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(
+                "the gradient of RoI pooling is not deterministic on CUDA, where it adds atomically; on the CPU it is"
+            )
+        with torch.cuda.device(grad.device):
+            return _backward(pool, grad, *rest)
+
+
+def _cuda_pool(library: ctypes.CDLL, current_stream: Callable[[], int | None] | None = None) -> Callable:
+    """The kernel of a CUDA library, on the current stream (or the one of a test that runs it elsewhere)."""
+    library.roi_pool_cuda.argtypes = [*_STRUCTS, *[ctypes.c_int] * 3, ctypes.c_void_p]
+    library.roi_pool_cuda.restype = ctypes.c_char_p
+    current_stream = current_stream or (lambda: torch.cuda.current_stream().cuda_stream)
+
+    def pool(*arguments) -> None:
+        error = library.roi_pool_cuda(*arguments, current_stream())
+        if error is not None:
+            raise RuntimeError(f"RoI pooling on CUDA: {error.decode()}")
+
+    return pool
+
+
+native.register("roialign", cpu=_register_cpu, cuda=_register_cuda if torch.version.cuda else None)

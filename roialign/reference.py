@@ -1,0 +1,181 @@
+"""What roi_align and crop_and_resize mean, in plain torch: the oracle of the tests and the kernel of last resort.
+
+Positions are computed in the dtype of the boxes, in the peers' order of operations, since a sample that rounding
+pushes over the edge of the feature map counts as zero. RoIs are pooled one by one: clear, and slow.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+############################################################
+#  RoIAlign
+############################################################
+
+
+class _AxisSamples(NamedTuple):
+    """The samples of one axis of one RoI that lie on the feature map."""
+
+    bins: Tensor  # [S], the bin of each
+    low: Tensor  # [S], the cell below
+    high: Tensor  # [S], the cell above
+    weight: Tensor  # [S], of the cell above
+    count: int  # samples of a bin, those outside the feature map included
+
+
+def pyramid_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Tensor | None,
+    output_size: tuple[int, int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """roi_align of each RoI from its own level; roialign.pyramid_roi_align has the contract."""
+    pooled = [features[0].new_zeros(0, features[0].shape[1], *output_size, dtype=_wide(features[0]))]
+    level_of = [0] * len(rois) if levels is None else levels.tolist()
+    for roi, image, level in zip(rois, batch_index.tolist(), level_of, strict=True):
+        feature = features[level][image].to(pooled[0].dtype)  # [C, H, W]
+        y, x = _roi_samples(roi, feature.shape[1:], output_size, spatial_scales[level], sampling_ratio, aligned)
+        columns = slice(int(x.low.min()), int(x.high.max()) + 1) if len(x.low) else slice(0, 0)
+        window = feature[:, :, columns]
+        x_low, x_high, y_weight = x.low - columns.start, x.high - columns.start, y.weight[:, None]
+        rows = window[:, y.low] * (1 - y_weight) + window[:, y.high] * y_weight  # [C, samples y, window]
+        samples = rows[:, :, x_low] * (1 - x.weight) + rows[:, :, x_high] * x.weight  # [C, samples y, samples x]
+        by_row = feature.new_zeros(len(feature), output_size[0], len(x.bins)).index_add(1, y.bins, samples)
+        bins = feature.new_zeros(len(feature), *output_size).index_add(2, x.bins, by_row)
+        pooled.append(bins[None] / max(y.count * x.count, 1))
+    return torch.cat(pooled).to(features[0].dtype)
+
+
+def pyramid_roi_align_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Tensor | None,
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    """Adds to maps, the gradients of the features, what grad [R, C, h, w] makes of them: pooling read backwards."""
+    level_of = [0] * len(rois) if levels is None else levels.tolist()
+    for bins, roi, image, level in zip(grad, rois, batch_index.tolist(), level_of, strict=True):
+        feature = maps[level][image]  # [C, H, W]
+        y, x = _roi_samples(roi, feature.shape[1:], bins.shape[1:], spatial_scales[level], sampling_ratio, aligned)
+        samples = bins[:, y.bins][:, :, x.bins] / max(y.count * x.count, 1)  # [C, samples y, samples x]
+        rows = feature.new_zeros(len(feature), len(y.bins), feature.shape[2])
+        rows.index_add_(2, x.low, samples * (1 - x.weight)).index_add_(2, x.high, samples * x.weight)
+        y_weight = y.weight[:, None]
+        feature.index_add_(1, y.low, rows * (1 - y_weight)).index_add_(1, y.high, rows * y_weight)
+
+
+def _roi_samples(
+    roi: Tensor, cells: Sequence[int], bins: Sequence[int], scale: float, sampling_ratio: int, aligned: bool
+) -> tuple[_AxisSamples, _AxisSamples]:
+    """The samples of one RoI [4] along y and x; none for an RoI that is not finite."""
+    offset = 0.5 if aligned else 0.0
+    start, stop = (roi * scale - offset).view(2, 2)  # [(y, x)] each
+    size = stop - start if aligned else (stop - start).clamp(min=1)
+    usable = bool((torch.isfinite(start) & torch.isfinite(size)).all()) and 0 not in cells
+    y, x = (_axis_samples(start[i], size[i], bins[i], cells[i] if usable else 0, sampling_ratio) for i in range(2))
+    return y, x
+
+
+def _axis_samples(start: Tensor, size: Tensor, bins: int, cells: int, sampling_ratio: int) -> _AxisSamples:
+    if cells == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=start.device)
+        return _AxisSamples(none, none, none, start.new_zeros(0), 0)
+    step = size / bins
+    count = sampling_ratio if sampling_ratio > 0 else max(min(int(step.ceil()), 2**30), 0)
+    # A huge RoI has too many samples to try them all. Those on the map lie together; the slack makes up for
+    # rounding. Steps are only negative where the count is fixed, and then small.
+    first, last = 0, bins * count
+    if count > 64 and step > 0:
+        spacing = step.item() / count
+        slack = 2 + int((cells * 1e-3 + abs(start.item()) * 1e-6) / spacing)
+        first = max(first, int((-1 - start.item()) / spacing) - slack)
+        last = min(last, int((cells - start.item()) / spacing) + slack)
+    sample = torch.arange(first, max(first, last), device=start.device)
+    bin_of, index = sample // max(count, 1), sample % max(count, 1)
+    at = start + bin_of.to(start.dtype) * step + (index.to(start.dtype) + 0.5) * step / count
+    inside = (at >= -1) & (at <= cells)
+    bin_of, at = bin_of[inside], at[inside].clamp(min=0)
+    low = at.long().clamp(max=cells - 1)
+    weight = torch.where(low == cells - 1, 0, at - low.to(at.dtype))
+    return _AxisSamples(bin_of, low, (low + 1).clamp(max=cells - 1), weight, count)
+
+
+def _wide(features: Tensor) -> torch.dtype:
+    """The dtype of sums: float32 or wider."""
+    return torch.promote_types(features.dtype, torch.float32)
+
+
+############################################################
+#  crop_and_resize
+############################################################
+
+
+class _CropAxis(NamedTuple):
+    """The sample of each bin of one axis, [R, bins] each."""
+
+    inside: Tensor  # whether it lies on the image
+    low: Tensor  # the cell below
+    high: Tensor  # the cell above
+    weight: Tensor  # of the cell above
+
+
+def crop_and_resize(
+    image: Tensor, boxes: Tensor, batch_index: Tensor, crop_size: tuple[int, int], extrapolation_value: float
+) -> Tensor:
+    """tf.image.crop_and_resize; roialign.crop_and_resize has the contract."""
+    if image.numel() == 0:
+        return image.new_full((len(boxes), image.shape[1], *crop_size), extrapolation_value)
+    y, x = _crop_axes(boxes, crop_size, image.shape[2:])
+    index = batch_index[:, None, None]
+
+    def corner(y_cells: Tensor, x_cells: Tensor) -> Tensor:
+        return image[index, :, y_cells[:, :, None], x_cells[:, None, :]].to(_wide(image))  # [R, h, w, C]
+
+    y_weight, x_weight = y.weight[:, :, None, None], x.weight[:, None, :, None]
+    above = corner(y.low, x.low) + (corner(y.low, x.high) - corner(y.low, x.low)) * x_weight
+    below = corner(y.high, x.low) + (corner(y.high, x.high) - corner(y.high, x.low)) * x_weight
+    crops = above + (below - above) * y_weight
+    inside = (y.inside[:, :, None] & x.inside[:, None, :])[..., None]
+    return torch.where(inside, crops, extrapolation_value).to(image.dtype).permute(0, 3, 1, 2)
+
+
+def crop_and_resize_backward(grad: Tensor, fmap: Tensor, boxes: Tensor, batch_index: Tensor) -> None:
+    """Adds to fmap, the gradient of the image, what grad [R, C, h, w] makes of it."""
+    if fmap.numel() == 0:
+        return
+    y, x = _crop_axes(boxes, grad.shape[2:], fmap.shape[2:])
+    inside = (y.inside[:, :, None] & x.inside[:, None, :])[..., None]
+    samples = torch.where(inside, grad.permute(0, 2, 3, 1), 0)  # [R, h, w, C]
+    by_cell = fmap.permute(0, 2, 3, 1)  # a view
+    for y_cells, y_weight in ((y.low, 1 - y.weight), (y.high, y.weight)):
+        for x_cells, x_weight in ((x.low, 1 - x.weight), (x.high, x.weight)):
+            where = (batch_index[:, None, None], y_cells[:, :, None], x_cells[:, None, :])
+            share = samples * (y_weight[:, :, None] * x_weight[:, None, :])[..., None]
+            by_cell.index_put_(where, share, accumulate=True)
+
+
+def _crop_axes(boxes: Tensor, crop_size: Sequence[int], image_size: Sequence[int]) -> tuple[_CropAxis, _CropAxis]:
+    y, x = (_crop_axis(boxes[:, i], boxes[:, i + 2], crop_size[i], image_size[i]) for i in range(2))
+    return y, x
+
+
+def _crop_axis(low: Tensor, high: Tensor, bins: int, cells: int) -> _CropAxis:
+    last = cells - 1
+    if bins > 1:
+        step = (high - low) * last / (bins - 1)
+        at = (low * last)[:, None] + torch.arange(bins, device=low.device, dtype=low.dtype) * step[:, None]
+    else:
+        at = (0.5 * (low + high) * last)[:, None]
+    inside = (at >= 0) & (at <= last)
+    at = torch.where(inside, at, 0)
+    return _CropAxis(inside, at.floor().long(), at.ceil().long(), at - at.floor())

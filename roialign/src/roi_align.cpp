@@ -1,0 +1,284 @@
+// RoIAlign and crop_and_resize on the CPU, forward and backward. C ABI: see the end.
+//
+// Where channels are interleaved (channels_last), the loop over channels is innermost and vectorised; elsewhere
+// each channel is pooled by itself. Forward, threads share the rows of bins. Backward, each thread owns some
+// channels of an image and adds the RoIs in their order: no races, and the same sums for any number of threads.
+
+#include "roi_align.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+using namespace roi;
+
+constexpr int64_t kLanes = 128;  // channels pooled together
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline float load(float value) { return value; }
+
+inline float load(BFloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+inline void store(float value, float* out) { *out = value; }
+
+// To nearest, ties to even, as torch does.
+inline void store(float value, BFloat16* out) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    out->bits = uint16_t(value == value ? rounded : 0x7fc0);
+}
+
+// The samples of all bins of one axis, those outside the feature map left out. low and high are in elements.
+struct AxisTable {
+    std::vector<Sample> samples;
+    std::vector<int64_t> begins;  // of each bin, and the end
+
+    template <class Rule>
+    void build(const Axis& axis, int64_t bins, int64_t stride) {
+        samples.clear();
+        begins.assign(1, 0);
+        for (int64_t bin = 0; bin < bins; ++bin) {
+            int64_t first, last;
+            Rule::range(axis, bin, &first, &last);
+            Sample sample;
+            for (int64_t i = first; i < last; ++i)
+                if (Rule::sample(axis, bin, i, &sample))
+                    samples.push_back({sample.low * stride, sample.high * stride, sample.weight_low, sample.weight_high});
+            begins.push_back(samples.size());
+        }
+    }
+
+    const Sample* begin(int64_t bin) const { return samples.data() + begins[bin]; }
+    const Sample* end(int64_t bin) const { return samples.data() + begins[bin + 1]; }
+};
+
+// One RoI, ready to be pooled.
+struct RoiTables {
+    AxisTable y, x;
+    float count;
+    const Level* level;
+    int64_t image_offset;  // of the RoI's image in its level, in elements
+    int64_t roi = -1;
+
+    template <class Rule>
+    void build(const Pooling& pooling, const Rois& rois, int64_t index) {
+        if (index == roi) return;
+        roi = index;
+        level = &pooling.levels[rois.level ? rois.level[index] : 0];
+        image_offset = rois.image[index] * level->image_stride;
+        const float* box = rois.boxes + 4 * index;
+        const Axis y_axis = Rule::axis(pooling, *level, box[0], box[2], pooling.bins_y, level->height);
+        const Axis x_axis = Rule::axis(pooling, *level, box[1], box[3], pooling.bins_x, level->width);
+        y.build<Rule>(y_axis, pooling.bins_y, level->row_stride);
+        x.build<Rule>(x_axis, pooling.bins_x, level->column_stride);
+        count = Rule::count(y_axis, x_axis);
+    }
+
+    bool is_empty(int64_t bin_y, int64_t bin_x) const {
+        return y.begin(bin_y) == y.end(bin_y) || x.begin(bin_x) == x.end(bin_x);
+    }
+};
+
+bool channels_interleaved(const Pooling& pooling, const Pooled& pooled) {
+    const auto interleaved = [](const Level& level) { return level.channel_stride == 1; };
+    return pooling.channels > 1 && pooled.channel_stride == 1 &&
+           std::all_of(pooling.levels, pooling.levels + pooling.level_count, interleaved);
+}
+
+// Fresh memory comes 4 KB a page fault, which takes longer than the pooling; ask for 2 MB pages instead.
+void advise_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    if (end > begin + (4 << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+}
+
+////////////////////////////////////////////////////////////
+//  Forward
+////////////////////////////////////////////////////////////
+
+// Pools `lanes` interleaved channels, at most kLanes, of one bin.
+template <class Rule, class T>
+inline void pool_lanes(const T* image, const RoiTables& tables, int64_t bin_y, int64_t bin_x, int64_t lanes, T* out) {
+    float sums[kLanes] = {};
+    for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
+        for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x) {
+            const T *low_low = image + y->low + x->low, *low_high = image + y->low + x->high;
+            const T *high_low = image + y->high + x->low, *high_high = image + y->high + x->high;
+            const Sample sample_y = *y, sample_x = *x;
+#pragma omp simd
+            for (int64_t c = 0; c < lanes; ++c)
+                sums[c] += Rule::interpolate(sample_y, sample_x, load(low_low[c]), load(low_high[c]), load(high_low[c]),
+                                             load(high_high[c]));
+        }
+    const float count = tables.count;
+#pragma omp simd
+    for (int64_t c = 0; c < lanes; ++c) store(sums[c] / count, out + c);
+}
+
+template <class Rule, class T>
+void pool_row_interleaved(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, T* row, int64_t bin_stride) {
+    const T* image = static_cast<const T*>(tables.level->data) + tables.image_offset;
+    for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
+        T* out = row + bin_x * bin_stride;
+        if (tables.is_empty(bin_y, bin_x)) {
+            for (int64_t c = 0; c < pooling.channels; ++c) store(pooling.outside, out + c);
+            continue;
+        }
+        int64_t c = 0;
+        for (; c + kLanes <= pooling.channels; c += kLanes)
+            pool_lanes<Rule>(image + c, tables, bin_y, bin_x, kLanes, out + c);
+        if (c < pooling.channels) pool_lanes<Rule>(image + c, tables, bin_y, bin_x, pooling.channels - c, out + c);
+    }
+}
+
+template <class Rule, class T>
+void pool_row_planar(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, T* row, const Pooled& pooled) {
+    const T* image = static_cast<const T*>(tables.level->data) + tables.image_offset;
+    for (int64_t c = 0; c < pooling.channels; ++c) {
+        const T* plane = image + c * tables.level->channel_stride;
+        for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
+            float sum = 0.0f;
+            for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
+                for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x)
+                    sum += Rule::interpolate(*y, *x, load(plane[y->low + x->low]), load(plane[y->low + x->high]),
+                                             load(plane[y->high + x->low]), load(plane[y->high + x->high]));
+            const float value = tables.is_empty(bin_y, bin_x) ? pooling.outside : sum / tables.count;
+            store(value, row + c * pooled.channel_stride + bin_x * pooled.column_stride);
+        }
+    }
+}
+
+template <class Rule, class T>
+void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
+    const bool interleaved = channels_interleaved(pooling, pooled);
+    const int64_t chunk = rois.count >= 4 * threads ? pooling.bins_y : 1;  // rows that a thread takes at a time
+    T* out = static_cast<T*>(pooled.data);
+    advise_huge_pages(out, rois.count * pooling.channels * pooling.bins_y * pooling.bins_x * int64_t(sizeof(T)));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        RoiTables tables;
+#pragma omp for schedule(dynamic, chunk)
+        for (int64_t task = 0; task < rois.count * pooling.bins_y; ++task) {
+            const int64_t roi = task / pooling.bins_y, bin_y = task % pooling.bins_y;
+            tables.build<Rule>(pooling, rois, roi);
+            T* row = out + roi * pooled.roi_stride + bin_y * pooled.row_stride;
+            if (interleaved) pool_row_interleaved<Rule>(pooling, tables, bin_y, row, pooled.column_stride);
+            else pool_row_planar<Rule>(pooling, tables, bin_y, row, pooled);
+        }
+    }
+}
+
+////////////////////////////////////////////////////////////
+//  Backward
+////////////////////////////////////////////////////////////
+
+// Spreads the gradient of one bin, `lanes` interleaved channels of it, over the cells it was pooled from.
+template <class T>
+inline void spread_lanes(const T* grad, const RoiTables& tables, int64_t bin_y, int64_t bin_x, int64_t lanes,
+                         float* image) {
+    float shares[kLanes];
+    for (int64_t c = 0; c < lanes; ++c) shares[c] = load(grad[c]) / tables.count;
+    for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
+        for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x) {
+            const auto add = [&](int64_t offset, float weight) {
+                float* cell = image + offset;
+#pragma omp simd
+                for (int64_t c = 0; c < lanes; ++c) cell[c] += weight * shares[c];
+            };
+            add(y->low + x->low, y->weight_low * x->weight_low);
+            add(y->low + x->high, y->weight_low * x->weight_high);
+            add(y->high + x->low, y->weight_high * x->weight_low);
+            add(y->high + x->high, y->weight_high * x->weight_high);
+        }
+}
+
+// Spreads channels [begin, end) of one RoI.
+template <class T>
+void spread_roi(const Pooling& pooling, const RoiTables& tables, const Pooled& pooled, int64_t begin, int64_t end,
+                bool interleaved) {
+    const Level& level = *tables.level;
+    float* image = static_cast<float*>(const_cast<void*>(level.data)) + tables.image_offset;
+    const T* grads = static_cast<const T*>(pooled.data) + tables.roi * pooled.roi_stride;
+    const int64_t step = interleaved ? kLanes : 1;
+    for (int64_t c = begin; c < end; c += step)
+        for (int64_t bin_y = 0; bin_y < pooling.bins_y; ++bin_y)
+            for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
+                const T* grad = grads + c * pooled.channel_stride + bin_y * pooled.row_stride + bin_x * pooled.column_stride;
+                float* cells = image + c * level.channel_stride;
+                if (end - c >= step && interleaved) spread_lanes(grad, tables, bin_y, bin_x, kLanes, cells);
+                else spread_lanes(grad, tables, bin_y, bin_x, std::min(step, end - c), cells);
+            }
+}
+
+void fill_zeros(void* data, int64_t bytes, int threads) {
+    constexpr int64_t kPiece = 2 << 20;
+    advise_huge_pages(data, bytes);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && bytes > kPiece)
+    for (int64_t begin = 0; begin < bytes; begin += kPiece)
+        std::memset(static_cast<char*>(data) + begin, 0, std::min(kPiece, bytes - begin));
+}
+
+// The levels of pooling are the gradients, uninitialised.
+template <class Rule, class T>
+void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
+    const bool interleaved = channels_interleaved(pooling, pooled);
+    for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level) {
+        const int64_t count = pooling.image_count * pooling.channels * level->height * level->width;
+        fill_zeros(const_cast<void*>(level->data), count * int64_t(sizeof(float)), threads);
+    }
+    const int64_t share = (pooling.channels * pooling.image_count + threads - 1) / threads;
+    const int64_t width = std::clamp<int64_t>((share + 15) / 16 * 16, 16, kLanes);  // channels that a thread takes at a time
+    const int64_t parts = (pooling.channels + width - 1) / width;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        RoiTables tables;
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < pooling.image_count * parts; ++task) {
+            const int64_t image = task / parts, begin = task % parts * width;
+            const int64_t end = std::min(begin + width, pooling.channels);
+            for (int64_t roi = 0; roi < rois.count; ++roi) {
+                if (rois.image[roi] != image) continue;
+                tables.build<Rule>(pooling, rois, roi);
+                spread_roi<T>(pooling, tables, pooled, begin, end, interleaved);
+            }
+        }
+    }
+}
+
+template <class T>
+void run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool crop, bool is_backward, int threads) {
+    if (is_backward) (crop ? backward<CropAndResize, T> : backward<RoiAlign, T>)(pooling, rois, pooled, threads);
+    else (crop ? forward<CropAndResize, T> : forward<RoiAlign, T>)(pooling, rois, pooled, threads);
+}
+
+}  // namespace
+
+// Pools the levels of pooling into pooled, or, backward, sets the levels to the gradient of what was pooled; they are
+// then dense, float32 and uninitialised. Every image and level of the RoIs must exist.
+//
+// crop: crop_and_resize, else roi_align.
+// dtype: of pooled and, forward, of the levels: 0 float32, 1 bfloat16.
+extern "C" void roi_pool_cpu(const Pooling* pooling, const Rois* rois, const Pooled* pooled, int crop, int backward,
+                             int dtype, int threads) {
+    (dtype == 1 ? run<BFloat16> : run<float>)(*pooling, *rois, *pooled, crop, backward, threads);
+}

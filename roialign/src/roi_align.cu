@@ -1,0 +1,230 @@
+// RoIAlign and crop_and_resize on CUDA, forward and backward. C ABI: see the end.
+//
+// A pack of channels of one bin is the unit of work: four neighbouring channels, read at once, where channels are
+// interleaved (channels_last), and one elsewhere. Neighbouring threads do packs that lie side by side in the result.
+
+#include "roi_align.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace {
+
+using namespace roi;
+
+constexpr int kThreads = 256;
+constexpr int kPacksPerThread = 4;  // of one RoI, so that what all its bins share is worth computing
+
+__device__ float load(float value) { return value; }
+__device__ float load(__half value) { return __half2float(value); }
+__device__ float load(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ void store(float value, float* out) { *out = value; }
+__device__ void store(float value, __half* out) { *out = __float2half_rn(value); }
+__device__ void store(float value, __nv_bfloat16* out) { *out = __float2bfloat16_rn(value); }
+
+// kWidth channels that are read and written at once.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Pack {
+    T values[kWidth];
+};
+
+// What all bins of an RoI share.
+struct RoiOnMap {
+    const Level* level;  // null: the RoI's image or level does not exist
+    int64_t image_offset;
+    Axis y, x;
+};
+
+template <class Rule>
+__device__ RoiOnMap find_roi(const Pooling& pooling, const Rois& rois, int64_t index) {
+    RoiOnMap roi = {};
+    const int64_t image = rois.image[index], level = rois.level ? rois.level[index] : 0;
+    if (image < 0 || image >= pooling.image_count || level < 0 || level >= pooling.level_count) return roi;
+    roi.level = &pooling.levels[level];
+    roi.image_offset = image * roi.level->image_stride;
+    const float* box = rois.boxes + 4 * index;
+    roi.y = Rule::axis(pooling, *roi.level, box[0], box[2], pooling.bins_y, roi.level->height);
+    roi.x = Rule::axis(pooling, *roi.level, box[1], box[3], pooling.bins_x, roi.level->width);
+    return roi;
+}
+
+// A pack of channels of one bin.
+struct Place {
+    int channel, y, x;
+};
+
+// The pack that a number below bins_y * bins_x * packs stands for: channels vary fastest if interleaved, else slowest.
+__device__ Place find_place(const Pooling& pooling, int number, int packs, int width, bool interleaved) {
+    const int bins_x = pooling.bins_x, bins = pooling.bins_y * pooling.bins_x;
+    const int pack = interleaved ? number % packs : number / bins;
+    const int bin = interleaved ? number / packs : number % bins;
+    return {pack * width, bin / bins_x, bin % bins_x};
+}
+
+// Calls visit(y, x) for every sample of a bin that lies on the feature map, low and high in elements.
+template <class Rule, class Visit>
+__device__ void for_each_sample(const RoiOnMap& roi, const Place& place, Visit visit) {
+    int64_t y_first, y_last, x_first, x_last;
+    Rule::range(roi.y, place.y, &y_first, &y_last);
+    Rule::range(roi.x, place.x, &x_first, &x_last);
+    Sample y, x;
+    for (int64_t i = y_first; i < y_last; ++i) {
+        if (!Rule::sample(roi.y, place.y, i, &y)) continue;
+        y.low *= roi.level->row_stride;
+        y.high *= roi.level->row_stride;
+        for (int64_t j = x_first; j < x_last; ++j) {
+            if (!Rule::sample(roi.x, place.x, j, &x)) continue;
+            x.low *= roi.level->column_stride;
+            x.high *= roi.level->column_stride;
+            visit(y, x);
+        }
+    }
+}
+
+// Calls visit(roi, place, element) for the packs that this thread has to do; element is the pack's in pooled.
+// The blocks of the grid are RoIs times shares of their packs.
+template <class Rule, class Visit>
+__device__ void for_each_pack(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int width, Visit visit) {
+    const int64_t index = blockIdx.x;
+    const RoiOnMap roi = find_roi<Rule>(pooling, rois, index);
+    const int packs = pooling.channels / width, count = pooling.bins_y * pooling.bins_x * packs;
+    const int first = blockIdx.y * kThreads * kPacksPerThread + threadIdx.x;
+    for (int k = 0, number = first; k < kPacksPerThread && number < count; ++k, number += kThreads) {
+        const Place place = find_place(pooling, number, packs, width, pooled.channel_stride == 1);
+        visit(roi, place, index * pooled.roi_stride + place.channel * pooled.channel_stride +
+                              place.y * pooled.row_stride + place.x * pooled.column_stride);
+    }
+}
+
+template <class Rule, class T, int kWidth>
+__global__ void pool_rois(const __grid_constant__ Pooling pooling, Rois rois, Pooled pooled) {
+    using Channels = Pack<T, kWidth>;
+    for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
+        float sums[kWidth] = {};
+        bool any = false;
+        if (roi.level) {
+            const T* image = static_cast<const T*>(roi.level->data) + roi.image_offset +
+                             place.channel * roi.level->channel_stride;
+            for_each_sample<Rule>(roi, place, [&](const Sample& y, const Sample& x) {
+                any = true;
+                const Channels low_low = *reinterpret_cast<const Channels*>(image + y.low + x.low);
+                const Channels low_high = *reinterpret_cast<const Channels*>(image + y.low + x.high);
+                const Channels high_low = *reinterpret_cast<const Channels*>(image + y.high + x.low);
+                const Channels high_high = *reinterpret_cast<const Channels*>(image + y.high + x.high);
+#pragma unroll
+                for (int c = 0; c < kWidth; ++c)
+                    sums[c] += Rule::interpolate(y, x, load(low_low.values[c]), load(low_high.values[c]),
+                                                 load(high_low.values[c]), load(high_high.values[c]));
+            });
+        }
+        const float count = Rule::count(roi.y, roi.x), outside = roi.level ? pooling.outside : 0.0f;
+        Channels result;
+#pragma unroll
+        for (int c = 0; c < kWidth; ++c) store(any ? sums[c] / count : outside, &result.values[c]);
+        *reinterpret_cast<Channels*>(static_cast<T*>(pooled.data) + element) = result;
+    });
+}
+
+// Adds weight times shares to neighbouring channels; one instruction for four where the GPU has it.
+template <int kWidth>
+__device__ void add(float* cell, float weight, const float* shares) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (kWidth == 4) {
+        atomicAdd(reinterpret_cast<float4*>(cell),
+                  make_float4(weight * shares[0], weight * shares[1], weight * shares[2], weight * shares[3]));
+        return;
+    }
+#endif
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) atomicAdd(cell + c, weight * shares[c]);
+}
+
+// The levels of pooling are float32 gradients, filled with zeros.
+template <class Rule, class T, int kWidth>
+__global__ void spread_rois(const __grid_constant__ Pooling pooling, Rois rois, Pooled pooled) {
+    for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
+        if (!roi.level) return;
+        float* image = static_cast<float*>(const_cast<void*>(roi.level->data)) + roi.image_offset +
+                       place.channel * roi.level->channel_stride;
+        const auto grads = *reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(pooled.data) + element);
+        const float count = Rule::count(roi.y, roi.x);
+        float shares[kWidth];
+#pragma unroll
+        for (int c = 0; c < kWidth; ++c) shares[c] = load(grads.values[c]) / count;
+        for_each_sample<Rule>(roi, place, [&](const Sample& y, const Sample& x) {
+            add<kWidth>(image + y.low + x.low, y.weight_low * x.weight_low, shares);
+            add<kWidth>(image + y.low + x.high, y.weight_low * x.weight_high, shares);
+            add<kWidth>(image + y.high + x.low, y.weight_high * x.weight_low, shares);
+            add<kWidth>(image + y.high + x.high, y.weight_high * x.weight_high, shares);
+        });
+    });
+}
+
+// Whether packs of four channels lie together and aligned in all of these tensors.
+bool packs_of_four(const Pooling& pooling, const Pooled& pooled, int64_t level_bytes, int64_t pooled_bytes) {
+    const auto fits = [](const void* data, int64_t bytes, int64_t channel_stride, int64_t a, int64_t b, int64_t c) {
+        return channel_stride == 1 && reinterpret_cast<uintptr_t>(data) % (4 * bytes) == 0 && a % 4 == 0 && b % 4 == 0 &&
+               c % 4 == 0;
+    };
+    bool all = pooling.channels % 4 == 0 && fits(pooled.data, pooled_bytes, pooled.channel_stride, pooled.roi_stride,
+                                                 pooled.row_stride, pooled.column_stride);
+    for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level)
+        all = all && fits(level->data, level_bytes, level->channel_stride, level->image_stride, level->row_stride,
+                          level->column_stride);
+    return all;
+}
+
+cudaError_t fill_zeros(const Pooling& pooling, cudaStream_t stream) {
+    for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level) {
+        const int64_t count = pooling.image_count * pooling.channels * level->height * level->width;
+        const cudaError_t error = cudaMemsetAsync(const_cast<void*>(level->data), 0, count * sizeof(float), stream);
+        if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
+template <class Rule, class T, int kWidth>
+void launch(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool backward, cudaStream_t stream) {
+    const int64_t packs = pooling.bins_y * pooling.bins_x * (pooling.channels / kWidth);
+    const int64_t packs_per_block = kThreads * kPacksPerThread;
+    const dim3 blocks(rois.count, (packs + packs_per_block - 1) / packs_per_block);
+    if (backward) spread_rois<Rule, T, kWidth><<<blocks, kThreads, 0, stream>>>(pooling, rois, pooled);
+    else pool_rois<Rule, T, kWidth><<<blocks, kThreads, 0, stream>>>(pooling, rois, pooled);
+}
+
+template <class Rule, class T>
+cudaError_t run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool backward, cudaStream_t stream) {
+    if (backward) {
+        const cudaError_t error = fill_zeros(pooling, stream);
+        if (error != cudaSuccess) return error;
+    }
+    if (rois.count == 0 || pooling.channels == 0) return cudaSuccess;
+    if (packs_of_four(pooling, pooled, backward ? sizeof(float) : sizeof(T), sizeof(T)))
+        launch<Rule, T, 4>(pooling, rois, pooled, backward, stream);
+    else
+        launch<Rule, T, 1>(pooling, rois, pooled, backward, stream);
+    return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t run_rule(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool crop, bool backward,
+                     cudaStream_t stream) {
+    return (crop ? run<CropAndResize, T> : run<RoiAlign, T>)(pooling, rois, pooled, backward, stream);
+}
+
+}  // namespace
+
+// Pools the levels of pooling into pooled, or, backward, sets the levels to the gradient of what was pooled; they are
+// then dense, float32 and uninitialised. On the current device and the given stream.
+// An RoI whose image or level does not exist pools to zeros.
+//
+// crop: crop_and_resize, else roi_align.
+// dtype: of pooled and, forward, of the levels: 0 float32, 1 bfloat16, 2 float16.
+// Returns null, or the text of the error.
+extern "C" const char* roi_pool_cuda(const Pooling* pooling, const Rois* rois, const Pooled* pooled, int crop,
+                                     int backward, int dtype, cudaStream_t stream) {
+    const auto run_dtype = dtype == 0 ? run_rule<float> : dtype == 1 ? run_rule<__nv_bfloat16> : run_rule<__half>;
+    const cudaError_t error = run_dtype(*pooling, *rois, *pooled, crop, backward, stream);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}

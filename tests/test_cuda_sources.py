@@ -1,0 +1,126 @@
+"""The CUDA sources without a GPU: they compile for every architecture, and their kernels, run on a CPU by
+cuda_emulator.h, give what the reference gives. On a GPU, test_nms.py and test_roialign.py run the real thing."""
+
+import ctypes
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import native
+import nms
+import roialign
+from nms import reference as nms_reference
+from roialign import reference as roi_reference
+
+HERE = Path(__file__).parent
+# NAME<...><<<GRID, BLOCK, SHARED, STREAM>>>(ARGUMENTS);
+LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<(.+?)>>>\((.+?)\);")
+DYNAMIC_SHARED = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
+
+
+@pytest.fixture(scope="module")
+def emulate(tmp_path_factory):
+    """emulate("nms"): the package's CUDA library, compiled for the CPU."""
+    if native.find_cxx() is None:
+        pytest.skip("no C++ compiler")
+
+    def build(package: str) -> ctypes.CDLL:
+        (source,) = (native.ROOT / package / "src").glob("*.cu")
+        text = re.sub(r"#include <cuda\w*\.h>", '#include "cuda_emulator.h"', source.read_text())
+        text = LAUNCH.sub(r"emulator::launch(\2, [&] { \1(\3); });", text)
+        text = DYNAMIC_SHARED.sub(r"\1* \2 = reinterpret_cast<\1*>(emulator::dynamic_shared.data());", text)
+        assert "<<<" not in text
+        folder = tmp_path_factory.mktemp(package)
+        (folder / "kernels.cpp").write_text(text)
+        library = folder / "kernels.so"
+        flags = ["-O1", "-std=c++20", "-pthread", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+        include = [f"-I{source.parent}", f"-I{HERE}"]
+        subprocess.run([native.find_cxx(), *flags, *include, "-o", library, folder / "kernels.cpp"], check=True)
+        return ctypes.CDLL(str(library))
+
+    return build
+
+
+############################################################
+#  Compiled by nvcc
+############################################################
+
+
+@pytest.mark.skipif(native.find_nvcc() is None, reason="no nvcc")
+@pytest.mark.skipif("CUDA_ARCH" in os.environ, reason="built for CUDA_ARCH only")
+@pytest.mark.parametrize(("package", "function"), [("nms", "nms_cuda"), ("roialign", "roi_pool_cuda")])
+def test_library_is_built_for_all_major_architectures(package, function):
+    path = native.library_path(package, "cuda")
+    assert path.exists(), "make kernels builds it"
+    assert not native.is_stale(package, "cuda")
+    assert hasattr(ctypes.CDLL(str(path)), function)  # loads without a GPU and without libcuda
+    known = subprocess.run([native.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    majors = {int(arch) // 10 for arch in re.findall(r"compute_(\d+)", known)}
+    assert {int(arch) // 10 for arch in re.findall(rb"sm_(\d+)", path.read_bytes())} == majors
+
+
+############################################################
+#  Run by the emulator
+############################################################
+
+
+@pytest.mark.parametrize(("n", "group_count"), [(0, 1), (1, 1), (63, None), (64, 1), (65, None), (200, None), (150, 7)])
+def test_emulated_nms(emulate, n, group_count):
+    library = emulate("nms")
+    generator = torch.Generator().manual_seed(n)
+    boxes = torch.rand(n, 4, generator=generator) * 30
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[::17, 1] = float("nan")
+    scores = torch.randint(0, 50, (n,), generator=generator) / 50
+    scores[5::23] = float("inf")
+    groups = None if group_count is None else torch.randint(0, group_count, (n,), generator=generator)
+    for iou_threshold, max_keep in ((0.3, None), (0.6, 11)):
+        expected = nms_reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
+        actual = nms._run_cuda(library, boxes, scores, groups, iou_threshold, max_keep, None)
+        assert actual.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [8, 5])  # packs of four, and single channels
+@pytest.mark.parametrize("crop", [False, True])
+def test_emulated_roi_pooling(emulated_pool, crop, channels, dtype, layout):
+    sizes = [9, 11] if crop else [9, 11, 5, 6]
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, channels, *sizes[i : i + 2], generator=generator) for i in range(0, len(sizes), 2)]
+    maps = [fmap.to(dtype).contiguous(memory_format=layout) for fmap in maps]
+    rois = torch.rand(7, 4, generator=generator) * (0.6 if crop else 30)
+    rois[:, 2:] += rois[:, :2]
+    rois[3, 2], rois[4, 1] = float("nan"), -1e9
+    index, levels = torch.arange(7) % 2, None if crop else torch.arange(7) // 2 % 2
+    rule = ([3, 2], [0.25, 0.125][: len(maps)], 0, True, crop, 0.5 if crop else 0.0)
+    tolerance = {"rtol": torch.finfo(dtype).eps * 4, "atol": 1e-5}
+
+    pooled = roialign._forward(emulated_pool, maps, rois, index, levels, *rule)
+    expected = roialign._pool_in_torch(maps, rois, index, levels, *rule)
+    torch.testing.assert_close(pooled, expected, **tolerance)
+
+    grad = torch.randn(pooled.shape, generator=generator).to(dtype)
+    rest = (rois, index, levels, 2, sizes, *rule[1:5], layout == torch.channels_last)
+    grads = roialign._backward(emulated_pool, grad, *rest)
+    for actual, wanted in zip(grads, roialign._backward_in_torch(grad, *rest), strict=True):
+        torch.testing.assert_close(actual, wanted, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def emulated_pool(emulate):
+    return roialign._cuda_pool(emulate("roialign"), current_stream=lambda: None)
+
+
+def test_emulated_roi_without_image_pools_to_zeros(emulated_pool):
+    features, rois = [torch.ones(2, 4, 8, 8)], torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3)
+    pooled = roialign._forward(
+        emulated_pool, features, rois, torch.tensor([0, -1, 2]), None, [2, 2], [1.0], 2, True, False, 0.0
+    )
+    assert pooled.flatten(1).sum(1).tolist() == [16.0, 0.0, 0.0]
+    expected = roi_reference.pyramid_roi_align(features, rois[:1], torch.tensor([0]), None, (2, 2), [1.0], 2, True)
+    assert torch.equal(pooled[:1], expected)
