@@ -4,10 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint format kernels sanitize bench doctor clean
+.PHONY: demo test check lint format kernels sanitize bench doctor gpu clean
 
 demo: kernels  ## until there is a model: a short operator benchmark
-	$(PY) -m benchmarks.bench_ops --quick
+	$(PY) benchmarks/bench_ops.py --quick
 
 test: kernels  ## all tests
 	$(PY) -m pytest
@@ -34,10 +34,17 @@ sanitize: $(READY)
 	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_op_goldens.py -k "not compile"
 
 bench: kernels
-	$(PY) -m benchmarks.bench_ops
+	$(PY) benchmarks/bench_ops.py
+
+# On a machine with a GPU and a torch of its own: no virtual environment, no network.
+gpu:
+	$(PYTHON) native.py
+	$(PYTHON) benchmarks/doctor.py
+	MASKSCORING_KERNELS=native $(PYTHON) -m pytest
+	$(PYTHON) benchmarks/bench_ops.py --device cuda $(if $(OUT),--output $(OUT)/ops-cuda.json)
 
 doctor:  ## what this machine has, what runs on what, and what to do about the rest
-	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) -m benchmarks.doctor
+	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) benchmarks/doctor.py
 
 clean:
 	rm -rf $(VENV) nms/_build roialign/_build

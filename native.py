@@ -221,13 +221,14 @@ def load(package: str, backend: str) -> ctypes.CDLL | None:
     library, problem = None, "MASKSCORING_KERNELS=reference"
     if wanted != "reference":
         library, problem = _open(package, backend)
-    if library is None and wanted == "native" and (backend == "cpu" or _has_gpu()):
+    if library is None and wanted == "native" and (backend == "cpu" or has_gpu()):
         raise RuntimeError(f"{package}: MASKSCORING_KERNELS=native, but the {backend} library {problem}")
     _states.setdefault(package, {})[backend] = "native" if library is not None else f"reference ({problem})"
     return library
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU, whatever torch can use."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 

@@ -39,15 +39,16 @@ def pyramid_roi_align(
     pooled = [features[0].new_zeros(0, features[0].shape[1], *output_size, dtype=_wide(features[0]))]
     level_of = [0] * len(rois) if levels is None else levels.tolist()
     for roi, image, level in zip(rois, batch_index.tolist(), level_of, strict=True):
-        feature = features[level][image].to(pooled[0].dtype)  # [C, H, W]
+        feature = features[level][image]  # [C, H, W]
         y, x = _roi_samples(roi, feature.shape[1:], output_size, spatial_scales[level], sampling_ratio, aligned)
-        columns = slice(int(x.low.min()), int(x.high.max()) + 1) if len(x.low) else slice(0, 0)
+        columns = _span(x)
         window = feature[:, :, columns]
         x_low, x_high, y_weight = x.low - columns.start, x.high - columns.start, y.weight[:, None]
-        rows = window[:, y.low] * (1 - y_weight) + window[:, y.high] * y_weight  # [C, samples y, window]
+        low, high = (window[:, cells].to(pooled[0].dtype) for cells in (y.low, y.high))  # [C, samples y, window]
+        rows = low * (1 - y_weight) + high * y_weight
         samples = rows[:, :, x_low] * (1 - x.weight) + rows[:, :, x_high] * x.weight  # [C, samples y, samples x]
-        by_row = feature.new_zeros(len(feature), output_size[0], len(x.bins)).index_add(1, y.bins, samples)
-        bins = feature.new_zeros(len(feature), *output_size).index_add(2, x.bins, by_row)
+        by_row = samples.new_zeros(len(feature), output_size[0], len(x.bins)).index_add(1, y.bins, samples)
+        bins = samples.new_zeros(len(feature), *output_size).index_add(2, x.bins, by_row)
         pooled.append(bins[None] / max(y.count * x.count, 1))
     return torch.cat(pooled).to(features[0].dtype)
 
@@ -67,11 +68,20 @@ def pyramid_roi_align_backward(
     for bins, roi, image, level in zip(grad, rois, batch_index.tolist(), level_of, strict=True):
         feature = maps[level][image]  # [C, H, W]
         y, x = _roi_samples(roi, feature.shape[1:], bins.shape[1:], spatial_scales[level], sampling_ratio, aligned)
+        rows, columns = _span(y), _span(x)
         samples = bins[:, y.bins][:, :, x.bins] / max(y.count * x.count, 1)  # [C, samples y, samples x]
-        rows = feature.new_zeros(len(feature), len(y.bins), feature.shape[2])
-        rows.index_add_(2, x.low, samples * (1 - x.weight)).index_add_(2, x.high, samples * x.weight)
-        y_weight = y.weight[:, None]
-        feature.index_add_(1, y.low, rows * (1 - y_weight)).index_add_(1, y.high, rows * y_weight)
+        by_column = samples.new_zeros(len(feature), len(y.bins), columns.stop - columns.start)
+        by_column.index_add_(2, x.low - columns.start, samples * (1 - x.weight))
+        by_column.index_add_(2, x.high - columns.start, samples * x.weight)
+        window = samples.new_zeros(len(feature), rows.stop - rows.start, columns.stop - columns.start)
+        window.index_add_(1, y.low - rows.start, by_column * (1 - y.weight[:, None]))
+        window.index_add_(1, y.high - rows.start, by_column * y.weight[:, None])
+        feature[:, rows, columns] += window
+
+
+def _span(axis: _AxisSamples) -> slice:
+    """The cells that the samples touch."""
+    return slice(int(axis.low.min()), int(axis.high.max()) + 1) if len(axis.low) else slice(0, 0)
 
 
 def _roi_samples(

@@ -1,0 +1,100 @@
+"""What a benchmark ran on, and how it measures: shared by the scripts of this folder."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import native
+
+
+def describe(device: str = "cpu") -> dict:
+    """The machine, the software and the revision that a figure belongs to."""
+    facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "kernels": native.status().splitlines(),
+    }
+    if device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def cpu_name() -> str:
+    """The processor's name, and the widest vector instructions where they are told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    values = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = values.get("flags", "").split()
+    vectors = next((name for name in ("avx512f", "avx2", "avx") if name in flags), None)
+    return (values.get("model name") or platform.machine()) + (f", {vectors}" if vectors else "")
+
+
+def revision() -> str:
+    """The git revision, with "+" if the tree has changes."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=native.ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def median_ms(run: Callable[[], object], device: str = "cpu", seconds: float = 2.0, warm_up: int = 3) -> float:
+    """Milliseconds that a call takes: the median over as many calls as fit into the time, 3 at least.
+
+    What the call returns is freed before the next, so that allocating the result is part of what is measured.
+    """
+    for _ in range(warm_up):
+        run()
+    times = []
+    deadline = time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 200):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        del result
+    return statistics.median(times) * 1e3
+
+
+def peak_mb(run: Callable[[], object], device: str = "cpu") -> float | None:
+    """Megabytes that a call takes at its peak beyond what was in use before, its result included.
+
+    On the CPU this is resident memory, rounded up to whole pages of up to 2 MB; None where the system does not tell.
+    """
+    run()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident_kb("VmRSS")
+        run()
+        return (_resident_kb("VmHWM") - before) / 1e3
+    except OSError:
+        return None
+
+
+def _resident_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -1,0 +1,102 @@
+"""The scripts of benchmarks/ run and say what they promise. How fast anything is, is not tested."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import native
+from benchmarks import bench_ops, doctor, machine
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command], cwd=native.ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_bench_ops_ends_with_a_json_line(tmp_path):
+    output = tmp_path / "ops.json"
+    done = run("benchmarks/bench_ops.py", "--quick", "--threads", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    *table, line = done.stdout.splitlines()
+    facts = json.loads(line)
+    assert facts["threads"] == 1
+    assert facts["revision"]
+    assert output.read_text() == line + "\n"
+    names = [case["name"] for case in facts["cases"]]
+    assert any("backward" in name for name in names)
+    assert any("batched_nms" in name for name in names)
+    for case in facts["cases"]:
+        assert case["ours_ms"] > 0
+        assert any(case["name"] in row and f"{case['ours_ms']:.2f}" in row for row in table)
+
+
+def test_bench_ops_refuses_to_time_what_disagrees():
+    case = bench_ops.Case("wrong", lambda: torch.zeros(3), lambda: torch.ones(3), None)
+    with pytest.raises(AssertionError):
+        bench_ops.measure(case, "cpu", 0.0)
+
+
+def test_speedup_and_rate():
+    case = bench_ops.Case("c", lambda: torch.ones(1), lambda: torch.ones(1), lambda: torch.ones(1), 2, 10**6)
+    row = bench_ops.measure(case, "cpu", 0.0)
+    assert row.speedup == pytest.approx(row.torchvision_ms / row.ours_ms)
+    assert row.gb_per_s == pytest.approx(1e-3 / (row.ours_ms / 1e3))
+    assert "-" in bench_ops.format_row(bench_ops.Row("c", 1.0, 1.0, None, None, None, None, None, 1.0))
+
+
+def test_fpn_level():
+    sides = torch.tensor([100.0, 112.0, 223.0, 224.0, 448.0, 2000.0])
+    boxes = torch.stack([torch.zeros(6), torch.zeros(6), sides, sides], dim=1)
+    assert bench_ops.fpn_level(boxes).tolist() == [0, 1, 1, 2, 3, 3]
+
+
+def test_median_is_over_at_least_three_calls():
+    calls = []
+    assert machine.median_ms(lambda: calls.append(0), seconds=0.0, warm_up=2) >= 0
+    assert len(calls) == 5
+
+
+def test_peak_memory():
+    peak = machine.peak_mb(lambda: torch.ones(25_000_000).sum())
+    assert peak is None or 90 < peak < 130
+
+
+def test_machine_is_described():
+    facts = machine.describe()
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["cpu"]
+
+
+def test_doctor_reports():
+    done = run("benchmarks/doctor.py")
+    assert done.returncode == 0, done.stderr
+    assert f"torch: {torch.__version__}" in done.stdout
+    assert "C++ compiler: " in done.stdout
+    assert "nms: cpu " in done.stdout
+    assert "roialign: cpu " in done.stdout
+
+
+def test_doctor_says_what_to_do():
+    done = run("benchmarks/doctor.py", MASKSCORING_KERNELS="reference")
+    assert done.returncode == 0
+    assert "To do:\n" in done.stdout
+    assert "the cpu kernels are not in use, so the slow reference runs" in done.stdout
+    assert "make kernels" in done.stdout
+
+
+def test_doctor_without_torch():
+    """As on a fresh machine: the report still comes, and says how to get torch."""
+    code = "import sys; sys.modules['torch'] = None; from benchmarks import doctor; sys.exit(doctor.main())"
+    done = run("-c", code)
+    assert done.returncode == 1, done.stderr
+    assert "pip install -r requirements.txt" in done.stdout
+
+
+def test_doctor_without_compilers():
+    assert doctor.tool(None) == "none"
