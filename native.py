@@ -119,24 +119,10 @@ def compile_command(package: str, backend: str, output: Path) -> list[str]:
         return [
             find_nvcc(), "-O3", "-std=c++17", f"-arch={arch}", "--fmad=false", "--threads=0", "-shared",
             "-Xcompiler=-fPIC", "-o", str(output), str(source)]  # fmt: skip
-    flags = [
-        "-O3",
-        "-std=c++17",
-        "-march=native",
-        "-fopenmp",
-        "-ffp-contract=off",
-        "-fPIC",
-        "-shared",
-        "-Wall",
-        "-Wextra",
-    ]
+    flags = ["-O3", "-std=c++17", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared", "-Wall"]
+    flags += ["-fno-loop-unroll-and-jam"]  # g++ joins loops over samples and channels, and then gathers: 2.5 x slower
     if sanitizing():
-        flags += [
-            "-g",
-            "-fno-omit-frame-pointer",
-            "-fsanitize=address,undefined,float-cast-overflow",
-            "-fno-sanitize-recover=all",
-        ]
+        flags += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
     cxx = find_cxx()
     return [cxx, *(flag for flag in flags if _accepts(cxx, flag)), "-o", str(output), str(source)]
 

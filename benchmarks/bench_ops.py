@@ -171,19 +171,25 @@ class AlignCase:
         return Case(name, gradient_of(self.ours), reference, peer, target, self.moved_bytes(size))
 
 
+def torchvision_pyramid(maps: list[Tensor], rois: Tensor, levels: Tensor, ratio: int, aligned: bool) -> Tensor:
+    """MultiScaleRoIAlign; it is never aligned, so that an aligned one is put together from roi_align a level."""
+    if not aligned:
+        pool = torchvision_ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, ratio)
+        return pool({str(i): fmap for i, fmap in enumerate(maps)}, [xyxy(rois)], [(HEIGHT, WIDTH)])
+    pooled = rois.new_empty(len(rois), maps[0].shape[1], 7, 7)
+    for level, (fmap, scale) in enumerate(zip(maps, SCALES, strict=True)):
+        rows = levels == level
+        peer_rois = torch.cat([rois.new_zeros(int(rows.sum()), 1), xyxy(rois[rows])], dim=1)
+        pooled[rows] = torchvision_ops.roi_align(fmap, peer_rois, 7, scale, ratio, aligned)
+    return pooled
+
+
 def pyramid_case(
     name: str, maps: list[Tensor], rois: Tensor, levels: Tensor, ratio: int, aligned: bool, target: float | None = None
 ) -> Case:
     index = torch.zeros_like(levels)
     rule = (levels, (7, 7), SCALES, ratio, aligned)
-    peer = None
-    if torchvision and not aligned:  # torchvision's is never aligned
-        pool = torchvision_ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, ratio)
-        named, peer_rois = {str(i): fmap for i, fmap in enumerate(maps)}, [xyxy(rois)]
-
-        def peer() -> Tensor:
-            return pool(named, peer_rois, [(HEIGHT, WIDTH)])
-
+    peer = partial(torchvision_pyramid, maps, rois, levels, ratio, aligned) if torchvision else None
     pooled = len(rois) * maps[0].shape[1] * 49
     return Case(
         name,
