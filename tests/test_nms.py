@@ -60,7 +60,7 @@ def test_by_hand(device):
 def test_equal_scores_go_by_index(device):
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3 + [[9.0, 9.0, 12.0, 12.0]], device=device)
     assert nms(boxes, torch.full((4,), 0.5, device=device), 0.5).tolist() == [0, 3]
-    assert nms(boxes, torch.tensor([0.0, -0.0, 0.0, -0.0], device=device), 0.5).tolist() == [0, 3]
+    assert nms(boxes, torch.tensor([-0.0, 0.0, 0.0, -0.0], device=device), 0.5).tolist() == [0, 3]
     assert nms(boxes, torch.tensor([-1.0, 2.0, 2.0, -3.0], device=device), 1.0).tolist() == [1, 2, 0, 3]
 
 

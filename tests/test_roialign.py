@@ -188,15 +188,20 @@ def test_half_precision_is_summed_in_float32(channels, dtype, layout, device):
     torch.testing.assert_close(grad.float(), expected_grad.to(dtype).float(), rtol=last_digit, atol=1e-5)
 
 
-def test_bfloat16_rounds_as_torch_does():
-    """One sample on one cell copies it, whatever it is."""
-    values = torch.tensor([NAN, INF, -INF, 0.0, -1.0, 3.39e38, 1e-40, 1.00390625], dtype=torch.bfloat16)
-    image = values.view(1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
-    box, index = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
-    for layout in LAYOUTS:
-        crop = crop_and_resize(image.contiguous(memory_format=layout).expand(1, 8, 1, 1), box, index, 1)
-        finite = torch.isfinite(values)
-        assert torch.equal(crop.view(-1)[finite], values[finite])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once_to_even(dtype, layout, device):
+    """Halfway between two cells: often exactly halfway between two representable numbers."""
+    one_digit = torch.finfo(dtype).eps
+    values = torch.tensor([1, 1 + one_digit, 1 + 2 * one_digit, -1, NAN, INF, -INF, INF, 0, 3e38, 1e-7, 5], dtype=dtype)
+    image = values.view(1, 1, 1, -1).repeat(1, 3, 2, 1).to(device).contiguous(memory_format=layout)
+    image = torch.cat([image, random_features(1, 3, 2, 20, dtype=dtype).to(device)], dim=3)
+    box, index = torch.tensor([[0.3, 0.0, 0.6, 1.0]], device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    size = (2, 2 * image.shape[3] - 1)  # samples on and halfway between all cells
+    crop = crop_and_resize(image, box, index, size)
+    expected = crop_and_resize(image.float(), box, index, size).to(dtype)
+    torch.testing.assert_close(crop, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -286,6 +291,23 @@ def test_rois_that_are_not_finite_pool_to_zeros(bad, layout, device):
         assert (pooled[4] == 1).all()
         (grad,) = torch.autograd.grad(pooled[:4].sum(), features)
         assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_large_adaptive_rois_match_reference(layout, device):
+    """More than 64 samples a bin: those beyond the feature map are skipped, those on it are not."""
+    features = random_features(1, 6, 80, 90, layout=layout).requires_grad_()
+    rois = torch.tensor(
+        [[0.0, 0.0, 80.0, 90.0], [-500.0, -30.0, 300.0, 400.0], [10.0, 20.0, 4000.0, 95.0], [-9e3, -9e3, 50.0, 60.0]]
+    )
+    index = torch.zeros(4, dtype=torch.int64)
+    for size in ((1, 1), (2, 3)):
+        expected = reference_align(features, rois, index, size, 1.0, 0, True)
+        moved = features.detach().to(device).requires_grad_()
+        pooled = roi_align(moved, rois.to(device), index.to(device), size)
+        torch.testing.assert_close(pooled.cpu(), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient(pooled, moved).cpu(), gradient(expected, features), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -35,12 +35,11 @@ inline float load(BFloat16 value) {
 
 inline void store(float value, float* out) { *out = value; }
 
-// To nearest, ties to even, as torch does.
+// To nearest, ties to even. A NaN made of bfloat16s has no low bits that rounding could carry into an infinity.
 inline void store(float value, BFloat16* out) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    out->bits = uint16_t(value == value ? rounded : 0x7fc0);
+    out->bits = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // The samples of all bins of one axis, those outside the feature map left out. low and high are in elements.
