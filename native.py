@@ -91,19 +91,26 @@ def is_stale(package: str, backend: str) -> bool:
 ############################################################
 
 
-def find_cxx() -> str | None:
-    """The C++ compiler: $CXX, or the first of g++, clang++, c++ on the PATH."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    return next(filter(None, map(shutil.which, candidates)), None)
+def find_cxx() -> list[str]:
+    """The command of the C++ compiler: $CXX, or the first of g++, clang++, c++ on the PATH. Empty if there is none.
+
+    Raises: FileNotFoundError if $CXX is set to what is not there.
+    """
+    if os.environ.get("CXX"):
+        command = shlex.split(os.environ["CXX"])  # it may be "ccache g++"
+        if shutil.which(command[0]) is None:
+            raise FileNotFoundError(f"CXX={os.environ['CXX']!r} names no program on the PATH; unset it or mend it")
+        return command
+    return list(filter(None, map(shutil.which, ("g++", "clang++", "c++"))))[:1]
 
 
-def find_nvcc() -> str | None:
-    """nvcc: $NVCC, on the PATH, or under $CUDA_HOME or /usr/local/cuda. CUDA=0 hides it."""
+def find_nvcc() -> list[str]:
+    """The command of nvcc: $NVCC, on the PATH, or under $CUDA_HOME or /usr/local/cuda. Empty if none, or if CUDA=0."""
     if os.environ.get("CUDA") == "0":
-        return None
+        return []
     home = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
-    candidates = [os.environ.get("NVCC") or "nvcc", str(home / "bin" / "nvcc")]
-    return next(filter(None, map(shutil.which, candidates)), None)
+    candidates = (os.environ.get("NVCC") or "nvcc", str(home / "bin" / "nvcc"))
+    return list(filter(None, map(shutil.which, candidates)))[:1]
 
 
 def compile_command(package: str, backend: str, output: Path) -> list[str]:
@@ -113,56 +120,64 @@ def compile_command(package: str, backend: str, output: Path) -> list[str]:
     peers' code rounds twice, and decisions near a threshold would differ between machines.
     """
     source = next((ROOT / package / "src").glob(f"*{SUFFIXES[backend]}"))
+    files = ["-o", str(output), str(source)]
     if backend == "cuda":
         # all-major, never native: without a GPU, native silently means the oldest.
-        arch = os.environ.get("CUDA_ARCH") or "all-major"
-        return [
-            find_nvcc(), "-O3", "-std=c++17", f"-arch={arch}", "--fmad=false", "--threads=0", "-shared",
-            "-Xcompiler=-fPIC", "-o", str(output), str(source)]  # fmt: skip
+        arch = f"-arch={os.environ.get('CUDA_ARCH') or 'all-major'}"
+        flags = ["-O3", "-std=c++17", arch, "--fmad=false", "--threads=0", "-shared", "-Xcompiler=-fPIC"]
+        return [*find_nvcc(), *flags, *files]
     flags = ["-O3", "-std=c++17", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared", "-Wall"]
     flags += ["-fno-loop-unroll-and-jam"]  # g++ joins loops over samples and channels, and then gathers: 2.5 x slower
     if sanitizing():
         flags += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
     cxx = find_cxx()
-    return [cxx, *(flag for flag in flags if _accepts(cxx, flag)), "-o", str(output), str(source)]
+    return [*cxx, *_accepted(cxx, flags), *files]
 
 
-def _accepts(cxx: str, flag: str) -> bool:
-    """Whether the compiler knows a flag (Apple's has no -fopenmp; some have no -march=native)."""
-    probe = subprocess.run([cxx, flag, "-E", "-x", "c++", os.devnull], capture_output=True)
-    return probe.returncode == 0
+def _accepted(cxx: list[str], flags: list[str]) -> list[str]:
+    """The flags that the compiler can compile and link with (clang may lack -fopenmp's library, say)."""
+
+    def links(some: list[str]) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*cxx, *some, "-shared", "-fPIC", "-x", "c++", os.devnull, "-o", os.path.join(folder, "probe.so")]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+    return flags if links(flags) else [flag for flag in flags if links([flag])]
 
 
 def build(package: str, backend: str) -> str:
-    """Compile one backend of a package if its sources are newer than its library.
+    """Compile one backend of a package, unless its library is newer than its sources and came of the same command.
 
-    Returns: one line that says what was done.
+    Returns: one line that says what was done, and the compiler's warnings.
     Raises: BuildError with the compiler's command and output.
     """
-    label = f"{package}: {backend}"
-    if (find_cxx() if backend == "cpu" else find_nvcc()) is None:
-        return f"{label} kernels not built: no {'C++ compiler' if backend == 'cpu' else 'nvcc'} found"
+    label = f"{package}: {backend} kernels"
+    if not (find_cxx() if backend == "cpu" else find_nvcc()):
+        return f"{label} not built: no {'C++ compiler' if backend == 'cpu' else 'nvcc'} found"
     library = library_path(package, backend)
-    arch_asked_for = backend == "cuda" and os.environ.get("CUDA_ARCH")
-    if library.exists() and not is_stale(package, backend) and not arch_asked_for:
-        return f"{label} kernels are up to date"
+    record = library.with_suffix(".txt")  # the command that the library came of
+    command = shlex.join(compile_command(package, backend, library))
+    if library.exists() and not is_stale(package, backend) and record.exists() and record.read_text() == command:
+        return f"{label} are up to date"
     library.parent.mkdir(exist_ok=True)
     begun = time.time()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unfinished = Path(folder) / library.name
-        _run(compile_command(package, backend, unfinished), label)
+        warned = _run(compile_command(package, backend, unfinished), label)
         os.utime(unfinished, (begun, begun))  # a source saved while the compiler ran is newer
         os.replace(unfinished, library)
-    return f"{label} kernels built in {time.time() - begun:.1f} s"
+        unfinished.write_text(command)
+        os.replace(unfinished, record)
+    return f"{label} built in {time.time() - begun:.1f} s" + (f"\n{warned}" if warned else "")
 
 
-def _run(command: list[str], label: str) -> None:
+def _run(command: list[str], label: str) -> str:
+    """Returns what the compiler printed."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         hint = "\nTo go on without the CUDA kernels: make kernels CUDA=0" if "cuda" in label else ""
-        raise BuildError(
-            f"{label} kernels failed to compile\n$ {shlex.join(command)}\n{done.stdout}{done.stderr}{hint}"
-        )
+        raise BuildError(f"{label} failed to compile\n$ {shlex.join(command)}\n{done.stdout}{done.stderr}{hint}")
+    return (done.stdout + done.stderr).strip()
 
 
 def main(packages: list[str]) -> int:

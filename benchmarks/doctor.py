@@ -18,12 +18,16 @@ import native
 OPS = ("nms", "roialign")
 
 
-def tool(path: str | None) -> str:
-    """The path of a compiler and its version, as it says it itself."""
-    if path is None:
+def tool(command: list[str]) -> str:
+    """A compiler and its version, as it says it itself."""
+    if not command:
         return "none"
-    lines = subprocess.run([path, "--version"], capture_output=True, text=True).stdout.splitlines() or ["no version"]
-    return f"{path}, " + next((line for line in lines if "release" in line), lines[0])  # nvcc opens with its name
+    lines = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.splitlines() or [
+        "no version"
+    ]
+    return f"{' '.join(command)}, " + next(
+        (line for line in lines if "release" in line), lines[0]
+    )  # nvcc opens with its name
 
 
 def torch_lines() -> tuple[list[str], list[str], bool]:

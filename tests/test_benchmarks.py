@@ -99,4 +99,4 @@ def test_doctor_without_torch():
 
 
 def test_doctor_without_compilers():
-    assert doctor.tool(None) == "none"
+    assert doctor.tool([]) == "none"

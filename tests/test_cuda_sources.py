@@ -25,7 +25,7 @@ DYNAMIC_SHARED = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
 @pytest.fixture(scope="module")
 def emulate(tmp_path_factory):
     """emulate("nms"): the package's CUDA library, compiled for the CPU."""
-    if native.find_cxx() is None:
+    if not native.find_cxx():
         pytest.skip("no C++ compiler")
 
     def build(package: str) -> ctypes.CDLL:
@@ -41,7 +41,7 @@ def emulate(tmp_path_factory):
         # A misaligned pack of channels, which a GPU refuses to load, ends the process.
         flags += ["-fsanitize=alignment", "-fno-sanitize-recover=all"]
         include = [f"-I{source.parent}", f"-I{HERE}"]
-        subprocess.run([native.find_cxx(), *flags, *include, "-o", library, folder / "kernels.cpp"], check=True)
+        subprocess.run([*native.find_cxx(), *flags, *include, "-o", library, folder / "kernels.cpp"], check=True)
         return ctypes.CDLL(str(library))
 
     return build
@@ -52,7 +52,7 @@ def emulate(tmp_path_factory):
 ############################################################
 
 
-@pytest.mark.skipif(native.find_nvcc() is None, reason="no nvcc")
+@pytest.mark.skipif(not native.find_nvcc(), reason="no nvcc")
 @pytest.mark.skipif("CUDA_ARCH" in os.environ, reason="built for CUDA_ARCH only")
 @pytest.mark.parametrize(("package", "function"), [("nms", "nms_cuda"), ("roialign", "roi_pool_cuda")])
 def test_library_is_built_for_all_major_architectures(package, function):
@@ -60,7 +60,7 @@ def test_library_is_built_for_all_major_architectures(package, function):
     assert path.exists(), "make kernels builds it"
     assert not native.is_stale(package, "cuda")
     assert hasattr(ctypes.CDLL(str(path)), function)  # loads without a GPU and without libcuda
-    known = subprocess.run([native.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run([*native.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     majors = {int(arch) // 10 for arch in re.findall(r"compute_(\d+)", known)}
     assert {int(arch) // 10 for arch in re.findall(rb"sm_(\d+)", path.read_bytes())} == majors
 

@@ -10,8 +10,8 @@ import pytest
 
 import native
 
-needs_cxx = pytest.mark.skipif(native.find_cxx() is None, reason="no C++ compiler")
-needs_nvcc = pytest.mark.skipif(native.find_nvcc() is None, reason="no nvcc")
+needs_cxx = pytest.mark.skipif(not native.find_cxx(), reason="no C++ compiler")
+needs_nvcc = pytest.mark.skipif(not native.find_nvcc(), reason="no nvcc")
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_build_and_load(package):
     assert native.status() == "toy: cpu native"
     assert native.is_native(package, "cpu")
     assert native.build(package, "cpu") == "toy: cpu kernels are up to date"
-    (built,) = (native.ROOT / "toy" / "_build").iterdir()  # and no temporary files
-    assert built == native.library_path(package, "cpu")
+    built = native.library_path(package, "cpu")
+    assert set(built.parent.iterdir()) == {built, built.with_suffix(".txt")}  # and no temporary files
     assert sys.platform in built.name
     assert native.processor_id() in built.name
 
@@ -82,7 +82,7 @@ def test_build_error_shows_command_and_output(package):
         native.build(package, "cpu")
     message = str(caught.value)
     assert "toy: cpu kernels failed to compile" in message
-    assert f"$ {native.find_cxx()} -O3" in message
+    assert f"$ {native.find_cxx()[0]} -O3" in message
     assert "toy.cpp:1:1: error" in message
     assert not native.library_path(package, "cpu").exists()
 
@@ -119,13 +119,35 @@ def test_no_compiler_is_said_in_one_line(package, monkeypatch, capsys):
 
 def test_cuda_0_hides_nvcc(monkeypatch):
     monkeypatch.setenv("CUDA", "0")
-    assert native.find_nvcc() is None
+    assert native.find_nvcc() == []
+
+
+def test_cxx_may_be_a_command_and_must_exist(monkeypatch):
+    monkeypatch.setenv("CXX", f"{sys.executable} -m compiler")
+    assert native.find_cxx() == [sys.executable, "-m", "compiler"]
+    monkeypatch.setenv("CXX", "g+++")
+    with pytest.raises(FileNotFoundError, match=r"CXX='g.*' names no program on the PATH"):
+        native.find_cxx()
 
 
 @needs_cxx
-def test_unknown_flags_are_left_out():
-    assert native._accepts(native.find_cxx(), "-O3")
-    assert not native._accepts(native.find_cxx(), "-fno-such-flag-anywhere")
+def test_flags_that_do_not_link_are_left_out():
+    assert native._accepted(native.find_cxx(), ["-O3", "-fno-such-flag", "-lno_such_library"]) == ["-O3"]
+
+
+@needs_cxx
+def test_another_command_builds_anew(package, monkeypatch):
+    """Flags that change are no newer source, and yet make another library."""
+    native.build(package, "cpu")
+    monkeypatch.setenv("CXX", f"{native.find_cxx()[0]} -DSOMETHING")
+    assert "built in" in native.build(package, "cpu")
+    assert "up to date" in native.build(package, "cpu")
+
+
+@needs_cxx
+def test_warnings_of_the_compiler_are_shown(package):
+    (native.ROOT / "toy" / "src" / "toy.cpp").write_text('extern "C" int toy(int) { int unused; return 1; }\n')
+    assert "unused" in native.build(package, "cpu")
 
 
 @needs_cxx
