@@ -8,7 +8,6 @@ One op serves both functions. Its default kernel, on every device, is the refere
 """
 
 import ctypes
-import math
 from typing import Optional
 
 import torch
@@ -18,6 +17,8 @@ import native
 from nms import reference
 
 __all__ = ["batched_nms", "nms"]
+
+_UNLIMITED = 2**63 - 1  # boxes of a group
 
 
 ############################################################
@@ -61,10 +62,14 @@ def batched_nms(
     _check(boxes, scores, groups, iou_threshold, max_keep)
     dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
     groups = None if groups is None else groups.long()
+    max_keep = None if max_keep is None else int(max_keep)
     return _batched_nms(boxes.detach().to(dtype), scores.detach().to(dtype), groups, float(iou_threshold), max_keep)
 
 
 def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None) -> None:
+    for name, values in {"boxes": boxes, "scores": scores, "groups": groups}.items():
+        if not isinstance(values, Tensor) and not (name == "groups" and values is None):
+            raise ValueError(f"{name} must be a torch.Tensor, not {type(values).__name__}; torch.as_tensor makes one")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [N, (y1, x1, y2, x2)], not {list(boxes.shape)}; one image at a time?")
     for name, values in {"scores": scores, "groups": groups}.items():
@@ -78,10 +83,11 @@ def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: 
         raise ValueError(f"boxes ({boxes.dtype}) and scores ({scores.dtype}) must be floating; convert with .float()")
     if groups is not None and (groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool):
         raise ValueError(f"groups must be integers, not {groups.dtype}")
-    if not (math.isfinite(iou_threshold) and 0 <= iou_threshold <= 1):
+    # Only comparisons, which torch.compile can trace; NaN fails them.
+    if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be a number in [0, 1], not {iou_threshold}")
-    if max_keep is not None and max_keep < 0:
-        raise ValueError(f"max_keep must be None or at least 0, not {max_keep}")
+    if max_keep is not None and not (max_keep == int(max_keep) and 0 <= max_keep <= _UNLIMITED):
+        raise ValueError(f"max_keep must be None or an integer of at least 0, not {max_keep}")
 
 
 ############################################################
@@ -98,7 +104,9 @@ def _batched_nms(
 
 @_batched_nms.register_fake
 def _(boxes, scores, groups, iou_threshold, max_keep):
-    count = torch.library.get_ctx().new_dynamic_size()
+    n = boxes.shape[0]
+    # Inductor refuses to index what it knows to be empty with a number of indices that it does not know.
+    count = 0 if isinstance(n, int) and n == 0 else torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(count, dtype=torch.int64)
 
 
@@ -111,7 +119,6 @@ for _device in ("cpu", "cuda"):
 ############################################################
 
 _POINTER, _INT, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_UNLIMITED = 2**63 - 1
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

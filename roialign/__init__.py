@@ -13,6 +13,8 @@ Gradients flow to the features, not to the boxes. An RoI that is not finite pool
 
 import ctypes
 import math
+import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Optional
 
@@ -25,6 +27,7 @@ from roialign import reference
 __all__ = ["crop_and_resize", "pyramid_roi_align", "roi_align"]
 
 MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
+MAX_SAMPLING_RATIO = 4096  # more than the cells of any feature map; the sample tables have to fit into memory
 
 
 ############################################################
@@ -105,7 +108,7 @@ def crop_and_resize(
     """
     size = _pair("crop_size", crop_size)
     rois, batch_index = _check_inputs("image", [image], "boxes", boxes, batch_index, None)
-    if not math.isfinite(extrapolation_value):
+    if not -math.inf < extrapolation_value < math.inf:
         raise ValueError(f"extrapolation_value must be finite, not {extrapolation_value}")
     return _roi_pool([image], rois, batch_index, None, size, [1.0], 1, False, True, float(extrapolation_value))
 
@@ -121,17 +124,24 @@ def _pyramid(features, rois, batch_index, levels, output_size, spatial_scales, s
     scales = [float(scale) for scale in spatial_scales]
     if len(scales) != len(features):
         raise ValueError(f"spatial_scales has {len(scales)} numbers for {len(features)} feature maps")
-    if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+    if not all(0 < scale < math.inf for scale in scales):  # comparisons, which torch.compile can trace
         raise ValueError(f"spatial scales must be positive numbers such as 1/16, not {scales}")
     levels = None if levels is None else levels.long()
+    if sampling_ratio != int(sampling_ratio) or sampling_ratio > MAX_SAMPLING_RATIO:
+        raise ValueError(f"sampling_ratio must be an integer of at most {MAX_SAMPLING_RATIO}, not {sampling_ratio}")
     sampling_ratio = max(int(sampling_ratio), 0)
     return _roi_pool(features, rois, batch_index, levels, size, scales, sampling_ratio, bool(aligned), False, 0.0)
 
 
 def _pair(name: str, size: int | Sequence[int]) -> list[int]:
-    pair = [size, size] if isinstance(size, int) else list(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"{name} must be a positive number or (height, width), not {size}")
+    """(height, width) from one number or two, of whatever integer type."""
+    try:
+        sides = list(size) if isinstance(size, (tuple, list)) else [size, size]
+        pair = [side if isinstance(side, (int, torch.SymInt)) else operator.index(side) for side in sides]
+    except TypeError:
+        pair = []
+    if len(pair) != 2 or not all(side > 0 for side in pair):
+        raise ValueError(f"{name} must be a positive integer or (height, width), not {size!r}")
     return pair
 
 
@@ -139,6 +149,11 @@ def _check_inputs(
     name: str, features: list[Tensor], rois_name: str, rois: Tensor, batch_index: Tensor, levels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Raises ValueError for what cannot be pooled. Returns rois and batch_index in the dtypes that the op takes."""
+    named = [(name, feature) for feature in features] + [(rois_name, rois), ("batch_index", batch_index)]
+    for tensor_name, tensor in [*named, *([] if levels is None else [("levels", levels)])]:
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(f"{tensor_name} must be a torch.Tensor, not {kind}; torch.as_tensor makes one")
     if not 1 <= len(features) <= MAX_LEVELS:
         raise ValueError(f"{name} must be 1 to {MAX_LEVELS} feature maps, not {len(features)}")
     for feature in features:
@@ -376,6 +391,7 @@ def _backward(
         _run(pool, sums, rois, batch_index, levels, part, scales, sampling_ratio, aligned, crop, 0.0, True)
         for fmap, total in zip(maps, sums, strict=True):
             fmap[:, half] = total
+        del sums, total  # before the next half's are made
     return maps
 
 
@@ -414,12 +430,18 @@ def _register_cuda(library: ctypes.CDLL) -> None:
     def _(grad, *rest):
         if grad.dtype not in _DTYPES:
             return _backward_in_torch(grad, *rest)
-        if torch.are_deterministic_algorithms_enabled():
-            raise RuntimeError(
-                "the gradient of RoI pooling is not deterministic on CUDA, where it adds atomically; on the CPU it is"
-            )
+        _alert_not_deterministic()
         with torch.cuda.device(grad.device):
             return _backward(pool, grad, *rest)
+
+
+def _alert_not_deterministic() -> None:
+    """As torch's own ops do where torch.use_deterministic_algorithms asks for what they are not."""
+    if torch.are_deterministic_algorithms_enabled():
+        message = "the gradient of RoI pooling is not deterministic on CUDA, where it adds atomically; on the CPU it is"
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
 
 
 def _cuda_pool(library: ctypes.CDLL, current_stream: Callable[[], int | None] | None = None) -> Callable:

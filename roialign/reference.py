@@ -188,4 +188,6 @@ def _crop_axis(low: Tensor, high: Tensor, bins: int, cells: int) -> _CropAxis:
         at = (0.5 * (low + high) * last)[:, None]
     inside = (at >= 0) & (at <= last)
     at = torch.where(inside, at, 0)
-    return _CropAxis(inside, at.floor().long(), at.ceil().long(), at - at.floor())
+    # Beyond 2^24 cells, the last one rounded to float32 may lie above it.
+    low, high = (cell.long().clamp(max=max(last, 0)) for cell in (at.floor(), at.ceil()))
+    return _CropAxis(inside, low, high, at - at.floor())

@@ -23,7 +23,7 @@ struct dim3 {
 };
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
@@ -31,7 +31,7 @@ inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStre
     return cudaSuccess;
 }
 
-inline thread_local dim3 threadIdx, blockIdx, blockDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
@@ -74,6 +74,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Body body)
     const auto run_thread = [&](unsigned index) {
         threadIdx = dim3(index, 0, 0);
         blockDim = block;
+        gridDim = grid;
         for (unsigned y = 0; y < grid.y; ++y)
             for (unsigned x = 0; x < grid.x; ++x) {
                 if (index == 0) in_block.reset(block.x);

@@ -87,7 +87,8 @@ def test_max_keep_counts_within_a_group(device):
     groups = torch.arange(12, device=device) % 2
     assert batched_nms(boxes, scores, groups, 0.5, max_keep=2).tolist() == [11, 10, 9, 8]
     assert batched_nms(boxes, scores, groups, 0.5, max_keep=0).tolist() == []
-    assert batched_nms(boxes, scores, None, 0.5, max_keep=3).tolist() == [11, 10, 9]
+    assert batched_nms(boxes, scores, None, 0.5, max_keep=np.int64(3)).tolist() == [11, 10, 9]
+    assert len(batched_nms(boxes, scores, None, 0.5, max_keep=100)) == 12
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -209,17 +210,21 @@ def test_opcheck(grouped, device):
     torch.library.opcheck(op, (boxes, scores, groups, 0.5, 3))
 
 
-def test_compiles_as_one_graph():
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def keep(boxes, scores, groups):
-        kept = batched_nms(boxes, scores, groups, 0.5)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph(backend):
+    """For any number of boxes, and for thresholds that torch.compile makes symbols of after the first."""
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def keep(boxes, scores, groups, iou_threshold):
+        kept = batched_nms(boxes, scores, groups, iou_threshold)
         return boxes[kept] * 2
 
-    for n in (40, 17, 0):
+    for n, iou_threshold in ((40, 0.5), (17, 0.6), (0, 0.7), (23, 0.3)):
         boxes, scores = random_boxes(n, seed=8)
         groups = torch.arange(n) % 3
-        expected = boxes[reference.batched_nms(boxes, scores, groups, 0.5, None)] * 2
-        torch.testing.assert_close(keep(boxes, scores, groups), expected, rtol=0, atol=0)
+        expected = boxes[reference.batched_nms(boxes, scores, groups, iou_threshold, None)] * 2
+        torch.testing.assert_close(keep(boxes, scores, groups, iou_threshold), expected, rtol=0, atol=0)
 
 
 def test_autocast_keeps_boxes_in_float32():
@@ -257,6 +262,8 @@ BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
         ((BOXES, SCORES, INF), "not inf"),
         ((BOXES, SCORES, 50), "not 50"),
         ((BOXES, SCORES, -0.1), "not -0.1"),
+        ((BOXES, SCORES.numpy(), 0.5), "scores must be a torch.Tensor, not ndarray; torch.as_tensor makes one"),
+        (([[0.0, 0, 1, 1]], SCORES, 0.5), "boxes must be a torch.Tensor, not list"),
     ],
 )
 def test_errors_of_nms(arguments, message):
@@ -271,7 +278,9 @@ def test_errors_of_nms(arguments, message):
         (torch.zeros(3), None, "groups must be integers, not torch.float32"),
         (torch.zeros(3, dtype=torch.bool), None, "groups must be integers, not torch.bool"),
         (torch.zeros(3, dtype=torch.int64, device="meta"), None, "groups on meta and boxes on cpu"),
-        (None, -1, "max_keep must be None or at least 0, not -1"),
+        (None, -1, "max_keep must be None or an integer of at least 0, not -1"),
+        (None, 1.5, "max_keep must be None or an integer"),
+        (None, 2**63, "max_keep must be None or an integer"),
     ],
 )
 def test_errors_of_batched_nms(groups, max_keep, message):

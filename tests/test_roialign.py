@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from benchmarks.machine import peak_mb
 from roialign import crop_and_resize, pyramid_roi_align, reference, roi_align
 
 roi_pool = torch.ops.maskscoring.roi_pool.default
@@ -382,16 +383,21 @@ def test_gradcheck(crop):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiles_as_one_graph(layout):
-    def pool(features, rois, index, levels):
-        pyramid = pyramid_roi_align([features, features[:, :, ::2, ::2]], rois, index, levels, 3, [0.5, 0.25], 2)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph(backend, layout):
+    """For any number of RoIs, and for scales that torch.compile makes symbols of after the first."""
+    torch.compiler.reset()
+
+    def pool(features, rois, index, levels, scale):
+        maps = [features, features[:, :, ::2, ::2]]
+        pyramid = pyramid_roi_align(maps, rois, index, levels, 3, [scale, scale / 2], 2)
         return pyramid + crop_and_resize(features, rois / 30, index, 3) * 2
 
     features = random_features(2, 8, 16, 16, layout=layout).requires_grad_()
-    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
-    for n in (5, 9, 0):
+    compiled = torch.compile(pool, fullgraph=True, backend=backend)
+    for n, scale in ((5, 0.5), (9, 0.25), (0, 0.5), (3, 0.3)):
         rois, index = random_rois(n, images=2, size=30.0)
-        arguments = (features, rois, index, torch.arange(n) % 2)
+        arguments = (features, rois, index, torch.arange(n) % 2, scale)
         pooled, expected = compiled(*arguments), pool(*arguments)
         torch.testing.assert_close(pooled, expected)
         torch.testing.assert_close(gradient(pooled, features), gradient(expected, features))
@@ -406,6 +412,33 @@ def test_autocast_keeps_dtypes():
             pooled = roi_align(features, rois, index, 7, 1 / 32)
         assert pooled.dtype == dtype
         assert torch.equal(pooled, roi_align(features, rois, index, 7, 1 / 32))
+
+
+def test_integers_of_any_kind():
+    features, rois, index = torch.ones(1, 2, 8, 8), torch.ones(1, 4), torch.zeros(1, dtype=torch.int32)
+    for size in (np.int64(3), (np.int32(3), 3), [3, 3], torch.Size([3, 3]), torch.tensor(3)):
+        assert roi_align(features, rois, index, size, sampling_ratio=np.int64(2)).shape == (1, 2, 3, 3)
+
+
+def test_the_last_cell_of_an_axis_that_float32_cannot_count():
+    """2^24 + 3 rounds up to 2^24 + 4, which is no cell."""
+    image = torch.zeros(1, 1, 1, 2**24 + 4)
+    image[..., -1] = 1.0
+    box, index = torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.zeros(1, dtype=torch.int64)
+    assert crop_and_resize(image, box, index, (1, 2)).view(-1).tolist() == [0.0, 1.0]
+    assert reference.crop_and_resize(image, box, index, (1, 2), 0.0).view(-1).tolist() == [0.0, 1.0]
+
+
+def test_half_precision_backward_holds_no_more_than_the_gradient():
+    """The float32 sums of the second half of the channels come after those of the first are gone."""
+    peak = peak_mb(lambda: torch.empty(1))
+    if peak is None:
+        pytest.skip("this system does not tell peak memory")
+    features = torch.zeros(1, 64, 512, 512, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    pooled = roi_align(features.requires_grad_(), torch.ones(1, 4), torch.zeros(1, dtype=torch.int64), 7)
+    grad, size = torch.ones_like(pooled), features.numel() * 2 / 1e6  # 33.6 MB
+    peak = peak_mb(lambda: torch.autograd.grad(pooled, features, grad, retain_graph=True))
+    assert peak < 2.3 * size  # the gradient and as much again, and pages of 2 MB
 
 
 @needs_cuda
@@ -439,7 +472,13 @@ FEATURES, ROIS, INDEX = torch.zeros(2, 3, 8, 8), torch.zeros(4, 4), torch.zeros(
         ({"batch_index": INDEX + 2}, r"batch_index must lie in \[0, 2\), but goes from 2 to 2; there are 2 images"),
         ({"batch_index": INDEX - 1}, "goes from -1 to -1"),
         ({"batch_index": INDEX.to("meta")}, "must be on one device"),
-        ({"output_size": 0}, "output_size must be a positive number or .height, width., not 0"),
+        ({"output_size": 0}, "output_size must be a positive integer or .height, width., not 0"),
+        ({"output_size": 7.0}, "output_size must be a positive integer or .height, width., not 7.0"),
+        ({"output_size": None}, "output_size must be .* not None"),
+        ({"sampling_ratio": 2.5}, "sampling_ratio must be an integer of at most 4096, not 2.5"),
+        ({"sampling_ratio": 2**31}, "sampling_ratio must be an integer of at most 4096"),
+        ({"batch_index": INDEX.numpy()}, "batch_index must be a torch.Tensor, not ndarray"),
+        ({"features": FEATURES.numpy()}, "features must be a torch.Tensor, not ndarray"),
         ({"output_size": (3, 3, 3)}, "output_size must be"),
         ({"spatial_scale": NAN}, "spatial scales must be positive numbers"),
         ({"spatial_scale": 0.0}, "spatial scales must be positive numbers"),

@@ -14,7 +14,7 @@ using Word = unsigned long long;     // 64 boxes, a bit each
 constexpr int kWord = 64;
 constexpr int kWalkThreads = 512;
 constexpr int kMergeRows = 8;        // rows of overlaps that one thread merges
-constexpr int64_t kMaxBoxes = 48 * 1024 / sizeof(Word) * kWord - 2 * kWord;  // what fits into shared memory
+constexpr int64_t kMaxBoxes = 47 * 1024 / sizeof(Word) * kWord;  // a bit each, in 48 KB with the rest that is shared
 
 // The boxes in the order in which they are visited: by group, then by descending score.
 struct Sorted {

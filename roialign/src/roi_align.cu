@@ -13,7 +13,15 @@ namespace {
 
 using namespace roi;
 
+// Keeps the parameter where the launch put it, rather than in each thread's local memory.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+#define GRID_CONSTANT __grid_constant__
+#else
+#define GRID_CONSTANT
+#endif
+
 constexpr int kThreads = 256;
+constexpr int64_t kMaxGridY = 65535;
 constexpr int kPacksPerThread = 4;  // of one RoI, so that what all its bins share is worth computing
 
 __device__ float load(float value) { return value; }
@@ -89,16 +97,17 @@ __device__ void for_each_pack(const Pooling& pooling, const Rois& rois, const Po
     const int64_t index = blockIdx.x;
     const RoiOnMap roi = find_roi<Rule>(pooling, rois, index);
     const int packs = pooling.channels / width, count = pooling.bins_y * pooling.bins_x * packs;
-    const int first = blockIdx.y * kThreads * kPacksPerThread + threadIdx.x;
-    for (int k = 0, number = first; k < kPacksPerThread && number < count; ++k, number += kThreads) {
-        const Place place = find_place(pooling, number, packs, width, pooled.channel_stride == 1);
-        visit(roi, place, index * pooled.roi_stride + place.channel * pooled.channel_stride +
-                              place.y * pooled.row_stride + place.x * pooled.column_stride);
-    }
+    constexpr int kShare = kThreads * kPacksPerThread;
+    for (int64_t begin = int64_t(blockIdx.y) * kShare; begin < count; begin += int64_t(gridDim.y) * kShare)
+        for (int64_t number = begin + threadIdx.x; number < begin + kShare && number < count; number += kThreads) {
+            const Place place = find_place(pooling, number, packs, width, pooled.channel_stride == 1);
+            visit(roi, place, index * pooled.roi_stride + place.channel * pooled.channel_stride +
+                                  place.y * pooled.row_stride + place.x * pooled.column_stride);
+        }
 }
 
 template <class Rule, class T, int kWidth>
-__global__ void pool_rois(const __grid_constant__ Pooling pooling, Rois rois, Pooled pooled) {
+__global__ void pool_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pooled pooled) {
     using Channels = Pack<T, kWidth>;
     for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
         float sums[kWidth] = {};
@@ -130,19 +139,18 @@ __global__ void pool_rois(const __grid_constant__ Pooling pooling, Rois rois, Po
 template <int kWidth>
 __device__ void add(float* cell, float weight, const float* shares) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (kWidth == 4) {
+    if constexpr (kWidth == 4)
         atomicAdd(reinterpret_cast<float4*>(cell),
                   make_float4(weight * shares[0], weight * shares[1], weight * shares[2], weight * shares[3]));
-        return;
-    }
+    else
 #endif
 #pragma unroll
-    for (int c = 0; c < kWidth; ++c) atomicAdd(cell + c, weight * shares[c]);
+        for (int c = 0; c < kWidth; ++c) atomicAdd(cell + c, weight * shares[c]);
 }
 
 // The levels of pooling are float32 gradients, filled with zeros.
 template <class Rule, class T, int kWidth>
-__global__ void spread_rois(const __grid_constant__ Pooling pooling, Rois rois, Pooled pooled) {
+__global__ void spread_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pooled pooled) {
     for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
         if (!roi.level) return;
         float* image = static_cast<float*>(const_cast<void*>(roi.level->data)) + roi.image_offset +
@@ -185,12 +193,14 @@ cudaError_t fill_zeros(const Pooling& pooling, cudaStream_t stream) {
 }
 
 template <class Rule, class T, int kWidth>
-void launch(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool backward, cudaStream_t stream) {
+cudaError_t launch(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool backward, cudaStream_t stream) {
     const int64_t packs = pooling.bins_y * pooling.bins_x * (pooling.channels / kWidth);
-    const int64_t packs_per_block = kThreads * kPacksPerThread;
-    const dim3 blocks(rois.count, (packs + packs_per_block - 1) / packs_per_block);
+    if (packs > INT32_MAX) return cudaErrorInvalidValue;  // of one RoI
+    const int64_t shares = (packs + kThreads * kPacksPerThread - 1) / (kThreads * kPacksPerThread);
+    const dim3 blocks(rois.count, shares < kMaxGridY ? shares : kMaxGridY);
     if (backward) spread_rois<Rule, T, kWidth><<<blocks, kThreads, 0, stream>>>(pooling, rois, pooled);
     else pool_rois<Rule, T, kWidth><<<blocks, kThreads, 0, stream>>>(pooling, rois, pooled);
+    return cudaGetLastError();
 }
 
 template <class Rule, class T>
@@ -201,10 +211,8 @@ cudaError_t run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, 
     }
     if (rois.count == 0 || pooling.channels == 0) return cudaSuccess;
     if (packs_of_four(pooling, pooled, backward ? sizeof(float) : sizeof(T), sizeof(T)))
-        launch<Rule, T, 4>(pooling, rois, pooled, backward, stream);
-    else
-        launch<Rule, T, 1>(pooling, rois, pooled, backward, stream);
-    return cudaGetLastError();
+        return launch<Rule, T, 4>(pooling, rois, pooled, backward, stream);
+    return launch<Rule, T, 1>(pooling, rois, pooled, backward, stream);
 }
 
 template <class T>

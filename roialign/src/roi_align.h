@@ -63,6 +63,12 @@ struct Sample {
     float weight_low, weight_high;
 };
 
+HOST_DEVICE float smaller(float a, float b) { return a < b ? a : b; }
+
+HOST_DEVICE float larger(float a, float b) { return a > b ? a : b; }
+
+HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 HOST_DEVICE bool is_finite(float value) { return value - value == 0.0f; }
 
 // TensorFlow's and torchvision's rules, behind the same three functions.
@@ -80,10 +86,9 @@ struct RoiAlign {
         if (!pooling.aligned && size < 1.0f) size = 1.0f;
         if (!(is_finite(start) && is_finite(size)) || cells == 0) return {0.0f, 0.0f, 0, 0};
         const float step = size / float(bins);
-        const float adaptive = ceilf(step);
-        // Beyond 2^30 samples a bin the positions repeat in float32 anyway.
-        const int64_t samples = pooling.sampling_ratio > 0 ? pooling.sampling_ratio
-                                                           : int64_t(adaptive < 1073741824.0f ? adaptive : 1073741824.0f);
+        // Beyond 2^30 samples a bin the positions repeat in float32 anyway; a box upside down has none.
+        const float adaptive = larger(0.0f, smaller(ceilf(step), 1073741824.0f));
+        const int64_t samples = pooling.sampling_ratio > 0 ? pooling.sampling_ratio : int64_t(adaptive);
         return {start, step, samples, cells};
     }
 
@@ -157,9 +162,10 @@ struct CropAndResize {
     HOST_DEVICE static bool sample(const Axis& axis, int64_t bin, int64_t, Sample* out) {
         const float at = axis.start + float(bin) * axis.step;
         if (!(at >= 0.0f && at <= float(axis.cells - 1))) return false;
-        const int64_t low = int64_t(floorf(at));
-        const float weight_high = at - float(low);
-        *out = {low, int64_t(ceilf(at)), 1.0f - weight_high, weight_high};
+        // Beyond 2^24 cells, float(cells - 1) may lie above the last one.
+        const int64_t low = smaller(int64_t(floorf(at)), axis.cells - 1);
+        const float weight_high = at - floorf(at);
+        *out = {low, smaller(int64_t(ceilf(at)), axis.cells - 1), 1.0f - weight_high, weight_high};
         return true;
     }
 
