@@ -1,0 +1,44 @@
+"""What README says of this project is so."""
+
+import json
+import re
+
+import pytest
+
+import native
+
+README = (native.ROOT / "README.md").read_text()
+
+
+def test_every_make_target_exists_and_is_named():
+    targets = re.search(r"\.PHONY: (.*)", (native.ROOT / "Makefile").read_text())[1].split()
+    named = re.search(r"`Makefile` \| `([\w ]+)`", README)[1].split()
+    assert sorted(named) == sorted(targets)
+
+
+def test_every_file_of_the_tree_exists():
+    tree = README.split("## The tree")[1].split("## ")[0]
+    for path in re.findall(r"^\| `([\w./]+)`", tree, flags=re.MULTILINE):
+        assert (native.ROOT / path).exists(), path
+
+
+def test_speed_table_is_the_committed_result():
+    """Each row of the table is a case of the results file that it names, rounded."""
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert f"torchvision {facts['torchvision'].split('+')[0]}" in README
+    assert facts["cpu"].split(",")[0] in README
+    assert not facts["quick"]
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    for case in facts["cases"]:
+        (row,) = re.findall(rf"^\| {re.escape(case['name'])} \| (.*) \|$", README, flags=re.MULTILINE)
+        cells = row.split(" | ")
+        assert cells[0] == f"{case['ours_ms']:.2f}"
+        assert cells[1] == ("-" if case["torchvision_ms"] is None else f"{case['torchvision_ms']:.1f}")
+        assert cells[2] == ("-" if case["speedup"] is None else f"{case['speedup']:.0f} x")
+
+
+@pytest.mark.parametrize("name", ["MASKSCORING_KERNELS", "CUDA_ARCH", "CUDA_HOME"])
+def test_every_variable_is_explained(name):
+    assert name in README
+    assert name in (native.ROOT / "native.py").read_text()
