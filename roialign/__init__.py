@@ -376,8 +376,6 @@ def _forward(
 def _backward(
     pool, grad, rois, batch_index, levels, images, sizes, scales, sampling_ratio, aligned, crop, channels_last
 ) -> list[Tensor]:
-    if channels_last:
-        grad = grad.contiguous(memory_format=torch.channels_last)
     maps = _new_maps(grad, images, grad.shape[1], sizes, channels_last)
     if grad.dtype == torch.float32:
         _run(pool, maps, rois, batch_index, levels, grad, scales, sampling_ratio, aligned, crop, 0.0, True)

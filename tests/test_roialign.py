@@ -240,14 +240,25 @@ def test_any_strides(layout, device):
         assert torch.equal(roi_align(view, rois, index, 4).contiguous(), expected)
 
 
-def test_gradient_of_a_broadcast_sum():
-    """A gradient with stride 0, as sum() gives."""
-    for layout in LAYOUTS:
-        features = random_features(1, 32, 9, 9, layout=layout).requires_grad_()
-        rois, index = random_rois(5, images=1, size=9.0)
-        roi_align(features, rois, index, 3).sum().backward()
-        ones = torch.autograd.grad((roi_align(features, rois, index, 3) * torch.ones(5, 32, 3, 3)).sum(), features)[0]
-        torch.testing.assert_close(features.grad, ones)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [5, 32, 300])
+def test_gradients_of_any_strides(channels, layout, dtype, device):
+    """Read where they lie: contiguous, channels_last, or a broadcast number, as sum() gives."""
+    features = random_features(2, channels, 9, 9, layout=layout, dtype=dtype).to(device).requires_grad_()
+    rois, index = (tensor.to(device) for tensor in random_rois(5, images=2, size=9.0))
+    pooled = roi_align(features, rois, index, (3, 2))
+    grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    apart = torch.zeros(5, channels * 2, 3, 4, device=device, dtype=dtype)[:, ::2, :, 1:3]
+    for kind in (grad, grad.contiguous(memory_format=torch.channels_last), apart.copy_(grad)):
+        (actual,) = torch.autograd.grad(pooled, features, kind, retain_graph=True)
+        (expected,) = torch.autograd.grad(pooled, features, grad, retain_graph=True)
+        torch.testing.assert_close(actual, expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+        assert actual.is_contiguous(memory_format=layout)
+    pooled.sum().backward()
+    (ones,) = torch.autograd.grad(roi_align(features, rois, index, (3, 2)), features, torch.ones_like(grad))
+    torch.testing.assert_close(features.grad, ones)
 
 
 ############################################################

@@ -93,9 +93,9 @@ struct RoiTables {
     }
 };
 
-bool channels_interleaved(const Pooling& pooling, const Pooled& pooled) {
+bool levels_interleaved(const Pooling& pooling) {
     const auto interleaved = [](const Level& level) { return level.channel_stride == 1; };
-    return pooling.channels > 1 && pooled.channel_stride == 1 &&
+    return pooling.channels > 1 &&
            std::all_of(pooling.levels, pooling.levels + pooling.level_count, interleaved);
 }
 
@@ -169,7 +169,7 @@ void pool_row_planar(const Pooling& pooling, const RoiTables& tables, int64_t bi
 
 template <class Rule, class T>
 void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
-    const bool interleaved = channels_interleaved(pooling, pooled);
+    const bool interleaved = levels_interleaved(pooling) && pooled.channel_stride == 1;
     const int64_t chunk = rois.count >= 4 * threads ? pooling.bins_y : 1;  // rows that a thread takes at a time
     T* out = static_cast<T*>(pooled.data);
     advise_huge_pages(out, rois.count * pooling.channels * pooling.bins_y * pooling.bins_x * int64_t(sizeof(T)));
@@ -191,12 +191,16 @@ void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int
 //  Backward
 ////////////////////////////////////////////////////////////
 
-// Spreads the gradient of one bin, `lanes` interleaved channels of it, over the cells it was pooled from.
+// Spreads the gradient of one bin, `lanes` channels of it, over the cells it was pooled from, where channels are
+// interleaved. In the gradient they may lie apart.
 template <class T>
-inline void spread_lanes(const T* grad, const RoiTables& tables, int64_t bin_y, int64_t bin_x, int64_t lanes,
-                         float* image) {
+inline void spread_lanes(const T* grad, int64_t grad_stride, const RoiTables& tables, int64_t bin_y, int64_t bin_x,
+                         int64_t lanes, float* image) {
     float shares[kLanes];
-    for (int64_t c = 0; c < lanes; ++c) shares[c] = load(grad[c]) / tables.count;
+    if (grad_stride == 1)
+        for (int64_t c = 0; c < lanes; ++c) shares[c] = load(grad[c]) / tables.count;
+    else
+        for (int64_t c = 0; c < lanes; ++c) shares[c] = load(grad[c * grad_stride]) / tables.count;
     for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
         for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x) {
             const auto add = [&](int64_t offset, float weight) {
@@ -224,8 +228,9 @@ void spread_roi(const Pooling& pooling, const RoiTables& tables, const Pooled& p
             for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
                 const T* grad = grads + c * pooled.channel_stride + bin_y * pooled.row_stride + bin_x * pooled.column_stride;
                 float* cells = image + c * level.channel_stride;
-                if (end - c >= step && interleaved) spread_lanes(grad, tables, bin_y, bin_x, kLanes, cells);
-                else spread_lanes(grad, tables, bin_y, bin_x, std::min(step, end - c), cells);
+                const int64_t stride = pooled.channel_stride;
+                if (end - c >= step && interleaved) spread_lanes(grad, stride, tables, bin_y, bin_x, kLanes, cells);
+                else spread_lanes(grad, stride, tables, bin_y, bin_x, std::min(step, end - c), cells);
             }
 }
 
@@ -240,7 +245,7 @@ void fill_zeros(void* data, int64_t bytes, int threads) {
 // The levels of pooling are the gradients, uninitialised.
 template <class Rule, class T>
 void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
-    const bool interleaved = channels_interleaved(pooling, pooled);
+    const bool interleaved = levels_interleaved(pooling);
     for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level) {
         const int64_t count = pooling.image_count * pooling.channels * level->height * level->width;
         fill_zeros(const_cast<void*>(level->data), count * int64_t(sizeof(float)), threads);

@@ -93,14 +93,15 @@ __device__ void for_each_sample(const RoiOnMap& roi, const Place& place, Visit v
 // Calls visit(roi, place, element) for the packs that this thread has to do; element is the pack's in pooled.
 // The blocks of the grid are RoIs times shares of their packs.
 template <class Rule, class Visit>
-__device__ void for_each_pack(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int width, Visit visit) {
+__device__ void for_each_pack(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int width,
+                              bool interleaved, Visit visit) {
     const int64_t index = blockIdx.x;
     const RoiOnMap roi = find_roi<Rule>(pooling, rois, index);
     const int packs = pooling.channels / width, count = pooling.bins_y * pooling.bins_x * packs;
     constexpr int kShare = kThreads * kPacksPerThread;
     for (int64_t begin = int64_t(blockIdx.y) * kShare; begin < count; begin += int64_t(gridDim.y) * kShare)
         for (int64_t number = begin + threadIdx.x; number < begin + kShare && number < count; number += kThreads) {
-            const Place place = find_place(pooling, number, packs, width, pooled.channel_stride == 1);
+            const Place place = find_place(pooling, number, packs, width, interleaved);
             visit(roi, place, index * pooled.roi_stride + place.channel * pooled.channel_stride +
                                   place.y * pooled.row_stride + place.x * pooled.column_stride);
         }
@@ -109,7 +110,9 @@ __device__ void for_each_pack(const Pooling& pooling, const Rois& rois, const Po
 template <class Rule, class T, int kWidth>
 __global__ void pool_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pooled pooled) {
     using Channels = Pack<T, kWidth>;
-    for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
+    const bool interleaved = pooled.channel_stride == 1;
+    for_each_pack<Rule>(pooling, rois, pooled, kWidth, interleaved, [&](const RoiOnMap& roi, const Place& place,
+                                                                        int64_t element) {
         float sums[kWidth] = {};
         bool any = false;
         if (roi.level) {
@@ -151,15 +154,17 @@ __device__ void add(float* cell, float weight, const float* shares) {
 // The levels of pooling are float32 gradients, filled with zeros.
 template <class Rule, class T, int kWidth>
 __global__ void spread_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pooled pooled) {
-    for_each_pack<Rule>(pooling, rois, pooled, kWidth, [&](const RoiOnMap& roi, const Place& place, int64_t element) {
+    const bool interleaved = pooling.levels[0].channel_stride == 1;
+    for_each_pack<Rule>(pooling, rois, pooled, kWidth, interleaved, [&](const RoiOnMap& roi, const Place& place,
+                                                                        int64_t element) {
         if (!roi.level) return;
         float* image = static_cast<float*>(const_cast<void*>(roi.level->data)) + roi.image_offset +
                        place.channel * roi.level->channel_stride;
-        const auto grads = *reinterpret_cast<const Pack<T, kWidth>*>(static_cast<const T*>(pooled.data) + element);
+        const T* grads = static_cast<const T*>(pooled.data) + element;
         const float count = Rule::count(roi.y, roi.x);
         float shares[kWidth];
 #pragma unroll
-        for (int c = 0; c < kWidth; ++c) shares[c] = load(grads.values[c]) / count;
+        for (int c = 0; c < kWidth; ++c) shares[c] = load(grads[c * pooled.channel_stride]) / count;
         for_each_sample<Rule>(roi, place, [&](const Sample& y, const Sample& x) {
             add<kWidth>(image + y.low + x.low, y.weight_low * x.weight_low, shares);
             add<kWidth>(image + y.low + x.high, y.weight_low * x.weight_high, shares);
@@ -169,18 +174,21 @@ __global__ void spread_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pool
     });
 }
 
-// Whether packs of four channels lie together and aligned in all of these tensors.
-bool packs_of_four(const Pooling& pooling, const Pooled& pooled, int64_t level_bytes, int64_t pooled_bytes) {
-    const auto fits = [](const void* data, int64_t bytes, int64_t channel_stride, int64_t a, int64_t b, int64_t c) {
-        return channel_stride == 1 && reinterpret_cast<uintptr_t>(data) % (4 * bytes) == 0 && a % 4 == 0 && b % 4 == 0 &&
-               c % 4 == 0;
-    };
-    bool all = pooling.channels % 4 == 0 && fits(pooled.data, pooled_bytes, pooled.channel_stride, pooled.roi_stride,
-                                                 pooled.row_stride, pooled.column_stride);
+// Whether four channels lie together and aligned wherever a tensor with these strides has a multiple of four.
+bool has_packs(const void* data, size_t element_bytes, int64_t channel_stride, int64_t a, int64_t b, int64_t c) {
+    const bool aligned = reinterpret_cast<uintptr_t>(data) % (4 * element_bytes) == 0;
+    return aligned && channel_stride == 1 && a % 4 == 0 && b % 4 == 0 && c % 4 == 0;
+}
+
+// Whether the kernel may work on four channels at once. Backward, the gradient is read one by one.
+bool works_on_packs(const Pooling& pooling, const Pooled& pooled, bool backward, size_t element_bytes) {
+    if (pooling.channels % 4 != 0) return false;
     for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level)
-        all = all && fits(level->data, level_bytes, level->channel_stride, level->image_stride, level->row_stride,
-                          level->column_stride);
-    return all;
+        if (!has_packs(level->data, backward ? sizeof(float) : element_bytes, level->channel_stride,
+                       level->image_stride, level->row_stride, level->column_stride))
+            return false;
+    return backward || has_packs(pooled.data, element_bytes, pooled.channel_stride, pooled.roi_stride,
+                                 pooled.row_stride, pooled.column_stride);
 }
 
 cudaError_t fill_zeros(const Pooling& pooling, cudaStream_t stream) {
@@ -210,7 +218,7 @@ cudaError_t run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, 
         if (error != cudaSuccess) return error;
     }
     if (rois.count == 0 || pooling.channels == 0) return cudaSuccess;
-    if (packs_of_four(pooling, pooled, backward ? sizeof(float) : sizeof(T), sizeof(T)))
+    if (works_on_packs(pooling, pooled, backward, sizeof(T)))
         return launch<Rule, T, 4>(pooling, rois, pooled, backward, stream);
     return launch<Rule, T, 1>(pooling, rois, pooled, backward, stream);
 }
