@@ -1,5 +1,7 @@
 """nms and batched_nms: every kernel against the reference, and the reference against cases done by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -286,6 +288,23 @@ def test_errors_of_nms(arguments, message):
 def test_errors_of_batched_nms(groups, max_keep, message):
     with pytest.raises(ValueError, match=message):
         batched_nms(BOXES, SCORES, groups, 0.5, max_keep)
+
+
+@needs_cuda
+@pytest.mark.parametrize("grouped", [False, True])
+def test_one_host_synchronisation_on_cuda(grouped):
+    """To read the count; everything else stays on the device."""
+    boxes, scores = (tensor.cuda() for tensor in random_boxes(300, seed=11))
+    groups = torch.arange(300, device="cuda") % 3 if grouped else None
+    batched_nms(boxes, scores, groups, 0.5)  # what the first call alone has to wait for
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            batched_nms(boxes, scores, groups, 0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in caught if "synchroniz" in str(warning.message)]) == 1
 
 
 @needs_cuda

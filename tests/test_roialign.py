@@ -537,6 +537,19 @@ def test_errors_of_crop_and_resize(change, message):
 
 
 @needs_cuda
+def test_no_host_synchronisation_on_cuda():
+    features = torch.ones(2, 8, 16, 16, device="cuda").requires_grad_()
+    rois, index = torch.ones(3, 4, device="cuda"), torch.zeros(3, dtype=torch.int64, device="cuda")
+    roi_align(features, rois, index, 7).sum().backward()  # what the first call alone has to wait for
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pyramid_roi_align([features, features], rois, index, index, 7, [0.5, 0.25]).sum().backward()
+        crop_and_resize(features, rois, index, 7).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
 def test_an_image_that_does_not_exist_pools_to_zeros_on_cuda():
     features, rois = torch.ones(2, 4, 8, 8, device="cuda"), torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3, device="cuda")
     pooled = roi_align(features, rois, torch.tensor([0, -1, 2], device="cuda"), 2)

@@ -138,10 +138,10 @@ __global__ void pool_rois(const GRID_CONSTANT Pooling pooling, Rois rois, Pooled
     });
 }
 
-// Adds weight times shares to neighbouring channels; one instruction for four where the GPU has it.
+// Adds weight times shares to neighbouring channels; one instruction for four where the GPU and its compiler have it.
 template <int kWidth>
 __device__ void add(float* cell, float weight, const float* shares) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDACC_VER_MAJOR__ >= 13
     if constexpr (kWidth == 4)
         atomicAdd(reinterpret_cast<float4*>(cell),
                   make_float4(weight * shares[0], weight * shares[1], weight * shares[2], weight * shares[3]));
