@@ -1,7 +1,7 @@
 // RoIAlign and crop_and_resize on the CPU, forward and backward. C ABI: see the end.
 //
-// Where channels are interleaved (channels_last), the loop over channels is innermost and vectorised; elsewhere
-// each channel is pooled by itself. Forward, threads share the rows of bins. Backward, each thread owns some
+// The loop over channels is innermost, so that what a sample needs is computed once for many; where they are interleaved
+// (channels_last) it is vectorised. Forward, threads share the rows of bins. Backward, each thread owns some
 // channels of an image and adds the RoIs in their order: no races, and the same sums for any number of threads.
 
 #include "roi_align.h"
@@ -115,10 +115,14 @@ void advise_huge_pages(void* data, int64_t bytes) {
 //  Forward
 ////////////////////////////////////////////////////////////
 
-// Pools `lanes` interleaved channels, at most kLanes, of one bin.
-template <class Rule, class T>
-inline void pool_lanes(const T* image, const RoiTables& tables, int64_t bin_y, int64_t bin_x, int64_t lanes, T* out) {
-    float sums[kLanes] = {};
+// Pools `lanes` channels of one bin, at most kLanes. Stride: 1 where channels lie side by side, in what is read and in
+// what is written; 0 for any other strides.
+template <class Rule, int kStride, class T>
+inline void pool_lanes(const T* image, const RoiTables& tables, int64_t bin_y, int64_t bin_x, int64_t lanes, T* out,
+                       int64_t out_stride) {
+    const int64_t stride = kStride ? kStride : tables.level->channel_stride;
+    float sums[kLanes];
+    std::fill_n(sums, lanes, 0.0f);
     for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
         for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x) {
             const T *low_low = image + y->low + x->low, *low_high = image + y->low + x->high;
@@ -126,63 +130,49 @@ inline void pool_lanes(const T* image, const RoiTables& tables, int64_t bin_y, i
             const Sample sample_y = *y, sample_x = *x;
 #pragma omp simd
             for (int64_t c = 0; c < lanes; ++c)
-                sums[c] += Rule::interpolate(sample_y, sample_x, load(low_low[c]), load(low_high[c]), load(high_low[c]),
-                                             load(high_high[c]));
+                sums[c] += Rule::interpolate(sample_y, sample_x, load(low_low[c * stride]), load(low_high[c * stride]),
+                                             load(high_low[c * stride]), load(high_high[c * stride]));
         }
     const float count = tables.count;
 #pragma omp simd
-    for (int64_t c = 0; c < lanes; ++c) store(sums[c] / count, out + c);
+    for (int64_t c = 0; c < lanes; ++c) store(sums[c] / count, out + c * (kStride ? kStride : out_stride));
 }
 
-template <class Rule, class T>
-void pool_row_interleaved(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, T* row, int64_t bin_stride) {
+// Pools one row of bins of an RoI.
+template <class Rule, int kStride, class T>
+void pool_row(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, const Pooled& pooled) {
     const T* image = static_cast<const T*>(tables.level->data) + tables.image_offset;
-    for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
-        T* out = row + bin_x * bin_stride;
-        if (tables.is_empty(bin_y, bin_x)) {
-            for (int64_t c = 0; c < pooling.channels; ++c) store(pooling.outside, out + c);
-            continue;
+    T* row = static_cast<T*>(pooled.data) + tables.roi * pooled.roi_stride + bin_y * pooled.row_stride;
+    const int64_t in_stride = tables.level->channel_stride, out_stride = pooled.channel_stride;
+    for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x)
+        for (int64_t c = 0; c < pooling.channels; c += kLanes) {
+            const T* in = image + c * in_stride;
+            T* out = row + bin_x * pooled.column_stride + c * out_stride;
+            const int64_t lanes = std::min(kLanes, pooling.channels - c);
+            if (tables.is_empty(bin_y, bin_x))
+                for (int64_t lane = 0; lane < lanes; ++lane) store(pooling.outside, out + lane * out_stride);
+            else if (lanes == kLanes)  // the compiler knows these two widths, and unrolls for them
+                pool_lanes<Rule, kStride>(in, tables, bin_y, bin_x, kLanes, out, out_stride);
+            else if (lanes == 1)
+                pool_lanes<Rule, kStride>(in, tables, bin_y, bin_x, 1, out, out_stride);
+            else
+                pool_lanes<Rule, kStride>(in, tables, bin_y, bin_x, lanes, out, out_stride);
         }
-        int64_t c = 0;
-        for (; c + kLanes <= pooling.channels; c += kLanes)
-            pool_lanes<Rule>(image + c, tables, bin_y, bin_x, kLanes, out + c);
-        if (c < pooling.channels) pool_lanes<Rule>(image + c, tables, bin_y, bin_x, pooling.channels - c, out + c);
-    }
-}
-
-template <class Rule, class T>
-void pool_row_planar(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, T* row, const Pooled& pooled) {
-    const T* image = static_cast<const T*>(tables.level->data) + tables.image_offset;
-    for (int64_t c = 0; c < pooling.channels; ++c) {
-        const T* plane = image + c * tables.level->channel_stride;
-        for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
-            float sum = 0.0f;
-            for (const Sample* y = tables.y.begin(bin_y); y != tables.y.end(bin_y); ++y)
-                for (const Sample* x = tables.x.begin(bin_x); x != tables.x.end(bin_x); ++x)
-                    sum += Rule::interpolate(*y, *x, load(plane[y->low + x->low]), load(plane[y->low + x->high]),
-                                             load(plane[y->high + x->low]), load(plane[y->high + x->high]));
-            const float value = tables.is_empty(bin_y, bin_x) ? pooling.outside : sum / tables.count;
-            store(value, row + c * pooled.channel_stride + bin_x * pooled.column_stride);
-        }
-    }
 }
 
 template <class Rule, class T>
 void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
     const bool interleaved = levels_interleaved(pooling) && pooled.channel_stride == 1;
     const int64_t chunk = rois.count >= 4 * threads ? pooling.bins_y : 1;  // rows that a thread takes at a time
-    T* out = static_cast<T*>(pooled.data);
-    advise_huge_pages(out, rois.count * pooling.channels * pooling.bins_y * pooling.bins_x * int64_t(sizeof(T)));
+    advise_huge_pages(pooled.data, rois.count * pooling.channels * pooling.bins_y * pooling.bins_x * int64_t(sizeof(T)));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         RoiTables tables;
 #pragma omp for schedule(dynamic, chunk)
         for (int64_t task = 0; task < rois.count * pooling.bins_y; ++task) {
-            const int64_t roi = task / pooling.bins_y, bin_y = task % pooling.bins_y;
-            tables.build<Rule>(pooling, rois, roi);
-            T* row = out + roi * pooled.roi_stride + bin_y * pooled.row_stride;
-            if (interleaved) pool_row_interleaved<Rule>(pooling, tables, bin_y, row, pooled.column_stride);
-            else pool_row_planar<Rule>(pooling, tables, bin_y, row, pooled);
+            tables.build<Rule>(pooling, rois, task / pooling.bins_y);
+            const auto pool = interleaved ? pool_row<Rule, 1, T> : pool_row<Rule, 0, T>;
+            pool(pooling, tables, task % pooling.bins_y, pooled);
         }
     }
 }
@@ -191,11 +181,12 @@ void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int
 //  Backward
 ////////////////////////////////////////////////////////////
 
-// Spreads the gradient of one bin, `lanes` channels of it, over the cells it was pooled from, where channels are
-// interleaved. In the gradient they may lie apart.
-template <class T>
+// Spreads the gradient of one bin, `lanes` channels of it, over the cells it was pooled from. Stride: as in pool_lanes,
+// of the cells.
+template <int kStride, class T>
 inline void spread_lanes(const T* grad, int64_t grad_stride, const RoiTables& tables, int64_t bin_y, int64_t bin_x,
                          int64_t lanes, float* image) {
+    const int64_t stride = kStride ? kStride : tables.level->channel_stride;
     float shares[kLanes];
     if (grad_stride == 1)
         for (int64_t c = 0; c < lanes; ++c) shares[c] = load(grad[c]) / tables.count;
@@ -206,7 +197,7 @@ inline void spread_lanes(const T* grad, int64_t grad_stride, const RoiTables& ta
             const auto add = [&](int64_t offset, float weight) {
                 float* cell = image + offset;
 #pragma omp simd
-                for (int64_t c = 0; c < lanes; ++c) cell[c] += weight * shares[c];
+                for (int64_t c = 0; c < lanes; ++c) cell[c * stride] += weight * shares[c];
             };
             add(y->low + x->low, y->weight_low * x->weight_low);
             add(y->low + x->high, y->weight_low * x->weight_high);
@@ -215,23 +206,20 @@ inline void spread_lanes(const T* grad, int64_t grad_stride, const RoiTables& ta
         }
 }
 
-// Spreads channels [begin, end) of one RoI.
-template <class T>
-void spread_roi(const Pooling& pooling, const RoiTables& tables, const Pooled& pooled, int64_t begin, int64_t end,
-                bool interleaved) {
+// Spreads channels [begin, end) of one RoI, at most kLanes.
+template <int kStride, class T>
+void spread_roi(const Pooling& pooling, const RoiTables& tables, const Pooled& pooled, int64_t begin, int64_t end) {
     const Level& level = *tables.level;
-    float* image = static_cast<float*>(const_cast<void*>(level.data)) + tables.image_offset;
-    const T* grads = static_cast<const T*>(pooled.data) + tables.roi * pooled.roi_stride;
-    const int64_t step = interleaved ? kLanes : 1;
-    for (int64_t c = begin; c < end; c += step)
-        for (int64_t bin_y = 0; bin_y < pooling.bins_y; ++bin_y)
-            for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
-                const T* grad = grads + c * pooled.channel_stride + bin_y * pooled.row_stride + bin_x * pooled.column_stride;
-                float* cells = image + c * level.channel_stride;
-                const int64_t stride = pooled.channel_stride;
-                if (end - c >= step && interleaved) spread_lanes(grad, stride, tables, bin_y, bin_x, kLanes, cells);
-                else spread_lanes(grad, stride, tables, bin_y, bin_x, std::min(step, end - c), cells);
-            }
+    float* image = static_cast<float*>(const_cast<void*>(level.data)) + tables.image_offset + begin * level.channel_stride;
+    const int64_t grad_stride = pooled.channel_stride, lanes = end - begin;
+    const T* grads = static_cast<const T*>(pooled.data) + tables.roi * pooled.roi_stride + begin * grad_stride;
+    for (int64_t bin_y = 0; bin_y < pooling.bins_y; ++bin_y)
+        for (int64_t bin_x = 0; bin_x < pooling.bins_x; ++bin_x) {
+            const T* grad = grads + bin_y * pooled.row_stride + bin_x * pooled.column_stride;
+            if (lanes == kLanes) spread_lanes<kStride>(grad, grad_stride, tables, bin_y, bin_x, kLanes, image);
+            else if (lanes == 1) spread_lanes<kStride>(grad, grad_stride, tables, bin_y, bin_x, 1, image);
+            else spread_lanes<kStride>(grad, grad_stride, tables, bin_y, bin_x, lanes, image);
+        }
 }
 
 void fill_zeros(void* data, int64_t bytes, int threads) {
@@ -263,7 +251,7 @@ void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, in
             for (int64_t roi = 0; roi < rois.count; ++roi) {
                 if (rois.image[roi] != image) continue;
                 tables.build<Rule>(pooling, rois, roi);
-                spread_roi<T>(pooling, tables, pooled, begin, end, interleaved);
+                (interleaved ? spread_roi<1, T> : spread_roi<0, T>)(pooling, tables, pooled, begin, end);
             }
         }
     }
