@@ -126,10 +126,12 @@ def compile_command(package: str, backend: str, output: Path) -> list[str]:
         arch = f"-arch={os.environ.get('CUDA_ARCH') or 'all-major'}"
         flags = ["-O3", "-std=c++17", arch, "--fmad=false", "--threads=0", "-shared", "-Xcompiler=-fPIC"]
         return [*find_nvcc(), *flags, *files]
-    flags = ["-O3", "-std=c++17", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared", "-Wall"]
+    flags = ["-O3", "-std=c++17", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
+    flags += ["-Wall", "-Wextra"]  # main() shows what they find
     flags += ["-fno-loop-unroll-and-jam"]  # g++ joins loops over samples and channels, and then gathers: 2.5 x slower
     if sanitizing():
-        flags += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+        flags += ["-g", "-fno-omit-frame-pointer"]
+        flags += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
     cxx = find_cxx()
     return [*cxx, *_accepted(cxx, flags), *files]
 

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 1024;            // boxes settled together
+constexpr int64_t kBlock = 1024;           // boxes settled together
 constexpr int64_t kLanes = 64;             // kept boxes compared between two early exits
 constexpr int64_t kParallelWork = 1 << 18; // comparisons below which a block is not worth waking threads for
 
