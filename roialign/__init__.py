@@ -24,7 +24,7 @@ from torch import Tensor
 import native
 from roialign import reference
 
-__all__ = ["crop_and_resize", "pyramid_roi_align", "roi_align"]
+__all__ = ["crop_and_resize", "pyramid_crop_and_resize", "pyramid_roi_align", "roi_align"]
 
 MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
 MAX_SAMPLING_RATIO = 4096  # more than the cells of any feature map; the sample tables have to fit into memory
@@ -111,6 +111,24 @@ def crop_and_resize(
     if not -math.inf < extrapolation_value < math.inf:
         raise ValueError(f"extrapolation_value must be finite, not {extrapolation_value}")
     return _roi_pool([image], rois, batch_index, None, size, [1.0], 1, False, True, float(extrapolation_value))
+
+
+def pyramid_crop_and_resize(
+    features: Sequence[Tensor], boxes: Tensor, batch_index: Tensor, levels: Tensor, crop_size: int | tuple[int, int]
+) -> Tensor:
+    """crop_and_resize of each box from its own pyramid level, all levels in one call, in the order of the boxes.
+
+    features: L maps [B, C, H, W], each of its own H and W; at most 8.
+    boxes: [R, (y1, x1, y2, x2)], normalised as for crop_and_resize, the same for every level.
+    levels: integers [R] in [0, L). batch_index, crop_size: as for crop_and_resize. Outside a map is 0.
+
+    Returns: [R, C, *crop_size], dtype of features.
+    Raises: ValueError as crop_and_resize, and for maps that differ in B, C, dtype or device.
+    Source: Matterport's PyramidROIAlign.
+    """
+    features, size = list(features), _pair("crop_size", crop_size)
+    rois, batch_index = _check_inputs("features", features, "boxes", boxes, batch_index, levels)
+    return _roi_pool(features, rois, batch_index, levels.long(), size, [1.0] * len(features), 1, False, True, 0.0)
 
 
 ############################################################
@@ -214,7 +232,7 @@ def _pool_in_torch(
 ) -> Tensor:
     _check_indices(batch_index, features[0].shape[0], levels, len(features))
     if crop:
-        pooled = reference.crop_and_resize(features[0], rois, batch_index, output_size, outside)
+        pooled = reference.pyramid_crop_and_resize(features, rois, batch_index, levels, output_size, outside)
     else:
         pooled = reference.pyramid_roi_align(
             features, rois, batch_index, levels, output_size, spatial_scales, sampling_ratio, aligned
@@ -254,7 +272,7 @@ def _backward_in_torch(
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     maps = [fmap.zero_() for fmap in _new_maps(wide, images, grad.shape[1], sizes, channels_last)]
     if crop:
-        reference.crop_and_resize_backward(wide, maps[0], rois, batch_index)
+        reference.pyramid_crop_and_resize_backward(wide, maps, rois, batch_index, levels)
     else:
         reference.pyramid_roi_align_backward(
             wide, maps, rois, batch_index, levels, spatial_scales, sampling_ratio, aligned

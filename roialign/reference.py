@@ -174,6 +174,36 @@ def crop_and_resize_backward(grad: Tensor, fmap: Tensor, boxes: Tensor, batch_in
             by_cell.index_put_(where, share, accumulate=True)
 
 
+def pyramid_crop_and_resize(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    batch_index: Tensor,
+    levels: Tensor | None,
+    crop_size: tuple[int, int],
+    extrapolation_value: float,
+) -> Tensor:
+    """crop_and_resize of each box from its own level; roialign.pyramid_crop_and_resize has the contract."""
+    crops = features[0].new_empty(len(boxes), features[0].shape[1], *crop_size)
+    for feature, own in _by_level(features, levels):
+        crops[own] = crop_and_resize(feature, boxes[own], batch_index[own], crop_size, extrapolation_value)
+    return crops
+
+
+def pyramid_crop_and_resize_backward(
+    grad: Tensor, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor, levels: Tensor | None
+) -> None:
+    """crop_and_resize_backward of each box to its own level."""
+    for fmap, own in _by_level(maps, levels):
+        crop_and_resize_backward(grad[own], fmap, boxes[own], batch_index[own])
+
+
+def _by_level(features: Sequence[Tensor], levels: Tensor | None) -> list[tuple[Tensor, Tensor | slice]]:
+    """Each map and the boxes that belong to it."""
+    if levels is None:
+        return [(features[0], slice(None))]
+    return [(feature, levels == level) for level, feature in enumerate(features)]
+
+
 def _crop_axes(boxes: Tensor, crop_size: Sequence[int], image_size: Sequence[int]) -> tuple[_CropAxis, _CropAxis]:
     y, x = (_crop_axis(boxes[:, i], boxes[:, i + 2], crop_size[i], image_size[i]) for i in range(2))
     return y, x

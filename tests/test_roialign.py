@@ -11,7 +11,7 @@ from torch import Tensor
 
 import native
 from benchmarks.machine import peak_mb
-from roialign import crop_and_resize, pyramid_roi_align, reference, roi_align
+from roialign import crop_and_resize, pyramid_crop_and_resize, pyramid_roi_align, reference, roi_align
 
 roi_pool = torch.ops.maskscoring.roi_pool.default
 roi_pool_backward = torch.ops.maskscoring.roi_pool_backward.default
@@ -554,3 +554,67 @@ def test_an_image_that_does_not_exist_pools_to_zeros_on_cuda():
     features, rois = torch.ones(2, 4, 8, 8, device="cuda"), torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3, device="cuda")
     pooled = roi_align(features, rois, torch.tensor([0, -1, 2], device="cuda"), 2)
     assert pooled.flatten(1).sum(1).tolist() == [16.0, 0.0, 0.0]
+
+
+############################################################
+#  crop_and_resize from a pyramid
+############################################################
+
+
+def pyramid_boxes(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised boxes, some out of the image, with images (of 2) and levels (of 3)."""
+    boxes, index = random_rois(count, 2, 1.0, seed)
+    return boxes, index, torch.arange(count) % 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_pyramid_crop_is_each_levels_crop(count, layout, device):
+    features = [random_features(2, 5, side, side + 3, seed=side, layout=layout).to(device) for side in (16, 8, 4)]
+    boxes, index, levels = (tensor.to(device) for tensor in pyramid_boxes(count))
+    crops = pyramid_crop_and_resize(features, boxes, index, levels, (7, 5))
+    assert crops.shape == (count, 5, 7, 5)
+    for i in range(count):
+        one = crop_and_resize(features[int(levels[i])], boxes[i : i + 1], index[i : i + 1], (7, 5))
+        assert torch.equal(crops[i], one[0])
+    expected = reference.pyramid_crop_and_resize(features, boxes, index, levels, (7, 5), 0.0)
+    torch.testing.assert_close(crops, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pyramid_crop_gradient(layout, device):
+    boxes, index, levels = (tensor.to(device) for tensor in pyramid_boxes(20))
+    features = [random_features(2, 5, side, side, seed=side, layout=layout).to(device) for side in (16, 8, 4)]
+    features = [feature.requires_grad_() for feature in features]
+    crops = pyramid_crop_and_resize(features, boxes, index, levels, 6)
+    weights = torch.randn(crops.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    grads = torch.autograd.grad((crops * weights).sum(), features)
+    for level, (feature, grad) in enumerate(zip(features, grads, strict=True)):
+        own = levels == level
+        one = crop_and_resize(feature, boxes[own], index[own], 6)
+        (expected,) = torch.autograd.grad((one * weights[own]).sum(), feature)
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pyramid_crop_gradcheck_and_opcheck():
+    boxes, index, levels = pyramid_boxes(6)
+    wide = [random_features(2, 2, side, side, seed=side, dtype=torch.float64).requires_grad_() for side in (6, 5, 4)]
+    assert torch.autograd.gradcheck(
+        lambda *features: pyramid_crop_and_resize(features, boxes.double(), index, levels, 3), wide
+    )
+    features = [random_features(2, 2, side, side, seed=side).requires_grad_() for side in (6, 5, 4)]
+    arguments = (features, boxes, index, levels, [3, 3], [1.0] * 3, 1, False, True, 0.0)
+    torch.library.opcheck(roi_pool, arguments)
+
+
+def test_pyramid_crop_refuses():
+    features = [random_features(1, 2, 8, 8), random_features(1, 2, 4, 4)]
+    boxes, index = torch.tensor([[0.0, 0, 1, 1]]), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"levels must lie in \[0, 2\)"):
+        pyramid_crop_and_resize(features, boxes, index, index + 2, 7)
+    with pytest.raises(ValueError, match="levels must be integers"):
+        pyramid_crop_and_resize(features, boxes, index, index.float(), 7)
+    with pytest.raises(ValueError, match="crop_size"):
+        pyramid_crop_and_resize(features, boxes, index, index, 0)
