@@ -1,0 +1,598 @@
+"""Settings: Config, one attribute each, and Dialect, how a family of checkpoints computes.
+
+Subclass Config for a data set and override what differs:
+
+    class BalloonConfig(Config):
+        NAME = "balloon"
+        CLASS_NAMES = ("BG", "balloon")
+        NUM_CLASSES = 2
+
+A name that Config does not know is an error that suggests the one that was meant. Values come from, strongest first:
+keyword arguments of the constructor (`--set NAME=VALUE` on every command line), the subclass, the dialect, Config.
+
+Imports nothing of this project.
+"""
+
+import ast
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+############################################################
+#  Dialects
+############################################################
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one family of checkpoints computes what all have in common: rounding, centres, orders, sampling.
+
+    Weights are right only under the dialect that they were trained in. Numbers that a user may set are not here: they
+    are attributes of Config, and `defaults` holds those whose usual value differs in this dialect.
+    """
+
+    size_rounding: str  # resized sides of mode "shorter": half_up, truncate (after maskrcnn-benchmark's rule) or floor
+    resampling: str  # what resizes images: opencv, pillow, torch or skimage
+    pads_before_mean: bool  # True: padding is black pixels; False: padding is zero after the mean is subtracted
+    stem_pool: str  # the 3x3 max pool pads on all sides (symmetric), or at the right and bottom only (same)
+    anchor_rounding: str  # exact; stride (rounded at the stride's size, then scaled); or corners
+    anchor_centre: float  # of a cell, in strides: 0 is its corner
+    anchor_stride: str  # fixed (BACKBONE_STRIDES), or from the padded image and the feature map (map)
+    coordinates: str  # what the sources' boxes are: half_open; inclusive, "+1"; or normalised by (side - 1)
+    delta_limits: tuple[float | None, float | None]  # log sizes are clamped to these before exp
+    proposals_of: str  # PRE_NMS_LIMIT and NMS apply to each level, or to the whole image
+    proposal_order: str  # anchors are ranked by probability, or by logit
+    min_proposal_side: float  # proposals must be larger along both sides, pixels
+    min_detection_side: float  # the same for detections
+    level_rule: (
+        str  # pyramid level of an RoI: floor with 1e-6 added inside the log, to size / 56 or / 224, outside; round
+    )
+    pooling: str  # adaptive (aligned RoIAlign), legacy (RoIAlign, 2 samples) or crop (crop_and_resize)
+    detections_of: str  # every class above the threshold may give a detection, or only an RoI's best class
+    paste: str  # masks are sampled at pixel centres, expanded by a cell, or resized into the rounded box
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_LOG_LIMIT = math.log(1000 / 16)
+
+# fmt: off
+_COLUMNS = (
+    # what                  mmdet             benchmark         torchvision       matterport
+    ("size_rounding",      "half_up",        "truncate",       "floor",          "half_even"),
+    ("resampling",         "opencv",         "pillow",         "torch",          "skimage"),
+    ("pads_before_mean",   False,            False,            False,            True),
+    ("stem_pool",          "symmetric",      "symmetric",      "symmetric",      "same"),
+    ("anchor_rounding",    "exact",          "stride",         "corners",        "exact"),
+    ("anchor_centre",      0.0,              0.5,              0.0,              0.0),
+    ("anchor_stride",      "fixed",          "fixed",          "map",            "fixed"),
+    ("coordinates",        "half_open",      "inclusive",      "half_open",      "normalised"),
+    ("delta_limits",       (-_LOG_LIMIT, _LOG_LIMIT), (None, _LOG_LIMIT), (None, _LOG_LIMIT), (None, None)),
+    ("proposals_of",       "level",          "level",          "level",          "image"),
+    ("proposal_order",     "probability",    "probability",    "logit",          "probability"),
+    ("min_proposal_side",  0.0,              -1.0,             1e-3,             -1.0),
+    ("min_detection_side", -1.0,             -1.0,             1e-2,             -1.0),
+    ("level_rule",         "inside_56",      "inside_224",     "outside",        "round"),
+    ("pooling",            "adaptive",       "legacy",         "legacy",         "crop"),
+    ("detections_of",      "every class",    "every class",    "every class",    "best class"),
+    ("paste",              "centres",        "expand",         "expand",         "resize"),
+)
+# fmt: on
+
+# What Config's own values, which are mmdet's, are replaced by. Pixels are RGB, 0 to 255.
+_DEFAULTS = {
+    "mmdet": {},
+    "benchmark": {
+        "MEAN_PIXEL": (122.7717, 115.9465, 102.9801),
+        "STD_PIXEL": (1.0, 1.0, 1.0),
+        "BACKBONE_STYLE": "caffe",
+        "POST_NMS_ROIS_TRAINING": 2000,
+    },
+    "torchvision": {
+        "MEAN_PIXEL": (0.485 * 255, 0.456 * 255, 0.406 * 255),
+        "STD_PIXEL": (0.229 * 255, 0.224 * 255, 0.225 * 255),
+        "POST_NMS_ROIS_TRAINING": 2000,
+    },
+    "matterport": {
+        "IMAGE_RESIZE_MODE": "square",
+        "IMAGE_MAX_DIM": 1024,
+        "MEAN_PIXEL": (123.7, 116.8, 103.9),
+        "STD_PIXEL": (1.0, 1.0, 1.0),
+        "BACKBONE_STYLE": "caffe",
+        "RPN_CHANNELS": 512,
+        "RPN_BBOX_STD_DEV": (0.1, 0.1, 0.2, 0.2),
+        "PRE_NMS_LIMIT": 6000,
+        "PRE_NMS_LIMIT_TRAINING": 6000,
+        "POST_NMS_ROIS_TRAINING": 2000,
+        "TRAIN_ROIS_PER_IMAGE": 200,
+        "ROI_POSITIVE_RATIO": 0.33,
+        "DETECTION_MIN_CONFIDENCE": 0.7,
+        "DETECTION_NMS_THRESHOLD": 0.3,
+    },
+}
+
+DIALECTS: dict[str, Dialect] = {
+    name: Dialect(**{row[0]: row[column] for row in _COLUMNS}, defaults=defaults)
+    for column, (name, defaults) in enumerate(_DEFAULTS.items(), start=1)
+}
+
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext101_32x4d",
+    "resnext101_64x4d",
+    "resnext101_32x8d",
+)
+RESIZE_MODES = ("shorter", "square", "pad64", "crop", "none")
+
+
+############################################################
+#  Config
+############################################################
+
+
+class Config:
+    """Settings of a model, its training and its detection. Subclass it for each data set.
+
+    Raises: ValueError for names that do not exist, values of the wrong type, and values that contradict each other.
+    """
+
+    # Short name of the experiment; the log folder is called after it. Override it.
+    NAME: str | None = None
+
+    # What each class index is called, "BG" first, NUM_CLASSES names. Stored in checkpoints, shown in pictures.
+    CLASS_NAMES: tuple[str, ...] | None = None
+
+    # Category id of each class index in the data set's own numbering, 0 for background. None: the class index.
+    CATEGORY_IDS: tuple[int, ...] | None = None
+
+    # How to compute: "mmdet" (new training), "benchmark", "torchvision" or "matterport". Checkpoints carry theirs.
+    DIALECT: str = "mmdet"
+
+    ### Machine
+
+    # GPUs used; 0 means CPU.
+    GPU_COUNT: int = 1
+
+    # Images in a batch on each GPU (or on the CPU). Lower it when memory runs out.
+    IMAGES_PER_GPU: int = 2
+
+    # Batches in an epoch. Lower it to see validation and checkpoints sooner.
+    STEPS_PER_EPOCH: int = 1000
+
+    # Batches of validation at the end of an epoch.
+    VALIDATION_STEPS: int = 50
+
+    ### Images
+
+    # "shorter": short side to IMAGE_MIN_DIM, long side at most IMAGE_MAX_DIM, padded to IMAGE_SIZE_DIVISOR.
+    # "square": scaled into, and padded to, IMAGE_MAX_DIM squared. "pad64": padded to multiples of 64.
+    # "crop": random crops of IMAGE_MIN_DIM, for training on large images. "none": as it is.
+    IMAGE_RESIZE_MODE: str = "shorter"
+
+    # Pixels; what they mean depends on the mode. Smaller is faster and loses small objects.
+    IMAGE_MIN_DIM: int = 800
+    IMAGE_MAX_DIM: int = 1333
+
+    # Modes "square", "pad64" and "crop": scale images up by at least this factor; 0 for no such demand.
+    IMAGE_MIN_SCALE: float = 0
+
+    # Mode "shorter": the padded sides are multiples of this.
+    IMAGE_SIZE_DIVISOR: int = 32
+
+    # Channels of an image: 3 is RGB. For others set MEAN_PIXEL and STD_PIXEL too.
+    IMAGE_CHANNEL_COUNT: int = 3
+
+    # Subtracted from, then dividing, each channel (RGB, 0 to 255). They belong to the backbone's weights.
+    MEAN_PIXEL: tuple[float, ...] = (123.675, 116.28, 103.53)
+    STD_PIXEL: tuple[float, ...] = (58.395, 57.12, 57.375)
+
+    ### Backbone and pyramid
+
+    # One of BACKBONES, or a callable: config -> module that maps images to [C2, C3, C4, C5] and has `channels`.
+    BACKBONE: str | Callable = "resnet101"
+
+    # Where a bottleneck has its stride: "pytorch" in the 3x3 convolution, "caffe" in the first 1x1. It cannot be seen
+    # in the weights and must be what they were trained with.
+    BACKBONE_STYLE: str = "pytorch"
+
+    # Factor on the channels of every stage; below 1 for small models trained from nothing.
+    BACKBONE_WIDTH: float = 1.0
+
+    # With a callable BACKBONE: (config, image_shape) -> [5, (height, width)] for compute_backbone_shapes.
+    COMPUTE_BACKBONE_SHAPE: Callable | None = None
+
+    # Pixels a cell, of P2 to P6.
+    BACKBONE_STRIDES: tuple[int, ...] = (4, 8, 16, 32, 64)
+
+    # Channels of P2 to P6.
+    TOP_DOWN_PYRAMID_SIZE: int = 256
+
+    # File with ImageNet weights of the backbone, for --model imagenet. None: the published ones.
+    IMAGENET_MODEL_PATH: str | None = None
+
+    ### Region proposal network
+
+    # Side of the square anchor of each level, pixels. Halve them for small objects.
+    RPN_ANCHOR_SCALES: tuple[float, ...] = (32, 64, 128, 256, 512)
+
+    # Width / height of the anchors of a cell.
+    RPN_ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1, 2)
+
+    # Anchors at every cell (1), every second (2), ...
+    RPN_ANCHOR_STRIDE: int = 1
+
+    # 3x3 convolutions of the RPN, and their channels.
+    RPN_CONVS: int = 1
+    RPN_CHANNELS: int = 256
+
+    # Anchor deltas are multiplied by these (dy, dx, dh, dw).
+    RPN_BBOX_STD_DEV: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+
+    # Anchors kept before NMS: of each level, or of the image (Dialect.proposals_of).
+    PRE_NMS_LIMIT: int = 1000
+    PRE_NMS_LIMIT_TRAINING: int = 2000
+
+    # Proposals that overlap a better one by more than this IoU are dropped. Higher keeps more, for crowded images.
+    RPN_NMS_THRESHOLD: float = 0.7
+
+    # RoIs kept per image after the RPN's NMS. Fewer is faster and may miss objects; more than
+    # DETECTION_MAX_INSTANCES is always needed.
+    POST_NMS_ROIS_TRAINING: int = 1000
+    POST_NMS_ROIS_INFERENCE: int = 1000
+
+    # Anchors an image that the RPN learns from.
+    RPN_TRAIN_ANCHORS_PER_IMAGE: int = 256
+
+    # False: the data generator brings the RoIs, to train the heads alone.
+    USE_RPN_ROIS: bool = True
+
+    ### Heads
+
+    # Classes, background included.
+    NUM_CLASSES: int = 1
+
+    # Cells of an RoI for the box head; for the mask and MaskIoU heads; of a predicted mask, twice the latter.
+    POOL_SIZE: int = 7
+    MASK_POOL_SIZE: int = 14
+    MASK_SHAPE: tuple[int, ...] = (28, 28)
+
+    # Box head: 3x3 convolutions first (torchvision v2 has 4), then fully connected layers of this width.
+    BOX_HEAD_CONVS: int = 0
+    BOX_HEAD_FC_LAYERS: int = 2
+    FPN_CLASSIF_FC_LAYERS_SIZE: int = 1024
+
+    # Box deltas are multiplied by these (dy, dx, dh, dw).
+    BBOX_STD_DEV: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+
+    # Mask head: 3x3 convolutions and their channels.
+    MASK_HEAD_CONVS: int = 4
+    MASK_HEAD_CHANNELS: int = 256
+
+    # MaskIoU head: False is plain Mask R-CNN. Channels of its convolutions, width of its two fully connected layers.
+    USE_MASKIOU_HEAD: bool = True
+    MASKIOU_HEAD_CHANNELS: int = 256
+    MASKIOU_FC_LAYERS_SIZE: int = 1024
+
+    # Limit predicted IoUs to [0, 1] in the mask score. Imported weights have it False, as their own code.
+    MASKIOU_CLAMP: bool = True
+
+    ### Training targets
+
+    # RoIs an image for the second stage, and the share of positive ones among them.
+    TRAIN_ROIS_PER_IMAGE: int = 512
+    ROI_POSITIVE_RATIO: float = 0.25
+
+    # Objects of an image used in training; the rest is dropped, with a warning.
+    MAX_GT_INSTANCES: int = 100
+
+    # Keep ground-truth masks cropped to their boxes, at this size: less memory, coarser masks.
+    USE_MINI_MASK: bool = True
+    MINI_MASK_SHAPE: tuple[int, ...] = (56, 56)
+
+    ### Detection
+
+    # Most instances of an image. Raise it for dense images (nuclei: 400).
+    DETECTION_MAX_INSTANCES: int = 100
+
+    # Detections with a class score of no more than this are dropped. 0.05 to evaluate, about 0.5 for pictures.
+    DETECTION_MIN_CONFIDENCE: float = 0.05
+
+    # Detections of a class that overlap a better one by more than this IoU are dropped.
+    DETECTION_NMS_THRESHOLD: float = 0.5
+
+    ### Optimiser
+
+    # Learning rate, momentum and L2 penalty of SGD.
+    LEARNING_RATE: float = 0.001
+    LEARNING_MOMENTUM: float = 0.9
+    WEIGHT_DECAY: float = 0.0001
+
+    # Factor of each loss in the sum.
+    LOSS_WEIGHTS: dict[str, float] = types.MappingProxyType(
+        {
+            "rpn_class_loss": 1.0,
+            "rpn_bbox_loss": 1.0,
+            "mrcnn_class_loss": 1.0,
+            "mrcnn_bbox_loss": 1.0,
+            "mrcnn_mask_loss": 1.0,
+            "mrcnn_maskiou_loss": 1.0,
+        }
+    )
+
+    # Train batch norm (True), or keep it frozen (False), as small batches need.
+    TRAIN_BN: bool = False
+
+    # Gradients are scaled down to this norm.
+    GRADIENT_CLIP_NORM: float = 5.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if name.isupper() and name not in _KINDS:
+                raise _unknown(name, f"{cls.__name__}.{name}")
+            if name.isupper():
+                _convert(name, value)
+
+    def __init__(self, **overrides: Any) -> None:
+        for name in overrides:
+            if name not in _KINDS:
+                raise _unknown(name, name)
+        cls = type(self)
+        dialect = overrides.get("DIALECT", cls.DIALECT)
+        if dialect not in DIALECTS:
+            raise ValueError(f"DIALECT must be one of {', '.join(DIALECTS)}, not {dialect!r}")
+        chosen = {name for base in cls.__mro__[: cls.__mro__.index(Config)] for name in vars(base)}
+        for name in _KINDS:
+            value = getattr(cls, name)
+            if name not in chosen:
+                value = DIALECTS[dialect].defaults.get(name, value)
+            self.__dict__[name] = _convert(name, overrides.get(name, value))
+        self.validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("BATCH_SIZE", "IMAGE_SHAPE", "IMAGE_META_SIZE", "BACKBONE_SHAPES"):
+            raise ValueError(f"{name} follows from other settings; set IMAGES_PER_GPU, IMAGE_MAX_DIM, ... instead")
+        if name == "DIALECT" and value != self.DIALECT:
+            raise ValueError("DIALECT decides the defaults of others: set it in the class, or Config(DIALECT=...)")
+        if name.isupper() and name not in _KINDS:
+            raise _unknown(name, name)
+        self.__dict__[name] = _convert(name, value) if name in _KINDS else value
+
+    @property
+    def dialect(self) -> Dialect:
+        """The rules that DIALECT names."""
+        return DIALECTS[self.DIALECT]
+
+    @property
+    def BATCH_SIZE(self) -> int:
+        """Images in a batch on all GPUs."""
+        return self.IMAGES_PER_GPU * max(self.GPU_COUNT, 1)
+
+    @property
+    def IMAGE_SHAPE(self) -> tuple[int, int, int]:
+        """Largest shape of an image that enters the network: (height, width, channels)."""
+        side = self.IMAGE_MIN_DIM if self.IMAGE_RESIZE_MODE == "crop" else self.IMAGE_MAX_DIM
+        return side, side, self.IMAGE_CHANNEL_COUNT
+
+    @property
+    def IMAGE_META_SIZE(self) -> int:
+        """Numbers that compose_image_meta makes: id, two shapes, window, scale, a flag a class."""
+        return 1 + 3 + 3 + 4 + 1 + self.NUM_CLASSES
+
+    @property
+    def BACKBONE_SHAPES(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of P2 to P6 for IMAGE_SHAPE."""
+        height, width, _ = self.IMAGE_SHAPE
+        return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in self.BACKBONE_STRIDES)
+
+    def validate(self) -> None:
+        """Raise ValueError for values that do not exist or contradict each other."""
+        for name, values in {
+            "IMAGE_RESIZE_MODE": RESIZE_MODES,
+            "BACKBONE_STYLE": ("pytorch", "caffe"),
+            "BACKBONE": BACKBONES,
+        }.items():
+            value = getattr(self, name)
+            if value not in values and not callable(value):
+                hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if value[:1] == "<" else ""
+                raise ValueError(f"{name} must be one of {', '.join(values)}, not {value!r}{hint}")
+        for name in _POSITIVE:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        self._validate_lengths()
+        if any(not value > 0 for value in (*self.STD_PIXEL, self.BACKBONE_WIDTH)):
+            raise ValueError(f"STD_PIXEL {self.STD_PIXEL} and BACKBONE_WIDTH {self.BACKBONE_WIDTH} must be above 0")
+        if self.IMAGE_MIN_DIM > self.IMAGE_MAX_DIM:
+            raise ValueError(
+                f"IMAGE_MIN_DIM {self.IMAGE_MIN_DIM} is above IMAGE_MAX_DIM {self.IMAGE_MAX_DIM}; set both"
+            )
+        if tuple(self.MASK_SHAPE) != (2 * self.MASK_POOL_SIZE,) * 2:
+            raise ValueError(
+                f"MASK_SHAPE {self.MASK_SHAPE} must be twice MASK_POOL_SIZE {self.MASK_POOL_SIZE} along both sides: "
+                "the mask head doubles the resolution"
+            )
+        if self.IMAGE_RESIZE_MODE in ("square", "crop") and self.IMAGE_SHAPE[0] % 64:
+            raise ValueError(
+                f"IMAGE_RESIZE_MODE {self.IMAGE_RESIZE_MODE!r} makes squares of {self.IMAGE_SHAPE[0]} pixels, which "
+                "must be a multiple of 64, so that P2 to P6 fit onto each other"
+            )
+
+    def _validate_lengths(self) -> None:
+        lengths = {
+            "MEAN_PIXEL": (self.IMAGE_CHANNEL_COUNT, "IMAGE_CHANNEL_COUNT"),
+            "STD_PIXEL": (self.IMAGE_CHANNEL_COUNT, "IMAGE_CHANNEL_COUNT"),
+            "BACKBONE_STRIDES": (5, "P2 to P6"),
+            "RPN_ANCHOR_SCALES": (5, "P2 to P6"),
+            "RPN_BBOX_STD_DEV": (4, "dy, dx, dh, dw"),
+            "BBOX_STD_DEV": (4, "dy, dx, dh, dw"),
+            "CLASS_NAMES": (self.NUM_CLASSES, "NUM_CLASSES"),
+            "CATEGORY_IDS": (self.NUM_CLASSES, "NUM_CLASSES"),
+        }
+        for name, (length, reason) in lengths.items():
+            value = getattr(self, name)
+            if value is not None and len(value) != length:
+                raise ValueError(f"{name} must have {length} entries ({reason}), not {len(value)}: {value}")
+
+    def display(self) -> None:
+        """Print every setting."""
+        print("\nConfigurations:")
+        names = [*_KINDS, "BATCH_SIZE", "IMAGE_SHAPE", "IMAGE_META_SIZE", "BACKBONE_SHAPES"]
+        for name in sorted(names):
+            print(f"{name:30} {getattr(self, name)}")
+        print()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting as plain numbers, strings, lists and dicts, for checkpoints and JSON.
+
+        Of a callable only the name is kept: from_dict wants it given again.
+        """
+        plain = {}
+        for name in _KINDS:
+            value = getattr(self, name)
+            if callable(value):
+                value = f"<{value.__module__}.{value.__qualname__}>"
+            plain[name] = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
+        return plain
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], **overrides: Any) -> "Config":
+        """The Config that to_dict described.
+
+        Raises: ValueError for names that do not exist and values of the wrong type.
+        """
+        return cls(**{**settings, **overrides})
+
+
+############################################################
+#  Types of settings
+############################################################
+
+_KINDS: dict[str, Any] = {name: kind for name, kind in typing.get_type_hints(Config).items() if name.isupper()}
+_POSITIVE = [
+    *("IMAGES_PER_GPU", "STEPS_PER_EPOCH", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "IMAGE_SIZE_DIVISOR", "NUM_CLASSES"),
+    *("IMAGE_CHANNEL_COUNT", "TOP_DOWN_PYRAMID_SIZE", "RPN_ANCHOR_STRIDE", "RPN_CONVS", "RPN_CHANNELS"),
+    *("PRE_NMS_LIMIT", "PRE_NMS_LIMIT_TRAINING", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "POOL_SIZE"),
+    *("MASK_POOL_SIZE", "BOX_HEAD_FC_LAYERS", "FPN_CLASSIF_FC_LAYERS_SIZE", "MASK_HEAD_CONVS", "MASK_HEAD_CHANNELS"),
+    *("MASKIOU_HEAD_CHANNELS", "MASKIOU_FC_LAYERS_SIZE", "TRAIN_ROIS_PER_IMAGE", "DETECTION_MAX_INSTANCES"),
+    *("RPN_TRAIN_ANCHORS_PER_IMAGE", "MAX_GT_INSTANCES"),
+]
+_SHARES = ["RPN_NMS_THRESHOLD", "DETECTION_NMS_THRESHOLD", "DETECTION_MIN_CONFIDENCE", "ROI_POSITIVE_RATIO"]
+
+
+def _unknown(name: str, shown: str) -> ValueError:
+    close = difflib.get_close_matches(name.upper(), _KINDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "config.display() lists all names"
+    return ValueError(f"{shown} is not a setting; {hint}")
+
+
+def _convert(name: str, value: Any) -> Any:
+    """The value as its setting's type: lists and arrays become tuples, whole floats ints."""
+    if callable(getattr(value, "tolist", None)):  # NumPy arrays and numbers
+        value = value.tolist()
+    for kind in _alternatives(_KINDS[name]):
+        converted = _as_kind(kind, value)
+        if converted is not None or (value is None and kind is type(None)):
+            return converted
+    expected = " or ".join(_kind_name(kind) for kind in _alternatives(_KINDS[name]))
+    raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    """The value as a kind, or None if it is not of that kind."""
+    if kind in (bool, str):
+        return value if isinstance(value, kind) else None
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        whole = kind is float or float(value).is_integer()
+        return (value if kind is float else int(value)) if whole else None
+    if kind is Callable:
+        return value if callable(value) else None
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return None
+        items = tuple(_as_kind(typing.get_args(kind)[0], item) for item in value)
+        return None if None in items else items
+    if typing.get_origin(kind) is dict:
+        is_numbers = isinstance(value, Mapping) and all(isinstance(item, int | float) for item in value.values())
+        return dict(value) if is_numbers else None
+    return None
+
+
+def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {typing.get_args(kind)[0].__name__}"
+    if typing.get_origin(kind) is dict:
+        return "a dict of numbers"
+    return {type(None): "None", Callable: "a callable"}.get(kind) or kind.__name__
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--set NAME=VALUE ...` means: a dict for Config(**settings).
+
+    texts: such as ["IMAGE_MIN_DIM=512", "RPN_ANCHOR_SCALES=8,16,32,64,128", "USE_MASKIOU_HEAD=False", "NAME=cells"].
+
+    Raises: ValueError for a text without "=", an unknown name, or a value of the wrong type.
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ValueError(f"--set needs NAME=VALUE, not {text!r}; no spaces around the '='?")
+        if name not in _KINDS:
+            raise _unknown(name, name)
+        settings[name] = _convert(name, _literal(name, value.strip()))
+    return settings
+
+
+def _literal(name: str, text: str) -> Any:
+    kinds = _alternatives(_KINDS[name])
+    if text.lower() in ("true", "false", "none"):
+        text = text.capitalize()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # a word, such as resnet50
+    if str in kinds and not isinstance(value, str) and value is not None:
+        return text  # a name that happens to be a number
+    if isinstance(value, str) and typing.get_origin(kinds[0]) is tuple:
+        return [part.strip() for part in value.split(",")]
+    if typing.get_origin(kinds[0]) is tuple and isinstance(value, int | float):
+        return [value]
+    return value
+
+
+############################################################
+#  COCO's categories
+############################################################
+
+# Published checkpoints know these. COCO's own ids, with its gaps.
+COCO_CATEGORIES: dict[int, str] = {}
+_COCO = """
+1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
+11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep, 21 cow,
+22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack, 28 umbrella, 31 handbag, 32 tie, 33 suitcase, 34 frisbee,
+35 skis, 36 snowboard, 37 sports ball, 38 kite, 39 baseball bat, 40 baseball glove, 41 skateboard, 42 surfboard,
+43 tennis racket, 44 bottle, 46 wine glass, 47 cup, 48 fork, 49 knife, 50 spoon, 51 bowl, 52 banana, 53 apple,
+54 sandwich, 55 orange, 56 broccoli, 57 carrot, 58 hot dog, 59 pizza, 60 donut, 61 cake, 62 chair, 63 couch,
+64 potted plant, 65 bed, 67 dining table, 70 toilet, 72 tv, 73 laptop, 74 mouse, 75 remote, 76 keyboard,
+77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book, 85 clock, 86 vase, 87 scissors,
+88 teddy bear, 89 hair drier, 90 toothbrush
+"""
+for _entry in _COCO.split(","):
+    _id, _name = _entry.split(maxsplit=1)
+    COCO_CATEGORIES[int(_id)] = " ".join(_name.split())
