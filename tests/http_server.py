@@ -1,0 +1,82 @@
+"""A web server of one file in a thread, which misbehaves as it is told, for the tests of downloads."""
+
+import http.server
+import re
+import threading
+
+
+class FileServer:
+    """Use it as a context manager; change its attributes between requests.
+
+    content: the file. etag, modified: headers, or None. content_type: as it says.
+    ranges: True honours Range and If-Range; False ignores them; "blind" ignores If-Range only; "shifted" begins a byte
+        late.
+    length: whether Content-Length is told. statuses: what to answer first, such as [503, 404].
+    drops: bytes after which to close the connection, for the next answers; None sends all.
+    redirect: where to lead every request, or None. requests: (path, headers) of each request so far.
+    hold: a threading.Event that answers wait for, or None.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.content_type = content, "application/octet-stream"
+        self.etag, self.modified, self.redirect, self.hold = '"1"', None, None, None
+        self.ranges, self.length = True, True
+        self.statuses, self.drops, self.requests = [], [], []
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.root = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{self.root}/weights.pth"
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def asked(self, header: str) -> list[str | None]:
+        """A header of each request so far."""
+        return [headers.get(header) for _, headers in self.requests]
+
+    def answer(self, headers) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body for a request with these headers."""
+        out = {"Content-Type": self.content_type}
+        out |= {"ETag": self.etag} if self.etag else {}
+        out |= {"Last-Modified": self.modified} if self.modified else {}
+        status, body = 200, self.content
+        wanted = re.fullmatch(r"bytes=(\d+)-", headers.get("Range", ""))
+        same = self.ranges == "blind" or headers.get("If-Range") in (None, self.etag, self.modified)
+        if wanted and self.ranges and same:
+            start, size = int(wanted[1]) + (self.ranges == "shifted"), len(self.content)
+            status, body = (206, self.content[start:]) if start < size else (416, b"")
+            span = f"{start}-{size - 1}" if start < size else "*"
+            out["Content-Range"] = f"bytes {span}/{size}"
+        if self.redirect:
+            return 302, {"Location": self.redirect}, b""
+        return status, out, body
+
+    def _handler(server):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.requests.append((self.path, dict(self.headers)))
+                if server.hold:
+                    server.hold.wait(10)
+                status, headers, body = server.answer(self.headers)
+                status = server.statuses.pop(0) if server.statuses else status
+                drop = server.drops.pop(0) if server.drops else None
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                if server.length:
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[:drop])
+                self.close_connection = True
+
+            def log_message(self, *_):
+                pass
+
+        return Handler

@@ -1,0 +1,2163 @@
+"""Boxes, images, masks, run-length codes, metrics, the Dataset base class and downloads. Knows nothing of models.
+
+Matterport's names and results, where they are right. What the four numeric dialects compute differently is named by
+a rule (ROUNDINGS, RESAMPLINGS, PASTE_RULES), so that every function is here once.
+
+    N boxes or masks   H, W an image's height and width   M mask side   C channels
+    Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside. Height is y2 - y1, with no +1.
+    Images are uint8 RGB [H, W, 3]. Stacks of masks are bool [H, W, N]. Sizes are (height, width).
+    A run-length code (RLE) is COCO's: {"size": [H, W], "counts": bytes}, down the columns.
+
+The functions of boxes take tensors and give tensors, on any device, or take arrays and give arrays.
+"""
+
+import contextlib
+import functools
+import hashlib
+import http.client
+import json
+import logging
+import math
+import operator
+import os
+import pickle
+import re
+import secrets
+import shutil
+import sqlite3
+import stat
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import skimage.measure
+import skimage.transform
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+############################################################
+#  Boxes
+############################################################
+
+
+def _tensor(array: Any) -> Tensor:
+    """A tensor that shares an array's memory where torch can read it."""
+    array = np.asarray(array)
+    readable = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if readable else array.astype(array.dtype.newbyteorder("=")))
+
+
+def _for_arrays(function: Callable) -> Callable:
+    """Lets a function of tensors take arrays and lists, too, and return arrays then. The first argument decides."""
+
+    @functools.wraps(function)
+    def of_either(first, *rest, **named):
+        if isinstance(first, Tensor):
+            return function(first, *rest, **named)
+        rest = [_tensor(value) if isinstance(value, np.ndarray) else value for value in rest]
+        named = {name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in named.items()}
+        return function(_tensor(first), *rest, **named).numpy()
+
+    return of_either
+
+
+def _as_boxes(boxes: Any, name: str, like: Tensor | None = None) -> Tensor:
+    """Floating boxes [..., 4], of the dtype and on the device of like."""
+    boxes = torch.as_tensor(boxes, device=None if like is None else like.device)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"{name} must be [..., (y1, x1, y2, x2)], got {list(boxes.shape)}")
+    if like is not None:
+        return boxes.to(like.dtype)
+    return boxes if boxes.is_floating_point() else boxes.float()
+
+
+def _sizes(boxes: Tensor) -> Tensor:
+    """[..., (height, width)] of boxes [..., 4]; 0 for what is inverted."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+
+
+@_for_arrays
+def box_area(boxes: Tensor) -> Tensor:
+    """Area of each box in square pixels; 0 for an inverted one.
+
+    boxes: [..., (y1, x1, y2, x2)].
+
+    Returns: [...].
+    """
+    return _sizes(_as_boxes(boxes, "boxes")).prod(dim=-1)
+
+
+@_for_arrays
+def compute_iou(box: Tensor, boxes: Tensor, box_area: Tensor, boxes_area: Tensor) -> Tensor:
+    """IoU of one box with several, whose areas the caller has.
+
+    box: [4]. boxes: [N, 4]. box_area: a number. boxes_area: [N].
+
+    Returns: [N] in [0, 1]; 0 where a box has no area.
+    """
+    box = _as_boxes(box, "box")
+    boxes = _as_boxes(boxes, "boxes", like=box)
+    inter = _shared_side(box, boxes, 0).mul_(_shared_side(box, boxes, 1))
+    areas = torch.as_tensor(box_area, dtype=box.dtype, device=box.device) + torch.as_tensor(
+        boxes_area, device=box.device
+    )
+    return inter.div_(areas - inter).nan_to_num_(nan=0.0)  # 0 / 0
+
+
+def _shared_side(boxes1: Tensor, boxes2: Tensor, axis: int) -> Tensor:
+    upper = torch.minimum(boxes1[..., axis + 2], boxes2[..., axis + 2])
+    return upper.sub_(torch.maximum(boxes1[..., axis], boxes2[..., axis])).clamp_(min=0)
+
+
+@_for_arrays
+def compute_overlaps(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU of every box of one set with every box of another.
+
+    boxes1: [N1, 4]. boxes2: [N2, 4].
+
+    Returns: [N1, N2] in [0, 1]; 0 where a box has no area or is not a number.
+    """
+    boxes1 = _as_boxes(boxes1, "boxes1")
+    boxes2 = _as_boxes(boxes2, "boxes2", like=boxes1)
+    return compute_iou(boxes1[:, None], boxes2, box_area(boxes1)[:, None], box_area(boxes2))
+
+
+@_for_arrays
+def apply_box_deltas(
+    boxes: Tensor, deltas: Tensor, clamp_low: float | None = None, clamp_high: float | None = None
+) -> Tensor:
+    """Moves and scales boxes: the decoder of the box coder.
+
+    boxes: [..., (y1, x1, y2, x2)].
+    deltas: [..., (dy, dx, log dh, log dw)]; dy and dx in heights and widths of the box.
+    clamp_low, clamp_high: limits of log dh and log dw, such as log(1000 / 16) above.
+
+    Returns: [..., (y1, x1, y2, x2)], not clipped.
+    Raises: ValueError if the last dimension of either is not 4.
+    Source: R-CNN (arXiv:1311.2524), appendix C.
+    """
+    boxes = _as_boxes(boxes, "boxes")
+    deltas = _as_boxes(deltas, "deltas", like=boxes)
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    centres = boxes[..., :2] + 0.5 * sizes + deltas[..., :2] * sizes
+    logs = deltas[..., 2:]
+    if clamp_low is not None or clamp_high is not None:
+        logs = logs.clamp(clamp_low, clamp_high)
+    half = 0.5 * (sizes * logs.exp())
+    return torch.cat([centres - half, centres + half], dim=-1)
+
+
+@_for_arrays
+def box_refinement(box: Tensor, gt_box: Tensor) -> Tensor:
+    """The deltas that turn a box into the ground truth's: the inverse of apply_box_deltas.
+
+    box, gt_box: [..., (y1, x1, y2, x2)] of positive height and width.
+
+    Returns: [..., (dy, dx, log dh, log dw)].
+    Raises: ValueError if the last dimension of either is not 4.
+    """
+    box = _as_boxes(box, "box")
+    gt_box = _as_boxes(gt_box, "gt_box", like=box)
+    sizes, gt_sizes = box[..., 2:] - box[..., :2], gt_box[..., 2:] - gt_box[..., :2]
+    shift = (gt_box[..., :2] + 0.5 * gt_sizes) - (box[..., :2] + 0.5 * sizes)
+    return torch.cat([shift / sizes, (gt_sizes / sizes).log()], dim=-1)
+
+
+@_for_arrays
+def clip_boxes(boxes: Tensor, window: Tensor | Sequence[float]) -> Tensor:
+    """Boxes cut off at a window. One that lies outside keeps no area.
+
+    boxes: [..., (y1, x1, y2, x2)].
+    window: (y1, x1, y2, x2), or one for each box.
+
+    Returns: as boxes.
+    """
+    boxes = _as_boxes(boxes, "boxes")
+    window = _as_boxes(window, "window", like=boxes)
+    low, high = window[..., [0, 1, 0, 1]], window[..., [2, 3, 2, 3]]
+    return torch.minimum(torch.maximum(boxes, low), high)
+
+
+@_for_arrays
+def extract_bboxes(mask: Tensor) -> Tensor:
+    """The smallest box around each mask.
+
+    mask: [H, W, N], true or not 0 where the object is.
+
+    Returns: int32 [N, (y1, x1, y2, x2)]; zeros for an empty mask.
+    Raises: ValueError for another number of dimensions.
+    """
+    if mask.ndim != 3:
+        raise ValueError(f"mask must be [H, W, N], got {list(mask.shape)}; for a single mask, give mask[..., None]")
+    mask = mask if mask.dtype == torch.bool else mask != 0
+    boxes = torch.zeros(mask.shape[2], 4, dtype=torch.int32, device=mask.device)
+    if mask.numel() == 0:
+        return boxes
+    for axis in (0, 1):
+        filled = mask.any(dim=1 - axis).to(torch.uint8)  # [H or W, N]
+        boxes[:, axis] = filled.argmax(dim=0)
+        boxes[:, axis + 2] = (len(filled) - filled.flip(0).argmax(dim=0)) * filled.amax(dim=0)
+    return boxes
+
+
+@_for_arrays
+def trim_zeros(x: Tensor) -> Tensor:
+    """The rows that are not all zero: what is left when the padding is taken off.
+
+    x: [rows, columns].
+    """
+    return x[(x != 0).any(dim=1)]
+
+
+def _norm_scale(boxes: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Matterport's scale (h-1, w-1, h-1, w-1) and shift (0, 0, 1, 1)."""
+    height, width = shape[:2]
+    return boxes.new_tensor([height - 1, width - 1] * 2), boxes.new_tensor([0, 0, 1, 1])
+
+
+@_for_arrays
+def norm_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Pixels to Matterport's normalised coordinates, in which (y2, x2) lies inside the box.
+
+    boxes: [..., (y1, x1, y2, x2)] in pixels.
+    shape: (height, width) of the image.
+
+    Returns: float32, as boxes; (0, 0, height, width) becomes (0, 0, 1, 1).
+    """
+    boxes = _as_boxes(boxes, "boxes")
+    scale, shift = _norm_scale(boxes, shape)
+    return ((boxes - shift) / scale).float()
+
+
+@_for_arrays
+def denorm_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Matterport's normalised coordinates to whole pixels, in which (y2, x2) lies outside the box.
+
+    boxes: [..., (y1, x1, y2, x2)], normalised.
+    shape: (height, width) of the image.
+
+    Returns: int32, as boxes; halves are rounded to even.
+    """
+    boxes = _as_boxes(boxes, "boxes")
+    scale, shift = _norm_scale(boxes, shape)
+    return (boxes * scale + shift).round().to(torch.int32)
+
+
+############################################################
+#  Images
+############################################################
+
+# More than this is refused before it is decoded: about 0.5 GB as RGB, and where Pillow itself refuses, too.
+MAX_IMAGE_PIXELS = 178_956_970
+# A side that no photograph has (JPEG ends at 65,535). Squares of this side, and tables along it, would fill the memory.
+MAX_IMAGE_SIDE = 100_000
+
+_EXIF_ORIENTATION = 0x0112
+# How to turn what is stored upright: transpose first, then reverse (rows, columns).
+_EXIF_TURNS = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
+
+
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Reads a picture of any kind that Pillow knows, upright and in RGB. The content decides, not the name's suffix.
+
+    Turned as EXIF says. Of an animation, the first frame. Transparency is dropped: the colours below it stay as they
+    are. 16 bits, and whole numbers in 0..65535, are scaled to 8. Floats in [0, 1] are scaled by 255, others have to
+    lie in [0, 255]. CMYK, YCbCr and LAB are converted without the file's colour profile.
+
+    path: the file.
+    max_pixels: a picture of more is refused before it is decoded. Pillow has limits of its own: it warns above
+        PIL.Image.MAX_IMAGE_PIXELS and refuses above twice as much; to read larger ones, raise that, too.
+
+    Returns: uint8 [H, W, 3].
+    Raises: FileNotFoundError if there is no such file. ValueError, naming the file and the cause, if it is empty, cut
+        off, no picture, a directory, too large, or has values that are not those of a picture.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path}: there is no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"image {path} is a directory; give one of the files in it") from None
+    with file:
+        try:
+            image = Image.open(file)
+            _check_size(image.size, max_pixels)
+            image.load()
+            pixels = _rgb_pixels(image)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"image {path} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+            raise ValueError(f"image {path}: {_cause(path, error)}") from error
+    return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb?"
+        )
+    if max(size) > MAX_IMAGE_SIDE:
+        raise ValueError(f"{width} x {height} pixels: no side may be longer than {MAX_IMAGE_SIDE}; cut it into tiles")
+
+
+def _cause(path: Path, error: Exception) -> str:
+    """Why a file could not be read, in words."""
+    if path.stat().st_size == 0:
+        return "the file is empty; was its download or copy interrupted?"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture of a kind that Pillow knows, or cut off at its start"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"cannot be decoded; is it cut off or damaged? ({error})"
+
+
+def _rgb_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a decoded image, not turned."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return to_rgb(np.asarray(image).astype(np.uint16))
+    if mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32-bit values in {values.min()}..{values.max()}; only 0..65535, 16 bits, are understood")
+        return to_rgb(values.astype(np.uint16))
+    if mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 255):  # so written, NaN is caught, too
+            raise ValueError(f"floating values in {values.min()}..{values.max()}; they must lie in 0..1 or 0..255")
+        return to_rgb(values if values.max() <= 1 else values / 255)
+    if mode in ("P", "PA", "LA", "RGBa"):  # straight to RGB, a palette with transparency is misread
+        image = image.convert("RGBA")
+    if image.mode not in ("RGB", "RGBA"):
+        image = image.convert("RGB")
+    return np.array(image)[..., :3]
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8. To be asked for after decoding: some formats are turned then, or name it last."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # the picture is fine, what comes with it is not
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    transposed, rows, columns = _EXIF_TURNS.get(orientation, (False, 1, 1))
+    pixels = pixels.swapaxes(0, 1) if transposed else pixels
+    return pixels[::rows, ::columns]
+
+
+def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """An image of another kind as uint8 RGB.
+
+    image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], whose alpha is dropped. uint8; bool; uint16, scaled by 1/257;
+        or floating in [0, 1], scaled by 255.
+    name: what errors call it.
+
+    Returns: uint8 [H, W, 3]; the image itself if it is that already.
+    Raises: ValueError for other types, shapes and values.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{name} must be a NumPy array, got {type(image).__name__}; np.asarray reads most of them")
+    shape = list(image.shape)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and shape[2] not in (1, 3, 4)):
+        channels_first = image.ndim == 3 and shape[0] in (1, 3, 4)
+        hint = "channels come last: image.transpose(1, 2, 0)" if channels_first else "is it one image?"
+        raise ValueError(f"{name} must be [H, W] or [H, W, 1, 3 or 4], got {shape}; {hint}")
+    if image.size == 0:
+        raise ValueError(f"{name} has no pixels: {shape}")
+    image = image[..., None] if image.ndim == 2 else image[..., :3]
+    image = _eight_bits(image, name)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def _eight_bits(image: np.ndarray, name: str) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == bool:
+        return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype == np.uint16:
+        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 is 257 * 255
+    if not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"{name} must be uint8, uint16, bool or floating, got {image.dtype}; image.astype(np.uint8)?")
+    low, high = image.min(), image.max()
+    if not (low >= 0 and high <= 1):  # so written, NaN is caught, too
+        raise ValueError(f"{name} is floating and must lie in [0, 1], got {low}..{high}; divide by 255?")
+    return np.rint(image * 255.0).astype(np.uint8)
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file so that, whatever happens, it is there in full or as it was before.
+
+    path: the file; a link is followed. Its directory has to exist.
+    write: is handed a binary file to write to, such as lambda file: torch.save(state, file).
+
+    Raises: what write raises; then nothing is left behind. FileNotFoundError without the directory.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+############################################################
+#  Resizing
+############################################################
+
+# How a scaled size becomes whole pixels.
+ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "half_up": lambda size: math.floor(size + 0.5),  # mmdetection
+    "truncate": int,  # maskrcnn-benchmark, which in mode shorter also scales differently: _truncated_size
+    "floor": math.floor,  # torchvision
+    "half_even": round,  # Matterport
+}
+RESIZE_MODES = ("square", "pad64", "crop", "shorter", "none")
+
+
+class ResizePlan(NamedTuple):
+    """What resizing does to an image: scale to size, then crop, then pad."""
+
+    size: tuple[int, int]  # (height, width) after scaling
+    padding: tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right))
+    crop: tuple[int, int, int, int] | None  # (y, x, height, width) of the scaled image
+    window: tuple[int, int, int, int]  # (y1, x1, y2, x2) of the image in the result
+    scale: float  # before the size was rounded; exact factors are size / (height, width)
+
+
+def plan_resize(
+    height: int,
+    width: int,
+    min_dim: float | None,
+    max_dim: float | None,
+    min_scale: float | None = 0,
+    mode: str = "shorter",
+    rounding: str | None = None,
+    divisor: int = 32,
+    rng: np.random.Generator | None = None,
+) -> ResizePlan:
+    """Says how an image of a certain size is brought to the network's.
+
+    min_dim: what the shorter side becomes. Mode shorter scales up and down to it, the others only up.
+    max_dim: what the longer side may not exceed, in modes shorter and square. None: no limit in mode shorter.
+    min_scale: scale up by this at least (but not above max_dim).
+    mode: "shorter" pads at the bottom and right to multiples of divisor. Matterport's: "square" pads on all sides to
+        max_dim x max_dim, "pad64" to multiples of 64, "crop" cuts a random min_dim x min_dim out, "none" does nothing.
+    rounding: one of ROUNDINGS. Default: half_up for mode shorter, half_even for the others.
+    rng: where mode crop gets its randomness from.
+
+    Returns: a ResizePlan. No side becomes shorter than 1 pixel.
+    Raises: ValueError for numbers and names that do not fit.
+    Source: mmdetection, maskrcnn-benchmark, torchvision and Matterport, by mode and rounding.
+    """
+    rounding = rounding or ("half_up" if mode == "shorter" else "half_even")
+    _check_plan(height, width, min_dim, max_dim, mode, rounding, divisor)
+    if mode == "none":
+        return ResizePlan((height, width), ((0, 0), (0, 0)), None, (0, 0, height, width), 1.0)
+    scale, size = _scaled_size(height, width, min_dim, max_dim, min_scale or 0, mode, rounding)
+    if mode == "crop":
+        crop = _random_crop(size, int(min_dim), rng)
+        return ResizePlan(size, ((0, 0), (0, 0)), crop, (0, 0, *crop[2:]), scale)
+    if mode == "square":
+        padding = tuple(_centred(side, max_dim - side) for side in size)
+    elif mode == "pad64":
+        padding = tuple(_centred(side, -side % 64) for side in size)
+    else:
+        padding = tuple((0, -side % divisor) for side in size)
+    (top, _), (left, _) = padding
+    return ResizePlan(size, padding, None, (top, left, top + size[0], left + size[1]), scale)
+
+
+def _check_plan(height, width, min_dim, max_dim, mode, rounding, divisor) -> None:
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"mode must be one of {', '.join(RESIZE_MODES)}, got {mode!r}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if height < 1 or width < 1:
+        raise ValueError(f"an image of {height} x {width} pixels cannot be resized")
+    if mode in ("shorter", "crop") and not min_dim:
+        raise ValueError(f"mode {mode} needs min_dim, got {min_dim}")
+    if mode == "square" and not max_dim:
+        raise ValueError(f"mode square needs max_dim, the side of the square, got {max_dim}")
+    if mode == "pad64" and (min_dim or 0) % 64:
+        raise ValueError(f"mode pad64 needs a min_dim that 64 divides, got {min_dim}")
+    if divisor < 1:
+        raise ValueError(f"divisor must be at least 1, got {divisor}")
+
+
+def _scaled_size(height, width, min_dim, max_dim, min_scale, mode, rounding) -> tuple[float, tuple[int, int]]:
+    """The scale and the (height, width) that it makes, by the rules of a mode."""
+    short, long = min(height, width), max(height, width)
+    to_int = ROUNDINGS[rounding]
+    if mode == "shorter":
+        side = max(min_dim, min_scale * short)
+        limit = max_dim or math.inf
+        scale = min(side / short, limit / long)
+        if rounding == "truncate":
+            return scale, _truncated_size(height, width, side, limit)
+    else:
+        scale = max(1.0, (min_dim or 0) / short, min_scale)
+        if mode == "square" and to_int(long * scale) > max_dim:
+            scale = max_dim / long
+    return scale, (max(1, to_int(height * scale)), max(1, to_int(width * scale)))
+
+
+def _truncated_size(height: int, width: int, side: float, limit: float) -> tuple[int, int]:
+    """maskrcnn-benchmark's size: it rounds the shorter side before it computes the longer one."""
+    short, long = min(height, width), max(height, width)
+    if long / short * side > limit:
+        side = round(limit * short / long)
+    if short == side:
+        return height, width
+    side = max(1, int(side))
+    longer = int(side * long / short)
+    return (longer, side) if width < height else (side, longer)
+
+
+def _centred(side: int, missing: int) -> tuple[int, int]:
+    """Padding before and after."""
+    return int(missing) // 2, int(missing) - int(missing) // 2
+
+
+def _random_crop(size: tuple[int, int], side: int, rng: np.random.Generator | None) -> tuple[int, int, int, int]:
+    rng = rng or np.random.default_rng()
+    height, width = min(side, size[0]), min(side, size[1])  # smaller only if a rounding made it so
+    y, x = rng.integers(size[0] - height, endpoint=True), rng.integers(size[1] - width, endpoint=True)
+    return int(y), int(x), height, width
+
+
+def resize_image(
+    image: np.ndarray,
+    min_dim: float | None = None,
+    max_dim: float | None = None,
+    min_scale: float | None = None,
+    mode: str = "square",
+    rounding: str | None = None,
+    resampling: str = "skimage",
+    divisor: int = 32,
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, tuple, float, list, tuple | None]:
+    """Resizes an image to what the network wants. By default, Matterport's function and results.
+
+    image: [H, W, C]; uint8, unless resampling is "skimage".
+    resampling: one of RESAMPLINGS. The rest: see plan_resize.
+
+    Returns: image, of the same dtype (float32 for resampling "torch"), padded with zeros;
+        window, the (y1, x1, y2, x2) of the picture in it; scale; padding [(top, bottom), (left, right), (0, 0)];
+        crop (y, x, height, width) or None.
+    Raises: ValueError for numbers and names that do not fit.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"image must be [H, W, C], got {list(image.shape)}; to_rgb makes one")
+    plan = plan_resize(*image.shape[:2], min_dim, max_dim, min_scale, mode, rounding, divisor, rng)
+    image = _crop(resize_pixels(image, plan.size, resampling), plan.crop)
+    padding = [*plan.padding, (0, 0)]
+    if any(map(any, padding)):
+        image = np.pad(image, padding)
+    return image, plan.window, plan.scale, padding, plan.crop
+
+
+def _crop(image: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
+    if crop is None:
+        return image
+    y, x, height, width = crop
+    return image[y : y + height, x : x + width]
+
+
+def resize_pixels(image: np.ndarray, size: tuple[int, int], resampling: str = "opencv") -> np.ndarray:
+    """Bilinear resampling of an image to a size, by one of four rules. They differ by more than a rounding where an
+    image shrinks: only Pillow looks at all of its pixels.
+
+    image: [H, W, C]; uint8, unless resampling is "skimage".
+    size: (height, width) of the result.
+    resampling: "opencv", cv2.resize's fixed-point rule, to the byte; "pillow"; "torch", F.interpolate's without
+        antialiasing, not rounded; "skimage", Matterport's: truncated, and its outermost pixels mixed with black.
+
+    Returns: [height, width, C], dtype of the image, but float32 of 0..255 for "torch".
+    Raises: ValueError for another dtype, shape or name, or a size below 1.
+    """
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling must be one of {', '.join(RESAMPLINGS)}, got {resampling!r}")
+    if image.ndim != 3 or image.size == 0:
+        raise ValueError(f"image must be [H, W, C] with at least one pixel, got {list(image.shape)}")
+    if resampling != "skimage" and image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 for resampling {resampling!r}, got {image.dtype}; to_rgb makes one")
+    if min(size) < 1:
+        raise ValueError(f"size must be at least 1 x 1, got {tuple(size)}")
+    if image.shape[:2] == tuple(size):
+        return image.astype(np.float32) if resampling == "torch" else image
+    return RESAMPLINGS[resampling](image, *size)
+
+
+def _fixed_point(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """cv2.resize's two pixels and weights (of 2048) for each of new along an axis of old: int64 and int32 [2, new]."""
+    positions = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
+    first = np.floor(positions).astype(np.int64)
+    part = positions - first.astype(np.float32)
+    weights = np.rint(np.float32(2048) * np.stack([1 - part, part])).astype(np.int32)
+    return np.stack([first, first + 1]).clip(0, old - 1), weights
+
+
+def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    rows, row_weights = _fixed_point(image.shape[0], height)
+    columns, column_weights = _fixed_point(image.shape[1], width)
+    rows, row_of = np.unique(rows, return_inverse=True)  # the rows that are read, each once
+    row_of = row_of.reshape(2, height)
+    mixed = np.empty((len(rows), width, image.shape[2]), np.int32)
+    result = np.empty((height, width, image.shape[2]), np.uint8)
+    weights = column_weights[:, :, None]
+    for block in _blocks(len(rows), 32):  # as much as the cache holds
+        pixels = image[rows[block]]
+        left, right = (
+            np.take(pixels, column, axis=1) * weight for column, weight in zip(columns, weights, strict=True)
+        )
+        np.right_shift(left + right, 4, out=mixed[block])
+    for block in _blocks(height, 32):
+        upper, lower = (
+            (mixed[row_of[tap, block]] * row_weights[tap, block, None, None]) >> 16 for tap in (0, 1)
+        )  # fmt: skip
+        result[block] = (upper + lower + 2) >> 2
+    return result
+
+
+def _blocks(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _resize_pillow(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    size = (width, height)
+    if image.shape[2] == 3:
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    channels = (np.ascontiguousarray(image[..., channel]) for channel in range(image.shape[2]))
+    return np.stack([Image.fromarray(c).resize(size, Image.Resampling.BILINEAR) for c in channels], axis=-1)
+
+
+def _resize_torch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    planes = _tensor(image).permute(2, 0, 1)[None].float()
+    return F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+def _resize_skimage(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return resize(image, (height, width), preserve_range=True).astype(image.dtype)
+
+
+RESAMPLINGS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
+    "opencv": _resize_opencv,  # mmdetection
+    "pillow": _resize_pillow,  # maskrcnn-benchmark
+    "torch": _resize_torch,  # torchvision
+    "skimage": _resize_skimage,  # Matterport
+}
+
+
+def resize(
+    image: np.ndarray,
+    output_shape: tuple[int, ...],
+    order: int = 1,
+    mode: str = "constant",
+    cval: float = 0,
+    clip: bool = True,
+    preserve_range: bool = False,
+    anti_aliasing: bool = False,
+    anti_aliasing_sigma: float | None = None,
+) -> np.ndarray:
+    """skimage.transform.resize with Matterport's defaults: no antialiasing, and cval around the image.
+
+    Returns: floating, as skimage does.
+    """
+    return skimage.transform.resize(
+        image, output_shape, order=order, mode=mode, cval=cval, clip=clip, preserve_range=preserve_range,
+        anti_aliasing=anti_aliasing, anti_aliasing_sigma=anti_aliasing_sigma,
+    )  # fmt: skip
+
+
+def resize_mask(
+    mask: np.ndarray,
+    scale: float,
+    padding: Sequence[tuple[int, int]],
+    crop: tuple[int, int, int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    nearest: str = "corners",
+) -> np.ndarray:
+    """Resizes masks as resize_image resized their image: takes the nearest pixel, crops, pads with zeros.
+
+    mask: [H, W, N].
+    scale, padding, crop: as resize_image or plan_resize returned them.
+    size: (height, width) before cropping and padding, such as plan_resize's. Default: H and W times scale, halves
+        rounded to even, which is the image's size unless another rounding was asked for.
+    nearest: "corners", as Matterport (scipy.ndimage.zoom), puts corner pixels on corner pixels. "floor", as OpenCV and
+        mmdetection, takes the pixel in which the left upper corner of the new one lies.
+
+    Returns: as mask, of exactly the image's new size.
+    Raises: ValueError for another shape or name.
+    """
+    if mask.ndim != 3 or 0 in mask.shape[:2]:
+        raise ValueError(f"mask must be [H, W, N] with at least one pixel, got {list(mask.shape)}")
+    if nearest not in _NEAREST:
+        raise ValueError(f"nearest must be one of {', '.join(_NEAREST)}, got {nearest!r}")
+    size = size or [max(1, round(side * scale)) for side in mask.shape[:2]]
+    for axis, (old, new) in enumerate(zip(mask.shape[:2], size, strict=True)):
+        if old != new:
+            mask = mask.take(_NEAREST[nearest](old, new), axis=axis, mode="clip")
+    return np.pad(_crop(mask, crop), [*padding[:2], (0, 0)])
+
+
+def _nearest_corners(old: int, new: int) -> np.ndarray:
+    step = (old - 1) / (new - 1) if new > 1 else 1.0
+    return np.floor(np.arange(new) * step + 0.5).astype(np.int64)
+
+
+def _nearest_floor(old: int, new: int) -> np.ndarray:
+    return np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64)
+
+
+_NEAREST = {"corners": _nearest_corners, "floor": _nearest_floor}
+
+
+############################################################
+#  Masks
+############################################################
+
+PASTE_RULES = ("centres", "expand", "resize")
+_STRIP_PIXELS = 1 << 22  # of a crop that are floating at one time
+
+
+def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
+    """Bilinear weights of cells along an axis, with zeros around them.
+
+    positions: floating [n]; cell i has its centre at i.
+
+    Returns: [n, cells], at most two of a row not zero, dtype of positions.
+    """
+    positions = positions.clip(-2, cells)  # nothing is out there; those of a box without width are infinite
+    first = np.floor(positions)
+    part = positions - first
+    rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
+    weights = np.zeros((len(positions), cells + 4), positions.dtype)
+    weights[rows, column] = 1 - part
+    weights[rows, column + 1] = part
+    return weights[:, 2:-2]
+
+
+def _resize_taps(old: int, new: int) -> np.ndarray:
+    """[new, old] float64: skimage's bilinear resize along an axis, with zeros around it."""
+    return _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
+
+
+def _resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float64 [height, width]: skimage's resize of order 1, mode constant, of a plane, clipped to its values."""
+    height, width = size
+    resized = _resize_taps(plane.shape[0], height) @ plane @ _resize_taps(plane.shape[1], width).T
+    return resized.clip(plane.min(), plane.max())
+
+
+def _whole_boxes(bbox: Any, count: int) -> list[list[int]]:
+    boxes = np.asarray(bbox)
+    if boxes.shape != (count, 4):
+        raise ValueError(f"bbox must be [N, (y1, x1, y2, x2)] for {count} masks, got {list(boxes.shape)}")
+    return boxes.astype(np.int64).tolist()
+
+
+def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: tuple[int, int]) -> np.ndarray:
+    """Masks cut out at their boxes and shrunk, to save memory. expand_mask brings them back, less sharp.
+
+    bbox: [N, (y1, x1, y2, x2)] in whole pixels, such as extract_bboxes gives.
+    mask: [H, W, N].
+    mini_shape: (height, width) of the result.
+
+    Returns: bool [*mini_shape, N], where the bilinear value is above 0.5.
+    Raises: ValueError if a box holds no pixel of the image.
+    """
+    mini = np.zeros((*mini_shape, mask.shape[-1]), bool)
+    for i, (y1, x1, y2, x2) in enumerate(_whole_boxes(bbox, mask.shape[-1])):
+        crop = mask[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0), i]
+        if crop.size == 0:
+            raise ValueError(
+                f"bbox {i} is {[y1, x1, y2, x2]} and holds no pixel of a {mask.shape[0]} x {mask.shape[1]} mask; "
+                "leave objects without pixels out before"
+            )
+        mini[:, :, i] = _resize_plane((crop != 0).astype(np.float64), mini_shape) > 0.5
+    return mini
+
+
+def expand_mask(bbox: np.ndarray, mini_mask: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """Mini masks resized to their boxes in the image: undoes minimize_mask.
+
+    bbox: [N, (y1, x1, y2, x2)] in whole pixels, inside the image.
+    mini_mask: [height, width, N].
+    image_shape: (H, W) of the result.
+
+    Returns: bool [H, W, N].
+    Raises: ValueError if a box is empty or reaches out of the image.
+    """
+    height, width = image_shape[:2]
+    mask = np.zeros((height, width, mini_mask.shape[-1]), bool)
+    for i, (y1, x1, y2, x2) in enumerate(_whole_boxes(bbox, mini_mask.shape[-1])):
+        if not (0 <= y1 < y2 <= height and 0 <= x1 < x2 <= width):
+            raise ValueError(f"bbox {i} is {[y1, x1, y2, x2]}: empty, or not inside the {height} x {width} image")
+        plane = (mini_mask[:, :, i] != 0).astype(np.float64)
+        mask[y1:y2, x1:x2, i] = _resize_plane(plane, (y2 - y1, x2 - x1)) > 0.5
+    return mask
+
+
+def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray:
+    """IoU of every mask of one stack with every mask of another.
+
+    masks1: [H, W, N1]. masks2: [H, W, N2]. Bool, or an object where above 0.5.
+
+    Returns: float32 [N1, N2]; 0 for two empty masks.
+    Raises: ValueError if the masks are of different sizes.
+    """
+    if masks1.ndim != 3 or masks2.ndim != 3 or masks1.shape[:2] != masks2.shape[:2]:
+        raise ValueError(
+            f"masks1 {list(masks1.shape)} and masks2 {list(masks2.shape)} must be [H, W, N] of one size; "
+            "is one of them a stack of mini masks?"
+        )
+    inter = np.zeros((masks1.shape[2], masks2.shape[2]))
+    areas = [np.zeros(masks.shape[2]) for masks in (masks1, masks2)]
+    strip = max(1, _STRIP_PIXELS // max(1, masks1.shape[1] * (masks1.shape[2] + masks2.shape[2])))
+    for rows in _blocks(masks1.shape[0], strip):  # whole stacks of float would not fit
+        flat1, flat2 = (_flat(masks[rows]) for masks in (masks1, masks2))
+        inter += flat1.T @ flat2
+        for area, flat in zip(areas, (flat1, flat2), strict=True):
+            area += flat.sum(axis=0)
+    union = areas[0][:, None] + areas[1] - inter
+    return (inter / np.maximum(union, 1)).astype(np.float32)
+
+
+def _flat(masks: np.ndarray) -> np.ndarray:
+    """float32 [pixels, N], 0 or 1."""
+    height, width, count = masks.shape
+    return (masks > 0.5).astype(np.float32).reshape(height * width, count)
+
+
+def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int]) -> np.ndarray:
+    """One predicted mask at its place in the image, by Matterport's rule.
+
+    mask: floating [M, M] in [0, 1].
+    bbox: (y1, x1, y2, x2) in whole pixels.
+    image_shape: (H, W) of the result.
+
+    Returns: bool [H, W].
+    """
+    return paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[..., 0]
+
+
+def paste_mask_crops(
+    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Predicted masks resampled to their boxes in the image, one after the other: never an image of floats.
+
+    probs: [N, M, M] floating in [0, 1].
+    boxes: [N, (y1, x1, y2, x2)] in pixels of the image; they may reach out of it.
+    image_shape: (H, W).
+    rule: "centres" (mmdetection) samples the probability at pixel centres, with zeros around it; inside from 0.5 on.
+        "expand" (maskrcnn-benchmark, torchvision) puts a ring of zeros around it, expands the box with it, truncates
+        that to whole pixels, the last one included, and resizes; inside above 0.5. Inclusive boxes are given as such.
+        "resize" (Matterport) takes whole pixels, and resizes with zeros around, but to no value below the mask's
+        smallest; inside from 0.5 on.
+
+    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. A
+        mask whose box is empty (but for "expand"), not finite or outside has a crop of 0 x 0.
+    Raises: ValueError for wrong shapes or names.
+    """
+    if rule not in PASTE_RULES:
+        raise ValueError(f"rule must be one of {', '.join(PASTE_RULES)}, got {rule!r}")
+    if probs.ndim != 3 or not probs.is_floating_point():
+        raise ValueError(f"probs must be floating [N, M, M], got {probs.dtype} {list(probs.shape)}")
+    if tuple(boxes.shape) != (len(probs), 4):
+        raise ValueError(f"boxes must be [{len(probs)}, 4], one for each mask, got {list(boxes.shape)}")
+    dtype = torch.float64 if rule == "resize" else torch.float32  # that of the peers
+    probs = probs.detach().to(dtype)
+    corners = boxes.detach().float().cpu().numpy()
+    return (_paste(prob, box, image_shape[:2], rule) for prob, box in zip(probs, corners, strict=True))
+
+
+def _paste(prob: Tensor, box: np.ndarray, image_shape: Sequence[int], rule: str) -> tuple[int, int, Tensor]:
+    empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
+    if not np.isfinite(box).all():
+        return empty
+    (y1, ys), (x1, xs) = (
+        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], image_shape[axis], rule) for axis in (0, 1)
+    )  # fmt: skip
+    if len(ys) == 0 or len(xs) == 0:
+        return empty
+    rows = torch.from_numpy(_taps(ys, prob.shape[0])).to(prob)  # [h, M]
+    columns = torch.from_numpy(_taps(xs, prob.shape[1])).to(prob)  # [w, M]
+    crop = torch.empty(len(ys), len(xs), dtype=torch.bool, device=prob.device)
+    compare = torch.gt if rule == "expand" else torch.ge
+    with torch.autocast(prob.device.type, enabled=False):
+        across = prob @ columns.T  # [M, w]
+        for strip in _blocks(len(ys), max(1, _STRIP_PIXELS // len(xs))):
+            values = rows[strip] @ across
+            if rule == "resize":  # skimage clips to the mask's own values: one that is full does not fade to the edge
+                values.clamp_(min=prob.min())
+            compare(values, 0.5, out=crop[strip])
+    return y1, x1, crop
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
+    """Where the pixels of a box look into a mask, along one axis.
+
+    low, high: the box's.
+    cells: the mask's; the centre of cell i is at i.
+    limit: the image's height or width.
+
+    Returns: the first pixel inside the image, and the positions [n] of it and those that follow.
+    """
+    if rule == "centres":
+        start, stop = _whole(np.floor(low)) - 1, _whole(np.ceil(high)) + 1 if high > low else -math.inf
+    elif rule == "expand":
+        middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
+        first = _whole(middle - half)
+        start, stop = first, max(_whole(middle + half), first) + 1
+    else:
+        start, stop = first, last = _whole(low), _whole(high)
+    inside = max(start, 0)
+    pixels = np.arange(inside, max(min(stop, limit), inside))
+    if rule == "centres":
+        grid = (pixels.astype(np.float32) + np.float32(0.5) - low) / (high - low) * 2 - 1
+        return inside, ((grid + 1) * cells - 1) / 2
+    if rule == "expand":  # the ring of zeros is cell -1 and cell M
+        scale = np.float32(cells + 2) / np.float32(stop - start)
+        return inside, ((pixels - first).astype(np.float32) + np.float32(0.5)) * scale - np.float32(1.5)
+    return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
+
+
+def _whole(number: np.float32) -> int:
+    """Truncated, and within what integers hold."""
+    return int(max(-1e9, min(1e9, float(number))))
+
+
+def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
+    """Predicted masks at their places in the image; see paste_mask_crops.
+
+    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover.
+    """
+    masks = np.zeros((len(probs), *image_shape[:2]), bool)
+    for mask, (y1, x1, crop) in zip(masks, paste_mask_crops(probs, boxes, image_shape, rule), strict=True):
+        height, width = crop.shape
+        mask[y1 : y1 + height, x1 : x1 + width] = crop.cpu().numpy()
+    return masks.transpose(1, 2, 0)
+
+
+############################################################
+#  Run-length codes and polygons
+############################################################
+
+_MAX_COORDINATE = 1e6  # of a polygon, pixels; pycocotools walks along every edge, five steps a pixel
+
+
+def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequence[int]) -> dict:
+    """The run-length code of a mask that is known inside a crop, without making the whole mask.
+
+    y1, x1: where the crop lies.
+    crop: bool [h, w], inside the image.
+    image_shape: (H, W) of the mask.
+
+    Returns: a compressed RLE, the same that mask_to_rle has for the whole mask.
+    Raises: ValueError if the crop reaches out of the image.
+    """
+    height, width = map(int, image_shape[:2])
+    crop = crop if isinstance(crop, Tensor) else _tensor(crop)
+    rows, columns = crop.shape
+    if y1 < 0 or x1 < 0 or y1 + rows > height or x1 + columns > width:
+        raise ValueError(f"a crop of {rows} x {columns} at ({y1}, {x1}) is not inside an image of {height} x {width}")
+    padded = np.zeros((columns, rows + 2), bool)  # columns become rows, each between two zeros
+    padded[:, 1:-1] = crop.cpu().T.contiguous().numpy()
+    flips = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    column, row = np.divmod(flips, rows + 1)
+    flips = (column + x1) * height + row + y1  # starts and ends of runs, in turn
+    if rows == height:  # a run may go on in the next column
+        goes_on = np.flatnonzero(flips[1:] == flips[:-1])
+        flips = np.delete(flips, [goes_on, goes_on + 1])
+    counts = np.diff(flips, prepend=0, append=height * width)
+    return _compress(counts, height, width)
+
+
+def _compress(counts: np.ndarray, height: int, width: int) -> dict:
+    """The compressed RLE of counts [runs], which start with zeros."""
+    if counts[-1] == 0 and len(counts) > 1:  # as pycocotools, which ends with what it has seen
+        counts = counts[:-1]
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+
+
+def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
+    """Compressed RLE of a mask, or of each of a stack.
+
+    mask: [H, W] or [H, W, N] in any memory order, true or not 0 where the object is.
+
+    Returns: an RLE for [H, W], a list of N for [H, W, N].
+    Raises: ValueError for another number of dimensions.
+    """
+    if mask.ndim == 3:
+        return [mask_to_rle(mask[..., i]) for i in range(mask.shape[2])]
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [H, W] or [H, W, N], got {list(mask.shape)}")
+    return crop_to_rle(0, 0, np.asarray(mask) != 0, mask.shape)
+
+
+def _counts(rle: Any) -> tuple[int, int, np.ndarray]:
+    """Height, width and the lengths of the runs [runs] int64 of an RLE of any kind, checked."""
+    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
+        raise ValueError(f"an RLE must be a dict with size and counts, got {type(rle).__name__} {str(rle)[:60]}")
+    size, counts = np.asarray(rle["size"]), rle["counts"]
+    if isinstance(counts, str | bytes):
+        counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
+    counts = np.asarray(counts)
+    if size.shape != (2,) or counts.ndim != 1 or "f" in (size.dtype.kind, counts.dtype.kind if len(counts) else "i"):
+        raise ValueError(
+            f"an RLE has a size [H, W] and counts, whole numbers, got {rle['size']} and {str(counts)[:60]}"
+        )
+    (height, width), counts = size.tolist(), counts.astype(np.int64)
+    if (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(
+            f"the runs of an RLE must be positive and fill {height} x {width} = {height * width} pixels, these fill "
+            f"{counts.sum()}; is size (height, width), and are the counts complete?"
+        )
+    return height, width, counts
+
+
+def _decompress(code: bytes) -> np.ndarray:
+    """The lengths of the runs [runs] of COCO's compressed counts.
+
+    A character holds five bits, lowest first, and whether another follows; the highest bit is the sign. From the
+    fourth number on, it is the difference from the one before the last.
+    """
+    digits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    if len(digits) == 0:
+        return digits
+    if digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError(f"the counts of an RLE are damaged or cut off: {code[:60]!r}")
+    lasts = np.flatnonzero(~digits & 32)
+    firsts = np.concatenate([[0], lasts[:-1] + 1])
+    lengths = lasts - firsts + 1
+    if lengths.max() > 7:  # more than 32 bits
+        raise ValueError(f"the counts of an RLE are damaged: {code[:60]!r}")
+    place = np.arange(len(digits)) - np.repeat(firsts, lengths)
+    numbers = np.add.reduceat((digits & 31) << (5 * place), firsts)
+    numbers -= np.where(digits[lasts] & 16, 1 << (5 * lengths), 0)
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
+
+
+def rle_to_mask(rle: dict | Sequence[dict]) -> np.ndarray:
+    """The mask of an RLE, or the stack of several.
+
+    rle: compressed (bytes or str) or not (a list of numbers); or a list of such, of one size.
+
+    Returns: bool [H, W], or [H, W, N] for a list of N.
+    Raises: ValueError if a code is damaged, does not fit its size, or the list is empty or of several sizes.
+    """
+    if not isinstance(rle, list | tuple):
+        height, width, counts = _counts(rle)
+        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    masks = [rle_to_mask(one) for one in rle]
+    if not masks:
+        raise ValueError("an empty list of RLEs has no size; make np.zeros((H, W, 0), bool) yourself")
+    if len({mask.shape for mask in masks}) > 1:
+        raise ValueError(f"RLEs of several sizes have no stack: {sorted({mask.shape for mask in masks})}")
+    return np.stack(masks, axis=-1)
+
+
+def rle_area(rle: dict) -> int:
+    """Pixels of the object. Raises: ValueError if the code is damaged."""
+    return int(_counts(rle)[2][1::2].sum())
+
+
+def rle_to_bbox(rle: dict) -> tuple[int, int, int, int]:
+    """The smallest box (y1, x1, y2, x2) around the object; zeros if it is empty.
+
+    Raises: ValueError if the code is damaged.
+    """
+    height, _, counts = _counts(rle)
+    ends = counts.cumsum()
+    starts, ends = ends[:-1:2][: len(ends) // 2], ends[1::2]
+    starts, ends = starts[starts < ends], ends[starts < ends]
+    if len(starts) == 0:
+        return 0, 0, 0, 0
+    (x1, y1), (x2, y2) = np.divmod(starts, height), np.divmod(ends - 1, height)
+    if (x2 > x1).any():  # a run over a column's end touches the first and the last row
+        return 0, int(x1.min()), height, int(x2.max()) + 1
+    return int(y1.min()), int(x1.min()), int(y2.max()) + 1, int(x2.max()) + 1
+
+
+def rle_to_json(rle: dict) -> dict:
+    """An RLE that json.dump takes: counts as str, or a list if they are not compressed."""
+    counts = rle["counts"]
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    counts = counts if isinstance(counts, str) else [int(count) for count in counts]
+    return {"size": [int(side) for side in rle["size"]], "counts": counts}
+
+
+def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int) -> dict:
+    """Compressed RLE of the union of polygons, by COCO's rasterisation.
+
+    polygons: each [x1, y1, x2, y2, ...] in pixels, (0, 0) the outer corner of the first pixel. One of fewer than three
+        points encloses nothing and is left out; what reaches out of the image is cut off.
+    height, width: of the mask.
+
+    Raises: ValueError for an odd number of numbers, nested points, or coordinates that are not finite or absurd.
+    """
+    rings = []
+    for i, polygon in enumerate(polygons):
+        try:
+            ring = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            ring = np.empty((0, 0))
+        if ring.ndim != 1 or len(ring) % 2:
+            raise ValueError(f"polygon {i} must be a flat list [x1, y1, x2, y2, ...], got {str(polygon)[:80]}")
+        if not (np.abs(ring) <= _MAX_COORDINATE).all():  # so written, NaN is caught, too
+            raise ValueError(f"polygon {i} has a coordinate beyond {_MAX_COORDINATE:g}; is it in pixels?")
+        if len(ring) >= 6:
+            rings.append(ring.tolist())
+    if not rings:
+        return _compress(np.array([height * width]), height, width)
+    return coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
+
+
+def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """Compressed RLE of a COCO annotation's segmentation, whatever its kind.
+
+    segmentation: a list of polygons, or an RLE, compressed or not.
+    height, width: of the image.
+
+    Raises: ValueError if it is neither, is damaged, or is of another size than the image.
+    """
+    if isinstance(segmentation, dict):
+        rle_height, rle_width, counts = _counts(segmentation)
+        if (rle_height, rle_width) != (height, width):
+            raise ValueError(
+                f"the segmentation is {rle_height} x {rle_width}, the image {height} x {width} (height x width); "
+                "does it belong to another image?"
+            )
+        return _compress(counts, height, width)
+    if not isinstance(segmentation, list | tuple):
+        raise ValueError(f"segmentation must be a list of polygons or an RLE, got {type(segmentation).__name__}")
+    return polygons_to_rle(segmentation, height, width)
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+    """Outlines of the parts of a mask, which polygons_to_rle fills again. Corners are cut by half a pixel, and holes
+    are filled: COCO's polygons have none.
+
+    mask: [H, W], true or not 0 where the object is.
+
+    Returns: a list of [x1, y1, x2, y2, ...] in pixels, (0, 0) the outer corner of the first pixel.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [H, W], got {list(mask.shape)}")
+    polygons = []
+    for contour in skimage.measure.find_contours(np.pad(mask != 0, 1).astype(np.float64), 0.5):
+        points = contour[:, ::-1] - 0.5  # (x, y); the padding is -1, the centre of a pixel +0.5
+        x, y = points.T
+        if (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0:  # an outer outline; holes run the other way
+            polygons.append(points[:-1].ravel().tolist())
+    return polygons
+
+
+############################################################
+#  Metrics
+############################################################
+
+# Matterport's, for a look at single images: VOC-style, all classes in one curve, crowds not ignored as COCO does. They
+# are NOT COCO AP and not to be compared with published numbers; evaluate_coco in coco.py is what computes those.
+
+
+def compute_matches(
+    gt_boxes: ArrayLike,
+    gt_class_ids: ArrayLike,
+    gt_masks: ArrayLike,
+    pred_boxes: ArrayLike,
+    pred_class_ids: ArrayLike,
+    pred_scores: ArrayLike,
+    pred_masks: ArrayLike,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs predictions with the objects of one image: the best score first, each with its best free object.
+
+    Predictions are sorted by score, the highest first (equal scores stay in order), and every result refers to THAT
+    order: pred_match[0] is of the prediction with the best score, wherever it was. np.argsort(-pred_scores,
+    kind="stable") is the order. Rows of pred_boxes and gt_boxes that are all zeros are padding: they are dropped, with
+    their class ids, scores and masks, before anything is numbered.
+
+    gt_boxes: [G, (y1, x1, y2, x2)], used to find the padding only. gt_class_ids: [G]; a crowd's is negative and
+        matches nothing. gt_masks: [H, W, G], bool or 0 and 1.
+    pred_boxes: [P, (y1, x1, y2, x2)]. pred_class_ids, pred_scores: [P]. pred_masks: [H, W, P].
+    iou_threshold: the least IoU of the two masks.
+    score_threshold: predictions that score less match nothing. (In Matterport it was compared with the IoU.)
+
+    Returns: gt_match [G] int32, the prediction of each object, or -1; pred_match [P] int32, the object of each
+        prediction, or -1; overlaps [P, G], IoU of the masks.
+    Raises: ValueError if the arrays of one side differ in count, or the masks of the two sides in size.
+    """
+    gt_ids, pred_ids, scores, overlaps = _overlap_instances(
+        gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
+    )
+    return *_match(overlaps, gt_ids, np.where(scores < score_threshold, 0, pred_ids), iou_threshold), overlaps
+
+
+def compute_ap(
+    gt_boxes: ArrayLike,
+    gt_class_ids: ArrayLike,
+    gt_masks: ArrayLike,
+    pred_boxes: ArrayLike,
+    pred_class_ids: ArrayLike,
+    pred_scores: ArrayLike,
+    pred_masks: ArrayLike,
+    iou_threshold: float = 0.5,
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Average precision in one image, VOC-style: the area under its precision-recall curve. NOT COCO AP.
+
+    Every class is in the one curve, and crowds are not counted as objects. Without objects the result is 1 if nothing
+    was predicted, else 0; with objects and no predictions it is 0. Never NaN.
+
+    The arrays: as for compute_matches.
+
+    Returns: mAP in [0, 1]; precisions [P + 2], made to fall from left to right, and recalls [P + 2], the curve's
+        points from recall 0 to 1; overlaps [P, G], IoU of the masks, predictions sorted by score.
+    Raises: ValueError as compute_matches.
+    Source: The PASCAL Visual Object Classes Challenge 2012, development kit, section 3.4.1.
+    """
+    gt_ids, pred_ids, _, overlaps = _overlap_instances(
+        gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
+    )
+    return *_average_precision(overlaps, gt_ids, pred_ids, iou_threshold), overlaps
+
+
+def compute_ap_range(
+    gt_boxes: ArrayLike,
+    gt_class_ids: ArrayLike,
+    gt_masks: ArrayLike,
+    pred_boxes: ArrayLike,
+    pred_class_ids: ArrayLike,
+    pred_scores: ArrayLike,
+    pred_masks: ArrayLike,
+    iou_thresholds: ArrayLike | None = None,
+    verbose: int = 1,
+) -> float:
+    """The mean of compute_ap over several IoU thresholds, in one image. NOT COCO AP.
+
+    The arrays: as for compute_matches.
+    iou_thresholds: numbers; None is 0.5, 0.55 ... 0.95.
+    verbose: 1 prints the AP of each threshold and the mean.
+
+    Returns: the mean, in [0, 1].
+    Raises: ValueError as compute_matches, and for no thresholds.
+    """
+    thresholds = np.linspace(0.5, 0.95, 10) if iou_thresholds is None else np.ravel(iou_thresholds)
+    if len(thresholds) == 0:
+        raise ValueError("iou_thresholds is empty; None stands for 0.5, 0.55 ... 0.95")
+    gt_ids, pred_ids, _, overlaps = _overlap_instances(
+        gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
+    )
+    aps = [_average_precision(overlaps, gt_ids, pred_ids, threshold)[0] for threshold in thresholds]
+    mean = float(np.mean(aps))
+    if verbose:
+        for threshold, ap in zip(thresholds, aps, strict=True):
+            print(f"AP @{threshold:.2f}:\t {ap:.3f}")
+        print(f"AP @{thresholds[0]:.2f}-{thresholds[-1]:.2f}:\t {mean:.3f}")
+    return mean
+
+
+def compute_recall(pred_boxes: ArrayLike, gt_boxes: ArrayLike, iou: float) -> tuple[float, np.ndarray]:
+    """Share of the objects' boxes that were found.
+
+    As in Matterport, a prediction finds at most one object, the one that it overlaps most.
+
+    pred_boxes: [P, (y1, x1, y2, x2)]. gt_boxes: [G, (y1, x1, y2, x2)].
+    iou: the least IoU of the two boxes.
+
+    Returns: recall in [0, 1], which is 1 where there is nothing to find; positive_ids [<= P], the predictions that
+        found an object.
+    Raises: ValueError for other shapes.
+    """
+    pred_boxes, gt_boxes = _box_array("pred_boxes", pred_boxes), _box_array("gt_boxes", gt_boxes)
+    if len(gt_boxes) == 0 or len(pred_boxes) == 0:
+        return float(len(gt_boxes) == 0), np.zeros(0, np.int64)
+    overlaps = compute_overlaps(pred_boxes, gt_boxes)  # [P, G]
+    positive_ids = np.flatnonzero(overlaps.max(axis=1) >= iou)
+    found = np.unique(overlaps[positive_ids].argmax(axis=1))
+    return len(found) / len(gt_boxes), positive_ids
+
+
+def _overlap_instances(
+    gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """gt_class_ids [G], pred_class_ids [P], scores [P], overlaps [P, G]: without padding, predictions by score."""
+    gt_ids, gt_masks = _instances("gt", gt_boxes, gt_masks, {"class_ids": gt_class_ids})
+    pred_ids, scores, pred_masks = _instances(
+        "pred", pred_boxes, pred_masks, {"class_ids": pred_class_ids, "scores": pred_scores}
+    )
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
+    overlaps = np.zeros((len(pred_ids), len(gt_ids)), np.float32)
+    if overlaps.size:  # the masks of no instances may have any shape
+        if gt_masks.shape[:2] != pred_masks.shape[:2]:
+            raise ValueError(
+                f"gt_masks {list(gt_masks.shape)} and pred_masks {list(pred_masks.shape)} must have the same height "
+                "and width; was one of them resized, or is it the mini mask?"
+            )
+        overlaps = compute_overlaps_masks(pred_masks, gt_masks)[order]
+    return gt_ids, pred_ids[order], scores[order], overlaps
+
+
+def _instances(kind: str, boxes: ArrayLike, masks: ArrayLike, columns: Mapping[str, ArrayLike]) -> list[np.ndarray]:
+    """The columns and then the masks, checked to be of as many instances as the boxes, without those of zero boxes."""
+    boxes, masks = _box_array(f"{kind}_boxes", boxes), np.asarray(masks)
+    keep = (boxes != 0).any(axis=1)  # [N]
+    arrays = []
+    for name, column in columns.items():
+        column = np.asarray(column)
+        if column.size != len(boxes) or column.ndim > 1:
+            raise ValueError(
+                f"{kind}_{name} must be [{len(boxes)}], one for each of {kind}_boxes, not {list(column.shape)}"
+            )
+        arrays.append(column.reshape(-1)[keep])
+    if len(boxes) and (masks.ndim != 3 or masks.shape[2] != len(boxes)):
+        first = masks.ndim == 3 and masks.shape[0] == len(boxes)
+        raise ValueError(
+            f"{kind}_masks must be [H, W, {len(boxes)}], one for each of {kind}_boxes, not {list(masks.shape)}"
+            + ("; np.moveaxis(masks, 0, -1) puts the instances last" if first else "")
+        )
+    return [*arrays, masks if keep.all() else masks[..., keep]]
+
+
+def _box_array(name: str, boxes: ArrayLike) -> np.ndarray:
+    boxes = np.asarray(boxes)
+    if boxes.size == 0:
+        return np.zeros((0, 4), np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} must be [N, (y1, x1, y2, x2)], not {list(boxes.shape)}")
+    return boxes
+
+
+def _match(overlaps: np.ndarray, gt_ids, pred_ids, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """gt_match [G] and pred_match [P], for overlaps [P, G] whose rows are sorted by score."""
+    gt_match = np.full(len(gt_ids), -1, np.int32)
+    pred_match = np.full(len(pred_ids), -1, np.int32)
+    for i, class_id in enumerate(pred_ids):
+        free = np.flatnonzero((gt_match < 0) & (gt_ids == class_id) & (gt_ids > 0))
+        if len(free) == 0:
+            continue
+        best = free[overlaps[i, free].argmax()]
+        if overlaps[i, best] >= iou_threshold:
+            gt_match[best], pred_match[i] = i, best
+    return gt_match, pred_match
+
+
+def _average_precision(
+    overlaps: np.ndarray, gt_ids, pred_ids, iou_threshold: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """mAP, precisions [P + 2], recalls [P + 2]."""
+    objects = np.count_nonzero(gt_ids > 0)
+    _, pred_match = _match(overlaps, gt_ids, pred_ids, iou_threshold)
+    hits = np.cumsum(pred_match >= 0)
+    precisions = np.concatenate([[0.0], hits / np.arange(1, len(hits) + 1), [0.0]])
+    recalls = np.concatenate([[0.0], hits / max(objects, 1), [1.0]])
+    if objects == 0 and len(hits) == 0:
+        precisions[:] = 1  # nothing to find, nothing found
+    precisions = np.maximum.accumulate(precisions[::-1])[::-1]
+    return float((np.diff(recalls) * precisions[1:]).sum()), precisions, recalls
+
+
+############################################################
+#  Dataset
+############################################################
+
+
+class Dataset:
+    """The classes and images of one data set, or of several together. Subclass it for your own.
+
+    In the subclass, a method such as load_balloons calls add_class and add_image; load_mask (and load_image, if the
+    images are no files) is overridden. Then call prepare(), after which everything is numbered:
+
+        class_id   0, 1 ... num_classes - 1, in the order of add_class; 0 is the background, "BG"
+        image_id   0, 1 ... num_images - 1, in the order of add_image
+
+    A source is a name for where they come from, such as "coco", in which they have ids of their own: class 18 of coco
+    is the source class "coco.18".
+
+    class_info: [{"source", "id", "name"}], as added. image_info: [{"id", "source", "path", and what else add_image
+        was given}], by image_id.
+
+    prepare() sets:
+    num_classes, class_ids [num_classes], class_names: a list; the text before the first comma of each name.
+    num_images, image_ids [num_images].
+    class_from_source_map: {"coco.18": class_id}. image_from_source_map: {"coco.139": image_id}.
+    sources: the sources of classes; the background's, "", is first. source_class_ids: {source: its class_ids and 0}.
+    """
+
+    _PREPARED = (
+        "num_classes", "class_ids", "class_names", "num_images", "_image_ids", "class_from_source_map",
+        "image_from_source_map", "sources", "source_class_ids",
+    )  # fmt: skip
+
+    def __init__(self, class_map: Mapping[str, str] | None = None) -> None:
+        """class_map: the one that prepare() takes if it is given none."""
+        self.class_info = [{"source": "", "id": 0, "name": "BG"}]
+        self.image_info = []
+        self._class_map = class_map
+        self._class_keys = {".0": "BG"}  # source class: name
+        self._image_keys = set()
+
+    def __getattr__(self, name: str):
+        """Called for what is not there: before prepare(), that is what prepare() sets."""
+        if name in (*Dataset._PREPARED, "image_ids"):
+            raise AttributeError(f"{name} is not known yet; call prepare() after the last add_class and add_image")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _forget(self) -> None:
+        for name in Dataset._PREPARED:
+            self.__dict__.pop(name, None)
+
+    def add_class(self, source: str, class_id: int, class_name: str) -> None:
+        """Registers a class; a class that is there already is ignored. prepare() is due afterwards.
+
+        source: without a ".". class_id: 1 or more, the class's id in its source. class_name: any text.
+
+        Raises: ValueError for others, and for a second name of one class.
+        """
+        _check_source(source)
+        try:
+            number = operator.index(class_id)
+        except TypeError:
+            number = 0
+        if number < 1:
+            raise ValueError(
+                f"class_id must be an integer of at least 1, not {class_id!r} (class {class_name!r} of {source!r}); "
+                "0 is the background, which every data set has already"
+            )
+        if not isinstance(class_name, str):
+            raise ValueError(f"class_name must be text, not {class_name!r} (class {number} of {source!r})")
+        key = f"{source}.{number}"
+        if key in self._class_keys:
+            if self._class_keys[key] != class_name:
+                raise ValueError(
+                    f"class_name of {key} is {self._class_keys[key]!r} already and cannot be {class_name!r} too; "
+                    "does another class have the same id?"
+                )
+            return
+        self._class_keys[key] = class_name
+        self.class_info.append({"source": source, "id": number, "name": class_name})
+        self._forget()
+
+    def add_image(self, source: str, image_id: int | str, path: str | os.PathLike | None, **kwargs) -> None:
+        """Registers an image. prepare() is due afterwards.
+
+        source: without a ".". image_id: the image's id or file name in its source. path: its file, or None if
+        load_image needs none. kwargs: what else image_info should say, such as width, height, annotations.
+
+        Raises: ValueError if the source has an image of this id already.
+        """
+        _check_source(source)
+        key = f"{source}.{image_id}"
+        if key in self._image_keys:
+            raise ValueError(
+                f"image_id {image_id!r} of source {source!r} was added before; was the same subset loaded twice, or "
+                "do files of one name lie in several folders? Use the path as the id then"
+            )
+        self._image_keys.add(key)
+        self.image_info.append({"id": image_id, "source": source, "path": path, **kwargs})
+        self._forget()
+
+    def prepare(self, class_map: Mapping[str, str] | None = None) -> None:
+        """Numbers classes and images. Call it after the last add_class and add_image; again is fine.
+
+        class_map: {source class: class name}, such as {"voc.7": "car", "coco.6": "car"}: these classes and any that
+            has that name already become one class of that name, numbered where the first of them is. Classes that it
+            does not name stay apart, even if their names are equal. Then num_classes is less than len(class_info).
+
+        Raises: ValueError for a source class that was not added, or if it is to become the background.
+        """
+        self._forget()
+        class_map = dict(self._class_map or {}) if class_map is None else dict(class_map)
+        names, numbers = self._merge_classes(class_map)
+        keys = [f"{info['source']}.{info['id']}" for info in self.class_info]
+        self.num_classes = len(names)
+        self.class_ids = np.arange(self.num_classes)
+        self.class_names = names
+        self.class_from_source_map = dict(zip(keys, numbers, strict=True))
+        self.sources = list(dict.fromkeys(info["source"] for info in self.class_info))
+        self.source_class_ids = {
+            source: sorted(
+                {0} | {n for n, info in zip(numbers, self.class_info, strict=True) if info["source"] == source}
+            )
+            for source in self.sources
+        }
+        self.num_images = len(self.image_info)
+        self._image_ids = np.arange(self.num_images)
+        self.image_from_source_map = {f"{info['source']}.{info['id']}": i for i, info in enumerate(self.image_info)}
+
+    def _merge_classes(self, class_map: dict[str, str]) -> tuple[list[str], list[int]]:
+        """The class names, and the class_id of every entry of class_info."""
+        unknown = [key for key in class_map if key not in self._class_keys or key == ".0"]
+        if unknown:
+            known = ", ".join(list(self._class_keys)[1:6]) or "none"
+            raise ValueError(f"class_map has source classes that were not added: {unknown}; there are {known} ...")
+        if "BG" in class_map.values():
+            raise ValueError("class_map cannot make a class background ('BG'); leave its instances out in load_mask")
+        names, numbers, joined = [], [], {}  # joined: class_id by the names that class_map gives
+        for info in self.class_info:
+            name = class_map.get(f"{info['source']}.{info['id']}", info["name"].split(",")[0])
+            number = joined.get(name, len(names))
+            if number == len(names):
+                names.append(name)
+                if name in class_map.values():
+                    joined[name] = number
+            numbers.append(number)
+        return names, numbers
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """[num_images], 0, 1 ..."""
+        return self._image_ids
+
+    def map_source_class_id(self, source_class_id: str) -> int:
+        """The class_id of a source class such as "coco.12".
+
+        Raises: ValueError if there is none.
+        """
+        if source_class_id not in self.class_from_source_map:
+            known = ", ".join(list(self.class_from_source_map)[1:6]) or "none"
+            raise ValueError(
+                f"source_class_id {source_class_id!r} is not in the data set; it must be one of {known} ..."
+            )
+        return self.class_from_source_map[source_class_id]
+
+    def get_source_class_id(self, class_id: int, source: str) -> int:
+        """The id that a class has in a source; the first, where prepare's class_map joined several of one source.
+
+        Raises: ValueError if the class has none there.
+        """
+        for info in self.class_info:
+            if info["source"] == source and self.class_from_source_map[f"{source}.{info['id']}"] == class_id:
+                return info["id"]
+        raise ValueError(f"class_id {class_id} has no class in source {source!r}; the sources are {self.sources}")
+
+    def source_image_link(self, image_id: int) -> str | os.PathLike | None:
+        """Where to look at the image: its path. Override it to give a URL."""
+        return self.image_info[image_id]["path"]
+
+    def image_reference(self, image_id: int) -> str:
+        """What helps to find the image again, for messages and notebooks. Override it."""
+        return ""
+
+    def load_image(self, image_id: int) -> np.ndarray:
+        """The image, uint8 [H, W, (R, G, B)]; gray is repeated, alpha is dropped.
+
+        Raises: ValueError if it has no path; FileNotFoundError and ValueError as read_image.
+        """
+        info = self.image_info[image_id]
+        if info["path"] is None:
+            raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to make its pixels")
+        return read_image(info["path"])
+
+    def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """The masks of an image's instances. Override it; this one warns, and returns none.
+
+        Returns: masks bool [H, W, N]; class_ids int32 [N], the negative of its class_id for a crowd.
+        """
+        logger.warning("%s does not override load_mask: image %d has no instances", type(self).__name__, image_id)
+        height, width = self.load_image(image_id).shape[:2]
+        return np.zeros((height, width, 0), bool), np.zeros(0, np.int32)
+
+
+def check_mask(
+    masks: ArrayLike, class_ids: ArrayLike, image_shape: Sequence[int], name: str, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks what a load_mask returned, and gives it the dtypes that everything else expects.
+
+    masks: [H, W, N], bool or numbers 0 and 1; any array of size 0 if there are no instances.
+    class_ids: whole numbers [N], of 1 or more; negative for a crowd.
+    image_shape: (H, W, ...) of the image. name: what to call the image in errors.
+    num_classes: Dataset.num_classes, which the class ids must stay under; None does not check that.
+
+    Returns: masks bool [H, W, N], not copied if they are bool; class_ids int32 [N].
+    Raises: ValueError naming the image and the likely cause.
+    """
+    masks, class_ids = np.asarray(masks), np.asarray(class_ids)
+    height, width = (int(side) for side in image_shape[:2])
+    if masks.size == 0 and class_ids.size == 0:
+        return np.zeros((height, width, 0), bool), np.zeros(0, np.int32)
+    class_ids = _check_class_ids(class_ids, name, num_classes)
+    count = len(class_ids)
+    if masks.ndim != 3 or masks.shape != (height, width, count):
+        raise ValueError(f"{name}: load_mask must return masks {_explain_shape(masks.shape, height, width, count)}")
+    if masks.dtype == bool:
+        return masks, class_ids
+    if masks.dtype.kind not in "uif":
+        raise ValueError(f"{name}: load_mask must return masks that are bool or 0 and 1, not of dtype {masks.dtype}")
+    inside = masks != 0
+    if not (masks == inside).all():
+        raise ValueError(
+            f"{name}: load_mask must return masks that are bool or 0 and 1, not values from {masks.min()} to "
+            f"{masks.max()}; for a picture of 0 and 255 return masks > 127, for one of numbered instances a mask each"
+        )
+    return inside, class_ids
+
+
+def _check_class_ids(class_ids: np.ndarray, name: str, num_classes: int | None) -> np.ndarray:
+    """class_ids as int32 [N], if they are that and in range."""
+    if class_ids.size == 0:
+        return np.zeros(0, np.int32)
+    whole = class_ids.dtype.kind in "ui" or (class_ids.dtype.kind == "f" and np.isfinite(class_ids).all())
+    if class_ids.ndim != 1 or not whole or (class_ids != np.round(class_ids)).any():
+        raise ValueError(
+            f"{name}: load_mask must return class_ids int32 [N], not {class_ids.dtype} {list(class_ids.shape)}; "
+            "class names are turned into ids by map_source_class_id('source.id')"
+        )
+    wrong = class_ids[(class_ids == 0) | (np.abs(class_ids.astype(np.float64)) >= (num_classes or np.inf))]
+    if len(wrong):
+        limit = "1 or more" if num_classes is None else f"1 to {num_classes - 1}"
+        raise ValueError(
+            f"{name}: load_mask must return class_ids of {limit} (negative for a crowd), not {wrong[0]}; 0 is the "
+            "background. Are these the ids of the source? map_source_class_id('source.id') turns them into class ids"
+        )
+    return class_ids.astype(np.int32)
+
+
+def _explain_shape(shape: tuple[int, ...], height: int, width: int, count: int) -> str:
+    """What the masks should have been, what they are, and the likely cause."""
+    wrong = f"[{height}, {width}, {count}] (the image's height and width, one for each class id), not {list(shape)}"
+    if len(shape) == 2:
+        return f"{wrong}; a single mask is mask[:, :, np.newaxis]"
+    if shape == (count, height, width):
+        return f"{wrong}; np.moveaxis(masks, 0, -1) puts the instances last"
+    if shape[:2] == (height, width):
+        return f"{wrong}; are there as many class ids as masks?"
+    if shape[:2] == (width, height):
+        return (
+            f"{wrong}; height comes before width, or the image is turned by its EXIF orientation and the masks are not"
+        )
+    return f"{wrong}; were the masks drawn on a copy of the image of another size?"
+
+
+def _check_source(source: str) -> None:
+    if not isinstance(source, str) or not source or "." in source:
+        raise ValueError(
+            f"source must be text without a '.', not {source!r}; the dot parts it from the id, as in 'coco.12'"
+        )
+
+
+############################################################
+#  Checkpoint files
+############################################################
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """The names in a line, and how many more there are than the limit."""
+    names = list(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+class _Ignored:
+    """Stands for an object that published files hold and that is no weight. It takes everything and does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# What mmengine's logs, NumPy's numbers and the arguments of torchvision's training script are made of. None of it is
+# built: each becomes an _Ignored.
+_HARMLESS = [
+    *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace"),
+]
+_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before version 1.6
+
+
+def file_kind(path: str | os.PathLike) -> str:
+    """hdf5, zip, legacy or other, from the first bytes.
+
+    Raises: FileNotFoundError; ValueError for what is surely no checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a checkpoint file")
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        raise ValueError(f"{path} is empty; was its download interrupted?")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` where it comes from")
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
+        raise ValueError(
+            f"{path} is a web page, not a checkpoint; the link led to a page about the file, or to an error"
+        )
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    return "legacy" if head.startswith(_LEGACY_TORCH) else "other"
+
+
+def load_torch_file(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The dict that torch.save wrote, without running anything in it.
+
+    Tensors of files of today are mapped, not read: what is not used takes no memory.
+
+    Raises: FileNotFoundError; ValueError that says what is wrong: damaged, not of torch, with code in it, not a dict.
+    """
+    path, kind = Path(path), file_kind(path)
+    if kind == "zip":
+        _check_zip(path)
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _HARMLESS]):
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except pickle.UnpicklingError as error:
+        raise _pickle_error(path, kind, str(error)) from None
+    except Exception as error:  # damage shows as any error at all
+        raise _damaged(path, kind, error) from None
+    if not isinstance(contents, Mapping):
+        raise ValueError(f"{path} holds a {type(contents).__name__}, where a checkpoint is a dict of tensors")
+    return contents
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise ValueError(
+            f"{path} is truncated or damaged: it is a zip archive without an end; fetch it again"
+        ) from None
+    files = {name.rsplit("/", 1)[-1] for name in names}
+    if "data.pkl" not in files:
+        raise ValueError(
+            f"{path} is a zip archive that torch did not write ({listed(names, 5)}); unpack it and give what is inside"
+        )
+    if "constants.pkl" in files:
+        raise ValueError(f"{path} is a TorchScript program; save its state_dict() with torch.save and give that")
+
+
+def _pickle_error(path: Path, kind: str, text: str) -> ValueError:
+    found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:built-in )?(?:class|function) '?([\w.]+)", text)
+    if found:
+        return ValueError(
+            f"{path} holds a Python object that is no weight: {found[1]}. It could run code, so nothing of the file "
+            "was loaded or run. If you trust where it comes from, load it there and save model.state_dict() alone"
+        )
+    return _damaged(path, kind, text)
+
+
+def _damaged(path: Path, kind: str, error: Any) -> ValueError:
+    text = str(error).split(" In PyTorch 2.6, ")[0]  # after which torch advises to run what is in the file
+    text = (_unpickler_message(str(error)) or text or type(error).__name__).splitlines()[0][:200]
+    if kind != "other":
+        return ValueError(f"{path} is truncated or damaged; fetch it again ({text})")
+    if tarfile.is_tarfile(path):
+        return ValueError(f"{path} is a tar archive; unpack it and give what is inside")
+    with path.open("rb") as file:
+        head = file.read(16)
+    return ValueError(f"{path} is neither a file of torch.save nor HDF5, or damaged: it begins with {head!r} ({text})")
+
+
+def _unpickler_message(text: str) -> str:
+    found = re.findall(r"Unpickler error: (.*)", text)
+    return found[-1] if found else ""
+
+
+############################################################
+#  Downloads
+############################################################
+
+BACKOFF = 1.0  # seconds before the second attempt; twice as long before each further one
+ZIP_RATIO = 200  # an archive may unpack to this many times its size. COCO's annotations, of text, reach about 5.
+ZIP_SMALL = 100 * 2**20  # bytes that may be unpacked in any case
+_CHUNK = 1 << 16  # bytes read at once; at most so many are lost with the connection
+
+
+class _InterruptedDownload(Exception):
+    """An attempt failed in a way that another may not."""
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's contents, 64 hex digits.
+
+    Raises: FileNotFoundError if there is no such file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(
+    url: str,
+    path: str | os.PathLike,
+    sha256: str | None = None,
+    progress: bool = True,
+    timeout: float = 30,
+    retries: int = 3,
+) -> Path:
+    """Downloads a file, unless it is there. What arrived stays in PATH.part, and the next call goes on from there.
+
+    The file appears at path whole or not at all. Of several processes that ask for one path, one downloads and the
+    others wait for it (PATH.lock; delete it whenever nobody downloads). Proxies are taken from the environment
+    (https_proxy, no_proxy).
+
+    url: http or https. path: the file to make; its folder is made too.
+    sha256: the file's hash, 64 hex digits or the first 8 or more, as published. Without it, nothing but the size that
+        the server tells is checked, and a file that is there is taken for the right one.
+    progress: show a bar. timeout: seconds without a byte after which the connection counts as lost.
+    retries: attempts after the first, where the connection was lost or the server was busy.
+
+    Returns: path.
+    Raises: ValueError if the hash differs (what was downloaded is deleted; what was there before is left alone), if
+        the server answers with a web page, or for arguments that are not as above; ConnectionError, naming the URL, if
+        the server refuses or all attempts fail; OSError if the disk is full or the folder cannot be written.
+    """
+    url, path = _check_url(url), Path(path)
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"sha256 must be 64 hex digits, or the first 8 or more of them, not {sha256!r}")
+    if retries < 0 or not timeout > 0:
+        raise ValueError(f"retries must be at least 0 and timeout above 0 seconds, not {retries} and {timeout}")
+    if path.is_dir():
+        raise ValueError(f"path must name a file, but {path} is a folder; add the file's name")
+    if _is_downloaded(path, sha256):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, part, notes = (path.with_name(path.name + suffix) for suffix in (".lock", ".part", ".part.json"))
+    with _alone(lock, path):
+        if not _is_downloaded(path, sha256):
+            _fetch(url, part, notes, sha256 is not None, progress, timeout, retries)
+            _check_hash(part, notes, url, sha256)
+            with open(part, "ab") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            notes.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on Windows, while others wait
+            lock.unlink()  # who waits for the file that this was finds path; who fails leaves the lock to the others
+    return path
+
+
+def safe_extract(zip_path: str | os.PathLike, folder: str | os.PathLike, progress: bool = True) -> Path:
+    """Unpacks a zip archive that need not be trusted.
+
+    Everything is checked before the first file is written. Each file appears whole or not at all, and replaces one
+    that is there; other files in the folder stay.
+
+    zip_path: the archive. folder: where to; it is made. progress: show a bar.
+
+    Returns: folder.
+    Raises: FileNotFoundError if there is no archive; ValueError if it is damaged or encrypted, has a name that leaves
+        the folder, twice the same name, a link or a device, or unpacks to more than ZIP_RATIO times its size; OSError
+        if the disk has not enough room.
+    """
+    zip_path, folder = Path(zip_path), Path(folder)
+    if not zip_path.is_file():
+        raise FileNotFoundError(f"zip_path {zip_path} is no file; was it downloaded?")
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            targets = _check_members(zip_path, archive.infolist())
+            total = sum(member.file_size for member in archive.infolist())
+            folder.mkdir(parents=True, exist_ok=True)
+            if total > shutil.disk_usage(folder).free:
+                raise OSError(f"{zip_path} unpacks to {total:,} bytes, more than the disk of {folder} has left")
+            with _bar(progress, total, zip_path.name) as bar:
+                _extract_members(archive, targets, folder.resolve(), bar)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"zip_path {zip_path} is damaged or no zip archive ({error}); download it again") from error
+    return folder
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url must begin with http:// or https:// and name a host, not {url!r}")
+    if not all("!" <= char <= "~" for char in url):
+        raise ValueError(f"url must not have spaces or letters outside of ASCII: {url!r}; urllib.parse.quote helps")
+    return url
+
+
+def _is_downloaded(path: Path, sha256: str | None) -> bool:
+    """Whether the file is there. Raises: ValueError if it is, and is not the one with this hash."""
+    if not path.exists():
+        return False
+    if sha256 is not None and not (actual := sha256_of(path)).startswith(sha256.lower()):
+        raise ValueError(
+            f"path {path} is there but is another file: sha256 {sha256} was expected and it has {actual}; "
+            "delete or move it to download the right one"
+        )
+    return True
+
+
+def _check_hash(part: Path, notes: Path, url: str, sha256: str | None) -> None:
+    if sha256 is None or (actual := sha256_of(part)).startswith(sha256.lower()):
+        return
+    _discard(part, notes)
+    raise ValueError(
+        f"{url} does not have the sha256 {sha256} that was expected, but {actual}; was the file replaced, or damaged "
+        "on its way? What was downloaded is deleted, and the next try starts anew"
+    )
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, path: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same lock file.
+
+    The lock is SQLite's on that file: the one in the standard library that is the same on every system and that the
+    system frees when its process dies, in whatever way. So a lock file that was left behind locks nothing.
+    """
+    database = None
+    try:
+        database = sqlite3.connect(lock, timeout=1, isolation_level=None)
+        waiting = False
+        while not _locks(database):
+            if not waiting:
+                logger.warning("Another process is downloading %s; waiting for it", path)
+            waiting = True
+    except sqlite3.Error as error:  # a file system without locks; or a folder that is not ours, as we shall hear
+        logger.debug("%s cannot be locked: %s", lock, error)
+    try:
+        yield
+    finally:
+        if database is not None:
+            database.close()
+
+
+def _locks(database: sqlite3.Connection) -> bool:
+    """Whether the lock was got within the connection's timeout."""
+    try:
+        database.execute("PRAGMA journal_mode = OFF")  # nothing is ever written, and so needs no second file
+        database.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
+def _fetch(url: str, part: Path, notes: Path, hashed: bool, progress: bool, timeout: float, retries: int) -> None:
+    """Attempts until part is whole."""
+    for attempt in range(retries + 1):
+        if attempt:
+            time.sleep(min(BACKOFF * 2 ** (attempt - 1), 30))
+        try:
+            _attempt(url, part, notes, hashed, progress, timeout)
+            return
+        except _InterruptedDownload as error:
+            reason = error
+    kept = part.stat().st_size if part.exists() else 0
+    raise ConnectionError(
+        f"{url} could not be downloaded in {retries + 1} attempts: {reason}. {kept:,} bytes are kept in {part}, and "
+        "running again goes on from there. Is the network up, and https_proxy set if there is a proxy?"
+    ) from reason
+
+
+def _attempt(url: str, part: Path, notes: Path, hashed: bool, progress: bool, timeout: float) -> None:
+    """One request, and what it brings into part."""
+    have, known = _resume_point(url, part, notes, hashed)
+    headers = {"User-Agent": "mask-scoring-rcnn", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if known.get("validator"):
+            headers["If-Range"] = known["validator"]
+    try:
+        response = urllib.request.build_opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != 416:
+                _refuse(url, error.code, error.reason)
+            if not have or not _continues(error.headers, have, known):
+                _discard(part, notes)
+                raise _InterruptedDownload("the file on the server is no longer the one that was begun") from error
+        return  # nothing is missing: the last call ended just before it could rename part
+    except (OSError, http.client.HTTPException) as error:
+        raise _InterruptedDownload(_reason(error)) from error
+    with response:
+        _check_answer(url, response, part)
+        if response.status == 206 and not _continues(response.headers, have, known):
+            _discard(part, notes)
+            raise _InterruptedDownload("the server went on with another part, or another file, than was begun")
+        start = have if response.status == 206 else 0
+        _receive(response, url, part, notes, start, progress)
+
+
+def _resume_point(url: str, part: Path, notes: Path, hashed: bool) -> tuple[int, dict]:
+    """How many bytes of part to keep, and what the server said of the file when they came.
+
+    A part of which is not known that it came from this URL is kept only if a hash will tell whether that was right.
+    """
+    try:
+        known = json.loads(notes.read_text())
+        known = known if known["url"] == url else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    return part.stat().st_size if part.exists() and (known or hashed) else 0, known
+
+
+def _continues(headers: http.client.HTTPMessage, have: int, known: dict) -> bool:
+    """Whether an answer of status 206 or 416 goes on, after `have` bytes, with the file that is known."""
+    pattern = r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<size>\d+|\*)"
+    match = re.fullmatch(pattern, headers.get("Content-Range", "").strip())
+    if match is None:
+        return False
+    start = match["start"] or match["size"]  # status 416 tells only the size: right if just nothing is missing
+    same_size = known.get("size") is None or match["size"] in ("*", str(known["size"]))
+    validator = _validator(headers)
+    return start == str(have) and same_size and (validator is None or known.get("validator") in (None, validator))
+
+
+def _validator(headers: http.client.HTTPMessage) -> str | None:
+    """What If-Range may be: a strong ETag, or else the date."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified")
+
+
+def _refuse(url: str, status: int, reason: str) -> None:
+    """Raises for an HTTP status that is no success: those that may pass are worth another attempt."""
+    if status in (408, 429) or status >= 500:
+        raise _InterruptedDownload(f"the server answered {status} {reason}")
+    hint = "it was moved or removed" if status in (404, 410) else "it may need a login"
+    raise ConnectionError(f"{url}: the server answered {status} {reason}; {hint}, so look at it in a browser")
+
+
+def _check_answer(url: str, response: http.client.HTTPResponse, part: Path) -> None:
+    """Raises unless what comes can be the file."""
+    if response.status not in (200, 206):
+        _refuse(url, response.status, response.reason)
+    if urlsplit(response.url).scheme not in ("http", "https"):
+        raise ValueError(f"{url} leads to {response.url}, which is neither http nor https")
+    is_page = response.headers.get_content_type() in ("text/html", "application/xhtml+xml")
+    if is_page and part.with_suffix("").suffix.lower() not in (".html", ".htm", ".xhtml"):
+        raise ValueError(
+            f"{url} answered with a web page instead of the file: a login or error page, or one that asks for a click. "
+            f"Download it in a browser and put it at {part.with_suffix('')}"
+        )
+
+
+def _receive(response: http.client.HTTPResponse, url: str, part: Path, notes: Path, start: int, progress: bool) -> None:
+    """Writes the answer into part, from byte `start` on. Errors of the disk pass; those of the network do not."""
+    length = response.headers.get("Content-Length")
+    size = start + int(length) if length and length.isdigit() else None
+    with open(part, "ab" if start else "wb") as file, _bar(progress, size, part.stem, start) as bar:
+        if not start:  # part is empty by now: at no time do the notes speak of another file's bytes
+            notes.write_text(json.dumps({"url": url, "validator": _validator(response.headers), "size": size}))
+        while chunk := _read(response):
+            file.write(chunk)
+            bar.update(len(chunk))
+        got = file.tell()
+    if size is not None and got != size:
+        raise _InterruptedDownload(f"the connection ended after {got:,} of {size:,} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _InterruptedDownload(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def _discard(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _bar(progress: bool, total: int | None, name: str, initial: int = 0) -> tqdm:
+    return tqdm(
+        total=total, initial=initial, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
+    )
+
+
+def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> dict[tuple[str, ...], zipfile.ZipInfo]:
+    """The members that are files, by the parts of their paths. Raises: ValueError for what is not safe to unpack."""
+    targets = {}
+    for member in members:
+        path = PureWindowsPath(member.filename)  # which sees drives, and both / and \, as Windows would
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if path.drive or path.root or ".." in path.parts:
+            raise ValueError(f"{zip_path} has {member.filename!r}, which leaves the folder; do not trust this archive")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(
+                f"{zip_path} has {member.filename!r}, which is a link or a device; only files are unpacked"
+            )
+        if member.flag_bits & 1:
+            raise ValueError(f"{zip_path} is encrypted ({member.filename!r}); unpack it with its password by hand")
+        if not member.is_dir():
+            if path.parts in targets or not path.parts:
+                raise ValueError(f"{zip_path} has {member.filename!r} twice, or without a name; it is damaged")
+            targets[path.parts] = member
+    total, packed = sum(member.file_size for member in members), zip_path.stat().st_size
+    if total > max(ZIP_SMALL, ZIP_RATIO * packed):
+        raise ValueError(
+            f"{zip_path} of {packed:,} bytes would unpack to {total:,}, more than {ZIP_RATIO} times as much: a zip "
+            "bomb? If you trust it, unpack it by hand"
+        )
+    for parts in targets:
+        if any(parts[:depth] in targets for depth in range(1, len(parts))):
+            raise ValueError(f"{zip_path} has {'/'.join(parts)!r} inside of what is a file; it is damaged")
+    return targets
+
+
+def _extract_members(archive: zipfile.ZipFile, targets: dict, folder: Path, bar: tqdm) -> None:
+    """Writes each file under another name, then renames it. folder: resolved."""
+    checked = set()
+    for parts, member in targets.items():
+        target = folder.joinpath(*parts)
+        if target.parent not in checked:
+            if not target.parent.resolve().is_relative_to(folder):  # through a link that was there before
+                raise ValueError(f"{target.parent} leads out of {folder}; remove the link to unpack {archive.filename}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            checked.add(target.parent)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            with archive.open(member) as source, open(part, "wb") as file:
+                _copy(source, file, bar)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _copy(source: BinaryIO, file: BinaryIO, bar: tqdm) -> None:
+    """Copies no more than the archive declares: zipfile stops there, and compares the checksum."""
+    while chunk := source.read(_CHUNK):
+        file.write(chunk)
+        bar.update(len(chunk))
