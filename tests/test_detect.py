@@ -1,0 +1,549 @@
+"""MaskRCNN as its callers see it: detect on whatever images, and weights saved and loaded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+from test_model import TinyConfig, random_image, tiny_model
+
+import utils
+from config import DIALECTS
+from model import Conv, Detections, FrozenBatchNorm, Images, MaskRCNN
+
+EDGE_IMAGES = Path(__file__).parent.parent.parent / "shared" / "data" / "edge_images"
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskRCNN:
+    return tiny_model()
+
+
+def assert_same(one: dict, other: dict, tolerance: float = 1e-4) -> None:
+    """Two results of one image, up to rounding."""
+    assert one["class_ids"].tolist() == other["class_ids"].tolist()
+    for name in ("rois", "scores", "mask_ious", "mask_scores"):
+        np.testing.assert_allclose(
+            one[name], other[name], rtol=10 * tolerance, atol=tolerance * (100 if name == "rois" else 10)
+        )
+    assert (one["masks"] != other["masks"]).mean() < 1e-3
+
+
+############################################################
+#  detect
+############################################################
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_result_is_what_the_contract_says(dialect, device):
+    model = tiny_model(DIALECT=dialect).to(device)
+    image = random_image(70, 110)
+    (result,) = model.detect([image])
+    count = len(result["rois"])
+    assert 0 < count <= 20
+    kinds = {"rois": np.float32, "class_ids": np.int32, "scores": np.float32, "mask_ious": np.float32}
+    assert {name: result[name].dtype.type for name in kinds} == kinds
+    assert result["rois"].shape == (count, 4)
+    assert result["masks"].shape == (70, 110, count)
+    assert result["masks"].dtype == bool
+    assert result["mask_scores"].dtype == np.float32
+    if dialect != "benchmark":  # whose "+1" boxes of less than a pixel turn over when they are enlarged
+        assert (result["rois"][:, 2:] >= result["rois"][:, :2]).all()
+    assert result["rois"].min() >= -1
+    assert (result["rois"][:, 2:] <= np.array([72, 112])).all()
+    assert ((result["class_ids"] >= 1) & (result["class_ids"] <= 3)).all()
+    assert np.all(np.diff(result["scores"]) <= 0), "best first"
+    np.testing.assert_allclose(result["mask_scores"], result["scores"] * result["mask_ious"].clip(0, 1), rtol=1e-6)
+    for i, (y1, x1, y2, x2) in enumerate(result["rois"]):
+        y, x = np.nonzero(result["masks"][..., i])
+        if len(y):
+            assert y.min() >= y1 - 3
+            assert y.max() <= y2 + 3
+            assert x.min() >= x1 - 3
+            assert x.max() <= x2 + 3
+
+
+def test_without_maskiou_head_the_mask_score_is_the_class_score():
+    (result,) = tiny_model(USE_MASKIOU_HEAD=False).detect([random_image(64, 64)])
+    assert result["mask_ious"] is None
+    assert result["mask_scores"].tolist() == result["scores"].tolist()
+    assert len(result["scores"]) > 0
+
+
+def test_a_batch_gives_what_each_image_gives_alone(model):
+    """Different images, and different sizes that are padded alike (64 x 96); more than IMAGES_PER_GPU of them."""
+    images = [random_image(64, width, seed) for seed, width in enumerate((96, 90, 80, 96, 65))]
+    images.append(random_image(50, 70, 9))
+    together = model.detect(images)
+    assert [result["masks"].shape[:2] for result in together] == [image.shape[:2] for image in images]
+    for image, result in zip(images, together, strict=True):
+        assert_same(result, model.detect([image])[0])
+    tops = {tuple(result["rois"][0].round(2)) for result in together}
+    assert len(tops) == len(images), "images differ in what is found"
+
+
+def test_a_batch_of_equal_padding_in_every_dialect():
+    for dialect in DIALECTS:
+        model = tiny_model(DIALECT=dialect, IMAGES_PER_GPU=3)
+        images = [random_image(60, 100, seed) for seed in range(3)]
+        for image, result in zip(images, model.detect(images), strict=True):
+            (alone,) = model.detect([image])  # in any order: uniform padding makes ties, which rounding decides
+            near = np.abs(result["rois"][:, None] - alone["rois"][None]).max(-1) < 0.1
+            near &= np.abs(result["scores"][:, None] - alone["scores"][None]) < 1e-3
+            near &= result["class_ids"][:, None] == alone["class_ids"][None]
+            assert near.any(axis=1).mean() >= 0.95
+
+
+def test_many_images_in_one_call(model):
+    images = [random_image(20 + i % 7, 30 + i % 5, i) for i in range(100)]
+    results = model.detect(images)
+    assert len(results) == 100
+    assert all(result["masks"].shape[:2] == image.shape[:2] for result, image in zip(results, images, strict=True))
+    assert model.detect([]) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (80, 3200), (3200, 80), (3, 2000)])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_extreme_shapes(shape, dialect):
+    model = tiny_model(DIALECT=dialect)
+    (result,) = model.detect([random_image(*shape)])
+    assert result["masks"].shape[:2] == shape
+    assert np.isfinite(result["rois"]).all()
+    assert np.isfinite(result["scores"]).all()
+
+
+@pytest.mark.parametrize("mode", ["shorter", "square", "pad64", "none"])
+def test_resize_modes(mode):
+    model = tiny_model(IMAGE_RESIZE_MODE=mode)
+    for shape in ((50, 70), (33, 127)):
+        (result,) = model.detect([random_image(*shape)])
+        assert result["masks"].shape[:2] == shape
+        assert (result["rois"] >= -1).all()
+        assert (result["rois"] <= np.array([*shape, *shape]) + 1).all()
+    with pytest.raises(ValueError, match="'crop' takes random crops"):
+        tiny_model(IMAGE_RESIZE_MODE="crop").detect([random_image(200, 200)])
+
+
+@pytest.mark.parametrize("masks", ["array", "rle"])
+def test_no_detections(masks):
+    model = tiny_model(DETECTION_MIN_CONFIDENCE=1.0)
+    nothing, other = model.detect([random_image(40, 60), random_image(30, 30)], masks=masks)
+    assert nothing["rois"].shape == (0, 4)
+    assert other["rois"].shape == (0, 4)
+    for name in ("class_ids", "scores", "mask_ious", "mask_scores"):
+        assert nothing[name].shape == (0,)
+    if masks == "array":
+        assert nothing["masks"].shape == (40, 60, 0)
+        assert nothing["masks"].dtype == bool
+    else:
+        assert nothing["masks"] == []
+
+
+@pytest.mark.parametrize(("dialect", "kept"), [("matterport", [0.8]), ("mmdet", [0.9, 0.8])])
+def test_matterport_drops_what_rounding_leaves_nothing_of(dialect, kept):
+    model = tiny_model(DIALECT=dialect)
+    found = Detections(
+        torch.zeros(2, 4), torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
+    )
+    boxes = torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]])
+    result = model._result(found, torch.arange(2), boxes, (40, 40), "array")
+    assert result["scores"].tolist() == pytest.approx(kept)
+    assert result["class_ids"][-1] == 2
+    assert result["masks"].shape == (40, 40, len(kept))
+    assert result["masks"][10, 10, -1]
+
+
+def test_no_proposals():
+    """Deltas that are not a number leave no proposal, and so no RoI, at all."""
+    model = tiny_model()
+    torch.nn.init.constant_(model.rpn.deltas.bias, float("nan"))
+    (result,) = model.detect([random_image(40, 60)])
+    assert result["masks"].shape == (40, 60, 0)
+    assert result["rois"].shape == (0, 4)
+
+
+def test_one_image_of_a_batch_without_detections(model):
+    """The second image's scores lie under the threshold, the first one's above."""
+    first, second = random_image(64, 64, 0), np.zeros((64, 64, 3), np.uint8)
+    scores = [result["scores"].max() for result in model.detect([first, second])]
+    config = model.config
+    before, config.DETECTION_MIN_CONFIDENCE = config.DETECTION_MIN_CONFIDENCE, float(sum(scores) / 2)
+    try:
+        counts = [len(result["scores"]) for result in model.detect([first, second])]
+    finally:
+        config.DETECTION_MIN_CONFIDENCE = before
+    assert min(counts) == 0
+    assert max(counts) > 0
+
+
+def test_rle_is_the_array(model):
+    image = random_image(70, 110)
+    (arrays,), (rles,) = model.detect([image]), model.detect([image], masks="rle")
+    assert (utils.rle_to_mask(rles["masks"]) == arrays["masks"]).all()
+    assert rles["rois"].tolist() == arrays["rois"].tolist()
+
+
+def test_gray_alpha_and_deep_images_are_converted(model):
+    rgb = random_image(50, 70)
+    expected = model.detect([rgb])[0]
+    alpha = np.concatenate([rgb, random_image(50, 70, 1)[..., :1]], axis=2)
+    assert_same(model.detect([alpha])[0], expected, 0)
+    gray = np.repeat(rgb[..., :1], 3, axis=2)
+    assert_same(model.detect([rgb[..., 0]])[0], model.detect([gray])[0], 0)
+    assert_same(model.detect([rgb.astype(np.uint16) * 257])[0], expected, 0)
+
+
+def test_images_are_not_changed(model):
+    image = random_image(64, 128)  # needs no resizing
+    before = image.copy()
+    model.detect([image])
+    assert (image == before).all()
+    image.flags.writeable = False
+    assert_same(model.detect([image])[0], model.detect([before])[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (random_image(8, 8), r"one ndarray: detect\(\[image\]\)"),
+        ("photo.jpg", "must be a list of images, not one str"),
+        (["photo.jpg"], r"images\[0\]"),
+        ([random_image(8, 8), np.zeros((3, 64, 64), np.uint8)], r"images\[1\]"),
+        ([np.zeros((8, 8, 2), np.uint8)], r"images\[0\]"),
+        ([np.zeros((0, 8, 3), np.uint8)], r"images\[0\]"),
+        ([np.full((8, 8, 3), -3)], r"images\[0\]"),
+    ],
+)
+def test_what_is_not_a_list_of_images(model, images, message):
+    with pytest.raises(ValueError, match=message):
+        model.detect(images)
+
+
+def test_unknown_options(model):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, not 'float16'"):
+        model.detect([random_image(8, 8)], dtype="float16")
+    with pytest.raises(ValueError, match="masks must be 'array' or 'rle'"):
+        model.detect([random_image(8, 8)], masks="polygons")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_is_close_to_float32(device):
+    model = tiny_model(USE_MASKIOU_HEAD=True).to(device)
+    image = random_image(64, 96)
+    (exact,), (fast,) = model.detect([image]), model.detect([image], dtype="bfloat16")
+    assert fast["rois"].dtype == fast["scores"].dtype == np.float32
+    distance = np.abs(exact["rois"][:, None] - fast["rois"][None]).max(-1)
+    same = exact["class_ids"][:, None] == fast["class_ids"][None]
+    near = (distance < 3) & same
+    assert near.any(axis=1).mean() > 0.7
+    assert_same(model.detect([image])[0], exact, 0)
+
+
+def test_verbose_and_seconds(model, capsys):
+    model.detect([random_image(64, 96)], verbose=1)
+    assert "molded" in capsys.readouterr().out
+    assert set(model.seconds) == {"resize", "network", "masks"}
+    assert all(seconds > 0 for seconds in model.seconds.values())
+
+
+def test_channels_that_are_not_colours():
+    model = tiny_model(IMAGE_CHANNEL_COUNT=5, MEAN_PIXEL=(1,) * 5, STD_PIXEL=(50,) * 5)
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 5), dtype=np.uint8)
+    (result,) = model.detect([image])
+    assert len(result["scores"]) > 0
+    with pytest.raises(ValueError, match=r"images\[0\] must be an array \[H, W, 5\]"):
+        model.detect([random_image(8, 8)])
+
+
+############################################################
+#  forward and Matterport's ways in
+############################################################
+
+
+def test_forward_shows_what_lies_between(model):
+    out = {}
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found = model(pixels, out=out)
+    levels = {f"backbone/c{i}" for i in range(2, 6)} | {f"fpn/p{i}" for i in range(2, 7)}
+    assert levels | {
+        *("anchors", "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index"),
+        *("box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious"),
+    } == set(out)
+    assert [len(level) for level in out["anchors"]] == [3 * 16 * 24, 3 * 8 * 12, 3 * 4 * 6, 3 * 2 * 3, 3 * 1 * 2]
+    assert out["mask/logits"] is found.mask_logits
+    assert sorted(set(found.batch_index.tolist())) == [0, 1]
+    assert out["box/class_logits"].shape == (len(out["proposals"]), 4)
+    windows = torch.tensor([[0.0, 0, 64, 96]] * 2)
+    with torch.no_grad():
+        again = model(Images(pixels, windows))
+    assert torch.equal(again.boxes, found.boxes)
+    wide = torch.zeros(1, 3, 32, 1066, dtype=torch.bfloat16)
+    assert model._check_images(wide).windows.tolist() == [[0, 0, 32, 1066]], "bfloat16 has no 1066"
+
+
+def test_forward_refuses_other_shapes(model):
+    with pytest.raises(ValueError, match="channels last"):
+        model(torch.zeros(1, 64, 64, 3))
+    with pytest.raises(ValueError, match="targets must be None"):
+        model(torch.zeros(1, 3, 64, 64), targets={})
+
+
+def test_molded_inputs_give_the_same(model):
+    images = [random_image(64, 96, 0), random_image(64, 90, 1)]
+    molded, metas, windows = model.mold_inputs(images)
+    assert molded.shape == (2, 64, 96, 3)
+    assert metas.shape == (2, 12 + 4)
+    assert windows.tolist() == [[0, 0, 64, 96], [0, 0, 64, 90]]
+    for one, other in zip(model.detect_molded(molded, metas), model.detect(images), strict=True):
+        assert_same(one, other, 0)
+    with pytest.raises(ValueError, match="a batch has one"):
+        model.mold_inputs([random_image(64, 96), random_image(96, 64)])
+    with pytest.raises(ValueError, match="molded_images and image_metas differ"):
+        model.detect_molded(molded, metas[:1])
+
+
+def test_get_anchors(model):
+    anchors = model.get_anchors((64, 96, 3))
+    assert anchors.shape == (3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2), 4)
+    assert anchors.dtype == np.float32
+    np.testing.assert_allclose(anchors[1], [-16, -16, 16, 16])
+
+
+def test_modes_and_train():
+    assert MaskRCNN(mode="inference", config=TinyConfig(), model_dir="x").model_dir == Path("x")
+    with pytest.raises(ValueError, match=r"arguments are \(config, model_dir\)"):
+        MaskRCNN(TinyConfig(), "x", "inferrence")
+    model = MaskRCNN(TinyConfig())
+    assert model.train() is model
+    assert model.training
+    assert not model.eval().training
+    with pytest.raises(TypeError, match="train_model"):
+        model.train(object())
+
+
+def test_own_backbone(tmp_path):
+    class Stub(torch.nn.Module):
+        channels = (4, 4, 4, 4)
+
+        def __init__(self, config):
+            super().__init__()
+            self.convs = torch.nn.ModuleList(Conv(3, 4, 3) for _ in range(4))
+
+        def forward(self, pixels):
+            return [
+                conv(torch.nn.functional.avg_pool2d(pixels, stride))
+                for conv, stride in zip(self.convs, (4, 8, 16, 32), strict=True)
+            ]
+
+    model = tiny_model(BACKBONE=Stub)
+    (result,) = model.detect([random_image(64, 96)])
+    assert result["masks"].shape[:2] == (64, 96)
+    model.save(tmp_path / "stub.pth")
+    again = MaskRCNN.from_checkpoint(tmp_path / "stub.pth", device="cpu", BACKBONE=Stub)
+    assert_same(again.detect([random_image(64, 96)])[0], result, 0)
+    with pytest.raises(ValueError, match="give the callable again"):
+        MaskRCNN.from_checkpoint(tmp_path / "stub.pth")
+
+
+############################################################
+#  Weights
+############################################################
+
+
+@pytest.fixture
+def saved(model, tmp_path) -> Path:
+    path = tmp_path / "weights.pth"
+    model.save(path)
+    return path
+
+
+def test_round_trip(model, saved):
+    contents = torch.load(saved, weights_only=True)
+    assert set(contents) == {
+        *("format", "version", "config", "dialect", "class_names", "category_ids", "source", "model"),
+    }
+    assert contents["class_names"] == ["BG", "cat", "dog", "cow"]
+    json.dumps(contents["config"])
+    again = MaskRCNN.from_checkpoint(saved, device="cpu", DETECTION_MAX_INSTANCES=3)
+    assert again.class_names == model.class_names
+    assert not again.training
+    image = random_image(64, 96)
+    (expected,), (result,) = model.detect([image]), again.detect([image])
+    assert len(result["scores"]) == 3
+    np.testing.assert_array_equal(result["rois"], expected["rois"][:3])
+    assert [path.name for path in saved.parent.iterdir()] == ["weights.pth"], "no temporary file remains"
+
+
+def test_from_checkpoint_refuses_unknown_settings(saved):
+    with pytest.raises(ValueError, match="did you mean DETECTION_MAX_INSTANCES"):
+        MaskRCNN.from_checkpoint(saved, DETECTION_MAX_INSTANCE=3)
+
+
+def damaged(path: Path, change) -> Path:
+    contents = torch.load(path, weights_only=True)
+    change(contents)
+    torch.save(contents, path)
+    return path
+
+
+NAME = "rpn.objectness.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].pop(NAME), "missing: rpn.objectness.weight"),
+        (lambda c: c["model"].update(extra=torch.zeros(1)), "not of this model: extra"),
+        (
+            lambda c: c["model"].update({NAME: torch.zeros(3, 8, 1, 1)}),
+            r"weight is \[3, 8, 1, 1\], the model's",
+        ),
+        (lambda c: c["model"][NAME].fill_(float("nan")), "rpn.objectness.weight is not finite"),
+        (lambda c: c["model"].update({NAME: [1.0]}), "rpn.objectness.weight is list, not a tensor"),
+        (lambda c: c.update(version=99), "version 99"),
+        (lambda c: c.update(format="other"), "not a checkpoint of this project"),
+        (lambda c: c.pop("class_names"), "lacks 'class_names'"),
+        (lambda c: c["config"].update(NEW_NAME=1), "NEW_NAME is not a setting"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_whole(saved, change, message):
+    model = tiny_model(seed=5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    damaged(saved, change)
+    with pytest.raises(ValueError, match=message):
+        MaskRCNN.from_checkpoint(saved, device="cpu")
+    if "NEW_NAME" not in message and "class_names" not in message:
+        with pytest.raises(ValueError, match=message):
+            model.load_weights(saved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "nothing was loaded"
+
+
+def test_files_that_are_no_checkpoints(tmp_path, saved):
+    model = tiny_model()
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
+        model.load_weights(tmp_path / "missing.pth")
+    page = tmp_path / "page.pth"
+    page.write_text("<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(ValueError, match=r"page\.pth is a web page"):
+        model.load_weights(page)
+    half = tmp_path / "half.pth"
+    half.write_bytes(saved.read_bytes()[: saved.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"half\.pth"):
+        model.load_weights(half)
+
+
+def test_weights_made_for_other_settings_are_refused(saved):
+    for overrides in ({"DIALECT": "torchvision"}, {"MEAN_PIXEL": (0.0, 0, 0)}, {"RPN_ANCHOR_RATIOS": (2, 1, 0.5)}):
+        (name,) = overrides
+        with pytest.raises(ValueError, match=f"set {'MEAN_PIXEL|DIALECT' if name == 'DIALECT' else name}"):
+            tiny_model(**overrides).load_weights(saved)
+
+
+def test_by_name_takes_what_fits(saved, capsys):
+    model = tiny_model(seed=3, NUM_CLASSES=2, CLASS_NAMES=("BG", "dog"))
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        model.load_weights(saved)
+    own = model.box_head.class_logits.weight.clone()
+    model.load_weights(saved, by_name=True)
+    stored = torch.load(saved, weights_only=True)["model"]
+    assert torch.equal(model.box_head.class_logits.weight, own)
+    assert torch.equal(model.fpn.lateral[0].weight, stored["fpn.lateral.0.weight"])
+    printed = capsys.readouterr().out
+    assert f"of the model's {len(stored)} tensors" in printed
+    assert "kept as they were: box_head.class_logits.weight" in printed
+    assert "not used: box_head.class_logits.weight" in printed
+
+
+def test_exclude_takes_matterports_names(saved):
+    model = tiny_model(seed=3)
+    stored = torch.load(saved, weights_only=True)["model"]
+    own = model.mask_head.mask_logits.weight.clone()
+    model.load_weights(saved, exclude=["mrcnn_mask", "box_head.class_logits"])
+    assert torch.equal(model.mask_head.mask_logits.weight, own)
+    assert not torch.equal(model.box_head.class_logits.weight, stored["box_head.class_logits.weight"])
+    assert torch.equal(model.box_head.box_deltas.weight, stored["box_head.box_deltas.weight"])
+    with pytest.raises(ValueError, match="there is no layer 'mrcnn_masks'"):
+        model.load_weights(saved, exclude=["mrcnn_masks"])
+
+
+def test_rows_of_classes_of_the_same_name_are_copied(saved):
+    model = tiny_model(seed=3, NUM_CLASSES=3, CLASS_NAMES=("BG", "horse", "cat"))
+    own = model.state_dict()["box_head.box_deltas.weight"].clone()
+    model.load_weights(saved, copy_classes=True)
+    stored = torch.load(saved, weights_only=True)["model"]
+    for layer in ("box_head.class_logits", "mask_head.mask_logits", "maskiou_head.maskious"):
+        for part in ("weight", "bias"):
+            mine, theirs = model.state_dict()[f"{layer}.{part}"], stored[f"{layer}.{part}"]
+            assert torch.equal(mine[0], theirs[0]), "background"
+            assert torch.equal(mine[2], theirs[1]), "cat"
+    deltas, theirs = model.state_dict()["box_head.box_deltas.weight"], stored["box_head.box_deltas.weight"]
+    assert torch.equal(deltas[8:12], theirs[4:8])
+    assert torch.equal(deltas[4:8], own[4:8]), "horse is new"
+
+
+def test_too_little_that_fits_is_refused(saved):
+    model = tiny_model(BACKBONE_WIDTH=0.25, TOP_DOWN_PYRAMID_SIZE=24)
+    with pytest.raises(ValueError, match=r"only \d+ of the checkpoint's"):
+        model.load_weights(saved, by_name=True)
+
+
+def test_find_last(tmp_path):
+    model = MaskRCNN(TinyConfig(), tmp_path / "logs")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        model.find_last()
+    for folder, files in {
+        "tiny20260101T0900": ["mask_rcnn_tiny_0009.pth", "mask_rcnn_tiny_10000.pth", "mask_rcnn_tiny_9999.pth"],
+        "tiny20260102T0900": ["events.log"],
+        "other20270101T0900": ["mask_rcnn_other_0001.pth"],
+        "tinyother20270101T0900": ["mask_rcnn_tiny_0001.pth"],
+    }.items():
+        (tmp_path / "logs" / folder).mkdir(parents=True)
+        for file in files:
+            (tmp_path / "logs" / folder / file).touch()
+    assert model.find_last() == str(tmp_path / "logs" / "tiny20260101T0900" / "mask_rcnn_tiny_10000.pth")
+
+
+def test_untrained_weights_are_finite_and_repeatable():
+    torch.manual_seed(0)
+    one = MaskRCNN(TinyConfig(BACKBONE="resnet50"))
+    torch.manual_seed(0)
+    two = MaskRCNN(TinyConfig(BACKBONE="resnet50"))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name])
+    out = {}
+    with torch.no_grad():
+        one(torch.randn(1, 3, 64, 64), out=out)
+    assert out["fpn/p2"].abs().max() < 1e3
+    assert out["rpn/objectness_logits"][0].abs().max() < 5
+    norms = [module for module in one.modules() if isinstance(module, FrozenBatchNorm)]
+    assert all((norm.running_var == 1).all() for norm in norms)
+
+
+############################################################
+#  Real files
+############################################################
+
+
+def edge_images() -> list:
+    manifest = EDGE_IMAGES / "manifest.json"
+    if not manifest.exists():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"{EDGE_IMAGES} is absent"))]
+    return [pytest.param(entry, id=entry["file"]) for entry in json.loads(manifest.read_text())["files"]]
+
+
+@pytest.mark.parametrize("entry", edge_images())
+def test_edge_images(model, entry):
+    path = EDGE_IMAGES / entry["file"]
+    if entry["expect"] == "error":
+        with pytest.raises(ValueError, match=entry["file"]):
+            utils.read_image(path)
+        return
+    image = utils.read_image(path)
+    width, height = entry["size_after_exif_transpose"]
+    assert image.shape == (height, width, 3)
+    (result,) = model.detect([image])
+    assert result["masks"].shape[:2] == (height, width)
