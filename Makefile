@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check lint format kernels sanitize bench doctor gpu clean
 
-demo: kernels  ## until there is a model: a short operator benchmark
-	$(PY) benchmarks/bench_ops.py --quick
+demo: kernels  ## detect in assets/coffee.jpg; pictures and JSON come to output/
+	$(PY) demo.py
 
 test: kernels  ## all tests
 	$(PY) -m pytest
@@ -35,6 +35,7 @@ sanitize: $(READY)
 
 bench: kernels
 	$(PY) benchmarks/bench_ops.py
+	$(PY) benchmarks/bench_detect.py
 
 # On a machine with a GPU and a torch of its own: no virtual environment, no network.
 gpu:
@@ -42,6 +43,7 @@ gpu:
 	$(PYTHON) benchmarks/doctor.py
 	MASKSCORING_KERNELS=native $(PYTHON) -m pytest
 	$(PYTHON) benchmarks/bench_ops.py --device cuda $(if $(OUT),--output $(OUT)/ops-cuda.json)
+	$(PYTHON) benchmarks/bench_detect.py --device cuda $(if $(OUT),--output $(OUT)/detect-cuda.json)
 
 doctor:  ## what this machine has, what runs on what, and what to do about the rest
 	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) benchmarks/doctor.py

@@ -24,7 +24,7 @@ def test_every_file_of_the_tree_exists():
 
 def test_speed_table_is_the_committed_result():
     """Each row of the table is a case of the results file that it names, rounded."""
-    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+\.json)\)", README)[1]
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-ops-[\w.-]+\.json)\)", README)[1]
     facts = json.loads(path.read_text())
     assert f"torchvision {facts['torchvision'].split('+')[0]}" in README
     assert facts["cpu"].split(",")[0] in README
@@ -38,7 +38,37 @@ def test_speed_table_is_the_committed_result():
         assert cells[2] == ("-" if case["speedup"] is None else f"{case['speedup']:.0f} x")
 
 
-@pytest.mark.parametrize("name", ["MASKSCORING_KERNELS", "CUDA_ARCH", "CUDA_HOME"])
+@pytest.mark.parametrize("name", ["MASKSCORING_KERNELS", "MASKSCORING_KEEP_MEMORY", "CUDA_ARCH", "CUDA_HOME"])
 def test_every_variable_is_explained(name):
     assert name in README
     assert name in (native.ROOT / "native.py").read_text()
+
+
+def test_detection_speed_is_the_committed_result():
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-detect-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    for case in facts["cases"]:
+        (row,) = re.findall(rf"^\| {re.escape(case['name'])}, {case['dtype']} \| (.*) \|$", README, flags=re.MULTILINE)
+        share = f"{100 * case['share_of_peak']:.0f} %"
+        assert row.split(" | ") == [
+            f"{case['ms']:.0f}",
+            f"{case['speedup']:.2f} x",
+            f"{case['convolution_gflop_per_s']:.0f}",
+            share,
+            f"{case['peak_mb']:.0f}",
+        ]
+    theirs = facts["torchvision"]
+    assert f"torchvision {theirs['version'].split('+')[0]}, Mask R-CNN R-50, float32 | {theirs['ms']:.0f} |" in README
+    assert f"{theirs['ms_keeping_memory']:.0f} ms." in README
+    for kind in ("array", "rle", "network"):
+        assert f"{facts['large_photograph_mb'][kind]:.0f} MB" in README
+
+
+def test_every_published_name_is_in_the_table():
+    import convert_weights
+
+    for name in convert_weights.PUBLISHED:
+        stem = re.sub(r"_[12]x_coco$", "", name)
+        assert f"`{name}`" in README or f"`{stem}_" in README, name
+    assert "mask-scoring-rcnn" in str(convert_weights.cache_folder())
