@@ -1,5 +1,6 @@
 """What a benchmark ran on, and how it measures: shared by the scripts of this folder."""
 
+import ctypes
 import os
 import platform
 import statistics
@@ -78,7 +79,8 @@ def median_ms(run: Callable[[], object], device: str = "cpu", seconds: float = 2
 def peak_mb(run: Callable[[], object], device: str = "cpu") -> float | None:
     """Megabytes that a call takes at its peak beyond what was in use before, its result included.
 
-    On the CPU this is resident memory, rounded up to whole pages of up to 2 MB; None where the system does not tell.
+    On the CPU this is resident memory, rounded up to whole pages of up to 2 MB, with what the C library kept of freed
+    blocks given back before; None where the system does not tell.
     """
     run()
     if device == "cuda":
@@ -86,6 +88,8 @@ def peak_mb(run: Callable[[], object], device: str = "cpu") -> float | None:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _resident_kb("VmRSS")
