@@ -214,7 +214,7 @@ def peak_mb(model: MaskRCNN, image: np.ndarray, **options: str) -> float | None:
     before = os.environ.get("MASKSCORING_KEEP_MEMORY")
     os.environ["MASKSCORING_KEEP_MEMORY"] = "0"
     try:
-        return machine.peak_mb(lambda: model.detect([image], **options), model.device.type)
+        return machine.peak_mb(lambda: model.detect([image], **options), model.device.type, trim=True)
     finally:
         os.environ.pop("MASKSCORING_KEEP_MEMORY")
         if before is not None:

@@ -76,11 +76,12 @@ def median_ms(run: Callable[[], object], device: str = "cpu", seconds: float = 2
     return statistics.median(times) * 1e3
 
 
-def peak_mb(run: Callable[[], object], device: str = "cpu") -> float | None:
+def peak_mb(run: Callable[[], object], device: str = "cpu", trim: bool = False) -> float | None:
     """Megabytes that a call takes at its peak beyond what was in use before, its result included.
 
-    On the CPU this is resident memory, rounded up to whole pages of up to 2 MB, with what the C library kept of freed
-    blocks given back before; None where the system does not tell.
+    On the CPU this is resident memory, rounded up to whole pages of up to 2 MB; None where the system does not tell.
+
+    trim: give back what the C library kept of freed blocks first. Otherwise a call that fits into it takes nothing.
     """
     run()
     if device == "cuda":
@@ -88,7 +89,7 @@ def peak_mb(run: Callable[[], object], device: str = "cpu") -> float | None:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    if platform.libc_ver()[0] == "glibc":
+    if trim and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

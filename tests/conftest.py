@@ -7,9 +7,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Tests of memory see what the kernels take only while the C library gives freed blocks back; detect() changes that.
-os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "0")
-
 # Deterministic: a failure on one machine is a failure on all. More examples: HYPOTHESIS_PROFILE=long make test
 settings.register_profile("default", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
