@@ -54,6 +54,12 @@ class Dialect:
     pooling: str  # adaptive (aligned RoIAlign), legacy (RoIAlign, 2 samples) or crop (crop_and_resize)
     detections_of: str  # every class above the threshold may give a detection, or only an RoI's best class
     paste: str  # masks are sampled at pixel centres, expanded by a cell, or resized into the rounded box
+    anchors_outside: bool  # in training: anchors that reach outside of the image take part
+    rpn_counts_missing: bool  # in training: an image without positive anchors counts as if it had one; negative too
+    low_quality_rois: bool  # in training: an object's best RoIs are its own, though they overlap another one more
+    gt_rois_first: bool  # in training: ground-truth boxes become RoIs before the proposals, or after them
+    rpn_beta: float  # smooth L1 of anchor deltas is quadratic below this; 0 is L1
+    box_beta: float  # the same of box deltas
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,6 +85,12 @@ _COLUMNS = (
     ("pooling",            "adaptive",       "legacy",         "legacy",         "crop"),
     ("detections_of",      "every class",    "every class",    "every class",    "best class"),
     ("paste",              "centres",        "expand",         "expand",         "resize"),
+    ("anchors_outside",    True,             False,            True,             True),
+    ("rpn_counts_missing", True,             False,            False,            False),
+    ("low_quality_rois",   True,             False,            False,            False),
+    ("gt_rois_first",      True,             False,            False,            True),
+    ("rpn_beta",           0.0,              1 / 9,            1 / 9,            1.0),
+    ("box_beta",           0.0,              1.0,              1 / 9,            1.0),
 )
 # fmt: on
 
@@ -90,6 +102,8 @@ _DEFAULTS = {
         "STD_PIXEL": (1.0, 1.0, 1.0),
         "BACKBONE_STYLE": "caffe",
         "POST_NMS_ROIS_TRAINING": 2000,
+        "BIAS_LEARNING_RATE_FACTOR": 2.0,
+        "WEIGHT_DECAY_BIASES": False,
     },
     "torchvision": {
         "MEAN_PIXEL": (0.485 * 255, 0.456 * 255, 0.406 * 255),
@@ -111,7 +125,17 @@ _DEFAULTS = {
         "ROI_POSITIVE_RATIO": 0.33,
         "DETECTION_MIN_CONFIDENCE": 0.7,
         "DETECTION_NMS_THRESHOLD": 0.3,
+        "WEIGHT_DECAY_NORMS": False,
     },
+}
+
+# Where new training departs from a reference on purpose; with these it computes what mmdetection's own code does.
+REFERENCE_TRAINING = {
+    "MASKIOU_TARGET_LOGIT": 0.5,
+    "MASKIOU_KEEP_ZERO_TARGETS": False,
+    "MASKIOU_EXACT_AREA": False,
+    "CROWD_OVERLAP": None,
+    "GRADIENT_CLIP_NORM": None,
 }
 
 DIALECTS: dict[str, Dialect] = {
@@ -162,11 +186,17 @@ class Config:
     # Images in a batch on each GPU (or on the CPU). Lower it when memory runs out.
     IMAGES_PER_GPU: int = 2
 
-    # Batches in an epoch. Lower it to see validation and checkpoints sooner.
-    STEPS_PER_EPOCH: int = 1000
+    # Batches in an epoch; None is once through the data. Lower it to see validation and checkpoints sooner.
+    STEPS_PER_EPOCH: int | None = 1000
 
-    # Batches of validation at the end of an epoch.
-    VALIDATION_STEPS: int = 50
+    # Batches of validation at the end of an epoch; None is all of the validation data.
+    VALIDATION_STEPS: int | None = 50
+
+    # Processes that load images beside the training; 0 loads in the training process. None: by the machine's cores.
+    WORKERS: int | None = None
+
+    # Every order, augmentation and sample of a training follows from this.
+    SEED: int = 0
 
     ### Images
 
@@ -200,6 +230,13 @@ class Config:
     # Where a bottleneck has its stride: "pytorch" in the 3x3 convolution, "caffe" in the first 1x1. It cannot be seen
     # in the weights and must be what they were trained with.
     BACKBONE_STYLE: str = "pytorch"
+
+    # Norm after each convolution of the backbone: "batch" (TRAIN_BN says whether it learns), or "group", which does
+    # without statistics: for training from nothing in small batches.
+    BACKBONE_NORM: str = "batch"
+
+    # Stages of the backbone that never learn: 1 is the stem and the first. None: 1 from weights, 0 from nothing.
+    FROZEN_STAGES: int | None = None
 
     # Factor on the channels of every stage; below 1 for small models trained from nothing.
     BACKBONE_WIDTH: float = 1.0
@@ -288,12 +325,52 @@ class Config:
     TRAIN_ROIS_PER_IMAGE: int = 512
     ROI_POSITIVE_RATIO: float = 0.25
 
-    # Objects of an image used in training; the rest is dropped, with a warning.
-    MAX_GT_INSTANCES: int = 100
+    # Anchors and RoIs are an object's if their IoU with it is at least this, background below the other one.
+    RPN_POSITIVE_IOU: float = 0.7
+    RPN_NEGATIVE_IOU: float = 0.3
+    ROI_POSITIVE_IOU: float = 0.5
 
-    # Keep ground-truth masks cropped to their boxes, at this size: less memory, coarser masks.
-    USE_MINI_MASK: bool = True
+    # Anchors and RoIs of which more than this share lies in a crowd are no background. None: they are.
+    CROWD_OVERLAP: float | None = 0.5
+
+    # Objects of an image used in training; the rest is dropped, with a warning.
+    MAX_GT_INSTANCES: int = 400
+
+    # Ground-truth masks are kept cropped to their boxes; True also shrinks them to MINI_MASK_SHAPE: less memory,
+    # coarser masks.
+    USE_MINI_MASK: bool = False
     MINI_MASK_SHAPE: tuple[int, ...] = (56, 56)
+
+    # A pixel counts as predicted when its mask logit is above this, in the IoU that the MaskIoU head learns. 0 is
+    # probability 0.5; mmdetection has 0.5.
+    MASKIOU_TARGET_LOGIT: float = 0.0
+
+    # Learn from masks that miss their object wholly, too; the references leave them out.
+    MASKIOU_KEEP_ZERO_TARGETS: bool = True
+
+    # The part of an object inside an RoI by exact area; False truncates the RoI's corners to pixels (mmdetection).
+    MASKIOU_EXACT_AREA: bool = True
+
+    # True: the MaskIoU loss does not reach the mask head and the features. The references let it.
+    MASKIOU_DETACH: bool = False
+
+    # "target": only the output of the object's class learns. "all": the others learn 0.
+    MASKIOU_LOSS_CLASSES: str = "target"
+
+    ### Augmentation
+
+    # Chance that an image is flipped left to right.
+    HORIZONTAL_FLIP: float = 0.5
+
+    # Short sides to choose from for each image, instead of IMAGE_MIN_DIM (multi-scale training).
+    MULTI_SCALE: tuple[int, ...] | None = None
+
+    # Range of a random factor on the image's size, then a random crop of the usual size (large-scale jitter):
+    # (0.1, 2.0), or (0.8, 1.25) for a mild one.
+    SCALE_JITTER: tuple[float, ...] | None = None
+
+    # Random change of brightness, contrast and saturation by up to this share, such as 0.2.
+    COLOR_JITTER: float = 0.0
 
     ### Detection
 
@@ -308,10 +385,32 @@ class Config:
 
     ### Optimiser
 
-    # Learning rate, momentum and L2 penalty of SGD.
+    # "sgd" with momentum, or "adamw" (then a learning rate of about 1e-4).
+    OPTIMIZER: str = "sgd"
+
+    # Learning rate, momentum and L2 penalty. The schedules have learning rates of their own.
     LEARNING_RATE: float = 0.001
     LEARNING_MOMENTUM: float = 0.9
     WEIGHT_DECAY: float = 0.0001
+
+    # Whether the L2 penalty is on biases, and on the weights of norms; factor on the learning rate of biases.
+    WEIGHT_DECAY_BIASES: bool = True
+    WEIGHT_DECAY_NORMS: bool = True
+    BIAS_LEARNING_RATE_FACTOR: float = 1.0
+
+    # "1x": 12 epochs, a tenth of the learning rate after 8 and 11. "2x": 24, after 16 and 22. "matterport": the heads
+    # for 40 epochs, 4+ until 120, all until 160 at a tenth. None: what train_model is given.
+    SCHEDULE: str | None = None
+
+    # Steps over which the learning rate rises linearly from this share of it.
+    WARMUP_STEPS: int = 500
+    WARMUP_FACTOR: float = 0.001
+
+    # Batches whose gradients are averaged before a step of the optimiser: larger batches in the same memory.
+    ACCUMULATE_STEPS: int = 1
+
+    # Gradients are scaled down to this norm. None: they are not.
+    GRADIENT_CLIP_NORM: float | None = 5.0
 
     # Factor of each loss in the sum.
     LOSS_WEIGHTS: dict[str, float] = types.MappingProxyType(
@@ -325,11 +424,39 @@ class Config:
         }
     )
 
-    # Train batch norm (True), or keep it frozen (False), as small batches need.
-    TRAIN_BN: bool = False
+    # Statistics of batch norm from each batch (True), or frozen (False), as small batches need. None: frozen from
+    # weights, not from nothing.
+    TRAIN_BN: bool | None = None
 
-    # Gradients are scaled down to this norm.
-    GRADIENT_CLIP_NORM: float = 5.0
+    # What the convolutions of a training compute in: "float32", or "bfloat16" where the processor has it. Weights and
+    # losses are float32.
+    TRAIN_DTYPE: str = "float32"
+
+    # Compute activations of the backbone twice instead of keeping them: half of the memory, a fifth more time.
+    ACTIVATION_CHECKPOINTING: bool = False
+
+    # Put the backbone and the pyramid through torch.compile: minutes at the start, for long trainings on a GPU.
+    COMPILE: bool = False
+
+    # Detect and validate with an average of the weights that forgets by this factor a step, such as 0.999. 0: none.
+    EMA_DECAY: float = 0.0
+
+    ### Checkpoints
+
+    # Minutes between checkpoints within an epoch; each epoch ends with one.
+    CHECKPOINT_MINUTES: float = 15.0
+
+    # Checkpoints that stay, beside the best.
+    CHECKPOINTS_KEPT: int = 3
+
+    # Epochs between evaluations (COCO-style AP), where a callback does them. 0: never.
+    EVAL_EVERY: int = 1
+
+    # Epochs without a better result after which training stops. None: never.
+    EARLY_STOPPING: int | None = None
+
+    # Images that may fail to load before training stops.
+    MAX_DATA_ERRORS: int = 5
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -397,17 +524,26 @@ class Config:
             "IMAGE_RESIZE_MODE": RESIZE_MODES,
             "BACKBONE_STYLE": ("pytorch", "caffe"),
             "BACKBONE": BACKBONES,
+            "BACKBONE_NORM": ("batch", "group"),
+            "MASKIOU_LOSS_CLASSES": ("target", "all"),
+            "OPTIMIZER": ("sgd", "adamw"),
+            "SCHEDULE": (None, "1x", "2x", "matterport"),
+            "TRAIN_DTYPE": ("float32", "bfloat16"),
         }.items():
             value = getattr(self, name)
             if value not in values and not callable(value):
                 hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if value[:1] == "<" else ""
-                raise ValueError(f"{name} must be one of {', '.join(values)}, not {value!r}{hint}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, not {value!r}{hint}")
         for name in _POSITIVE:
-            if not getattr(self, name) >= 1:
+            if getattr(self, name) is not None and not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name in _COUNTS:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        self._validate_training()
         self._validate_lengths()
         if any(not value > 0 for value in (*self.STD_PIXEL, self.BACKBONE_WIDTH)):
             raise ValueError(f"STD_PIXEL {self.STD_PIXEL} and BACKBONE_WIDTH {self.BACKBONE_WIDTH} must be above 0")
@@ -425,6 +561,21 @@ class Config:
                 f"IMAGE_RESIZE_MODE {self.IMAGE_RESIZE_MODE!r} makes squares of {self.IMAGE_SHAPE[0]} pixels, which "
                 "must be a multiple of 64, so that P2 to P6 fit onto each other"
             )
+
+    def _validate_training(self) -> None:
+        if self.RPN_NEGATIVE_IOU > self.RPN_POSITIVE_IOU:
+            raise ValueError(
+                f"RPN_NEGATIVE_IOU {self.RPN_NEGATIVE_IOU} is above RPN_POSITIVE_IOU {self.RPN_POSITIVE_IOU}; "
+                "anchors between the two teach nothing"
+            )
+        if (self.FROZEN_STAGES or 0) > 4:
+            raise ValueError(f"FROZEN_STAGES must be at most 4, not {self.FROZEN_STAGES}: the backbone has no more")
+        for name in self.LOSS_WEIGHTS:
+            if name not in _LOSSES:
+                raise ValueError(f"LOSS_WEIGHTS has no loss {name!r}; the losses are {', '.join(sorted(_LOSSES))}")
+        jitter = self.SCALE_JITTER
+        if jitter is not None and not (len(jitter) == 2 and 0 < jitter[0] <= jitter[1]):
+            raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor above 0, not {jitter}")
 
     def _validate_lengths(self) -> None:
         lengths = {
@@ -483,9 +634,17 @@ _POSITIVE = [
     *("PRE_NMS_LIMIT", "PRE_NMS_LIMIT_TRAINING", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "POOL_SIZE"),
     *("MASK_POOL_SIZE", "BOX_HEAD_FC_LAYERS", "FPN_CLASSIF_FC_LAYERS_SIZE", "MASK_HEAD_CONVS", "MASK_HEAD_CHANNELS"),
     *("MASKIOU_HEAD_CHANNELS", "MASKIOU_FC_LAYERS_SIZE", "TRAIN_ROIS_PER_IMAGE", "DETECTION_MAX_INSTANCES"),
-    *("RPN_TRAIN_ANCHORS_PER_IMAGE", "MAX_GT_INSTANCES"),
+    *("RPN_TRAIN_ANCHORS_PER_IMAGE", "MAX_GT_INSTANCES", "VALIDATION_STEPS", "ACCUMULATE_STEPS", "CHECKPOINTS_KEPT"),
+    *("EARLY_STOPPING", "MAX_DATA_ERRORS"),
 ]
-_SHARES = ["RPN_NMS_THRESHOLD", "DETECTION_NMS_THRESHOLD", "DETECTION_MIN_CONFIDENCE", "ROI_POSITIVE_RATIO"]
+_SHARES = [
+    *("RPN_NMS_THRESHOLD", "DETECTION_NMS_THRESHOLD", "DETECTION_MIN_CONFIDENCE", "ROI_POSITIVE_RATIO"),
+    *("RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_IOU", "CROWD_OVERLAP", "HORIZONTAL_FLIP", "EMA_DECAY"),
+    *("WARMUP_FACTOR", "COLOR_JITTER"),
+]
+_LOSSES = set(Config.LOSS_WEIGHTS)
+# Numbers of any size from 0 up.
+_COUNTS = ["WORKERS", "WARMUP_STEPS", "EVAL_EVERY", "CHECKPOINT_MINUTES", "FROZEN_STAGES", "GRADIENT_CLIP_NORM", "SEED"]
 
 
 def _unknown(name: str, shown: str) -> ValueError:

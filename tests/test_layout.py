@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "native"},
     {"nms", "roialign", "utils"},
-    {"model", "training", "visualize"},
+    {"training"},
+    {"model", "visualize"},
     {"convert_weights"},
     {"coco"},
     {"custom", "demo", "samples"},
