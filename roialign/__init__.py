@@ -3,8 +3,9 @@
 roi_align and pyramid_roi_align are torchvision's and mmdetection's operator; crop_and_resize is TensorFlow's, as
 Matterport uses it. Both pool with native kernels where `make kernels` built them (float32 and bfloat16 on the CPU;
 float32, float16 and bfloat16 on CUDA) and with the reference in torch elsewhere, float64 included. Sums are float32.
+crop_masks is roi_align of masks that are kept as crops of 0 and 1, and mask_areas their areas inside boxes.
 
-    B images   C channels   R RoIs   L levels
+    B images   C channels   R RoIs   L levels   G masks   P RoIs of masks
     Boxes are (y1, x1, y2, x2); (y2, x2) lies outside. Height is y2 - y1, with no +1.
 
 Features may have any strides. Channels_last is the fast layout, and then the result is channels_last too.
@@ -16,7 +17,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -24,7 +25,15 @@ from torch import Tensor
 import native
 from roialign import reference
 
-__all__ = ["crop_and_resize", "pyramid_crop_and_resize", "pyramid_roi_align", "roi_align"]
+__all__ = [
+    "MaskCrops",
+    "crop_and_resize",
+    "crop_masks",
+    "mask_areas",
+    "pyramid_crop_and_resize",
+    "pyramid_roi_align",
+    "roi_align",
+]
 
 MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
 MAX_SAMPLING_RATIO = 4096  # more than the cells of any feature map; the sample tables have to fit into memory
@@ -131,6 +140,55 @@ def pyramid_crop_and_resize(
     return _roi_pool(features, rois, batch_index, levels.long(), size, [1.0] * len(features), 1, False, True, 0.0)
 
 
+class MaskCrops(NamedTuple):
+    """G masks of 0 and 1, each a crop of its canvas; everywhere else the canvas is 0.
+
+    One flat tensor holds the pixels of all, of whatever sizes. What of a crop lies outside its canvas does not count.
+    """
+
+    pixels: Tensor  # uint8 [sum of height * width], row by row, one crop after another
+    offsets: Tensor  # int64 [G], where each crop starts in pixels
+    sizes: Tensor  # int64 [G, (height, width)] of each crop; 0 x 0 is an empty mask
+    origins: Tensor  # int64 [G, (y, x)], the crop's first pixel in its canvas
+    canvases: Tensor  # int64 [G, (height, width)]
+
+
+def crop_masks(masks: MaskCrops, rois: Tensor, mask_index: Tensor, output_size: int | tuple[int, int]) -> Tensor:
+    """RoIAlign of masks: the share of each bin of each RoI that its mask covers.
+
+    To the bit what roi_align(canvas, ..., spatial_scale=1.0, sampling_ratio=0, aligned=True) makes of the mask's
+    canvas in float32, which is never made.
+
+    masks: G masks, on one device.
+    rois: floating [P, (y1, x1, y2, x2)] in pixels of the canvas; they may reach out of it.
+    mask_index: integers [P] in [0, G), the mask of each RoI. Out of range, or a crop that reaches out of masks.pixels:
+        ValueError on the CPU; zeros on CUDA, where looking would stop the stream.
+    output_size: (height, width) of the result, or one number for both.
+
+    Returns: float32 [P, *output_size] in [0, 1] up to rounding. Carries no gradient.
+    Raises: ValueError for wrong shapes, dtypes, devices or numbers.
+    Source: mmdetection's BitmapMasks.crop_and_resize, before it compares with 0.5.
+    """
+    size = _pair("output_size", output_size)
+    return _crop_masks(*masks, *_check_masks(masks, "rois", rois, mask_index), size)
+
+
+def mask_areas(masks: MaskCrops, boxes: Tensor, mask_index: Tensor) -> Tensor:
+    """Area of masks inside boxes: the sum over a mask's pixels of the part of the pixel's square in the box.
+
+    An integer box counts pixels; a box of the whole canvas, or (-inf, -inf, inf, inf), gives the mask's area.
+
+    masks: G masks, on one device.
+    boxes: floating [P, (y1, x1, y2, x2)] in pixels of the canvas, rounded to float32; they may reach out of it. One
+        that is empty, upside down or NaN has area 0.
+    mask_index: integers [P] in [0, G), the mask of each box. Out of range: as for crop_masks.
+
+    Returns: float32 [P], in pixels, summed in float64. Carries no gradient.
+    Raises: ValueError for wrong shapes, dtypes, devices or numbers.
+    """
+    return _mask_areas(*masks, *_check_masks(masks, "boxes", boxes, mask_index))
+
+
 ############################################################
 #  Checks
 ############################################################
@@ -195,6 +253,54 @@ def _check_inputs(
         raise ValueError(f"{name}, {rois_name}, batch_index and levels must be on one device, not {sorted(devices)}")
     wide = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     return rois.detach().to(wide), batch_index.long()
+
+
+def _check_masks(masks: MaskCrops, boxes_name: str, boxes: Tensor, mask_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Raises ValueError for what are no masks or boxes. Returns boxes and mask_index as the ops take them."""
+    if not isinstance(masks, MaskCrops):
+        raise ValueError(f"masks must be MaskCrops, not {type(masks).__name__}")
+    named = {f"masks.{field}": tensor for field, tensor in masks._asdict().items()}
+    named |= {boxes_name: boxes, "mask_index": mask_index}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}; torch.as_tensor makes one")
+    if masks.pixels.ndim != 1 or masks.pixels.dtype != torch.uint8:
+        kind = f"{masks.pixels.dtype} {list(masks.pixels.shape)}"
+        raise ValueError(f"masks.pixels must be uint8 [pixels of all masks], 0 or 1 each, not {kind}")
+    count = masks.offsets.shape[0] if masks.offsets.ndim else 0
+    for field in ("offsets", "sizes", "origins", "canvases"):
+        tensor, shape = getattr(masks, field), (count,) if field == "offsets" else (count, 2)
+        if tensor.shape != shape or tensor.dtype != torch.int64:
+            kind = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(f"masks.{field} must be int64 {list(shape)}, one for each mask, not {kind}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+        kind = f"{boxes.dtype} {list(boxes.shape)}"
+        raise ValueError(f"{boxes_name} must be floating [P, (y1, x1, y2, x2)], not {kind}")
+    if mask_index.shape != boxes.shape[:1] or mask_index.dtype not in _INDEX_DTYPES:
+        raise ValueError(
+            f"mask_index must be integers [P], one for each of {boxes.shape[0]} {boxes_name}, "
+            f"not {mask_index.dtype} {list(mask_index.shape)}")  # fmt: skip
+    devices = sorted({str(tensor.device) for tensor in named.values()})
+    if len(devices) > 1:
+        raise ValueError(f"masks, {boxes_name} and mask_index must be on one device, not {devices}")
+    return boxes.detach().float(), mask_index.long()
+
+
+def _check_crops(masks: MaskCrops, mask_index: Tensor) -> None:
+    """Raises ValueError for a mask that does not exist. Reads the values, so only where that is cheap."""
+    count = len(masks.offsets)
+    if len(mask_index) and not (int(mask_index.min()) >= 0 and int(mask_index.max()) < count):
+        raise ValueError(
+            f"mask_index must lie in [0, {count}), but goes from {int(mask_index.min())} to {int(mask_index.max())}; "
+            f"there {'is 1 mask' if count == 1 else f'are {count} masks'}")  # fmt: skip
+    ends = masks.offsets + masks.sizes.prod(dim=1)
+    wrong = (masks.sizes < 0).any(dim=1) | (masks.offsets < 0) | (ends > len(masks.pixels))
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"masks.offsets and masks.sizes must lie in the {len(masks.pixels)} pixels of masks, but mask {first} has "
+            f"offset {int(masks.offsets[first])} and size {masks.sizes[first].tolist()}; were pixels of some masks "
+            "dropped, or offsets not moved when masks were joined?")  # fmt: skip
 
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -316,6 +422,56 @@ _roi_pool.register_autograd(_autograd, setup_context=_setup_context)
 
 
 ############################################################
+#  The ops of masks
+############################################################
+
+
+def _crop_masks_in_torch(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    origins: Tensor,
+    canvases: Tensor,
+    rois: Tensor,
+    mask_index: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    masks = MaskCrops(pixels, offsets, sizes, origins, canvases)
+    _check_crops(masks, mask_index)
+    return reference.crop_masks(*masks, rois, mask_index, output_size)
+
+
+_crop_masks = torch.library.custom_op("maskscoring::crop_masks", _crop_masks_in_torch, mutates_args=())
+
+
+@_crop_masks.register_fake
+def _(pixels, offsets, sizes, origins, canvases, rois, mask_index, output_size):
+    return rois.new_empty(rois.shape[0], *output_size)
+
+
+def _mask_areas_in_torch(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    origins: Tensor,
+    canvases: Tensor,
+    boxes: Tensor,
+    mask_index: Tensor,
+) -> Tensor:
+    masks = MaskCrops(pixels, offsets, sizes, origins, canvases)
+    _check_crops(masks, mask_index)
+    return reference.mask_areas(*masks, boxes, mask_index)
+
+
+_mask_areas = torch.library.custom_op("maskscoring::mask_areas", _mask_areas_in_torch, mutates_args=())
+
+
+@_mask_areas.register_fake
+def _(pixels, offsets, sizes, origins, canvases, boxes, mask_index):
+    return boxes.new_empty(boxes.shape[0])
+
+
+############################################################
 #  Native kernels
 ############################################################
 
@@ -357,7 +513,20 @@ class _Pooled(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4)]
 
 
+class _MaskCrops(ctypes.Structure):  # MaskCrops in src/mask_crop.h
+    _fields_ = [
+        ("pixel_count", ctypes.c_int64),
+        ("pixels", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("sizes", ctypes.c_void_p),
+        ("origins", ctypes.c_void_p),
+        ("canvases", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
+
+
 _STRUCTS = [ctypes.POINTER(struct) for struct in (_Pooling, _Rois, _Pooled)]
+_MASK_STRUCTS = [ctypes.POINTER(struct) for struct in (_MaskCrops, _Rois)]
 
 
 def _describe(maps, spatial_scales, bins, sampling_ratio, aligned, outside) -> _Pooling:
@@ -411,6 +580,32 @@ def _backward(
     return maps
 
 
+def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | None]) -> list[tuple]:
+    """The ops of masks, each with its kernel. last: gives the last argument of the library's functions."""
+    # The number of threads, or the stream; and the text of an error.
+    last_type, result_type = (ctypes.c_int, None) if backend == "cpu" else (ctypes.c_void_p, ctypes.c_char_p)
+
+    def kernel(name: str, sides: int) -> Callable:
+        function = getattr(library, f"{name}_{backend}")
+        function.argtypes = [*_MASK_STRUCTS, *[ctypes.c_int64] * sides, ctypes.c_void_p, last_type]
+        function.restype = result_type
+
+        def run(pixels, offsets, sizes, origins, canvases, boxes, mask_index, output_size=()) -> Tensor:
+            masks = [field.contiguous() for field in (pixels, offsets, sizes, origins, canvases)]
+            boxes, mask_index = boxes.contiguous(), mask_index.contiguous()
+            described = _MaskCrops(len(pixels), *[field.data_ptr() for field in masks], len(offsets))
+            rois = _Rois(boxes.data_ptr(), mask_index.data_ptr(), None, len(boxes))
+            result = boxes.new_empty(len(boxes), *output_size)
+            error = function(described, rois, *output_size, result.data_ptr(), last())
+            if error is not None:
+                raise RuntimeError(f"{name} on CUDA: {error.decode()}")
+            return result
+
+        return run
+
+    return [(_crop_masks, kernel("crop_masks", 2)), (_mask_areas, kernel("mask_areas", 0))]
+
+
 def _register_cpu(library: ctypes.CDLL) -> None:
     library.roi_pool_cpu.argtypes = [*_STRUCTS, *[ctypes.c_int] * 4]
     library.roi_pool_cpu.restype = None
@@ -431,6 +626,14 @@ def _register_cpu(library: ctypes.CDLL) -> None:
             return _backward_in_torch(grad, *rest)
         return _backward(pool, grad, *rest)
 
+    for op, kernel in _mask_kernels(library, "cpu", torch.get_num_threads):
+
+        def run(*arguments, kernel=kernel):
+            _check_crops(MaskCrops(*arguments[:5]), arguments[6])
+            return kernel(*arguments)
+
+        op.register_kernel("cpu", run)
+
 
 def _register_cuda(library: ctypes.CDLL) -> None:
     pool = _cuda_pool(library)
@@ -450,6 +653,18 @@ def _register_cuda(library: ctypes.CDLL) -> None:
         with torch.cuda.device(grad.device):
             return _backward(pool, grad, *rest)
 
+    for op, kernel in _mask_kernels(library, "cuda", _current_stream):
+
+        def run(pixels, *rest, kernel=kernel):
+            with torch.cuda.device(pixels.device):
+                return kernel(pixels, *rest)
+
+        op.register_kernel("cuda", run)
+
+
+def _current_stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
+
 
 def _alert_not_deterministic() -> None:
     """As torch's own ops do where torch.use_deterministic_algorithms asks for what they are not."""
@@ -464,7 +679,7 @@ def _cuda_pool(library: ctypes.CDLL, current_stream: Callable[[], int | None] | 
     """The kernel of a CUDA library, on the current stream (or the one of a test that runs it elsewhere)."""
     library.roi_pool_cuda.argtypes = [*_STRUCTS, *[ctypes.c_int] * 3, ctypes.c_void_p]
     library.roi_pool_cuda.restype = ctypes.c_char_p
-    current_stream = current_stream or (lambda: torch.cuda.current_stream().cuda_stream)
+    current_stream = current_stream or _current_stream
 
     def pool(*arguments) -> None:
         error = library.roi_pool_cuda(*arguments, current_stream())

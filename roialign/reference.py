@@ -1,10 +1,11 @@
-"""What roi_align and crop_and_resize mean, in plain torch: the oracle of the tests and the kernel of last resort.
+"""What the operators mean, in plain torch: the oracle of the tests and the kernel of last resort.
 
 Positions are computed in the dtype of the boxes, in the peers' order of operations, since a sample that rounding
-pushes over the edge of the feature map counts as zero. RoIs are pooled one by one: clear, and slow.
+pushes over the edge of the feature map counts as zero. RoIs are pooled one by one: clear, and slow. RoIs of masks go
+all at once, sample by sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -221,3 +222,128 @@ def _crop_axis(low: Tensor, high: Tensor, bins: int, cells: int) -> _CropAxis:
     # Beyond 2^24 cells, the last one rounded to float32 may lie above it.
     low, high = (cell.long().clamp(max=max(last, 0)) for cell in (at.floor(), at.ceil()))
     return _CropAxis(inside, low, high, at - at.floor())
+
+
+############################################################
+#  Masks
+############################################################
+
+
+class _MaskAxis(NamedTuple):
+    """The samples of one axis of P RoIs, [P, bins, S] each, in rows or columns of their crops.
+
+    A cell outside the crop has weight 0 and number 0; so do samples outside the canvas, and those beyond a bin's own.
+    """
+
+    low: Tensor  # the cell below
+    high: Tensor  # the cell above
+    low_weight: Tensor
+    high_weight: Tensor
+    count: Tensor  # [P], samples of a bin, those outside the canvas included
+
+
+def crop_masks(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    origins: Tensor,
+    canvases: Tensor,
+    rois: Tensor,
+    mask_index: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    """roialign.crop_masks has the contract. The loops run over the samples of a bin, in the order of their sum."""
+    crops = rois.new_zeros(len(rois), *output_size)
+    if crops.numel() == 0 or pixels.numel() == 0:
+        return crops
+    geometry = [(origins[mask_index, i], sizes[mask_index, i], canvases[mask_index, i]) for i in range(2)]
+    y, x = (_mask_axis(rois[:, i], rois[:, i + 2], output_size[i], *geometry[i]) for i in range(2))
+    starts, widths = offsets[mask_index, None, None], sizes[mask_index, 1, None, None]
+    low_rows, high_rows = starts + y.low * widths, starts + y.high * widths  # [P, bins, S], into pixels
+    last = len(pixels) - 1  # where a crop without pixels may point beyond
+    for i in range(y.low.shape[2]):
+        for j in range(x.low.shape[2]):
+            sample = 0
+            for rows, y_weight in ((low_rows, y.low_weight), (high_rows, y.high_weight)):
+                for columns, x_weight in ((x.low, x.low_weight), (x.high, x.high_weight)):
+                    place = (rows[:, :, None, i] + columns[:, None, :, j]).clamp(max=last)  # [P, h, w]
+                    sample = sample + y_weight[:, :, None, i] * x_weight[:, None, :, j] * pixels[place]
+            crops += sample
+    return crops / (y.count * x.count).clamp(min=1).to(crops.dtype)[:, None, None]
+
+
+def _mask_axis(low: Tensor, high: Tensor, bins: int, origin: Tensor, size: Tensor, cells: Tensor) -> _MaskAxis:
+    """One axis of RoIs from low to high [P], of crops that begin at origin and have a size, in canvases of cells."""
+    start = low - 0.5
+    extent = high - 0.5 - start
+    usable = torch.isfinite(start) & torch.isfinite(extent) & (cells > 0)
+    step = extent / torch.full_like(extent, bins)  # CUDA multiplies by the reciprocal of a number
+    step = torch.where(usable, step, 0)[:, None, None]
+    count = step.ceil().clamp(0, 2**30).long()
+    bin_starts = start[:, None, None] + torch.arange(bins, device=low.device)[:, None].to(step.dtype) * step
+
+    def position(sample: Tensor) -> Tensor:
+        return bin_starts + (sample.to(step.dtype) + 0.5) * step / count.to(step.dtype)
+
+    cells, origin, size = (tensor[:, None, None] for tensor in (cells, origin, size))
+    first, last = torch.zeros_like(count).expand(-1, bins, 1), count.expand(-1, bins, 1)
+    if len(count) and int(count.max()) > 64:  # a huge RoI has far too many samples to try them all
+        first, last = _first_sample(position, -1.0, count, bins), _first_sample(position, cells + 1.0, count, bins)
+    sample = first + torch.arange(int((last - first).max()) if len(count) else 0, device=low.device)  # [P, bins, S]
+    at = position(sample)
+    inside = (sample < last) & (at >= -1) & (at <= cells)
+    at = torch.where(inside, at, 0).clamp(min=0)
+    low_cell = torch.minimum(at.long(), (cells - 1).clamp(min=0))
+    high_weight = torch.where(low_cell == cells - 1, 0, at - low_cell.to(at.dtype))
+    table = []
+    for cell, weight in ((low_cell, 1 - high_weight), (low_cell + 1, high_weight)):
+        known = inside & (cell >= origin) & (cell < origin + size)
+        table.append((torch.where(known, cell - origin, 0), torch.where(known, weight, 0)))
+    return _MaskAxis(table[0][0], table[1][0], table[0][1], table[1][1], count[:, 0, 0])
+
+
+def _first_sample(position: Callable[[Tensor], Tensor], at: Tensor | float, count: Tensor, bins: int) -> Tensor:
+    """The first sample of each bin [P, bins, 1] at or beyond a position, by bisection; positions ascend."""
+    low, high = torch.zeros_like(count).expand(-1, bins, 1), count.expand(-1, bins, 1)
+    for _ in range(31):  # of at most 2^30 samples
+        middle = (low + high) // 2
+        below = (position(middle) < at) & (low < high)
+        low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+    return low
+
+
+def mask_areas(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    origins: Tensor,
+    canvases: Tensor,
+    boxes: Tensor,
+    mask_index: Tensor,
+) -> Tensor:
+    """roialign.mask_areas has the contract. Running sums over pixels leave one term for each row of each box."""
+    areas = boxes.new_zeros(len(boxes), dtype=torch.float64)
+    if pixels.numel() == 0:
+        return areas.float()
+    offsets, sizes, origins, canvases = (field[mask_index] for field in (offsets, sizes, origins, canvases))
+    # The box in its crop, in float64 and so without rounding, cut to the crop and the canvas.
+    start = torch.maximum(boxes[:, :2].double() - origins, (-origins).clamp(min=0).double())
+    stop = torch.minimum(boxes[:, 2:].double() - origins, torch.minimum(sizes, canvases - origins).double())
+    filled = (stop > start).all(dim=1, keepdim=True)  # and not NaN
+    start, stop = torch.where(filled, start, 0), torch.where(filled, stop, 0)
+    first = start[:, 0].floor().long()
+    rows = stop[:, 0].ceil().long() - first  # [P], of each box
+    box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(rows)  # [N], the box of each row
+    row = first[box] + torch.arange(len(box), device=boxes.device) - (rows.cumsum(0) - rows)[box]
+    height = torch.minimum(stop[box, 0], row + 1.0) - torch.maximum(start[box, 0], row.double())
+    begin = offsets[box] + row * sizes[box, 1]
+    sums = torch.nn.functional.pad(pixels.cumsum(0), (1, 0))  # of all pixels before each
+
+    def area_before(x: Tensor) -> Tensor:
+        """Of one row, the pixels left of x."""
+        whole = x.floor()
+        place = begin + whole.long()
+        return sums[place] + (x - whole) * pixels[place.clamp(max=len(pixels) - 1)]
+
+    areas.index_add_(0, box, height * (area_before(stop[box, 1]) - area_before(start[box, 1])))
+    return areas.float()

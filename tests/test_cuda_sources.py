@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_mask_crops import SPECIAL_ROIS, make_masks, random_masks, random_rois
 
 import native
 import nms
@@ -114,8 +115,13 @@ def test_emulated_roi_pooling(emulated_pool, crop, channels, dtype, layout):
 
 
 @pytest.fixture(scope="module")
-def emulated_pool(emulate):
-    return roialign._cuda_pool(emulate("roialign"), current_stream=lambda: None)
+def emulated_roialign(emulate):
+    return emulate("roialign")
+
+
+@pytest.fixture(scope="module")
+def emulated_pool(emulated_roialign):
+    return roialign._cuda_pool(emulated_roialign, current_stream=lambda: None)
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 8), (1, 8), (0, 12)])
@@ -137,3 +143,27 @@ def test_emulated_roi_without_image_pools_to_zeros(emulated_pool):
     assert pooled.flatten(1).sum(1).tolist() == [16.0, 0.0, 0.0]
     expected = roi_reference.pyramid_roi_align(features, rois[:1], torch.tensor([0]), None, (2, 2), [1.0], 2, True)
     assert torch.equal(pooled[:1], expected)
+
+
+def test_emulated_masks_under_rois(emulated_roialign):
+    """400 bins fill more than a block; boxes of 300 columns more than its threads."""
+    (_, crop), (_, add) = roialign._mask_kernels(emulated_roialign, "cuda", lambda: None)
+    masks, rois = random_masks(9), torch.cat([SPECIAL_ROIS, random_rois(28, 40.0)])
+    index = torch.arange(len(rois)) % 9
+    for size in ([3, 2], [1, 10]):
+        assert torch.equal(crop(*masks, rois, index, size), roi_reference.crop_masks(*masks, rois, index, size))
+    wide = make_masks([torch.arange(1500).view(5, 300) % 3 == 0], [(1, 2)], [(8, 310)])
+    for crops, boxes, own in ((masks, rois, index), (wide, rois * 9, index * 0)):
+        torch.testing.assert_close(add(*crops, boxes, own), roi_reference.mask_areas(*crops, boxes, own))
+
+
+def test_emulated_masks_that_do_not_exist_are_zeros(emulated_roialign):
+    (_, crop), (_, add) = roialign._mask_kernels(emulated_roialign, "cuda", lambda: None)
+    masks = make_masks([torch.ones(2, 2)] * 4, [(0, 0)] * 4, [(2, 2)] * 4)
+    masks.offsets[1], masks.offsets[2], masks.sizes[3, 0] = -1, 13, -2
+    rois, index = torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 6), torch.tensor([0, 1, 2, 3, -1, 4])
+    assert crop(*masks, rois, index, [1, 1]).flatten().tolist() == [1, 0, 0, 0, 0, 0]
+    assert add(*masks, rois, index).tolist() == [4, 0, 0, 0, 0, 0]
+    for function in (crop, add):
+        size = ([1, 1],) if function is crop else ()
+        assert len(function(*masks, rois[:0], index[:0], *size)) == 0

@@ -1,9 +1,10 @@
-// RoIAlign and crop_and_resize on the CPU, forward and backward. C ABI: see the end.
+// RoIAlign and crop_and_resize on the CPU, forward and backward, and masks under RoIs. C ABI: see the end.
 //
 // The loop over channels is innermost, so that what a sample needs is computed once for many; where they are interleaved
 // (channels_last) it is vectorised. Forward, threads share the rows of bins. Backward, each thread owns some
 // channels of an image and adds the RoIs in their order: no races, and the same sums for any number of threads.
 
+#include "mask_crop.h"
 #include "roi_align.h"
 
 #include <algorithm>
@@ -263,6 +264,143 @@ void run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool cr
     else (crop ? forward<CropAndResize, T> : forward<RoiAlign, T>)(pooling, rois, pooled, threads);
 }
 
+////////////////////////////////////////////////////////////
+//  Masks
+////////////////////////////////////////////////////////////
+
+constexpr int64_t kBins = 16;  // bins of a row that are summed together, one a SIMD lane
+
+// The samples of one row of an RoI's bins, in columns of its crop: sample after sample of kBins bins, then those of the
+// next kBins bins. Outside the crop, and where a bin has fewer samples than others, weights are 0.
+struct ColumnTable {
+    std::vector<int32_t> low, high;
+    std::vector<float> weights_low, weights_high;
+    int64_t blocks, samples;  // of kBins bins; of each bin
+    int64_t first, last;      // the columns that the samples need; none if first >= last
+
+    // x: the samples in columns of the canvas.
+    void build(const AxisTable& x, int64_t bins, const CropAxis& crop) {
+        blocks = (bins + kBins - 1) / kBins;
+        samples = 0;
+        first = crop.size, last = 0;
+        for (int64_t bin = 0; bin < bins; ++bin) samples = std::max<int64_t>(samples, x.end(bin) - x.begin(bin));
+        const size_t count = blocks * samples * kBins;
+        low.assign(count, 0), high.assign(count, 0);
+        weights_low.assign(count, 0.0f), weights_high.assign(count, 0.0f);
+        for (int64_t bin = 0; bin < bins; ++bin) {
+            int64_t at = bin / kBins * samples * kBins + bin % kBins;
+            for (const Sample* sample = x.begin(bin); sample != x.end(bin); ++sample, at += kBins) {
+                set(crop, sample->low, sample->weight_low, &low[at], &weights_low[at]);
+                set(crop, sample->high, sample->weight_high, &high[at], &weights_high[at]);
+            }
+        }
+    }
+
+private:
+    void set(const CropAxis& crop, int64_t cell, float weight, int32_t* column, float* weight_out) {
+        if (!crop.holds(cell) || weight == 0.0f) return;
+        *column = int32_t(cell - crop.origin);
+        *weight_out = weight;
+        first = std::min<int64_t>(first, *column);
+        last = std::max<int64_t>(last, *column + 1);
+    }
+};
+
+// The pixels of one row of the canvas, as the samples of a ColumnTable need them.
+struct SampledRow {
+    std::vector<float> low, high;
+    int64_t row = -1;
+    bool blank;  // nothing but zeros
+
+    void read(const MaskCrop& crop, int64_t cell, const ColumnTable& columns, std::vector<float>& line) {
+        if (cell == row) return;
+        row = cell;
+        int any = 0;
+        if (crop.y.holds(cell)) {
+            const uint8_t* pixels = crop.pixels + (cell - crop.y.origin) * crop.x.size;
+            for (int64_t x = columns.first; x < columns.last; ++x) any |= pixels[x], line[x] = pixels[x];
+        }
+        blank = any == 0;
+        const int64_t count = columns.low.size();
+        if (blank) {
+            std::fill_n(low.begin(), count, 0.0f), std::fill_n(high.begin(), count, 0.0f);
+            return;
+        }
+        for (int64_t i = 0; i < count; ++i) low[i] = line[columns.low[i]], high[i] = line[columns.high[i]];
+    }
+};
+
+// A thread's memory for crop_mask.
+struct MaskTables {
+    AxisTable y, x;
+    ColumnTable columns;
+    std::vector<float> line;  // of the crop
+    SampledRow rows[2];       // the even and the odd row of the canvas that were read last
+};
+
+// Adds one row of samples to a row of bins.
+void add_samples(const Sample& y, const ColumnTable& columns, const SampledRow& low, const SampledRow& high,
+                 float* sums) {
+    for (int64_t block = 0; block < columns.blocks; ++block, sums += kBins) {
+        float bins[kBins];
+        std::copy_n(sums, kBins, bins);
+        for (int64_t i = block * columns.samples * kBins; i < (block + 1) * columns.samples * kBins; i += kBins) {
+#pragma omp simd
+            for (int64_t bin = 0; bin < kBins; ++bin) {
+                const Sample x = {0, 0, columns.weights_low[i + bin], columns.weights_high[i + bin]};
+                bins[bin] += RoiAlign::interpolate(y, x, low.low[i + bin], low.high[i + bin], high.low[i + bin],
+                                                   high.high[i + bin]);
+            }
+        }
+        std::copy_n(bins, kBins, sums);
+    }
+}
+
+// One RoI of a mask: out is [bins_y, bins_x].
+void crop_mask(const MaskCrop& crop, const float* box, int64_t bins_y, int64_t bins_x, MaskTables& tables, float* out) {
+    std::fill_n(out, bins_y * bins_x, 0.0f);
+    const Axis y_axis = mask_axis(box[0], box[2], bins_y, crop.y), x_axis = mask_axis(box[1], box[3], bins_x, crop.x);
+    tables.y.build<RoiAlign>(y_axis, bins_y, 1);
+    tables.x.build<RoiAlign>(x_axis, bins_x, 1);
+    ColumnTable& columns = tables.columns;
+    columns.build(tables.x, bins_x, crop.x);
+    if (columns.first >= columns.last) return;
+    tables.line.assign(crop.x.size, 0.0f);  // samples without weight look at column 0, whether it is read or not
+    for (SampledRow& row : tables.rows) {
+        row.low.resize(columns.low.size()), row.high.resize(columns.low.size());
+        row.row = -1;
+    }
+    std::vector<float> sums(columns.blocks * kBins);
+    const float count = RoiAlign::count(y_axis, x_axis);
+    for (int64_t bin = 0; bin < bins_y; ++bin) {
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (const Sample* y = tables.y.begin(bin); y != tables.y.end(bin); ++y) {
+            SampledRow &low = tables.rows[y->low % 2], &high = tables.rows[y->high % 2];
+            if (!(crop.y.holds(y->low) || crop.y.holds(y->high))) continue;
+            low.read(crop, y->low, columns, tables.line);
+            high.read(crop, y->high, columns, tables.line);
+            if (!(low.blank && high.blank)) add_samples(*y, columns, low, high, sums.data());
+        }
+        for (int64_t x = 0; x < bins_x; ++x) out[bin * bins_x + x] = sums[x] / count;
+    }
+}
+
+// The part of a mask that lies in a box.
+double mask_area(const MaskCrop& crop, const float* box) {
+    const Span y = find_span(box[0], box[2], crop.y), x = find_span(box[1], box[3], crop.x);
+    if (x.first >= x.last) return 0.0;
+    double area = 0.0;
+    for (int64_t row = y.first; row < y.last; ++row) {
+        const uint8_t* pixels = crop.pixels + row * crop.x.size;
+        int64_t whole = 0;  // of the columns between the first and the last
+        for (int64_t column = x.first + 1; column < x.last - 1; ++column) whole += pixels[column];
+        double sum = double(whole) + x.share(x.first) * pixels[x.first];
+        if (x.first < x.last - 1) sum += x.share(x.last - 1) * pixels[x.last - 1];
+        area += y.share(row) * sum;
+    }
+    return area;
+}
+
 }  // namespace
 
 // Pools the levels of pooling into pooled, or, backward, sets the levels to the gradient of what was pooled; they are
@@ -273,4 +411,24 @@ void run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool cr
 extern "C" void roi_pool_cpu(const Pooling* pooling, const Rois* rois, const Pooled* pooled, int crop, int backward,
                              int dtype, int threads) {
     (dtype == 1 ? run<BFloat16> : run<float>)(*pooling, *rois, *pooled, crop, backward, threads);
+}
+
+// RoIAlign of masks; the RoIs' images are their masks. crops: [RoIs, bins_y, bins_x], dense. Every mask must exist.
+extern "C" void crop_masks_cpu(const MaskCrops* masks, const Rois* rois, int64_t bins_y, int64_t bins_x, float* crops,
+                               int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        MaskTables tables;
+#pragma omp for schedule(dynamic)
+        for (int64_t roi = 0; roi < rois->count; ++roi)
+            crop_mask(find_mask(*masks, rois->image[roi]), rois->boxes + 4 * roi, bins_y, bins_x, tables,
+                      crops + roi * bins_y * bins_x);
+    }
+}
+
+// Areas of masks inside boxes, [RoIs]; the RoIs' images are their masks. Every mask must exist.
+extern "C" void mask_areas_cpu(const MaskCrops* masks, const Rois* rois, float* areas, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t roi = 0; roi < rois->count; ++roi)
+        areas[roi] = float(mask_area(find_mask(*masks, rois->image[roi]), rois->boxes + 4 * roi));
 }

@@ -1,8 +1,9 @@
-// RoIAlign and crop_and_resize on CUDA, forward and backward. C ABI: see the end.
+// RoIAlign and crop_and_resize on CUDA, forward and backward, and masks under RoIs. C ABI: see the end.
 //
 // A pack of channels of one bin is the unit of work: four neighbouring channels, read at once, where channels are
 // interleaved (channels_last), and one elsewhere. Neighbouring threads do packs that lie side by side in the result.
 
+#include "mask_crop.h"
 #include "roi_align.h"
 
 #include <cuda_bf16.h>
@@ -229,6 +230,58 @@ cudaError_t run_rule(const Pooling& pooling, const Rois& rois, const Pooled& poo
     return (crop ? run<CropAndResize, T> : run<RoiAlign, T>)(pooling, rois, pooled, backward, stream);
 }
 
+////////////////////////////////////////////////////////////
+//  Masks
+////////////////////////////////////////////////////////////
+
+// A thread does one bin. crops: [RoIs, bins_y, bins_x].
+__global__ void crop_masks(MaskCrops masks, Rois rois, int64_t bins_y, int64_t bins_x, float* crops) {
+    const int64_t element = int64_t(blockIdx.x) * kThreads + threadIdx.x, index = element / (bins_y * bins_x);
+    if (index >= rois.count) return;
+    const int64_t bin_y = element / bins_x % bins_y, bin_x = element % bins_x;
+    const MaskCrop crop = find_mask(masks, rois.image[index]);
+    const float* box = rois.boxes + 4 * index;
+    const Axis y_axis = mask_axis(box[0], box[2], bins_y, crop.y), x_axis = mask_axis(box[1], box[3], bins_x, crop.x);
+    int64_t y_first, y_last, x_first, x_last;
+    RoiAlign::range(y_axis, bin_y, &y_first, &y_last);
+    RoiAlign::range(x_axis, bin_x, &x_first, &x_last);
+    float sum = 0.0f;
+    Sample y, x;
+    for (int64_t i = y_first; i < y_last; ++i) {
+        if (!RoiAlign::sample(y_axis, bin_y, i, &y)) continue;
+        if (!(crop.y.holds(y.low) || crop.y.holds(y.high))) continue;
+        for (int64_t j = x_first; j < x_last; ++j)
+            if (RoiAlign::sample(x_axis, bin_x, j, &x))
+                sum += RoiAlign::interpolate(y, x, crop.at(y.low, x.low), crop.at(y.low, x.high),
+                                             crop.at(y.high, x.low), crop.at(y.high, x.high));
+    }
+    crops[element] = sum / RoiAlign::count(y_axis, x_axis);
+}
+
+// A block does one box, its threads neighbouring columns. Sums are made in the same order every time.
+__global__ void add_areas(MaskCrops masks, Rois rois, float* areas) {
+    __shared__ double sums[kThreads];
+    const MaskCrop crop = find_mask(masks, rois.image[blockIdx.x]);
+    const float* box = rois.boxes + 4 * int64_t(blockIdx.x);
+    const Span y = find_span(box[0], box[2], crop.y), x = find_span(box[1], box[3], crop.x);
+    double sum = 0.0;
+    for (int64_t column = x.first + threadIdx.x; column < x.last; column += kThreads) {
+        const auto pixel = [&](int64_t row) { return crop.pixels[row * crop.x.size + column]; };
+        int64_t whole = 0;  // of the rows between the first and the last
+        for (int64_t row = y.first + 1; row < y.last - 1; ++row) whole += pixel(row);
+        double share = double(whole);
+        if (y.first < y.last) share += y.share(y.first) * pixel(y.first);
+        if (y.first < y.last - 1) share += y.share(y.last - 1) * pixel(y.last - 1);
+        sum += x.share(column) * share;
+    }
+    sums[threadIdx.x] = sum;
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) areas[blockIdx.x] = float(sums[0]);
+}
+
 }  // namespace
 
 // Pools the levels of pooling into pooled, or, backward, sets the levels to the gradient of what was pooled; they are
@@ -242,5 +295,26 @@ extern "C" const char* roi_pool_cuda(const Pooling* pooling, const Rois* rois, c
                                      int backward, int dtype, cudaStream_t stream) {
     const auto run_dtype = dtype == 0 ? run_rule<float> : dtype == 1 ? run_rule<__nv_bfloat16> : run_rule<__half>;
     const cudaError_t error = run_dtype(*pooling, *rois, *pooled, crop, backward, stream);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// RoIAlign of masks; the RoIs' images are their masks. crops: [RoIs, bins_y, bins_x], dense; zeros for a mask that does
+// not exist. Returns null, or the text of the error.
+extern "C" const char* crop_masks_cuda(const MaskCrops* masks, const Rois* rois, int64_t bins_y, int64_t bins_x,
+                                       float* crops, cudaStream_t stream) {
+    const int64_t blocks = (rois->count * bins_y * bins_x + kThreads - 1) / kThreads;
+    if (blocks > INT32_MAX) return cudaGetErrorString(cudaErrorInvalidValue);
+    if (blocks == 0) return nullptr;
+    crop_masks<<<dim3(blocks), kThreads, 0, stream>>>(*masks, *rois, bins_y, bins_x, crops);
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Areas of masks inside boxes, [RoIs]; the RoIs' images are their masks. 0 for a mask that does not exist. Returns null,
+// or the text of the error.
+extern "C" const char* mask_areas_cuda(const MaskCrops* masks, const Rois* rois, float* areas, cudaStream_t stream) {
+    if (rois->count == 0) return nullptr;
+    add_areas<<<dim3(rois->count), kThreads, 0, stream>>>(*masks, *rois, areas);
+    const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
