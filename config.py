@@ -56,10 +56,12 @@ class Dialect:
     paste: str  # masks are sampled at pixel centres, expanded by a cell, or resized into the rounded box
     anchors_outside: bool  # in training: anchors that reach outside of the image take part
     rpn_counts_missing: bool  # in training: an image without positive anchors counts as if it had one; negative too
-    low_quality_rois: bool  # in training: an object's best RoIs are its own, though they overlap another one more
+    low_quality_steals: bool  # in training: an object's best anchors are its own, though they overlap another one more
+    low_quality_rois: bool  # in training: RoIs are matched as anchors are: the best of an object are its own
     gt_rois_first: bool  # in training: ground-truth boxes become RoIs before the proposals, or after them
     rpn_beta: float  # smooth L1 of anchor deltas is quadratic below this; 0 is L1
     box_beta: float  # the same of box deltas
+    trains_affine: bool  # in training: factors and shifts of frozen batch norms learn, but for the style "caffe"
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,10 +89,12 @@ _COLUMNS = (
     ("paste",              "centres",        "expand",         "expand",         "resize"),
     ("anchors_outside",    True,             False,            True,             True),
     ("rpn_counts_missing", True,             False,            False,            False),
+    ("low_quality_steals", True,             False,            False,            False),
     ("low_quality_rois",   True,             False,            False,            False),
     ("gt_rois_first",      True,             False,            False,            True),
     ("rpn_beta",           0.0,              1 / 9,            1 / 9,            1.0),
     ("box_beta",           0.0,              1.0,              1 / 9,            1.0),
+    ("trains_affine",      True,             False,            False,            False),
 )
 # fmt: on
 
@@ -409,7 +413,7 @@ class Config:
     # Batches whose gradients are averaged before a step of the optimiser: larger batches in the same memory.
     ACCUMULATE_STEPS: int = 1
 
-    # Gradients are scaled down to this norm. None: they are not.
+    # Gradients are scaled down to this norm. None or 0: they are not.
     GRADIENT_CLIP_NORM: float | None = 5.0
 
     # Factor of each loss in the sum.
@@ -443,7 +447,7 @@ class Config:
 
     ### Checkpoints
 
-    # Minutes between checkpoints within an epoch; each epoch ends with one.
+    # Minutes between checkpoints within an epoch; each epoch ends with one. 0: none within.
     CHECKPOINT_MINUTES: float = 15.0
 
     # Checkpoints that stay, beside the best.

@@ -134,6 +134,7 @@ def compute_overlaps(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     boxes1 = _as_boxes(boxes1, "boxes1")
     boxes2 = _as_boxes(boxes2, "boxes2", like=boxes1)
+    boxes2 = boxes2.t().contiguous().t()  # each coordinate side by side: the loops below run along boxes2
     return compute_iou(boxes1[:, None], boxes2, box_area(boxes1)[:, None], box_area(boxes2))
 
 
@@ -1108,6 +1109,10 @@ def rle_to_bbox(rle: dict) -> tuple[int, int, int, int]:
     Raises: ValueError if the code is damaged.
     """
     height, _, counts = _counts(rle)
+    return _bounds(height, counts)
+
+
+def _bounds(height: int, counts: np.ndarray) -> tuple[int, int, int, int]:
     ends = counts.cumsum()
     starts, ends = ends[:-1:2][: len(ends) // 2], ends[1::2]
     starts, ends = starts[starts < ends], ends[starts < ends]
@@ -1117,6 +1122,19 @@ def rle_to_bbox(rle: dict) -> tuple[int, int, int, int]:
     if (x2 > x1).any():  # a run over a column's end touches the first and the last row
         return 0, int(x1.min()), height, int(x2.max()) + 1
     return int(y1.min()), int(x1.min()), int(y2.max()) + 1, int(x2.max()) + 1
+
+
+def rle_to_crop(rle: dict) -> tuple[int, int, np.ndarray]:
+    """The mask of an RLE inside the smallest box around it, without making the whole mask: undoes crop_to_rle.
+
+    Returns: (y1, x1, crop), crop bool [h, w]; one of 0 x 0 at (0, 0) if the mask is empty.
+    Raises: ValueError if the code is damaged.
+    """
+    height, _, counts = _counts(rle)
+    y1, x1, y2, x2 = _bounds(height, counts)
+    ends = counts.cumsum().clip(x1 * height, x2 * height)  # of the runs, in the box's columns
+    columns = np.repeat(np.arange(len(counts)) % 2 == 1, np.diff(ends, prepend=x1 * height))
+    return y1, x1, columns.reshape(x2 - x1, height)[:, y1:y2].T.copy()
 
 
 def rle_to_json(rle: dict) -> dict:
@@ -1403,6 +1421,14 @@ def _average_precision(
 ############################################################
 
 
+class Instances(NamedTuple):
+    """The instances of an image."""
+
+    class_ids: np.ndarray  # int32 [N], the negative of its class_id for a crowd
+    masks: np.ndarray | list[dict]  # bool [H, W, N]; or N RLEs, which are decoded one at a time
+    boxes: np.ndarray | None = None  # float32 [N, (y1, x1, y2, x2)] in pixels of the image; None: around the masks
+
+
 class Dataset:
     """The classes and images of one data set, or of several together. Subclass it for your own.
 
@@ -1599,6 +1625,14 @@ class Dataset:
         height, width = self.load_image(image_id).shape[:2]
         return np.zeros((height, width, 0), bool), np.zeros(0, np.int32)
 
+    def load_instances(self, image_id: int) -> Instances:
+        """The instances that training and evaluation see: load_mask's. Override it where RLEs or boxes are known.
+
+        RLEs spare the memory of a stack of masks, which counts where an image has hundreds of instances.
+        """
+        masks, class_ids = self.load_mask(image_id)
+        return Instances(class_ids, masks)
+
 
 def check_mask(
     masks: ArrayLike, class_ids: ArrayLike, image_shape: Sequence[int], name: str, num_classes: int | None = None
@@ -1632,6 +1666,58 @@ def check_mask(
             f"{masks.max()}; for a picture of 0 and 255 return masks > 127, for one of numbered instances a mask each"
         )
     return inside, class_ids
+
+
+def check_instances(
+    instances: Instances, image_shape: Sequence[int], name: str, num_classes: int | None = None
+) -> Instances:
+    """Checks what a load_instances returned, and gives it the dtypes that everything else expects. The counts of RLEs
+    are checked when they are decoded.
+
+    image_shape, name, num_classes: as for check_mask.
+
+    Returns: the same instances, masks not copied.
+    Raises: ValueError naming the image and the likely cause.
+    """
+    class_ids, masks, boxes = instances
+    if isinstance(masks, list) and all(isinstance(rle, dict) for rle in masks):
+        class_ids = _check_class_ids(np.asarray(class_ids), name, num_classes)
+        _check_rles(masks, len(class_ids), image_shape, name)
+    else:
+        masks, class_ids = check_mask(masks, class_ids, image_shape, name, num_classes)
+    if boxes is not None:
+        boxes = _check_boxes(np.asarray(boxes), len(class_ids), name)
+    return Instances(class_ids, masks, boxes)
+
+
+def _check_rles(rles: list, count: int, image_shape: Sequence[int], name: str) -> None:
+    if len(rles) != count:
+        raise ValueError(f"{name}: load_instances returned {len(rles)} RLEs for {count} class ids")
+    height, width = (int(side) for side in image_shape[:2])
+    for i, rle in enumerate(rles):
+        if list(rle.get("size", ())) != [height, width]:
+            raise ValueError(
+                f"{name}: load_instances must return RLEs of the image's size [{height}, {width}] (height, width), "
+                f"not {rle.get('size')} (instance {i}); annotation_to_rle makes them of COCO's annotations"
+            )
+
+
+def _check_boxes(boxes: np.ndarray, count: int, name: str) -> np.ndarray:
+    if boxes.size == 0 and count == 0:
+        return np.zeros((0, 4), np.float32)
+    if boxes.shape != (count, 4) or boxes.dtype.kind not in "uif":
+        raise ValueError(
+            f"{name}: load_instances must return boxes float32 [{count}, 4], one for each class id, "
+            f"not {boxes.dtype} {list(boxes.shape)}"
+        )
+    boxes = boxes.astype(np.float32)
+    wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
+    if wrong.any():
+        raise ValueError(
+            f"{name}: load_instances must return boxes (y1, x1, y2, x2) of finite numbers, y2 not above y1 nor x2 left "
+            f"of x1, not {boxes[wrong][0].tolist()} (instance {int(wrong.argmax())}); COCO's are (x, y, width, height)"
+        )
+    return boxes
 
 
 def _check_class_ids(class_ids: np.ndarray, name: str, num_classes: int | None) -> np.ndarray:

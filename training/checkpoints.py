@@ -1,0 +1,311 @@
+"""Checkpoints on disk, and the folder that they lie in: written whole or not at all, found again, never shared.
+
+LOGS/{name}{YYYYmmddTHHMM}/mask_rcnn_{name}_{epoch:04d}.pth             after that many epochs
+                           mask_rcnn_{name}_{epoch:04d}_{step:06d}.pth  that many batches into the next epoch
+                           mask_rcnn_{name}_best.pth                    the best of those after an epoch
+"""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import utils
+
+############################################################
+#  Names
+############################################################
+
+
+class Position(NamedTuple):
+    """How far a training has come. Tuples compare as positions do."""
+
+    epoch: int  # completed
+    step: int  # batches into the next
+
+
+def checkpoint_path(log_dir: str | os.PathLike, name: str | None, epoch: int, step: int = 0) -> Path:
+    """Where the checkpoint of a position belongs. name: config.NAME."""
+    within = f"_{step:06d}" if step else ""
+    return Path(log_dir) / f"mask_rcnn_{_lower(name)}_{epoch:04d}{within}.pth"
+
+
+def best_path(log_dir: str | os.PathLike, name: str | None) -> Path:
+    """Where the best checkpoint belongs."""
+    return Path(log_dir) / f"mask_rcnn_{_lower(name)}_best.pth"
+
+
+def list_checkpoints(log_dir: str | os.PathLike, name: str | None) -> dict[Position, Path]:
+    """The checkpoints in a log folder, oldest first; without the best one, which is one of them or was."""
+    pattern = re.compile(rf"mask_rcnn_{re.escape(_lower(name))}_(\d+)(?:_(\d+))?\.pth")
+    found = {
+        Position(int(match[1]), int(match[2] or 0)): path
+        for path in Path(log_dir).glob("*.pth")
+        if (match := pattern.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def find_last(model_dir: str | os.PathLike, name: str | None) -> Path:
+    """The newest checkpoint: the furthest one in the newest log folder that has any.
+
+    model_dir: the folder of log folders. name: config.NAME.
+
+    Raises: FileNotFoundError when there is none.
+    """
+    model_dir, name = Path(model_dir), _lower(name)
+    folders = sorted(model_dir.glob(f"{name}*"), reverse=True) if model_dir.is_dir() else []
+    for folder in folders:
+        if re.fullmatch(rf"{re.escape(name)}\d*T?\d*", folder.name) and (found := list_checkpoints(folder, name)):
+            return found[max(found)]
+    raise FileNotFoundError(
+        f"there is no checkpoint mask_rcnn_{name}_*.pth in any folder {model_dir / name}*; train first, or name a file"
+    )
+
+
+def make_log_dir(model_dir: str | os.PathLike, name: str | None) -> Path:
+    """A new log folder, called after the experiment and the time."""
+    now = datetime.now()
+    for form in ("%Y%m%dT%H%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%f"):  # another may have begun in the same minute
+        log_dir = Path(model_dir) / f"{_lower(name)}{now.strftime(form)}"
+        with contextlib.suppress(FileExistsError):
+            log_dir.mkdir(parents=True)
+            break
+    return log_dir
+
+
+def _lower(name: str | None) -> str:
+    return (name or "").lower()
+
+
+############################################################
+#  Files
+############################################################
+
+
+def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all. Its folder must exist.
+
+    Raises: OSError that names the file and what it needs, if the disk refuses; older checkpoints are as they were.
+    """
+    problem: list[OSError] = []
+    try:
+        utils.write_atomically(path, lambda file: torch.save(dict(contents), _Watched(file, problem)))
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else problem[0] if problem else None
+        if cause is None:
+            raise
+        raise OSError(cause.errno, _disk_problem(path, contents, cause)) from error
+
+
+class _Watched:
+    """A file for torch.save, which turns errors of the disk into errors of its own: here they are kept."""
+
+    def __init__(self, file, problem: list[OSError]) -> None:
+        self._file, self._problem = file, problem
+
+    def write(self, data) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._problem.append(error)
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _disk_problem(path: Path, contents: Mapping[str, Any], cause: OSError) -> str:
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+    except OSError:
+        free = "the folder cannot be reached"
+    return (
+        f"the checkpoint {path} could not be written ({cause.strerror or cause}): it needs "
+        f"{size_of(contents) / 1e6:,.0f} MB, and {free}. Earlier checkpoints are intact; make room and continue from "
+        "the last one (--model=last), or keep fewer of them (CHECKPOINTS_KEPT)"
+    )
+
+
+def size_of(contents: Any) -> int:
+    """Bytes of the tensors in nested dicts, lists and tuples."""
+    if isinstance(contents, Tensor):
+        return contents.numel() * contents.element_size()
+    if isinstance(contents, Mapping):
+        contents = contents.values()
+    elif not isinstance(contents, list | tuple):
+        return 0
+    return sum(map(size_of, contents))
+
+
+def keep_as_best(path: Path, best: Path) -> None:
+    """Make best the same file as path, which is never changed afterwards; a copy where the file system has no links."""
+    temporary = best.with_name(f".{best.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, best)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def prune_checkpoints(log_dir: Path, name: str | None, kept: int) -> None:
+    """Delete all but the last checkpoints, and what writers that were killed left behind."""
+    for path in list(list_checkpoints(log_dir, name).values())[:-kept]:
+        path.unlink(missing_ok=True)
+    for path in log_dir.glob(f".mask_rcnn_{_lower(name)}_*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def set_aside_later(log_dir: Path, name: str | None, position: Position) -> list[Path]:
+    """Rename the checkpoints beyond a position that is continued from: they belong to another continuation.
+
+    Returns: their new paths, NAME.pth.superseded.
+    """
+    moved = []
+    for other, path in list_checkpoints(log_dir, name).items():
+        if other > position:
+            moved.append(path.replace(path.with_name(f"{path.name}.superseded")))
+    return moved
+
+
+def git_revision() -> str | None:
+    """The commit that this code is of, "-dirty" if it was changed. None without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+############################################################
+#  Random states
+############################################################
+
+
+def random_states(device: torch.device | None = None) -> dict[str, Any]:
+    """The states of the random numbers of Python, NumPy, torch and a CUDA device, as checkpoints can hold them."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    states = {
+        "python": (version, torch.tensor(numbers), gauss),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if device is not None and device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Put back what random_states returned."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if device is not None and device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Seed the random numbers of Python, NumPy and torch: others in each process of a distributed training."""
+    seed = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def random_states_kept(device: torch.device | None = None) -> Iterator[None]:
+    """What happens inside draws numbers as it likes, and the training outside does not notice."""
+    states = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)
+
+
+############################################################
+#  One training in a folder
+############################################################
+
+_locks: set[int] = set()  # file descriptors
+
+
+def _forget_locks() -> None:
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):  # a loader's process that outlives the training must not hold its folder
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+@contextlib.contextmanager
+def locked_folder(log_dir: str | os.PathLike) -> Iterator[None]:
+    """Nobody else can enter this with the same folder, which is made. A process that ends in whatever way lets go.
+
+    Raises: ValueError that names the process that is in it.
+    """
+    log_dir = Path(log_dir)
+    log_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    if not _try_lock(descriptor):
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ValueError(
+            f"log_dir {log_dir} is in use by another training ({owner or 'of an unknown process'}); wait for it, stop "
+            "it, or train into another folder"
+        )
+    _locks.add(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether the lock was free. File systems without locks have it free always."""
+    try:
+        import fcntl
+    except ImportError:
+        return _try_lock_windows(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _try_lock_windows(descriptor: int) -> bool:
+    import msvcrt
+
+    os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    return True

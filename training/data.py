@@ -1,0 +1,823 @@
+"""What training learns from: a data set's images and objects as tensors, in batches, in an order that can be resumed.
+
+    Dataset ─ TrainingData ─ Sample ─ collate ─ Batch
+                BatchOrder (which images, which seeds) ─┴─ Loader (in which processes)
+
+Masks are never whole images: each object's is cut out where it is not empty, resized there, and all of a batch lie one
+after the other in one tensor of bytes (roialign.MaskCrops).
+
+Everything random about an image follows from its seed, and the seed from (SEED, epoch, place in the epoch). So batches
+do not depend on the number of workers, and an epoch can be entered at any step.
+
+    B images   G objects   C crowds   N instances, crowds included   H, W an image's height and width
+    Boxes are (y1, x1, y2, x2) in pixels of the network's input; (y2, x2) lies outside. Sizes are (height, width).
+"""
+
+import contextlib
+import functools
+import inspect
+import logging
+import math
+import os
+import random
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import utils
+from roialign import MaskCrops
+
+logger = logging.getLogger(__name__)
+
+############################################################
+#  Samples and batches
+############################################################
+
+
+class Sample(NamedTuple):
+    """One image as the network learns from it: resized, neither padded nor normalised, on the CPU."""
+
+    image: Tensor  # [h, w, C] in 0..255; uint8, or float32 where the dialect's resampling does not round
+    window: tuple[int, int, int, int]  # (y1, x1, y2, x2), where it lies in the padded input
+    shape: tuple[int, int]  # (height, width) of the padded input
+    boxes: Tensor  # float32 [G, 4], inside the window
+    class_ids: Tensor  # int64 [G], 1 .. K-1
+    masks: MaskCrops  # of G objects; their canvas is the padded input, with USE_MINI_MASK the mini mask
+    crowd_boxes: Tensor  # float32 [C, 4]
+    image_id: int
+    seed: int  # everything random about this image follows from it
+
+
+class Batch(NamedTuple):
+    """Several samples. Images smaller than the batch are yet to be padded, at the bottom and right."""
+
+    images: list[Tensor]  # B of [h, w, C]
+    windows: Tensor  # float32 [B, 4]
+    shape: tuple[int, int]  # (height, width), the largest of the samples' along each side
+    boxes: Tensor  # float32 [G, 4]
+    class_ids: Tensor  # int64 [G]
+    batch_index: Tensor  # int64 [G], the image of each object
+    masks: MaskCrops  # of G objects
+    crowd_boxes: Tensor  # float32 [C, 4]
+    crowd_index: Tensor  # int64 [C], the image of each crowd
+    image_ids: list[int]
+    seeds: Tensor  # int64 [B]
+    mini_masks: bool  # True: masks have MINI_MASK_SHAPE, and each fills its object's box
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """A copy on another device."""
+        return _map_tensors(functools.partial(Tensor.to, device=device, non_blocking=non_blocking), self)
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory, from which copies to a GPU need not be waited for."""
+        return _map_tensors(Tensor.pin_memory, self)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Batch | MaskCrops):
+        return type(value)(*(_map_tensors(function, field) for field in value))
+    if isinstance(value, list):
+        return [_map_tensors(function, item) for item in value]
+    return value
+
+
+def collate(samples: Sequence[Sample], mini_masks: bool = False) -> Batch:
+    """One batch of at least one sample. mini_masks: whether they were made with USE_MINI_MASK."""
+    shape = tuple(max(sample.shape[axis] for sample in samples) for axis in (0, 1))
+    return Batch(
+        images=[sample.image for sample in samples],
+        windows=torch.tensor([sample.window for sample in samples], dtype=torch.float32),
+        shape=shape,
+        boxes=torch.cat([sample.boxes for sample in samples]),
+        class_ids=torch.cat([sample.class_ids for sample in samples]),
+        batch_index=_image_of_each([sample.boxes for sample in samples]),
+        masks=_join_masks([sample.masks for sample in samples], None if mini_masks else shape),
+        crowd_boxes=torch.cat([sample.crowd_boxes for sample in samples]),
+        crowd_index=_image_of_each([sample.crowd_boxes for sample in samples]),
+        image_ids=[sample.image_id for sample in samples],
+        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
+        mini_masks=mini_masks,
+    )
+
+
+def _image_of_each(boxes: Sequence[Tensor]) -> Tensor:
+    return torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(some) for some in boxes]))
+
+
+def _join_masks(masks: Sequence[MaskCrops], canvas: tuple[int, int] | None) -> MaskCrops:
+    """The masks of several images, all on one canvas; None leaves each its own."""
+    pixels, _, sizes, origins, canvases = (torch.cat(column) for column in zip(*masks, strict=True))
+    areas = sizes.prod(dim=1)
+    if canvas is not None:
+        canvases = torch.tensor(canvas).expand(len(sizes), 2).contiguous()
+    return MaskCrops(pixels, areas.cumsum(0) - areas, sizes, origins, canvases)
+
+
+############################################################
+#  Masks
+############################################################
+
+
+class _Crop(NamedTuple):
+    """A mask where it is not empty."""
+
+    y: int
+    x: int
+    mask: np.ndarray  # bool [h, w]; 0 x 0 if it is empty
+
+
+def _cut_out(masks: np.ndarray | list[dict]) -> list[_Crop]:
+    """The crops of a stack [H, W, N], or of N RLEs."""
+    if isinstance(masks, list):
+        return [_Crop(*utils.rle_to_crop(rle)) for rle in masks]
+    rows, columns = masks.any(axis=1).T, masks.any(axis=0).T  # [N, H], [N, W]
+    crops = []
+    for i in range(masks.shape[2]):
+        (y1, y2), (x1, x2) = _span(rows[i]), _span(columns[i])
+        crops.append(_Crop(y1, x1, masks[y1:y2, x1:x2, i]))
+    return crops
+
+
+def _span(filled: np.ndarray) -> tuple[int, int]:
+    """The first true of bool [n], and the place after the last; (0, 0) without any."""
+    places = np.flatnonzero(filled)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def _trim(y: int, x: int, mask: np.ndarray) -> _Crop:
+    """The crop without its empty rows and columns."""
+    (top, bottom), (left, right) = _span(mask.any(axis=1)), _span(mask.any(axis=0))
+    return _Crop(y + top, x + left, mask[top:bottom, left:right])
+
+
+def _nearest(old: int, new: int, nearest: str) -> np.ndarray:
+    """int64 [new]: the pixel of old that each takes, ascending. By resizing their numbers, as utils does masks."""
+    numbers = np.arange(old)[:, None, None]
+    return utils.resize_mask(numbers, 1.0, ((0, 0), (0, 0)), size=(new, 1), nearest=nearest)[:, 0, 0]
+
+
+def _resize_crop(crop: _Crop, rows: np.ndarray, columns: np.ndarray, flip: bool) -> _Crop:
+    """What utils.resize_mask does to a whole mask, done to the part that is not empty.
+
+    rows, columns: [h], [w], the row and column that each of the result takes, ascending. flip: left to right.
+    """
+    y, x, mask = crop
+    top, bottom = np.searchsorted(rows, (y, y + mask.shape[0])).tolist()
+    left, right = np.searchsorted(columns, (x, x + mask.shape[1])).tolist()
+    mask = mask[rows[top:bottom] - y][:, columns[left:right] - x]
+    if flip:
+        mask, left = mask[:, ::-1], len(columns) - right
+    return _trim(top, left, mask)
+
+
+def _bounds(crops: Sequence[_Crop]) -> np.ndarray:
+    """float32 [N, 4]: the boxes around crops."""
+    boxes = [(y, x, y + mask.shape[0], x + mask.shape[1]) for y, x, mask in crops]
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def _shrink(crop: _Crop, shape: tuple[int, int]) -> _Crop:
+    height, width = crop.mask.shape
+    return _Crop(0, 0, utils.minimize_mask(np.array([[0, 0, height, width]]), crop.mask[..., None], shape)[..., 0])
+
+
+def _pack(crops: Sequence[_Crop], canvas: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> MaskCrops:
+    """All crops as one MaskCrops. origin: (y, x) in the canvas of what the crops count from."""
+    pixels = np.concatenate([np.zeros(0, bool), *(crop.mask.ravel() for crop in crops)])
+    sizes = torch.tensor([crop.mask.shape for crop in crops], dtype=torch.int64).view(-1, 2)
+    origins = torch.tensor([(crop.y, crop.x) for crop in crops], dtype=torch.int64).view(-1, 2)
+    areas = sizes.prod(dim=1)
+    return MaskCrops(
+        pixels=torch.from_numpy(pixels.view(np.uint8)),
+        offsets=areas.cumsum(0) - areas,
+        sizes=sizes,
+        origins=origins + torch.tensor(origin),
+        canvases=torch.tensor(canvas).expand(len(crops), 2).contiguous(),
+    )
+
+
+############################################################
+#  Augmentation
+############################################################
+
+# Those of imgaug that move pixels. The others change colours and have to leave masks alone.
+_MOVING_AUGMENTERS = {
+    *("Sequential", "SomeOf", "OneOf", "Sometimes", "Fliplr", "Flipud", "CropAndPad", "Affine"),
+    *("PiecewiseAffine", "PerspectiveTransform", "ElasticTransformation", "Rot90", "Resize", "CropToFixedSize"),
+    *("PadToFixedSize", "KeepSizeByResize", "WithPolarWarping", "Jigsaw"),
+}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The generators that all modules share, from which a user's code may draw, seeded for an image; then as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarray, seed: int) -> tuple[Any, Any]:
+    """(image, masks) as an augmentation of whatever style makes them of an image and masks bool [H, W, N].
+
+    It gets copies, for the data set may keep what it returned.
+    """
+    for method in ("set_random_seed", "seed_"):  # albumentations, imgaug: both have generators of their own
+        if hasattr(augmentation, method):
+            getattr(augmentation, method)(seed % 2**32)
+    if hasattr(augmentation, "to_deterministic"):
+        fixed = augmentation.to_deterministic()
+        image = fixed.augment_image(image.copy())
+        if masks.shape[2]:
+            masks = fixed.augment_image(masks.astype(np.uint8), **_mask_hooks(augmentation))
+        return image, masks
+    if not _takes_keywords(augmentation):
+        return augmentation(image.copy(), masks.copy())
+    planes = list(np.ascontiguousarray(np.moveaxis(masks, 2, 0), np.uint8))
+    if not planes:
+        return augmentation(image=image.copy())["image"], None
+    result = augmentation(image=image.copy(), masks=planes)
+    return result["image"], np.stack(list(result["masks"]), axis=-1)
+
+
+def _takes_keywords(augmentation: Callable) -> bool:
+    """Whether it wants image= and masks=, as albumentations does, and not (image, masks)."""
+    try:
+        parameters = inspect.signature(augmentation).parameters.values()
+    except (TypeError, ValueError):  # something built in
+        return False
+    positional = sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+    return positional < 2 and any(
+        parameter.kind in (parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY) for parameter in parameters
+    )
+
+
+def _mask_hooks(augmentation: Any) -> dict[str, Any]:
+    """What keeps imgaug from changing the values of masks."""
+    package = sys.modules.get(type(augmentation).__module__.partition(".")[0])
+    return {"hooks": package.HooksImages(activator=_moves_pixels)} if hasattr(package, "HooksImages") else {}
+
+
+def _moves_pixels(images: Any, augmenter: Any, parents: Any, default: Any) -> bool:
+    return any(base.__name__ in _MOVING_AUGMENTERS for base in type(augmenter).__mro__)
+
+
+def _jitter_color(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, saturation (of RGB) and contrast changed, each by a factor in 1 - amount .. 1 + amount."""
+    brightness, saturation, contrast = rng.uniform(1 - amount, 1 + amount, 3)
+    mixture = np.eye(image.shape[2])  # of the channels: itself, or for less saturation the gray value
+    if image.shape[2] == 3:
+        mixture = saturation * mixture + (1 - saturation) * np.array([0.299, 0.587, 0.114])
+    pixels = image.astype(np.float32) @ (brightness * mixture.T).astype(np.float32)  # [h, w, C]
+    mean = pixels.mean()
+    pixels -= mean
+    pixels *= np.float32(contrast)
+    pixels += mean
+    pixels.clip(0, 255, out=pixels)
+    return np.rint(pixels, out=pixels).astype(np.uint8) if image.dtype == np.uint8 else pixels
+
+
+def _jitter_scale(
+    plan: utils.ResizePlan, factor: float, mode: str, divisor: int, rng: np.random.Generator
+) -> utils.ResizePlan:
+    """The plan with the image scaled by one factor more: what then is larger than the padded input of the plan is
+    cropped to that at random, what is smaller is padded by the rule of the mode (modes "crop" and "none": to the size
+    that it has in the plan, at the bottom and right)."""
+    canvas = _padded_shape(plan)
+    size = tuple(max(1, round(side * factor)) for side in plan.size)
+    height, width = (min(side, limit) for side, limit in zip(size, canvas, strict=True))
+    y, x = (int(rng.integers(side - kept, endpoint=True)) for side, kept in zip(size, (height, width), strict=True))
+    multiple = {"shorter": divisor, "pad64": 64}.get(mode)
+    missing = [
+        -kept % multiple if multiple else side - kept for side, kept in zip(canvas, (height, width), strict=True)
+    ]
+    top, left = (count // 2 if mode in ("square", "pad64") else 0 for count in missing)
+    padding = (top, missing[0] - top), (left, missing[1] - left)
+    window = (top, left, top + height, left + width)
+    return utils.ResizePlan(size, padding, (y, x, height, width), window, plan.scale * factor)
+
+
+def _padded_shape(plan: utils.ResizePlan) -> tuple[int, int]:
+    sides = plan.size if plan.crop is None else plan.crop[2:]
+    height, width = (side + sum(padding) for side, padding in zip(sides, plan.padding, strict=True))
+    return height, width
+
+
+############################################################
+#  TrainingData
+############################################################
+
+
+class TrainingData:
+    """The images of a Dataset as Samples: loaded, checked, augmented, resized.
+
+    augmentation sees an image at its own size, with all of its masks; what it returns may be of another size. Boxes
+    then follow from the masks. It is one of
+        a callable (image uint8 [H, W, C], masks bool [H, W, N]) -> (image, masks);
+        a callable of the keywords image and masks (a list of N uint8 [H, W]), which returns a dict of both, such as
+            albumentations' Compose without bbox_params;
+        an object with to_deterministic() and augment_image(): imgaug's, as in Matterport's code.
+    The shared generators of random, NumPy and torch are seeded for each image. One that has a generator of its own is
+    repeatable only if it has a method set_random_seed or seed_.
+
+    Images without objects are samples like others.
+    """
+
+    def __init__(
+        self,
+        dataset: utils.Dataset,
+        config: Any,
+        augmentation: Callable | None = None,
+        no_augmentation_sources: Collection[str] | None = None,
+        augment: bool = True,
+    ) -> None:
+        """
+        dataset: prepared, and picklable if it is to be loaded by workers on Windows and macOS.
+        config: a Config; HORIZONTAL_FLIP, MULTI_SCALE, SCALE_JITTER and COLOR_JITTER say what else is augmented.
+        no_augmentation_sources: sources of the data set whose images are not augmented in any way.
+        augment: False for validation: no image is.
+
+        Raises: ValueError for what does not fit together.
+        """
+        self.dataset, self.config, self.augmentation, self.augment = dataset, config, augmentation, augment
+        self.no_augmentation_sources = frozenset(no_augmentation_sources or ())
+        self._is_wide: np.ndarray | None = None
+        if dataset.num_images == 0:
+            raise ValueError(
+                f"{type(dataset).__name__} has no images; was its load_... method called before prepare()?"
+            )
+        if dataset.num_classes > config.NUM_CLASSES:
+            raise ValueError(
+                f"{type(dataset).__name__} has {dataset.num_classes} classes, background included, and NUM_CLASSES is "
+                f"{config.NUM_CLASSES}; they are {utils.listed(dataset.class_names)}"
+            )
+        if augmentation is not None:
+            _check_augmentation(augmentation)
+
+    def __len__(self) -> int:
+        return self.dataset.num_images
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, seed: int = 0) -> Sample:
+        """The sample of an image, always the same for a seed.
+
+        index: of dataset.image_ids. seed: at least 0, below 2**63.
+
+        Raises: whatever the data set raises; ValueError, which names the image, for what it should not return.
+        """
+        return self._make(index, seed)[0]
+
+    def name(self, image_id: int) -> str:
+        """What messages call an image."""
+        info = self.dataset.image_info[image_id]
+        where = self.dataset.image_reference(image_id) or info.get("path")
+        return f"image {info['source']}.{info['id']}" + (f" ({where})" if where else "")
+
+    def _make(self, index: int, seed: int) -> tuple[Sample, str | None]:
+        """The sample, and a warning if there is one."""
+        image_id = int(self.dataset.image_ids[index])
+        augment = self.augment and self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources
+        rng = np.random.default_rng(seed)
+        with _seeded(seed):
+            image, instances = self._load(image_id, augment, seed)
+        plan = self._plan(image.shape, augment, rng)
+        flip = augment and rng.random() < self.config.HORIZONTAL_FLIP
+        pixels = self._pixels(image, plan, flip)
+        if augment and self.config.COLOR_JITTER:
+            pixels = _jitter_color(pixels, self.config.COLOR_JITTER, rng)
+        boxes, crops = self._place(instances, image.shape, plan, flip)
+        objects, crowds = _usable(boxes, crops, instances.class_ids)
+        chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
+        sample = Sample(
+            image=torch.from_numpy(np.array(pixels, order="C")),  # a copy: the data set may keep what it returned
+            window=plan.window,
+            shape=_padded_shape(plan),
+            boxes=torch.from_numpy(boxes[chosen]),
+            class_ids=torch.from_numpy(instances.class_ids[chosen].astype(np.int64)),
+            masks=self._masks([crops[i] for i in chosen], plan),
+            crowd_boxes=torch.from_numpy(boxes[crowds]),
+            image_id=image_id,
+            seed=seed,
+        )
+        return sample, self._warning(image_id, len(objects)) if len(chosen) < len(objects) else None
+
+    def _warning(self, image_id: int, count: int) -> str:
+        limit = self.config.MAX_GT_INSTANCES
+        return f"{self.name(image_id)} has {count} objects; MAX_GT_INSTANCES leaves the {limit} largest"
+
+    def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, utils.Instances]:
+        """The image uint8 [H, W, C] and its instances, checked and, if they are to be, augmented by the user's code."""
+        name = self.name(image_id)
+        image = self._checked_image(self.dataset.load_image(image_id), name)
+        instances = self.dataset.load_instances(image_id)
+        instances = utils.check_instances(instances, image.shape, name, self.config.NUM_CLASSES)
+        if not augment or self.augmentation is None:
+            return image, instances
+        masks = instances.masks
+        if isinstance(masks, list):
+            masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
+        image, masks = _call_augmentation(self.augmentation, image, masks, seed)
+        image = self._checked_image(image, f"{name}, what augmentation returned,")
+        return image, utils.Instances(instances.class_ids, _checked_masks(masks, image, len(instances.class_ids), name))
+
+    def _checked_image(self, image: Any, name: str) -> np.ndarray:
+        channels = self.config.IMAGE_CHANNEL_COUNT
+        if channels == 3:
+            return utils.to_rgb(image, name)
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or image.size == 0:
+            raise ValueError(
+                f"{name} must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
+                f"not {getattr(image, 'shape', type(image).__name__)}"
+            )
+        return image
+
+    def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:
+        config = self.config
+        min_dim = int(rng.choice(config.MULTI_SCALE)) if augment and config.MULTI_SCALE else config.IMAGE_MIN_DIM
+        plan = utils.plan_resize(
+            *shape[:2],
+            min_dim,
+            config.IMAGE_MAX_DIM,
+            config.IMAGE_MIN_SCALE,
+            config.IMAGE_RESIZE_MODE,
+            config.dialect.size_rounding,
+            config.IMAGE_SIZE_DIVISOR,
+            rng,
+        )
+        if augment and config.SCALE_JITTER:
+            factor = rng.uniform(*config.SCALE_JITTER)
+            plan = _jitter_scale(plan, factor, config.IMAGE_RESIZE_MODE, config.IMAGE_SIZE_DIVISOR, rng)
+        return plan
+
+    def _pixels(self, image: np.ndarray, plan: utils.ResizePlan, flip: bool) -> np.ndarray:
+        """[h, w, C]: the image scaled, cropped and flipped, as large as the plan's window."""
+        pixels = utils.resize_pixels(image, plan.size, self.config.dialect.resampling)
+        y, x, height, width = _region(plan)
+        pixels = pixels[y : y + height, x : x + width]
+        return pixels[:, ::-1] if flip else pixels
+
+    def _place(self, instances, shape, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop]]:
+        """Where the instances lie in the network's input.
+
+        Returns: boxes float32 [N, 4], clipped to the window; crops [N], which count from the window's corner.
+        """
+        y, x, height, width = region = _region(plan)
+        nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
+        rows = _nearest(shape[0], plan.size[0], nearest)[y : y + height]
+        columns = _nearest(shape[1], plan.size[1], nearest)[x : x + width]
+        crops = [_resize_crop(crop, rows, columns, flip) for crop in _cut_out(instances.masks)]
+        boxes = _bounds(crops)
+        if instances.boxes is not None and not self.config.USE_MINI_MASK:  # mini masks fill their boxes
+            scale = np.divide(plan.size, shape[:2]).astype(np.float32)
+            given = instances.boxes * np.tile(scale, 2) - np.array([y, x, y, x], np.float32)
+            boxes = _fit_boxes(given, boxes, region[2:], flip, plan.crop is not None)
+        return boxes + np.array(plan.window[:2] * 2, np.float32), crops
+
+    def _masks(self, crops: Sequence[_Crop], plan: utils.ResizePlan) -> MaskCrops:
+        if not self.config.USE_MINI_MASK:
+            return _pack(crops, _padded_shape(plan), plan.window[:2])
+        shape = tuple(self.config.MINI_MASK_SHAPE)
+        return _pack([_shrink(crop, shape) for crop in crops], shape)
+
+    def is_wide(self) -> np.ndarray:
+        """bool [len(self)], which images are at least as wide as they are high, so that like can be with like.
+
+        From image_info's height and width, or else from the file's header. An image of which neither tells counts as
+        wide. All do where resizing makes them squares.
+        """
+        if self._is_wide is None:
+            if self.config.IMAGE_RESIZE_MODE in ("square", "crop"):
+                self._is_wide = np.ones(len(self), bool)
+            else:
+                infos = (self.dataset.image_info[image_id] for image_id in self.dataset.image_ids)
+                self._is_wide = np.array([_is_wide(info) for info in infos])
+        return self._is_wide
+
+
+def _region(plan: utils.ResizePlan) -> tuple[int, int, int, int]:
+    """(y, x, height, width): what is left of the scaled image."""
+    return plan.crop or (0, 0, *plan.size)
+
+
+def _fit_boxes(
+    boxes: np.ndarray, bounds: np.ndarray, size: tuple[int, int], flip: bool, is_cropped: bool
+) -> np.ndarray:
+    """Boxes of a data set, flipped and clipped. float32 [N, 4].
+
+    bounds: the boxes around the masks, flipped already. They replace boxes that a crop cuts, for what is left of an
+    object may fill less than what is left of its box.
+    """
+    height, width = size
+    if flip:
+        boxes = np.stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1]], axis=1)
+    inside = boxes.clip(0, np.array([height, width] * 2, np.float32))
+    is_cut = (inside != boxes).any(axis=1, keepdims=True) & is_cropped
+    return np.where(is_cut, bounds, inside)
+
+
+def _usable(boxes: np.ndarray, crops: Sequence[_Crop], class_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of objects and of crowds that have a pixel left, and a box of at least one pixel along each side."""
+    has_pixels = np.array([crop.mask.size > 0 for crop in crops], bool)
+    is_usable = has_pixels & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+    return np.flatnonzero(is_usable & (class_ids > 0)), np.flatnonzero(is_usable & (class_ids < 0))
+
+
+def _largest(crops: Sequence[_Crop], objects: np.ndarray, limit: int) -> np.ndarray:
+    """Those of the objects that have the most pixels, no more than limit, in their order."""
+    if len(objects) <= limit:
+        return objects
+    areas = np.array([np.count_nonzero(crops[i].mask) for i in objects])
+    return objects[np.sort(np.argsort(-areas, kind="stable")[:limit])]
+
+
+def _checked_masks(masks: Any, image: np.ndarray, count: int, name: str) -> np.ndarray:
+    """bool [H, W, N], what an augmentation made of the masks of an image."""
+    masks = np.zeros((*image.shape[:2], 0), bool) if masks is None or count == 0 else np.asarray(masks)
+    if masks.shape != (*image.shape[:2], count):
+        raise ValueError(
+            f"{name}: augmentation must return masks [{image.shape[0]}, {image.shape[1]}, {count}], of its image's "
+            f"size, not {list(masks.shape)}; were only the image or only the masks moved?"
+        )
+    return masks if masks.dtype == bool else masks > 0.5
+
+
+def _check_augmentation(augmentation: Any) -> None:
+    if not callable(augmentation) and not hasattr(augmentation, "to_deterministic"):
+        raise ValueError(
+            "augmentation must be a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, "
+            f"not {type(augmentation).__name__}"
+        )
+    if "bboxes" in getattr(augmentation, "processors", {}):
+        raise ValueError("augmentation has bbox_params, but gets no boxes: they follow from masks. Leave them out")
+
+
+def _is_wide(info: dict[str, Any]) -> bool:
+    height, width = info.get("height"), info.get("width")
+    if height and width:
+        return width >= height
+    try:
+        with PIL.Image.open(info["path"]) as image:
+            is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
+            return (image.height >= image.width) if is_turned else (image.width >= image.height)
+    except Exception:  # no file, or one that only the data set can read: it is asked when the image's turn comes
+        return True
+
+
+############################################################
+#  Order
+############################################################
+
+
+def image_seed(seed: int, epoch: int, place: int) -> int:
+    """The seed of the image at a place of an epoch, in 0 .. 2**63 - 1. seed: Config.SEED."""
+    return int(np.random.SeedSequence((seed, epoch, place)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class BatchOrder:
+    """Which images are in each batch of an epoch, and their seeds: a sampler for a DataLoader.
+
+    Shuffled, for training: wide images come together, and high ones. Only what is left of either in the end is mixed,
+    and filled up with images that had their turn, so that all batches are full. Such a pass through the data is
+    followed by another, in another order, whether an epoch is longer or shorter than it: all images are seen equally
+    often. Not shuffled, for validation: in order, once at most, with the same seeds in each epoch; the last batch may
+    be smaller.
+
+    In a distributed training each process takes its part of batches of IMAGES_PER_GPU * world images. Together they
+    take what one process with as large a batch would. (The last batch of a validation is filled up to a multiple of
+    world.)
+    """
+
+    def __init__(self, is_wide: np.ndarray, config: Any, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
+        """
+        is_wide: bool [images]. config: SEED, IMAGES_PER_GPU, STEPS_PER_EPOCH and VALIDATION_STEPS count.
+        rank, world: this process's number, and how many there are.
+        """
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in 0 .. world - 1, got rank {rank} of world {world}")
+        self.is_wide, self.seed, self.rank, self.world, self.shuffle = is_wide, config.SEED, rank, world, shuffle
+        self.size = config.IMAGES_PER_GPU * world
+        self.epoch, self.start_step = 0, 0
+        self._pass: tuple[int, np.ndarray] = (0, self._shuffled(0))
+        if shuffle:
+            self.steps = config.STEPS_PER_EPOCH or len(self._pass[1])
+        else:
+            self.steps = min(math.ceil(len(is_wide) / self.size), config.VALIDATION_STEPS or sys.maxsize)
+
+    def __len__(self) -> int:
+        """Batches from start_step to the end of the epoch."""
+        return max(0, self.steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The batches of self.epoch from self.start_step on."""
+        return map(functools.partial(self.batch, self.epoch), range(self.start_step, self.steps))
+
+    def batch(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """(index, seed) of each image that this process takes."""
+        images = self._training(epoch * self.steps + step) if self.shuffle else self._validation(step)
+        share = len(images) // self.world
+        first = self.rank * share
+        epoch = epoch if self.shuffle else 0
+        places = range(step * self.size + first, step * self.size + first + share)
+        return [
+            (image, image_seed(self.seed, epoch, place))
+            for image, place in zip(images[first : first + share].tolist(), places, strict=True)
+        ]
+
+    def _training(self, number: int) -> np.ndarray:
+        """[size]: the images of a batch, counted from the start of the training."""
+        number, row = divmod(number, len(self._pass[1]))
+        if self._pass[0] != number:
+            self._pass = number, self._shuffled(number)
+        return self._pass[1][row]
+
+    def _validation(self, step: int) -> np.ndarray:
+        images = np.arange(len(self.is_wide))
+        batch = images[step * self.size : (step + 1) * self.size]
+        return np.concatenate([batch, np.resize(images, -len(batch) % self.world)])
+
+    def _shuffled(self, number: int) -> np.ndarray:
+        """[batches, size]: the images of a pass through the data."""
+        rng = np.random.default_rng((self.seed, number))
+        order = rng.permutation(len(self.is_wide))
+        groups = [order[self.is_wide[order]], order[~self.is_wide[order]]]
+        full = [len(group) // self.size * self.size for group in groups]
+        rest = np.concatenate([group[count:] for group, count in zip(groups, full, strict=True)])
+        others = order[~np.isin(order, rest)]
+        rest = np.resize(np.concatenate([rest, others]), math.ceil(len(rest) / self.size) * self.size)
+        batches = np.concatenate([*(group[:count] for group, count in zip(groups, full, strict=True)), rest])
+        return rng.permutation(batches.reshape(-1, self.size))
+
+
+############################################################
+#  Loader
+############################################################
+
+# Forking needs no picklable data set and no guard around the main script, and starts in no time. Other systems spawn.
+_START_METHOD = "fork" if sys.platform == "linux" else None
+
+
+class _Loaded(NamedTuple):
+    """What a worker sends."""
+
+    batch: Batch | None  # None if too much failed. To raise is the other side's: torch's way of it leaves processes
+    failures: dict[int, tuple[str, str]]  # by image_id: what went wrong, and the traceback
+    warnings: dict[int, str]  # by image_id
+
+
+class _Fetcher:
+    """Makes batches of (index, seed) pairs, in whichever process."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, picks: Sequence[tuple[int, int]]) -> _Loaded:
+        failures, warned = {}, {}
+        samples = []
+        for index, seed in picks:
+            sample = self._sample(index, seed, failures, warned)
+            if sample is None:
+                return _Loaded(None, failures, warned)
+            samples.append(sample)
+        return _Loaded(collate(samples, self.data.config.USE_MINI_MASK), failures, warned)
+
+    def _sample(self, index: int, seed: int, failures: dict, warned: dict) -> Sample | None:
+        """The sample of an image, or of the next one that can be loaded; None if MAX_DATA_ERRORS in a row cannot."""
+        for candidate in range(index, index + min(self.data.config.MAX_DATA_ERRORS, len(self.data))):
+            image_id = int(self.data.dataset.image_ids[candidate % len(self.data)])
+            try:
+                sample, warning = self.data._make(candidate % len(self.data), seed)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever users' code and files come up with
+                failures[image_id] = self._describe(image_id, error), traceback.format_exc()
+            else:
+                warned.update({image_id: warning} if warning else {})
+                return sample
+        return None
+
+    def _describe(self, image_id: int, error: Exception) -> str:
+        name, text = self.data.name(image_id), str(error)
+        return text if text.startswith(name) else f"{name}: {type(error).__name__}: {text}"
+
+
+def _as_it_is(loaded: _Loaded) -> _Loaded:
+    return loaded
+
+
+def worker_count(config: Any) -> int:
+    """The processes that load images: WORKERS, or what suits the machine.
+
+    0, which is to load in the training process, where training itself takes all cores (on the CPU), and where workers
+    would have to be spawned (Windows, macOS): that takes seconds, and a main script with a guard.
+    """
+    if config.WORKERS is not None:
+        return config.WORKERS
+    if config.GPU_COUNT == 0 or not torch.cuda.is_available() or _START_METHOD != "fork":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    return max(0, min(8, cores - 1))
+
+
+class Loader:
+    """The batches of an epoch for one process, as often as it is iterated over; make_loader makes it.
+
+    An image that cannot be loaded is replaced by the next one, with a warning, until MAX_DATA_ERRORS of them have
+    failed: then the iteration raises ValueError, which names them.
+    """
+
+    def __init__(self, data: TrainingData, order: BatchOrder) -> None:
+        self.data, self.order = data, order
+        self._failures: dict[int, tuple[str, str]] = {}
+        self._warned: set[int] = set()
+        workers = worker_count(data.config)
+        self._loader = DataLoader(
+            _Fetcher(data),
+            batch_size=None,  # what the order yields is a batch
+            sampler=order,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context=_START_METHOD if workers else None,
+            persistent_workers=order.shuffle and workers > 0,
+            pin_memory=data.config.GPU_COUNT > 0 and torch.cuda.is_available(),
+            generator=torch.Generator(),  # the shared one is left as it is
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        return self.order.steps
+
+    def __len__(self) -> int:
+        """Batches that an iteration brings."""
+        return len(self.order)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What to iterate over from now on: an epoch, from a step on, both counted from 0."""
+        self.order.epoch, self.order.start_step = epoch, start_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Ends the iteration of a training that is under way: it has one set of workers."""
+        with warnings.catch_warnings():  # Python 3.12's, of any fork; workers only do what is safe after one
+            warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+            return self._checked(iter(self._loader))
+
+    def _checked(self, loaded: Iterator[_Loaded]) -> Iterator[Batch]:
+        for batch, failures, warned in loaded:
+            self._report(failures, warned, is_final=batch is None)
+            yield batch
+
+    def _report(self, failures: dict[int, tuple[str, str]], warned: dict[int, str], is_final: bool) -> None:
+        """Logs what is new; raises ValueError when too many images have failed."""
+        limit = self.data.config.MAX_DATA_ERRORS
+        new = {image_id: failure for image_id, failure in failures.items() if image_id not in self._failures}
+        self._failures |= new
+        if is_final or len(self._failures) >= limit:
+            causes = "\n  ".join(text for text, _ in self._failures.values())
+            _, details = list(self._failures.values())[-1]
+            raise ValueError(
+                f"{len(self._failures)} images could not be loaded (MAX_DATA_ERRORS is {limit}):\n  {causes}\n"
+                f"The last one's {details}"
+            )
+        for text, _ in new.values():
+            logger.warning("%s; another image takes its place (MAX_DATA_ERRORS is %d)", text, limit)
+        for image_id in warned.keys() - self._warned:
+            logger.warning("%s", warned[image_id])
+        self._warned |= warned.keys()
+
+
+def make_loader(
+    data: TrainingData, epoch: int = 0, start_step: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True
+) -> Loader:
+    """The batches of an epoch.
+
+    data: its config says how large batches are, how many make an epoch, and how many processes load them.
+    epoch, start_step: where to begin; Loader.set_epoch goes on to another.
+    rank, world: of a distributed training, this process's number and how many there are.
+    shuffle: False for validation: in order, and VALIDATION_STEPS long.
+    """
+    loader = Loader(data, BatchOrder(data.is_wide(), data.config, rank, world, shuffle))
+    loader.set_epoch(epoch, start_step)
+    return loader

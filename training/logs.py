@@ -1,0 +1,608 @@
+"""What a training tells people: metrics in files, curves, a line of progress, and where it stands when it stands still.
+
+LOGS/{name}{YYYYmmddTHHMM}/metrics.jsonl   the records, one JSON object a line: kind, epoch, step and numbers
+                           metrics.csv     the same as a table, derived from it
+                           losses.png      the same as curves
+                           events.out.*    the same for TensorBoard, where that is installed
+
+Nothing in the records depends on the clock: those of a continued training equal those of an uninterrupted one.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import torch
+
+import utils
+
+from . import distributed
+
+logger = logging.getLogger(__name__)
+
+# Where a record belongs: epochs that are completed, and steps into the next.
+_PLACE = ("kind", "epoch", "step")
+# What a record of training has beside its losses.
+_NOT_LOSSES = {"loss", "learning_rate", "gradient_norm", "images_per_second", "data_share", "peak_memory_mb"}
+
+############################################################
+#  Records
+############################################################
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records in a metrics.jsonl, in order; of those that were being written when a training was killed, none.
+
+    Returns: dicts of kind, epoch, step and numbers; None stands for a number that was not finite. [] without the file.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = []
+    for line in filter(None, lines):
+        try:
+            record = json.loads(line, parse_constant=lambda name: None)
+            records.append({key: record[key] for key in _PLACE} | record)
+        except (ValueError, KeyError, TypeError):  # not JSON or not Unicode, or JSON of something else
+            logger.warning("%s: a line cannot be read and is dropped; was the training killed? %.80r", path, line)
+    return records
+
+
+class Recorder:
+    """Writes the metrics of a training. What was recorded is in the files, whenever the process is killed."""
+
+    def __init__(self, log_dir: str | os.PathLike, resume_step: tuple[int, int] | None = None) -> None:
+        """
+        log_dir: the folder, which exists.
+        resume_step: (completed epochs, steps into the next) that the training begins at. What is recorded beyond it is
+            dropped. None keeps everything.
+        """
+        self.log_dir = Path(log_dir)
+        self._path, self._csv_path = self.log_dir / "metrics.jsonl", self.log_dir / "metrics.csv"
+        records = read_records(self._path)
+        if resume_step is not None:
+            records = [record for record in records if (record["epoch"], record["step"]) <= tuple(resume_step)]
+        self._columns = list(_PLACE)
+        self._epoch_steps: dict[int, int] = {}  # the last step of training seen in each epoch
+        for record in records:
+            self._note(record)
+        text = "".join(_json_line(record) for record in records)
+        utils.write_atomically(self._path, lambda file: file.write(text.encode()))
+        self._json = self._path.open("a", encoding="utf-8", newline="")
+        self._csv: TextIO | None = None
+        self._write_table(records)
+        self._tensorboard = _summary_writer(self.log_dir, self._global_step(*resume_step or (sys.maxsize, 0)) + 1)
+
+    def record(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers down.
+
+        kind: "train", "val", "eval" or any other word. epoch: completed ones. step: steps into the next.
+        values: numbers by name, also tensors of one element. Training's total is "loss"; a validation's names begin
+            with "val_".
+
+        Raises: ValueError for what is no number; OSError that names the file if it cannot be written.
+        """
+        record = {"kind": kind, "epoch": int(epoch), "step": int(step)} | _numbers(values)
+        try:
+            self._json.write(_json_line(record))
+            self._json.flush()
+            if self._note(record):
+                self._write_table(read_records(self._path))
+            else:
+                self._csv.write(_csv_text(self._columns, [record]))
+                self._csv.flush()
+        except OSError as error:
+            text = f"the metrics in {self.log_dir} cannot be written ({error.strerror or error}); is the disk full?"
+            raise OSError(error.errno, text) from error
+        for name in record if self._tensorboard is not None else ():
+            if name not in _PLACE:
+                value = math.nan if record[name] is None else record[name]
+                tag = f"{kind}/{name.removeprefix(f'{kind}_')}"
+                self._tensorboard.add_scalar(tag, value, self._global_step(epoch, step))
+
+    def plot(self) -> None:
+        """Draw losses.png anew. It is for the end of an epoch; a drawing that fails is no reason to end a training."""
+        try:
+            figure = draw_curves(read_records(self._path), title=self.log_dir.resolve().name)
+            utils.write_atomically(self.log_dir / "losses.png", lambda file: figure.savefig(file, format="png"))
+        except Exception:
+            logger.warning("losses.png could not be drawn", exc_info=True)
+
+    def close(self) -> None:
+        """Close the files. Calling it again does nothing."""
+        for file in (self._json, self._csv, self._tensorboard):
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:  # record has already said so, or nothing is lost
+                logger.warning("closing the metrics in %s: %s", self.log_dir, error)
+        self._tensorboard = None
+
+    def _note(self, record: Mapping[str, Any]) -> bool:
+        """Remember what later records depend on. Returns: whether the table gets a column."""
+        if record["kind"] == "train":
+            self._epoch_steps[record["epoch"]] = record["step"]
+        new = [name for name in record if name not in self._columns]
+        self._columns += new
+        return bool(new)
+
+    def _global_step(self, epoch: int, step: int) -> int:
+        """Steps since the start: TensorBoard wants one number."""
+        return sum(steps for other, steps in self._epoch_steps.items() if other < epoch) + step
+
+    def _write_table(self, records: list[dict[str, Any]]) -> None:
+        if self._csv is not None:
+            self._csv.close()
+        header = dict(zip(self._columns, self._columns, strict=True))
+        text = _csv_text(self._columns, [header, *records])
+        utils.write_atomically(self._csv_path, lambda file: file.write(text.encode()))
+        self._csv = self._csv_path.open("a", encoding="utf-8", newline="")
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The values as JSON has them, which knows no NaN: None stands for what is not finite."""
+    numbers = {}
+    for name, value in values.items():
+        if name in _PLACE:
+            raise ValueError(f"values: {name!r} is taken by the record's place; use another name")
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several elements
+            raise ValueError(f"values[{name!r}] must be a number, not {type(value).__name__}: {value}") from error
+        numbers[str(name)] = number if math.isfinite(number) else None
+    return numbers
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _csv_text(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    """Lines of the table. What a record does not have stays empty; what is not finite is nan."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for record in records:
+        cells = (record.get(name, "") for name in columns)
+        writer.writerow(["nan" if cell is None else cell for cell in cells])
+    return text.getvalue()
+
+
+def _summary_writer(log_dir: Path, purge_step: int) -> Any:
+    """TensorBoard's writer, None where TensorBoard is not installed. What it has from purge_step on is hidden."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(log_dir), purge_step=purge_step)
+    except Exception as error:  # as often as not its version does not fit protobuf's or NumPy's
+        logger.warning("TensorBoard is installed and does not work, so it gets nothing: %s", error)
+        return None
+
+
+############################################################
+#  Curves
+############################################################
+
+# A long training has more steps than a picture has pixels: this many points a curve, each the mean of some steps.
+_POINTS = 120
+_AP_CURVES = {
+    "mask AP": "masks, by mask score",
+    "mask AP (class score)": "masks, by class score",
+    "box AP": "boxes",
+}
+
+Curve = tuple[np.ndarray, np.ndarray]  # epochs [n], values [n]; all finite
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Any:
+    """The loss curves: total and each loss in training and validation, learning rate, and AP if it was measured.
+
+    records: as read_records returns them.
+
+    Returns: matplotlib's Figure, which belongs to no window and to no pyplot.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who only detects need not wait for it
+    from matplotlib.figure import Figure
+
+    train, val, evals = (_curves_of(records, kind) for kind in ("train", "val", "eval"))
+    ap = {label: evals[name] for name, label in _AP_CURVES.items() if name in evals}
+    figure = Figure(figsize=(13, 8.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    last_row = ["learning_rate", "ap"] if ap else ["learning_rate", "learning_rate"]
+    axes = figure.subplot_mosaic([["total", "losses"], last_row])
+    _draw_total(axes["total"], train, val)
+    _draw_losses(axes["losses"], train, val)
+    axes["learning_rate"].set_title("learning rate")
+    if "learning_rate" in train:
+        _draw_training(axes["learning_rate"], train["learning_rate"], color="C7")
+    if ap:
+        _draw_ap(axes["ap"], ap)
+    for each in axes.values():
+        each.set_xlabel("epoch")
+        each.set_xlim(left=0)
+        each.grid(alpha=0.3)
+    for name in ("total", "losses", "learning_rate"):
+        _set_scale(axes[name])
+    return figure
+
+
+def _curves_of(records: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Curve]:
+    """The curves of all numbers in records of a kind."""
+    epoch_steps = {record["epoch"]: record["step"] for record in records if record["kind"] == "train"}
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if record["kind"] == kind:
+            at = record["epoch"] + record["step"] / max(epoch_steps.get(record["epoch"], 1), record["step"], 1)
+            for name, value in record.items():
+                if name not in _PLACE and value is not None:
+                    points.setdefault(name, []).append((at, value))
+    return {name: tuple(np.array(curve).T) for name, curve in points.items()}
+
+
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, means, lowest and highest values of at most _POINTS neighbourhoods."""
+    x, y = (np.array_split(part, min(len(part), _POINTS)) for part in curve)
+    wanted = (x, np.mean), (y, np.mean), (y, np.min), (y, np.max)
+    return tuple(np.array([of(part) for part in parts]) for parts, of in wanted)
+
+
+def _draw_training(axes: Any, curve: Curve, **style: str) -> None:
+    x, mean, _, _ = _thinned(curve)
+    axes.plot(x, mean, marker="." if len(x) < 10 else None, **style)
+
+
+def _draw_total(axes: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
+    axes.set_title("total loss (shaded: from the lowest to the highest step)")
+    if "loss" in train:
+        x, _, low, high = _thinned(train["loss"])
+        axes.fill_between(x, low, high, color="C0", alpha=0.2, linewidth=0)
+        _draw_training(axes, train["loss"], color="C0", label="training")
+    if "val_loss" in val:
+        axes.plot(*val["val_loss"], color="C3", marker="o", markersize=4, label="validation")
+    if axes.lines:
+        axes.legend(loc="best")
+
+
+def _draw_losses(axes: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
+    axes.set_title("each loss" + (" (dashed: validation)" if val else ""))
+    names = dict.fromkeys([*train, *(name.removeprefix("val_") for name in val)])
+    for i, name in enumerate(name for name in names if name not in _NOT_LOSSES):
+        if name in train:
+            _draw_training(axes, train[name], color=f"C{i}", label=name)
+        if f"val_{name}" in val:
+            axes.plot(*val[f"val_{name}"], color=f"C{i}", linestyle="--", marker="o", markersize=3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", fontsize="small", ncols=2)
+
+
+def _draw_ap(axes: Any, curves: Mapping[str, Curve]) -> None:
+    axes.set_title("average precision, in points")
+    for i, (label, (x, y)) in enumerate(curves.items()):
+        measured = y >= 0  # -1: there was nothing to find
+        axes.plot(x[measured], 100 * y[measured], color=f"C{i}", marker="o", markersize=4, label=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right")
+
+
+def _set_scale(axes: Any) -> None:
+    """Logarithmic where values differ much, over four decades at most; otherwise from 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    values = np.concatenate([[0.0], *(line.get_ydata() for line in axes.lines)])
+    positive = values[values > 0]
+    if not positive.size or positive.max() < 10 * positive.min():
+        axes.set_ylim(bottom=min(0.0, values.min()))
+        return
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(bottom=0.8 * max(positive.min(), 1e-4 * positive.max()), top=2 * positive.max())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
+
+
+############################################################
+#  The line of progress
+############################################################
+
+_TERMINAL_SECONDS, _FILE_SECONDS = 0.1, 30.0  # between two lines
+_DECAY = 0.98  # rates are of the last 50 updates or so
+
+
+class ProgressLine:
+    """How far the training is: one line that changes on a terminal, a line now and then in a file.
+
+    What matters most comes first, and a terminal gets as much as fits into its width.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        steps_per_epoch: int,
+        device: torch.device | str | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        epochs: of the whole training. device: the one whose peak memory is shown; None: the CPU.
+        stream: where to write; sys.stderr by default. clock: seconds.
+        """
+        self.epochs, self.steps_per_epoch, self.device = epochs, steps_per_epoch, device
+        self._stream = sys.stderr if stream is None else stream
+        self._is_terminal = self._stream.isatty()
+        self._clock = clock
+        self._written_at = -math.inf
+        self._shown = 0  # characters of an unfinished line
+        self._updates, self._step = 0, 0  # the step since the start of the training
+        self._recent = np.zeros(4)  # decaying sums: steps, images, seconds, seconds of waiting for data
+        self._began, self._steps, self._seconds = 0.0, 0, 0.0  # when, steps and seconds since, after the first update
+
+    def update(
+        self,
+        epoch: int,
+        step: int,
+        values: Mapping[str, float],
+        learning_rate: float,
+        images: float,
+        data_seconds: float,
+        step_seconds: float,
+    ) -> None:
+        """Tell of an update of the weights. Most calls write nothing; that of an epoch's last step always does.
+
+        epoch: completed ones. step: steps into the next, this update's included.
+        values: losses by name; "loss" is the total, without it their sum.
+        images: of this update, in all processes. step_seconds: it took; data_seconds: of them, waiting for data.
+        """
+        now, is_last = self._clock(), step >= self.steps_per_epoch
+        self._measure(now, epoch * self.steps_per_epoch + step, images, data_seconds, step_seconds)
+        if not is_last and now - self._written_at < (_TERMINAL_SECONDS if self._is_terminal else _FILE_SECONDS):
+            return
+        self._written_at = now
+        self._write(self._parts(now, epoch, step, values, learning_rate), is_last)
+
+    def close(self) -> None:
+        """Leave the cursor on a line of its own."""
+        if self._shown:
+            self._print("\n")
+            self._shown = 0
+
+    def _measure(self, now: float, step: int, images: float, data_seconds: float, seconds: float) -> None:
+        seconds = seconds if 0 < seconds < math.inf else 0.0
+        data_seconds = min(data_seconds, seconds) if data_seconds > 0 else 0.0
+        steps = max(step - self._step, 1) if self._updates else 1
+        if self._updates == 1:  # the first one warms up, which must not count for long
+            self._recent[:] = 0
+        self._recent = _DECAY * self._recent + [steps, images, seconds, data_seconds]
+        if self._updates:
+            self._steps += steps
+            self._seconds += seconds
+        else:
+            self._began = now
+        self._updates += 1
+        self._step = step
+
+    def _seconds_left(self, now: float) -> float:
+        """Until the end of the whole training, with what happens between updates: validation, checkpoints."""
+        steps, _, seconds, _ = self._recent
+        between = max(now - self._began - self._seconds, 0.0) / self._steps if self._steps else 0.0
+        left = max(self.epochs * self.steps_per_epoch - self._step, 0)
+        return left * (seconds / steps + between)
+
+    def _parts(self, now: float, epoch: int, step: int, values: Mapping[str, float], learning_rate: float) -> list[str]:
+        """What there is to say, the most important first."""
+        losses = {name: float(value) for name, value in values.items() if name not in _NOT_LOSSES}
+        total = float(values["loss"]) if "loss" in values else sum(losses.values())
+        _, images, seconds, data_seconds = self._recent
+        width, memory = len(str(self.steps_per_epoch)), peak_memory_mb(self.device)
+        return [
+            f"epoch {epoch + 1}/{self.epochs} step {step:{width}}/{self.steps_per_epoch}",
+            f"ETA {_duration(self._seconds_left(now))}" if seconds else "ETA ?",
+            f"loss {_short(total)}",
+            f"{images / seconds:.1f} images/s" if seconds else "? images/s",
+            f"data wait {data_seconds / seconds:.0%}" if seconds else "data wait ?",
+            *([f"peak {memory / 1000:.1f} GB"] if math.isfinite(memory) else []),
+            f"lr {learning_rate:.3g}",
+            *(f"{name.removesuffix('_loss')} {_short(value)}" for name, value in losses.items()),
+        ]
+
+    def _write(self, parts: list[str], is_last: bool) -> None:
+        if not self._is_terminal:
+            self._print("  ".join(parts) + "\n")
+            return
+        width = _terminal_width(self._stream) - 1  # a full line would wrap
+        line = parts[0][:width]
+        for part in parts[1:]:
+            if len(line) + 2 + len(part) > width:
+                break
+            line += "  " + part
+        self._print("\r" + line.ljust(min(self._shown, width)) + ("\n" if is_last else ""))
+        self._shown = 0 if is_last else len(line)
+
+    def _print(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # the terminal was closed; the training goes on
+            self._stream, self._is_terminal = io.StringIO(), False
+
+
+def _terminal_width(stream: TextIO) -> int:
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.2e}"
+
+
+def _duration(seconds: float) -> str:
+    """Minutes and seconds, with hours and days if there are any: 12:34, 1:12:34, 2d 01:12:34."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}:{seconds:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def peak_memory_mb(device: torch.device | str | None = None) -> float:
+    """Megabytes (10^6 bytes) in use at the peak: of a GPU, torch's tensors; otherwise of this process, all it has had.
+
+    Returns: NaN where the system does not tell (Windows).
+    """
+    if device is not None and torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB elsewhere
+
+
+############################################################
+#  The watchdog
+############################################################
+
+
+class Stall(NamedTuple):
+    """What it means when a stage of the training takes too long."""
+
+    stage: str  # regular expression for its name
+    patience: float  # how many times longer than usual it may take
+    advice: str
+
+
+_BUSY = (
+    "Usual causes: the first steps of COMPILE = True (minutes, once), memory swapped to disk or a GPU shared with "
+    "other programs (see top and nvidia-smi; lower IMAGES_PER_GPU), or very large images."
+)
+STALLS = (  # the first that fits counts
+    Stall(
+        "other processes",
+        5,
+        "Another process is behind or has died: its own messages say where it stands.",
+    ),
+    Stall(
+        "data",
+        1,
+        "Usual causes: an augmentation or load_image() that does not return, a slow or unreachable disk, a loader that "
+        "died or waits for a lock. With WORKERS = 0 this process loads, and the error shows. If loading is only slow: "
+        "more WORKERS, smaller image files, a local disk.",
+    ),
+    Stall("forward", 1, _BUSY),
+    Stall("backward", 1, f"{_BUSY} With torchrun: another process that died or stalls."),
+    Stall(
+        "weights|optimi[sz]er",
+        1,
+        "Usual causes: memory swapped to disk, or a GPU that hangs in what it was given earlier "
+        "(CUDA_LAUNCH_BLOCKING=1 shows where).",
+    ),
+    Stall(
+        "checkpoint",
+        1,
+        "Usual causes: a full or slow disk, or a network drive that does not answer (see df -h). Lower "
+        "CHECKPOINTS_KEPT, raise CHECKPOINT_MINUTES, or train into a local folder.",
+    ),
+    Stall(
+        "validation",
+        1,
+        "Usual causes: those of waiting for data. With WORKERS = 0 the error shows; fewer VALIDATION_STEPS take less.",
+    ),
+    Stall(
+        "evaluation",
+        10,
+        "It detects in every image, which takes long for a large data set: evaluate fewer images, or less often "
+        "(EVAL_EVERY).",
+    ),
+    Stall("callback", 5, "A function or object of custom_callbacks has not returned."),
+)
+_OTHER_STALL = Stall("", 1, "")
+
+
+class Watchdog:
+    """Says which stage a training stalls in, for how long, where in the code, and what usually causes it.
+
+    It never stops anything: what is only slow goes on. It repeats itself after twice the time.
+    """
+
+    def __init__(
+        self, seconds: float = 120.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        seconds: how long most stages may take; some, like an evaluation, may take several times that.
+        stream: where to write; sys.stderr by default. clock: seconds.
+
+        Raises: ValueError unless seconds is above 0.
+        """
+        if not seconds > 0:
+            raise ValueError(f"seconds must be above 0, not {seconds}; it is how long a stage may take")
+        self.seconds = seconds
+        self._stream, self._clock = sys.stderr if stream is None else stream, clock
+        self._now: tuple[str, float, int] | None = None  # the stage, when it began, and the thread it is in
+        self._warned: tuple | None = None  # the stage that was warned of, as above
+        self._next = 0.0  # seconds into it at which it is warned of again
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="training watchdog", daemon=True)
+        self._thread.start()
+
+    def stage(self, name: str) -> None:
+        """What the calling thread does from now on: one of the stages in STALLS, or any other words."""
+        self._now = name, self._clock(), threading.get_ident()  # one assignment: no lock is needed
+
+    def check(self) -> str | None:
+        """What is to be said now; None while all is well."""
+        now = self._now
+        if now is None:
+            return None
+        name, began, thread = now
+        stall = next((stall for stall in STALLS if re.search(stall.stage, name)), _OTHER_STALL)
+        if now is not self._warned:
+            self._next = self.seconds * stall.patience
+        elapsed = self._clock() - began
+        if elapsed < self._next:
+            return None
+        self._warned, self._next = now, 2 * elapsed
+        process = f" of process {distributed.rank()}" if distributed.world_size() > 1 else ""
+        return f"no progress{process} for {elapsed:.0f} s: {name}{_where(thread)}. {stall.advice}".rstrip()
+
+    def close(self) -> None:
+        """Watch no longer. Calling it again does nothing."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self.seconds / 4):
+            text = self.check()
+            if text is not None:
+                try:
+                    self._stream.write(f"\n{text}\n")
+                    self._stream.flush()
+                except (OSError, ValueError):  # the terminal was closed
+                    return
+
+
+def _where(thread: int) -> str:
+    """The lines of code that a thread is in, the innermost first."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return ""
+    calls = reversed(traceback.extract_stack(frame)[-3:])
+    return ", in " + " < ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls)

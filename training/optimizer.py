@@ -1,0 +1,156 @@
+"""How weights change: schedules of the learning rate, groups of parameters, the average of the weights."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import world_size
+
+############################################################
+#  Schedules
+############################################################
+
+
+class Stage(NamedTuple):
+    """A part of a training in which the same layers learn."""
+
+    layers: str  # as train_model takes them
+    epochs: int  # completed at its end, counted from the start of the training
+    steps_at: tuple[int, ...] = ()  # epochs after which the learning rate falls to a tenth
+    factor: float = 1.0  # on the learning rate
+
+
+# Config.SCHEDULE. 1x and 2x are Detectron's, as mmdetection has them; the last is Matterport's coco.py.
+SCHEDULES: dict[str, tuple[Stage, ...]] = {
+    "1x": (Stage("all", 12, (8, 11)),),
+    "2x": (Stage("all", 24, (16, 22)),),
+    "matterport": (Stage("heads", 40), Stage("4+", 120), Stage("all", 160, factor=0.1)),
+}
+# Learning rates of 1x and 2x for batches of this many images.
+BASE_BATCH = 16
+BASE_LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-4}
+
+
+def schedule_learning_rate(config) -> tuple[float, str]:
+    """The learning rate of config.SCHEDULE for the batches of this training, and a line that says why."""
+    if config.SCHEDULE not in ("1x", "2x"):
+        return config.LEARNING_RATE, f"learning rate {config.LEARNING_RATE:g}, as LEARNING_RATE says"
+    base = BASE_LEARNING_RATES[config.OPTIMIZER]
+    factors = config.IMAGES_PER_GPU, world_size(), config.ACCUMULATE_STEPS
+    rate = base * math.prod(factors) / BASE_BATCH
+    return rate, (
+        f"learning rate {rate:g}: schedule {config.SCHEDULE} has {base:g} for {BASE_BATCH} images, and a step has "
+        f"{math.prod(factors)} (IMAGES_PER_GPU {factors[0]} x {factors[1]} processes x ACCUMULATE_STEPS {factors[2]})"
+    )
+
+
+def learning_rate_at(
+    update: int, rate: float, drops: Sequence[int] = (), warmup_steps: int = 0, warmup_factor: float = 1.0
+) -> float:
+    """The learning rate of an update of the weights.
+
+    update: its index, 0 for the first. drops: updates from which it is a tenth, a hundredth, ...
+    warmup_steps: the updates over which it rises linearly to rate, from warmup_factor * rate.
+
+    Source: mmdetection's LinearLR and MultiStepLR; maskrcnn-benchmark's with warmup_steps 501, warmup_factor 1 / 3.
+    """
+    if update < warmup_steps - 1:
+        rate *= warmup_factor + (1 - warmup_factor) * update / (warmup_steps - 1)
+    return rate * 0.1 ** sum(update >= drop for drop in drops)
+
+
+############################################################
+#  Optimiser
+############################################################
+
+
+def make_optimizer(module: nn.Module, config) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that learn, in groups that share their L2 penalty and learning rate.
+
+    A bias is what is called so; a norm is a module whose class is: BatchNorm, GroupNorm. Each group's "lr_factor"
+    multiplies the learning rate (set_learning_rate).
+
+    Raises: ValueError if no parameter requires a gradient.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parent in module.modules():
+        for name, parameter in parent.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                groups.setdefault(_group_of(parent, name, config), []).append(parameter)
+    if not groups:
+        raise ValueError("no parameter of the model requires a gradient; do the layers to train name any?")
+    settings = [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (decay, factor), parameters in groups.items()
+    ]
+    if config.OPTIMIZER == "adamw":
+        return torch.optim.AdamW(settings, lr=config.LEARNING_RATE)
+    return torch.optim.SGD(settings, lr=config.LEARNING_RATE, momentum=config.LEARNING_MOMENTUM)
+
+
+def _group_of(parent: nn.Module, name: str, config) -> tuple[float, float]:
+    """(L2 penalty, factor on the learning rate) of a parameter."""
+    is_bias, is_norm = name == "bias", "norm" in type(parent).__name__.lower()
+    decays = (config.WEIGHT_DECAY_BIASES or not is_bias) and (config.WEIGHT_DECAY_NORMS or not is_norm)
+    return config.WEIGHT_DECAY if decays else 0.0, config.BIAS_LEARNING_RATE_FACTOR if is_bias else 1.0
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+
+
+def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
+    """Scale the gradients down to a norm, unless limit is None or 0. Returns: their norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+############################################################
+#  Average of the weights
+############################################################
+
+
+class AveragedWeights:
+    """An exponential moving average of a module's parameters. Buffers are not averaged.
+
+    decay: the share of the average that stays at each update; less in the first ones, so that the weights at the start
+    are soon forgotten: at update n, no more than (1 + n) / (10 + n).
+    """
+
+    def __init__(self, module: nn.Module, decay: float, updates: int = 0) -> None:
+        self.decay, self.updates = decay, updates
+        self.parameters = list(module.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters of now into the average."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            average.lerp_(parameter, 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the parameters and their averages."""
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The module has the averages, for as long as the context lasts."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
