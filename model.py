@@ -1,4 +1,4 @@
-"""Mask Scoring R-CNN: the network, detection and the MaskRCNN class.
+"""Mask Scoring R-CNN: the network, its training targets and losses, detection and the MaskRCNN class.
 
     images ─ Backbone ─ C2..C5 ─ FPN ─ P2..P6 ─ RPN ─ proposals ─┬─ Box Head ──── classes, boxes ─ NMS ─ detections
                                    └──────── RoI features ───────┴─ Mask Head ─── 28x28 masks of the detections
@@ -8,6 +8,7 @@
 Papers: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144), Mask Scoring R-CNN (arXiv:1903.00241).
 
     B images   R RoIs   N detections   K classes, 0 is background   L levels   A anchors   M mask side   C channels
+    G objects of the ground truth   S sampled anchors or RoIs   P positive ones, those of objects
     Boxes are (y1, x1, y2, x2) in pixels of the network's input; (y2, x2) lies outside. Height is y2 - y1, with no +1.
     RoIs are flat: rois [R, 4] with batch_index [R], the image of each.
     *_logits are unbounded; *_probs and scores lie in [0, 1]; predicted maskious are unbounded.
@@ -17,9 +18,12 @@ The sections follow the data, and use only what stands above them.
 """
 
 import math
+import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +31,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import native
+import training
 import utils
 from config import Config
 from nms import batched_nms
-from roialign import pyramid_crop_and_resize, pyramid_roi_align
+from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 
 ############################################################
 #  Images In
@@ -80,7 +86,7 @@ def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
     if isinstance(image, np.ndarray):
         image = np.require(image, requirements="W")  # what torch demands, though it only reads
     pixels = torch.as_tensor(image).to(torch.float32)
-    return (pixels - torch.tensor(config.MEAN_PIXEL)).div_(torch.tensor(config.STD_PIXEL))
+    return (pixels - pixels.new_tensor(config.MEAN_PIXEL)).div_(pixels.new_tensor(config.STD_PIXEL))
 
 
 def unmold_image(pixels: np.ndarray | Tensor, config) -> np.ndarray:
@@ -95,12 +101,30 @@ def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
     pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
-    padded = torch.zeros(*padded_shape(plan), pixels.shape[2])
+    return pad_molded(pixels, plan.window, padded_shape(plan), config)
+
+
+def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config) -> Tensor:
+    """Normalised pixels [h, w, C] put into their window of an input of a shape: [height, width, C]."""
+    padded = pixels.new_zeros(*shape, pixels.shape[2])
     if config.dialect.pads_before_mean:
-        padded += mold_image(np.zeros(pixels.shape[2], np.uint8), config)
-    y1, x1, y2, x2 = plan.window
+        padded += mold_image(pixels.new_zeros(pixels.shape[2]), config)
+    y1, x1, y2, x2 = window
     padded[y1:y2, x1:x2] = pixels
     return padded
+
+
+def mold_batch(batch: training.Batch, device: torch.device, config) -> tuple[Images, "Targets"]:
+    """A Batch of the loader as the network takes it, on its device."""
+    windows = batch.windows.tolist()
+    batch = batch.to(device)
+    molded = [
+        pad_molded(mold_image(image, config), [int(side) for side in window], batch.shape, config)
+        for image, window in zip(batch.images, windows, strict=True)
+    ]
+    pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
+    truth = (batch.boxes, batch.class_ids, batch.batch_index, batch.masks, batch.crowd_boxes, batch.crowd_index)
+    return Images(pixels, batch.windows), Targets(*truth, batch.seeds, batch.mini_masks)
 
 
 def compose_image_meta(
@@ -151,15 +175,20 @@ class _Layer(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(weight, bias) as forward uses them."""
+        if torch.compiler.is_compiling() or self._learns():
+            return self._prepare(dtype)
         sources = [*self.parameters(), *self.buffers()]
-        learns = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        if learns or any(source.is_inference() for source in sources):  # which do not count their changes
+        if any(source.is_inference() for source in sources):  # which do not count their changes
             return self._prepare(dtype)
         state = (dtype, *((source.data_ptr(), source._version) for source in sources))
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():  # usable under autograd later
                 self._kept = state, self._prepare(dtype)
         return self._kept[1]
+
+    def _learns(self) -> bool:
+        """Whether gradients flow to the weights."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "_Layer":
         self._kept = None
@@ -173,27 +202,72 @@ class _Layer(nn.Module):
         return {**self.__dict__, "_kept": None}  # copies and pickles leave it out
 
 
-class FrozenBatchNorm(nn.Module):
-    """The numbers of a batch norm with fixed statistics; Conv folds them into its weights.
+class BatchNorm(nn.Module):
+    """A batch norm, whose statistics are frozen unless `learns` is set; Conv folds frozen ones into its weights.
 
-    Its eps is 0: what the source adds to the variance is added by convert_weights.py.
+    running_var includes the eps: what a source adds to the variance is added by convert_weights.py, in training here.
     """
+
+    EPS, MOMENTUM = 1e-5, 0.1
+    recomputes = False  # whether activations are computed again for gradients (_recomputing)
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.learns = False  # statistics of the batch, while in training mode
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+
+    @property
+    def folds(self) -> bool:
+        """Whether the norm is no more than a factor and a shift of each channel."""
+        return not (self.learns and self.training)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """[C], [C]: norm(x) = x * scale + shift."""
         scale = self.weight * self.running_var.rsqrt()
         return scale, self.bias - self.running_mean * scale
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] by the statistics of this batch, which move the running ones."""
+        mean, variance = self.running_mean.clone(), self.running_var - self.EPS
+        x = F.batch_norm(x, mean, variance, self.weight, self.bias, True, self.MOMENTUM, self.EPS)
+        if not BatchNorm.recomputes:  # then it is the same batch once more
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(variance + self.EPS)
+        return x
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group norm of up to 32 groups, which depends on no other image of the batch."""
+
+    folds = False
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+_NORMS = {"batch": BatchNorm, "group": GroupNorm}
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    BatchNorm.recomputes = True
+    try:
+        yield
+    finally:
+        BatchNorm.recomputes = False
+
 
 class Conv(_Layer):
-    """Convolution with a bias or a frozen batch norm, padded to keep the size; then a residual is added; then ReLU."""
+    """Convolution with a bias or a norm, padded to keep the size; then a residual is added; then ReLU.
+
+    norm: "batch", "group" or None.
+    """
 
     def __init__(
         self,
@@ -202,24 +276,27 @@ class Conv(_Layer):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        norm: bool = False,
+        norm: str | None = None,
         relu: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in // groups, kernel, kernel))
-        self.norm = FrozenBatchNorm(channels_out) if norm else None
+        self.norm = _NORMS[norm](channels_out) if norm else None
         self.bias = None if norm else nn.Parameter(torch.zeros(channels_out))
         self.stride, self.padding, self.groups, self.relu = stride, kernel // 2, groups, relu
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight, bias = self.weight, self.bias
-        if self.norm is not None:
+        if self.norm is not None and self.norm.folds:
             scale, bias = self.norm.scale_and_shift()
             weight = weight * scale[:, None, None, None]
-        return weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        return weight.to(dtype).contiguous(memory_format=torch.channels_last), bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = F.conv2d(x, *self.weights(x.dtype), self.stride, self.padding, 1, self.groups)
+        if self.norm is not None and not self.norm.folds:
+            x = self.norm(x)
         if residual is not None:
             x += residual
         return x.relu_() if self.relu else x
@@ -230,8 +307,8 @@ class Linear(_Layer):
 
     On a CPU it is computed as a 1x1 convolution, which oneDNN does at twice the speed of MKL's product (AMD EPYC).
 
-    cells: of inputs [R, C, P, P], the P x P cells; 1 for inputs [R, C]. The weight is in torch's order (C, P, P); it is
-    reordered for channels_last inputs, so that these are not copied.
+    cells: of inputs [R, C, P, P], the P x P cells; 1 for inputs [R, C]. The weight is in torch's order (C, P, P); to
+    detect, it is reordered for channels_last inputs, so that these are not copied.
     """
 
     def __init__(self, channels_in: int, channels_out: int, cells: int = 1, relu: bool = False) -> None:
@@ -241,12 +318,14 @@ class Linear(_Layer):
         self.cells, self.relu = cells, relu
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        by_channel = self.weight.view(len(self.weight), -1, self.cells)  # [out, C, cells]
-        return by_channel.transpose(1, 2).flatten(1).to(dtype), self.bias.to(dtype)
+        weight = self.weight
+        if not self._learns():
+            weight = weight.view(len(weight), -1, self.cells).transpose(1, 2).flatten(1)  # [out, (cells, C)]
+        return weight.to(dtype), self.bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4:
-            x = x.permute(0, 2, 3, 1).flatten(1)  # [R, P * P * C]
+        if x.ndim == 4:  # when it learns, the inputs are put into order: they are kept for gradients in any case
+            x = x.flatten(1) if self._learns() else x.permute(0, 2, 3, 1).flatten(1)
         weight, bias = self.weights(x.dtype)
         if x.device.type == "cpu" and len(x):
             rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
@@ -275,12 +354,12 @@ _ARCHITECTURES = {
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = Conv(channels_in, channels, 3, stride, norm=True, relu=True)
-        self.conv2 = Conv(channels, channels, 3, norm=True, relu=True)
+        self.conv1 = Conv(channels_in, channels, 3, stride, norm=norm, relu=True)
+        self.conv2 = Conv(channels, channels, 3, norm=norm, relu=True)
         changes = stride > 1 or channels_in != channels
-        self.shortcut = Conv(channels_in, channels, 1, stride, norm=True) if changes else None
+        self.shortcut = Conv(channels_in, channels, 1, stride, norm=norm) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
@@ -290,14 +369,16 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut. Style "caffe" has the stride in the first, "pytorch" in the second."""
 
-    def __init__(self, channels_in: int, width: int, channels: int, stride: int, groups: int, style: str) -> None:
+    def __init__(
+        self, channels_in: int, width: int, channels: int, stride: int, groups: int, style: str, norm: str
+    ) -> None:
         super().__init__()
         stride1, stride2 = (stride, 1) if style == "caffe" else (1, stride)
-        self.conv1 = Conv(channels_in, width, 1, stride1, norm=True, relu=True)
-        self.conv2 = Conv(width, width, 3, stride2, groups, norm=True, relu=True)
-        self.conv3 = Conv(width, channels, 1, norm=True, relu=True)
+        self.conv1 = Conv(channels_in, width, 1, stride1, norm=norm, relu=True)
+        self.conv2 = Conv(width, width, 3, stride2, groups, norm=norm, relu=True)
+        self.conv3 = Conv(width, channels, 1, norm=norm, relu=True)
         changes = stride > 1 or channels_in != channels
-        self.shortcut = Conv(channels_in, channels, 1, stride, norm=True) if changes else None
+        self.shortcut = Conv(channels_in, channels, 1, stride, norm=norm) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
@@ -305,20 +386,22 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet or ResNeXt with frozen batch norm.
+    """ResNet or ResNeXt.
 
-    channels: of C2 to C5.
+    channels: of C2 to C5. recomputes: whether blocks keep their input only, and compute the rest again for gradients.
     """
 
     def __init__(self, config) -> None:
         super().__init__()
         blocks, is_bottleneck, groups, group_width = _ARCHITECTURES[config.BACKBONE]
         self.pads_symmetrically = config.dialect.stem_pool == "symmetric"
+        self.recomputes = config.ACTIVATION_CHECKPOINTING
+        norm = config.BACKBONE_NORM
 
         def scaled(channels: int) -> int:
             return max(8, round(channels * config.BACKBONE_WIDTH / 8) * 8)
 
-        self.stem = Conv(config.IMAGE_CHANNEL_COUNT, scaled(64), 7, 2, norm=True, relu=True)
+        self.stem = Conv(config.IMAGE_CHANNEL_COUNT, scaled(64), 7, 2, norm=norm, relu=True)
         self.channels = []
         channels_in = scaled(64)
         for stage, count in enumerate(blocks):
@@ -329,9 +412,9 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 if is_bottleneck:
-                    block = Bottleneck(channels_in, width, channels, stride, groups, config.BACKBONE_STYLE)
+                    block = Bottleneck(channels_in, width, channels, stride, groups, config.BACKBONE_STYLE, norm)
                 else:
-                    block = BasicBlock(channels_in, channels, stride)
+                    block = BasicBlock(channels_in, channels, stride, norm)
                 layer.append(block)
                 channels_in = channels
             self.add_module(f"layer{stage + 1}", layer)
@@ -342,9 +425,15 @@ class ResNet(nn.Module):
         x = self._pool(self.stem(pixels))
         features = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            for block in layer:
+                x = self._recomputed(block, x) if self.recomputes and torch.is_grad_enabled() else block(x)
             features.append(x)
         return features
+
+    @staticmethod
+    def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+        contexts = (nullcontext(), _recomputing())
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.pads_symmetrically:
@@ -491,6 +580,52 @@ class RPN(nn.Module):
             deltas.append(self.deltas(x).float().permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
 
+    def at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """objectness_logits [S] and anchor_deltas [S, 4] of a few anchors, from the cells around theirs alone.
+
+        The RPN learns from some hundred anchors: gradients through these cells cost next to nothing, in time and in
+        memory, where those through all cells are an eighth of a training step.
+
+        anchors: [S], indices into the batch's B x A anchors.
+        """
+        if len(self.convs) > 1:  # then more than the nine cells count
+            logits, deltas = self(pyramid)
+            return torch.cat(logits, dim=1).flatten()[anchors], torch.cat(deltas, dim=1).flatten(0, 1)[anchors]
+        stride, ratios = self.convs[0].stride, len(self.objectness.weight)
+        sizes = [[(side - 1) // stride + 1 for side in level.shape[2:]] for level in pyramid]
+        counts = [height * width * ratios for height, width in sizes]
+        image, within = anchors // sum(counts), anchors % sum(counts)
+        patches, owners = [], []
+        for level, (_, width), count in zip(pyramid, sizes, counts, strict=True):
+            own = ((within >= 0) & (within < count)).nonzero()[:, 0]
+            cell = within[own] // ratios
+            patches.append(_patches(level, image[own], cell // width * stride, cell % width * stride))
+            owners.append(own)
+            within = within - count
+        owners = torch.cat(owners)
+        x = _as_linear(self.convs[0], torch.cat(patches)[owners.argsort()]).relu()  # [S, C]
+        ratio = anchors % ratios
+        logits = _as_linear(self.objectness, x).gather(1, ratio[:, None])[:, 0]
+        deltas = _as_linear(self.deltas, x).view(len(x), ratios, 4)
+        return logits.float(), deltas[torch.arange(len(x), device=x.device), ratio].float()
+
+
+def _patches(x: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The 3 x 3 cells around some of a map [B, C, H, W], 0 beyond its edges: [S, (dy, dx, C)]."""
+    _, channels, height, width = x.shape
+    step = torch.arange(-1, 2, device=x.device)
+    y, x_ = row[:, None, None] + step[:, None], column[:, None, None] + step  # [S, 3, 1], [S, 1, 3]
+    inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)  # [S, 3, 3]
+    cells = (image[:, None, None] * height + y.clamp(0, height - 1)) * width + x_.clamp(0, width - 1)
+    taken = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cells.flatten())
+    return (taken * inside.flatten()[:, None]).view(len(row), 9 * channels)
+
+
+def _as_linear(conv: Conv, x: Tensor) -> Tensor:
+    """A convolution at single cells: of patches [S, (dy, dx, C)] to [S, out]."""
+    weight, bias = conv.weights(x.dtype)
+    return F.linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
+
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config) -> Tensor:
     """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
@@ -518,6 +653,13 @@ def shrink(boxes: Tensor, config) -> Tensor:
     if config.dialect.coordinates != "normalised":
         return boxes
     return boxes - boxes.new_tensor([0, 0, 1, 1])
+
+
+def unshrink(boxes: Tensor, config) -> Tensor:
+    """shrink undone: boxes in pixels of the input."""
+    if config.dialect.coordinates != "normalised":
+        return boxes
+    return boxes + boxes.new_tensor([0, 0, 1, 1])
 
 
 def propose(
@@ -674,6 +816,8 @@ class MaskHead(nn.Module):
     The last convolution is computed for that class only: the same numbers without the maps of all other classes.
     """
 
+    RECOMPUTED = 64  # RoIs
+
     def __init__(self, config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASK_HEAD_CHANNELS
@@ -684,9 +828,17 @@ class MaskHead(nn.Module):
 
     def forward(self, x: Tensor, class_ids: Tensor) -> Tensor:
         """RoI features [R, C, m, m] and classes [R] to mask_logits [R, 2m, 2m] of these classes, float32."""
-        side = x.shape[-1]
         for conv in self.convs:
             x = conv(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self._predict(x, class_ids)
+        # What follows has four times as many channels, and is computed again for gradients, some RoIs at a time.
+        parts = zip(x.split(self.RECOMPUTED), class_ids.split(self.RECOMPUTED), strict=True)
+        predict = partial(checkpoint, self._predict, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([predict(*part) for part in parts])
+
+    def _predict(self, x: Tensor, class_ids: Tensor) -> Tensor:
+        side = x.shape[-1]
         x = self.upsample(x)  # [R, 4 * C, m, m]
         weight = self.mask_logits.weight[class_ids, :, 0].to(x.dtype)  # [R, C, 1]
         cells = x.permute(0, 2, 3, 1).reshape(len(x), 4 * side * side, weight.shape[1])  # [R, m * m * (dy, dx), C]
@@ -727,8 +879,428 @@ class MaskIoUHead(nn.Module):
 
 
 ############################################################
+#  Training Targets
+############################################################
+
+
+class Targets(NamedTuple):
+    """The ground truth of a batch, that of all its images one after another, in pixels of the input."""
+
+    boxes: Tensor  # [G, 4]
+    class_ids: Tensor  # [G], 1 to K - 1
+    batch_index: Tensor  # [G], the image of each, ascending
+    masks: MaskCrops  # G masks
+    crowd_boxes: Tensor  # [C, 4]: regions of many objects, neither theirs nor background
+    crowd_index: Tensor  # [C], the image of each
+    seeds: Tensor  # int64 [B], what the samples of each image are drawn by
+    mini_masks: bool = False  # each mask covers its box whatever its size (USE_MINI_MASK)
+    proposals: Tensor | None = None  # [R, 4]: instead of the RPN's (USE_RPN_ROIS = False)
+    proposal_index: Tensor | None = None  # [R], the image of each
+
+
+class RpnSample(NamedTuple):
+    """The anchors that the RPN learns from."""
+
+    anchors: Tensor  # [S], indices into the batch's B x A anchors
+    matched: Tensor  # [S], the object of each, or BACKGROUND
+    count: Tensor  # a number, what the losses are divided by
+
+
+class RoiSample(NamedTuple):
+    """The RoIs that the heads learn from."""
+
+    rois: Tensor  # [S, 4], shrunk
+    batch_index: Tensor  # [S]
+    matched: Tensor  # [S], the object of each, or BACKGROUND
+
+
+BACKGROUND, IGNORED = -1, -2
+_CHUNK = 2048  # boxes whose overlaps are computed at a time on a CPU: they stay in its cache
+
+
+def assign(
+    boxes: Tensor,
+    gt_boxes: Tensor,
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_iou: float | None = None,
+    steals: bool = True,
+) -> Tensor:
+    """The object that each box belongs to.
+
+    boxes: [N, 4]. gt_boxes: [G, 4].
+    positive_iou, negative_iou: a box belongs to the object that it overlaps most if the IoU is at least the former; it
+        is BACKGROUND below the latter, IGNORED between.
+    low_quality_iou: the boxes that overlap an object most, ties included, are positive too if their IoU is at least
+        this and above 0. None: they are not.
+    steals: such a box becomes that object's (of several, the last one's), not that of the one which it overlaps most.
+
+    Returns: int64 [N], an index into gt_boxes, BACKGROUND or IGNORED.
+    Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; mmdetection's MaxIoUAssigner.
+    """
+    if len(gt_boxes) == 0:
+        return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+    best, nearest = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    step = _CHUNK if boxes.device.type == "cpu" else max(1, (1 << 26) // len(gt_boxes))
+    top_of_chunks = []
+    for start in range(0, len(boxes), step):
+        chunk = boxes[start : start + step]
+        near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few of many objects
+        top = boxes.new_zeros(len(gt_boxes))
+        if len(near):
+            overlaps = utils.compute_overlaps(chunk, gt_boxes[near])  # [step, objects near]
+            best[start : start + step], index = overlaps.max(dim=1)
+            nearest[start : start + step] = near[index]
+            top[near] = overlaps.amax(dim=0)
+        top_of_chunks.append(top)
+    matched = torch.where(best >= positive_iou, nearest, IGNORED)
+    matched[best < negative_iou] = BACKGROUND
+    if low_quality_iou is not None and len(boxes):
+        for box, gt in _best_pairs(boxes, gt_boxes, torch.stack(top_of_chunks), step, low_quality_iou):
+            matched[box] = IGNORED  # so that, of several objects, the last takes it
+            matched.scatter_reduce_(0, box, gt if steals else nearest[box], "amax")
+    return matched
+
+
+def _touching(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Indices of the objects that share a point with the smallest box around some boxes."""
+    low, high = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
+    return ((gt_boxes[:, 2:] > low) & (gt_boxes[:, :2] < high)).all(dim=1).nonzero()[:, 0]
+
+
+def _best_pairs(
+    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, at_least: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Box and object [n], [n] of all pairs in which no other box overlaps the object more.
+
+    best_of_object: [chunks, G], the largest overlap of each object with the boxes of each chunk of `step`.
+    """
+    top = best_of_object.amax(dim=0)
+    holds = (best_of_object == top) & (top >= at_least) & (top > 0)  # [chunks, G]
+    for chunk in holds.any(dim=1).nonzero()[:, 0].tolist():
+        objects = holds[chunk].nonzero()[:, 0]
+        start = chunk * step
+        overlaps = utils.compute_overlaps(boxes[start : start + step], gt_boxes[objects])
+        box, which = (overlaps == top[objects]).nonzero(as_tuple=True)
+        yield box + start, objects[which]
+
+
+def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
+    """The largest share of each box [N, 4] that lies in one crowd [C, 4]: [N] in [0, 1]."""
+    if len(crowd_boxes) == 0:
+        return boxes.new_zeros(len(boxes))
+    low = torch.maximum(boxes[:, None, :2], crowd_boxes[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], crowd_boxes[:, 2:])
+    inside = (high - low).clamp(min=0).prod(dim=2).amax(dim=1)  # [N]
+    return inside / utils.box_area(boxes).clamp(min=1e-6)
+
+
+def _spare_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
+    """matched [N] with the background inside of crowds IGNORED."""
+    if config.CROWD_OVERLAP is None or len(crowd_boxes) == 0:
+        return matched
+    crowded = share_in_crowd(boxes, crowd_boxes) > config.CROWD_OVERLAP
+    return torch.where((matched == BACKGROUND) & crowded, IGNORED, matched)
+
+
+def draw(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
+    """A random sample of each image's candidates, without replacement.
+
+    It is a function of the seed and of a candidate's rank among those of its image, on every device: neither the other
+    images of the batch, nor the number of processes, nor a resumed training change it.
+
+    candidates: bool [N]. batch_index: [N], the image of each, ascending. limits: [B], how many to draw of each image
+        at most. seeds: int64 [B].
+
+    Returns: bool [N].
+    """
+    index = candidates.nonzero()[:, 0]
+    image = batch_index[index]
+    counts = torch.bincount(image, minlength=len(limits))
+    rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[image]
+    order = _hash(_hash(seeds)[image] + rank).argsort()
+    order = order[image[order].argsort(stable=True)]  # the images' candidates together again, each shuffled
+    drawn = torch.zeros_like(candidates)
+    drawn[index[order[rank < limits[image]]]] = True
+    return drawn
+
+
+def _hash(numbers: Tensor) -> Tensor:
+    """int64 to random-looking int64, the same everywhere. Source: the finaliser of splitmix64, by Steele et al."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        numbers = (numbers ^ ((numbers >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return numbers
+
+
+def _sample(matched: Tensor, batch_index: Tensor, count: int, positives: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """The drawn positives and the drawn background: bool [N] and [N].
+
+    matched: [N]. count, positives: of an image, at most.
+    """
+    limits = torch.full_like(seeds, positives)
+    positive = draw(matched >= 0, batch_index, limits, seeds)
+    limits = count - torch.bincount(batch_index[positive], minlength=len(seeds))
+    negative = draw(matched == BACKGROUND, batch_index, limits, ~seeds)
+    return positive, negative
+
+
+def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config) -> Tensor:
+    """The object of each anchor in each image: int64 [B, A], indices into targets.boxes, BACKGROUND or IGNORED.
+
+    anchors: [A, 4]; windows: [B, 4]; both shrunk.
+    """
+    dialect, rows = config.dialect, []
+    gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
+    low_quality = config.RPN_NEGATIVE_IOU if dialect.low_quality_steals else 0.0
+    for image, window in enumerate(windows):
+        own = (targets.batch_index == image).nonzero()[:, 0]
+        matched = assign(
+            anchors,
+            gt_boxes[own],
+            config.RPN_POSITIVE_IOU,
+            config.RPN_NEGATIVE_IOU,
+            low_quality,
+            dialect.low_quality_steals,
+        )
+        matched = torch.where(matched >= 0, _at(own, matched), matched)
+        matched = _spare_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
+        rows.append(matched.masked_fill(~_takes_part(anchors, window, config), IGNORED))
+    return torch.stack(rows)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], and anything where the index is negative; there may be no values."""
+    return values[index.clamp(min=0)] if len(values) else index
+
+
+def _takes_part(anchors: Tensor, window: Tensor, config) -> Tensor:
+    """Which anchors learn from an image: those of its own cells, not of the padding to the largest of the batch; or
+    only those inside of it. bool [A]."""
+    if not config.dialect.anchors_outside:
+        pixel = 1 if config.dialect.coordinates == "inclusive" else 0
+        return ((anchors[:, :2] >= window[:2]) & (anchors[:, 2:] - pixel < window[2:])).all(dim=1)
+    divisor = {"shorter": config.IMAGE_SIZE_DIVISOR, "pad64": 64, "none": 1}.get(config.IMAGE_RESIZE_MODE)
+    if divisor is None:  # all images of a batch have one size
+        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    anchors, window = unshrink(anchors, config), unshrink(window, config)
+    padded = ((window[2:] - window[:2]) / divisor).ceil() * divisor
+    return ((anchors[:, :2] + anchors[:, 2:]) / 2 < padded).all(dim=1)
+
+
+def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
+    """The anchors of a batch that the RPN learns from; at most half of them are objects'.
+
+    matched: [B, A], of match_anchors. seeds: [B].
+    """
+    images, anchors = matched.shape
+    count = config.RPN_TRAIN_ANCHORS_PER_IMAGE
+    image = torch.arange(images, device=matched.device).repeat_interleave(anchors)
+    flat = matched.flatten()
+    positive, negative = _sample(flat, image, count, count // 2, seeds)
+    divisor = torch.stack([positive, negative]).view(2, images, anchors).sum(dim=2)  # [2, B]
+    if config.dialect.rpn_counts_missing:
+        divisor = divisor.clamp(min=1)
+    chosen = (positive | negative).nonzero()[:, 0]
+    return RpnSample(chosen, flat[chosen], divisor.sum().float())
+
+
+def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config) -> RoiSample:
+    """The RoIs that the heads learn from: of the proposals and the objects' own boxes, some of objects and some not.
+
+    rois: [R, 4], shrunk; batch_index: [R].
+
+    Returns: a RoiSample, that of an image together.
+    """
+    gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
+    matched = torch.empty_like(batch_index)
+    for image in range(len(targets.seeds)):
+        own = (targets.batch_index == image).nonzero()[:, 0]
+        of_image = (batch_index == image).nonzero()[:, 0]
+        boxes, limit = rois[of_image], config.ROI_POSITIVE_IOU
+        low_quality = limit if config.dialect.low_quality_rois else None
+        found = assign(boxes, gt_boxes[own], limit, limit, low_quality)
+        found = torch.where(found >= 0, _at(own, found), found)
+        matched[of_image] = _spare_crowds(found, boxes, crowd_boxes[targets.crowd_index == image], config)
+    parts = [(rois, batch_index, matched)]
+    objects = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
+    parts.insert(0 if config.dialect.gt_rois_first else 1, objects)
+    rois, batch_index, matched = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    order = batch_index.argsort(stable=True)
+    rois, batch_index, matched = rois[order], batch_index[order], matched[order]
+    count = config.TRAIN_ROIS_PER_IMAGE
+    chosen = _sample(matched, batch_index, count, int(count * config.ROI_POSITIVE_RATIO), targets.seeds + 1)
+    chosen = (chosen[0] | chosen[1]).nonzero()[:, 0]
+    return RoiSample(rois[chosen], batch_index[chosen], matched[chosen])
+
+
+def build_delta_targets(boxes: Tensor, gt_boxes: Tensor, std_dev: Sequence[float]) -> Tensor:
+    """What decode_boxes needs to turn boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
+    return utils.box_refinement(boxes, gt_boxes) / boxes.new_tensor(std_dev)
+
+
+def build_mask_targets(rois: Tensor, matched: Tensor, targets: Targets, size: int) -> Tensor:
+    """The mask of each RoI's object, seen through the RoI: float32 [P, size, size], 0 or 1.
+
+    rois: [P, 4], pixels of the input. matched: [P], the object of each.
+    Source: mmdetection, whose RoIAlign of the full bitmap this equals.
+    """
+    if targets.mini_masks:
+        rois = _in_mini_mask(rois, matched, targets)
+    return (crop_masks(targets.masks, rois, matched, size) >= 0.5).float()
+
+
+def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
+    """RoIs in pixels of their objects' mini masks."""
+    boxes, sides = targets.boxes[matched], targets.masks.sizes[matched].to(rois.dtype)  # [P, 4], [P, 2]
+    scale = sides / (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
+    return (rois - boxes[:, :2].repeat(1, 2)) * scale.repeat(1, 2)
+
+
+def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
+    """The fraction of each RoI's object that lies inside of the RoI: [P] in [0, 1].
+
+    rois: [P, 4], pixels of the input. matched: [P], the object of each.
+    """
+    if targets.mini_masks:
+        rois = _in_mini_mask(rois, matched, targets)
+    canvas = targets.masks.canvases[matched].to(rois.dtype)  # [P, 2]
+    whole = mask_areas(targets.masks, torch.cat([torch.zeros_like(canvas), canvas], dim=1), matched)
+    if config.MASKIOU_EXACT_AREA:
+        return mask_areas(targets.masks, rois, matched) / whole.clamp(min=1e-7)
+    corners = torch.minimum(rois.trunc().clamp(min=0), canvas.repeat(1, 2))
+    low, high = corners[:, :2], corners[:, 2:]
+    inside = mask_areas(targets.masks, torch.cat([low, torch.maximum(high, low + 1)], dim=1), matched)
+    return inside / (whole + 1e-7) + 1e-7
+
+
+def build_maskiou_targets(
+    mask_logits: Tensor, target_masks: Tensor, inside_fraction: Tensor, threshold: float = 0.0
+) -> Tensor:
+    """IoU of each predicted mask with its whole ground-truth instance.
+
+    An RoI may cut an instance off, so the ground-truth area seen inside the RoI is divided by the fraction of the
+    instance that lies inside it.
+
+    mask_logits: [P, M, M] logits of the target class, one mask a positive RoI.
+    target_masks: [P, M, M] float, 0 or 1, ground truth cropped to the RoI.
+    inside_fraction: [P] in (0, 1], instance area inside the RoI / whole area.
+    threshold: MASKIOU_TARGET_LOGIT.
+
+    Returns: [P] in [0, 1]. Carries no gradient.
+    Raises: ValueError if the predicted and target masks differ in shape.
+    Source: Mask Scoring R-CNN (arXiv:1903.00241), training of the MaskIoU head.
+    """
+    if mask_logits.shape != target_masks.shape:
+        raise ValueError(
+            f"mask_logits {list(mask_logits.shape)} and target_masks {list(target_masks.shape)} must have the same "
+            "shape [P, M, M]; were the logits indexed by class first?"
+        )
+    pred_masks = (mask_logits.detach() > threshold).float()  # [P, M, M]
+    inter = (pred_masks * target_masks).sum(dim=(1, 2))  # [P]
+    gt_area = target_masks.sum(dim=(1, 2)) / inside_fraction.clamp(min=1e-10)  # [P], whole instance
+    union = pred_masks.sum(dim=(1, 2)) + gt_area - inter  # [P]
+    return inter / union.clamp(min=1)
+
+
+############################################################
+#  Losses
+############################################################
+
+
+class LossSums(NamedTuple):
+    """Of each loss, its sum over a batch and what that is divided by; scalars of one dtype."""
+
+    sums: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+
+def rpn_losses(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config
+) -> LossSums:
+    """How well the RPN tells objects, and how well it moves the anchors of objects.
+
+    logits, deltas: of the sampled anchors, [S] and [S, 4]. anchors: all, [A, 4], shrunk.
+    """
+    is_object = sample.matched >= 0
+    class_sum = F.binary_cross_entropy_with_logits(logits, is_object.float(), reduction="sum")
+    positive = is_object.nonzero()[:, 0]
+    gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
+    boxes = anchors[sample.anchors[positive] % len(anchors)]
+    wanted = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)
+    bbox_sum = F.smooth_l1_loss(deltas[positive], wanted, reduction="sum", beta=config.dialect.rpn_beta)
+    return LossSums(
+        {"rpn_class_loss": class_sum, "rpn_bbox_loss": bbox_sum},
+        {"rpn_class_loss": sample.count, "rpn_bbox_loss": sample.count},
+    )
+
+
+def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config) -> LossSums:
+    """How well the box head tells classes, and how well it moves the RoIs of objects.
+
+    class_logits: [S, K]. box_deltas: [S, K, 4].
+    """
+    is_object = sample.matched >= 0
+    class_ids = torch.where(is_object, _at(targets.class_ids, sample.matched), 0)  # [S]
+    class_sum = F.cross_entropy(class_logits, class_ids, reduction="sum")
+    positive = is_object.nonzero()[:, 0]
+    gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
+    wanted = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)
+    deltas = box_deltas[positive, class_ids[positive]]  # [P, 4]
+    bbox_sum = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=config.dialect.box_beta)
+    count = class_sum.new_tensor(len(sample.rois))
+    return LossSums(
+        {"mrcnn_class_loss": class_sum, "mrcnn_bbox_loss": bbox_sum},
+        {"mrcnn_class_loss": count, "mrcnn_bbox_loss": count},
+    )
+
+
+def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
+    """How well masks [P, M, M] of the objects' classes are predicted."""
+    total = F.binary_cross_entropy_with_logits(mask_logits, target_masks, reduction="sum")
+    return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
+
+
+def maskiou_loss(maskious: Tensor, class_ids: Tensor, wanted: Tensor, counts: Tensor, config) -> LossSums:
+    """How well the IoU of masks is predicted: half of the squared error.
+
+    maskious: [P, K], predicted. class_ids: [P]. wanted: [P], the true IoUs. counts: bool [P], which have one.
+    """
+    if not config.MASKIOU_KEEP_ZERO_TARGETS:
+        counts = counts & (wanted > 0)
+    if config.MASKIOU_LOSS_CLASSES == "all":
+        expected = torch.zeros_like(maskious).scatter(1, class_ids[:, None], wanted[:, None])
+        errors = (maskious - expected)[:, 1:].square().sum(dim=1)
+    else:
+        errors = (maskious.gather(1, class_ids[:, None])[:, 0] - wanted).square()
+    total = 0.5 * torch.where(counts, errors, 0).sum()
+    return LossSums({"mrcnn_maskiou_loss": total}, {"mrcnn_maskiou_loss": counts.sum().to(total.dtype)})
+
+
+def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
+    """Sums over counts, times LOSS_WEIGHTS. The counts are the average over the processes of a distributed training,
+    so that the gradients' average is what one process with all images would compute."""
+    sums = {name: value for part in parts for name, value in part.sums.items()}
+    counts = {name: value for part in parts for name, value in part.counts.items()}
+    shared = training.world_mean(torch.stack([counts[name] for name in sums]).detach())
+    losses = {}
+    for name, count in zip(sums, shared, strict=True):
+        losses[name] = config.LOSS_WEIGHTS.get(name, 1.0) * sums[name] / torch.where(count > 0, count, 1)
+    return losses
+
+
+############################################################
 #  Detection
 ############################################################
+
+
+class _Unasked(dict):
+    """Stands for the intermediates that nobody asked for, and forgets them: they would fill memory."""
+
+    def update(self, *_: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
 
 
 class Detections(NamedTuple):
@@ -807,6 +1379,7 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
 ############################################################
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn", 1
+UNTRAINED = "untrained"  # the source of a model that no checkpoint was loaded into
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Settings that change what weights mean: a checkpoint and the model that it is loaded into must agree in them.
 _MEANING = (
@@ -817,6 +1390,16 @@ _MEANING = (
 _BACKBONE_MEANING = ("BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")
 # Layers with a row, or several, for each class.
 _CLASS_LAYERS = ("box_head.class_logits", "box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious")
+# What train_model's `layers` name: a pattern of modules or parameters. FROZEN_STAGES stay frozen in any case.
+_HEADS = "fpn|rpn|box_head|mask_head|maskiou_head"
+TRAINABLE = {
+    "all": ".*",
+    "heads": _HEADS,
+    "3+": rf"backbone\.layer[234]|{_HEADS}",
+    "4+": rf"backbone\.layer[34]|{_HEADS}",
+    "5+": rf"backbone\.layer4|{_HEADS}",
+    "maskiou": "maskiou_head",
+}
 # Matterport's names for the layers that samples exclude.
 _MATTERPORT_LAYERS = {
     "mrcnn_class_logits": "box_head.class_logits",
@@ -843,8 +1426,10 @@ class MaskRCNN(nn.Module):
         self.model_dir = Path("logs" if model_dir is None else model_dir)
         self.class_names = list(config.CLASS_NAMES or ["BG", *(f"class {i}" for i in range(1, config.NUM_CLASSES))])
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
-        self.source = "untrained"  # where the weights come from
+        self.source = UNTRAINED  # where the weights come from
         self.seconds: dict[str, float] = {}  # what the last detect() took, by stage
+        self.log_dir: Path | None = None  # where training writes
+        self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
         self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
         self.fpn = FPN(self.backbone.channels, config.TOP_DOWN_PYRAMID_SIZE)
         self.rpn = RPN(config)
@@ -870,28 +1455,36 @@ class MaskRCNN(nn.Module):
             )
         return super().train(mode)
 
-    def forward(self, images: Images | Tensor, targets: Any = None, out: dict[str, Any] | None = None) -> Detections:
-        """Find objects in a batch.
+    def forward(
+        self, images: Images | Tensor, targets: Targets | None = None, out: dict[str, Any] | None = None
+    ) -> Detections | dict[str, Tensor]:
+        """Find objects in a batch, or, given the targets, say how well that works.
 
         images: Images, or pixels [B, C, H, W] without padding.
         out: a dict that is filled with what lies between: "backbone/c2" ..., "fpn/p2" ..., "anchors",
             "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index",
-            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious".
-            Boxes in it are shrunk by (0, 0, 1, 1) under the dialect matterport.
+            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious";
+            with targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
+            "targets/inside_fractions", "targets/maskious". Boxes in it are shrunk by (0, 0, 1, 1) under the dialect
+            matterport.
 
-        Returns: Detections, in pixels of the input.
+        Returns: Detections, in pixels of the input; with targets the losses, scalars times their LOSS_WEIGHTS:
+            rpn_class_loss, rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
         """
-        if targets is not None:
-            raise ValueError("targets must be None: this version has no training yet")
-        out = {} if out is None else out
+        if not isinstance(targets, Targets | None):
+            raise ValueError(f"targets must be model.Targets or None, not {type(targets).__name__}; see mold_batch")
+        out = _Unasked() if out is None else out
         pixels, windows = self._check_images(images)
         image_shape = pixels.shape[2:]
         pyramid = self._features(pixels, out)
-        rois, batch_index = self._proposals(pyramid, windows, image_shape, out)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and targets is None):  # training asks once more: RPN.at
+            asked = self._ask_rpn(pyramid, image_shape, out)
+        if targets is not None:
+            return self._losses(pyramid, asked, windows, image_shape, targets, out)
+        limits = (self.config.PRE_NMS_LIMIT, self.config.POST_NMS_ROIS_INFERENCE)
+        rois, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+        class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
         windows = shrink(windows, self.config)
-        features = pool_rois(pyramid, rois, batch_index, self.config.POOL_SIZE, image_shape, self.config)
-        class_logits, box_deltas = self.box_head(features)
-        out.update({"box/features": features, "box/class_logits": class_logits, "box/box_deltas": box_deltas})
         found = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
         return self._masks(pyramid, found, image_shape, out)
 
@@ -915,19 +1508,30 @@ class MaskRCNN(nn.Module):
         out.update({f"fpn/p{level}": feature for level, feature in enumerate(pyramid, start=2)})
         return pyramid
 
-    def _proposals(self, pyramid, windows, image_shape, out) -> tuple[Tensor, Tensor]:
-        config = self.config
+    def _ask_rpn(self, pyramid, image_shape, out) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and anchors [A, 4], shrunk."""
         logits, deltas = self.rpn(pyramid)
         anchors = self.pyramid_anchors([tuple(level.shape[2:]) for level in pyramid], image_shape)
         assert [len(level) for level in anchors] == [level.shape[1] for level in logits]
-        if config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
-            windows = windows.new_tensor([0, 0, *image_shape]).expand_as(windows)
-        windows, anchors = shrink(windows, config), [shrink(level, config) for level in anchors]
-        limits = (config.PRE_NMS_LIMIT, config.POST_NMS_ROIS_INFERENCE)
-        rois, scores, batch_index = propose(logits, deltas, anchors, windows, config, *limits)
+        anchors = [shrink(level, self.config) for level in anchors]
         out.update({"anchors": anchors, "rpn/objectness_logits": logits, "rpn/anchor_deltas": deltas})
+        return logits, deltas, anchors
+
+    @torch.no_grad()
+    def _proposals(self, asked, windows, image_shape, limits, out) -> tuple[Tensor, Tensor]:
+        """The RPN's RoIs [R, 4], shrunk, and the image of each [R]. They carry no gradient."""
+        if self.config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
+            windows = windows.new_tensor([0, 0, *image_shape]).expand_as(windows)
+        rois, scores, batch_index = propose(*asked, shrink(windows, self.config), self.config, *limits)
         out.update({"proposals": rois, "proposal_scores": scores, "batch_index": batch_index})
         return rois, batch_index
+
+    def _classify(self, pyramid, rois, batch_index, image_shape, out) -> tuple[Tensor, Tensor]:
+        """class_logits [R, K] and box_deltas [R, K, 4]."""
+        features = pool_rois(pyramid, rois, batch_index, self.config.POOL_SIZE, image_shape, self.config)
+        class_logits, box_deltas = self.box_head(features)
+        out.update({"box/features": features, "box/class_logits": class_logits, "box/box_deltas": box_deltas})
+        return class_logits, box_deltas
 
     def _masks(self, pyramid, found: Detections, image_shape, out) -> Detections:
         """Detections with their masks, and the IoU that each mask is expected to have."""
@@ -941,6 +1545,49 @@ class MaskRCNN(nn.Module):
             out["maskiou/maskious"] = maskious
             found = found._replace(maskious=maskious.gather(1, classes[:, None])[:, 0])
         return found
+
+    def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
+        config, anchors = self.config, torch.cat(asked[2])
+        with torch.no_grad():
+            matched = match_anchors(anchors, shrink(windows, config), targets, config)
+            learned = sample_anchors(matched, targets.seeds, config)
+            if targets.proposals is None:
+                limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
+                proposals = self._proposals(asked, windows, image_shape, limits, out)
+            else:
+                proposals = shrink(targets.proposals, config), targets.proposal_index
+            sample = sample_rois(*proposals, targets, config)
+        out.update({"targets/anchors": learned, "targets/rois": sample})
+        losses = [rpn_losses(*self.rpn.at(pyramid, learned.anchors), anchors, learned, targets, config)]
+        predicted = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
+        losses.append(box_losses(*predicted, sample, targets, config))
+        objects = RoiSample(*(column[sample.matched >= 0] for column in sample))
+        size = config.MASK_POOL_SIZE
+        features = pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, config)
+        pyramid.clear()  # gradients do not need it: its memory is free for the heads
+        losses += self._mask_losses(features, objects, targets, out)
+        return average_losses(losses, config)
+
+    def _mask_losses(self, features: Tensor, objects: RoiSample, targets: Targets, out) -> list[LossSums]:
+        """Those of the mask head and, if there is one, of the MaskIoU head, on the RoIs of objects."""
+        config, (rois, _, matched) = self.config, objects
+        class_ids = targets.class_ids[matched]
+        logits = self.mask_head(features, class_ids)
+        rois = unshrink(rois, config)
+        masks = build_mask_targets(rois, matched, targets, logits.shape[-1])
+        out.update({"mask/features": features, "mask/logits": logits, "targets/masks": masks})
+        losses = [mask_loss(logits, masks)]
+        if self.maskiou_head is not None:
+            fractions = inside_fractions(rois, matched, targets, config)
+            wanted = build_maskiou_targets(logits, masks, fractions, config.MASKIOU_TARGET_LOGIT)
+            seen = (features.detach(), logits.detach()) if config.MASKIOU_DETACH else (features, logits)
+            maskious = self.maskiou_head(*seen)  # [P, K]
+            out.update(
+                {"maskiou/maskious": maskious, "targets/inside_fractions": fractions, "targets/maskious": wanted}
+            )
+            has_area = masks.flatten(1).any(dim=1)
+            losses.append(maskiou_loss(maskious, class_ids, wanted, has_area, config))
+        return losses
 
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> list[Tensor]:
         """generate_pyramid_anchors on the model's device; those of the last call are kept."""
@@ -957,6 +1604,174 @@ class MaskRCNN(nn.Module):
         """
         shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
         return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
+
+    ### Training
+
+    def train_model(
+        self,
+        train_dataset: utils.Dataset,
+        val_dataset: utils.Dataset | None,
+        learning_rate: float | None = None,
+        epochs: int | None = None,
+        layers: str = "all",
+        augmentation: Any = None,
+        custom_callbacks: Sequence[Any] | None = None,
+        no_augmentation_sources: Sequence[str] | None = None,
+        evaluate: Callable[["MaskRCNN"], Mapping[str, float]] | None = None,
+    ) -> training.Progress:
+        """Train on a data set, from where the model is: new, with weights loaded, or in the middle of a training.
+
+        Checkpoints, metrics and curves come to log_dir. After load_weights of a checkpoint in model_dir, training
+        continues where that was written, to the bit.
+
+        train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
+        learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
+        epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
+        layers: what learns, see set_trainable. With SCHEDULE and without epochs, the schedule decides.
+        augmentation: a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, applied before
+            HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; they get none.
+        custom_callbacks: functions of (event, progress), or objects with Keras' on_epoch_end(epoch, logs).
+        evaluate: model -> metrics, every EVAL_EVERY epochs, such as coco.evaluation_callback(val_dataset). The best
+            checkpoint is that of the highest "mask AP", or without it of the lowest validation loss.
+
+        Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
+        Raises: ValueError for arguments that do not fit; what training.train raises.
+        """
+        self._check_datasets(train_dataset, val_dataset)
+        self._settle()
+        data = [
+            training.TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
+            None if val_dataset is None else training.TrainingData(val_dataset, self.config, augment=False),
+        ]
+        for stage in self._stages(learning_rate, epochs, layers):
+            progress = self._train_stage(stage, data, custom_callbacks or (), evaluate)
+            if progress.interrupted or progress.stop:
+                break
+        return progress
+
+    @staticmethod
+    def _check_datasets(*datasets: utils.Dataset | None) -> None:
+        for name, dataset in zip(("train_dataset", "val_dataset"), datasets, strict=True):
+            if dataset is None and name == "val_dataset":
+                continue
+            if not isinstance(dataset, utils.Dataset):
+                raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+
+    def _settle(self) -> None:
+        """Decide what depends on where training starts, once: checkpoints carry it on."""
+        config = self.config
+        config.TRAIN_BN, config.FROZEN_STAGES = self._trains_bn(), self._frozen_stages()
+        if self._from_nothing():
+            self.source = "trained from nothing"
+        elif "trained" not in self.source:
+            self.source += ", trained further"
+        self.to(training.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
+        if config.GPU_COUNT > 1 and self.device.type == "cuda" and training.world_size() == 1:
+            print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
+        if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
+            native.keep_memory()  # a fifth faster, a fifth more memory
+        if config.COMPILE:
+            self.backbone.compile()
+            self.fpn.compile()
+
+    def _stages(self, learning_rate: float | None, epochs: int | None, layers: str) -> list[training.Stage]:
+        """What is to do, with learning rates as factors of 1."""
+        config = self.config
+        if epochs is None and config.SCHEDULE is None:
+            raise ValueError("train_model needs epochs, the total number of them, or a config with a SCHEDULE")
+        if learning_rate is None:
+            learning_rate, reason = training.schedule_learning_rate(config)
+            if training.rank() == 0:
+                print(reason)
+        stages = [training.Stage(layers, epochs)]
+        if config.SCHEDULE is not None and (epochs is None or config.SCHEDULE != "matterport"):
+            stages = training.SCHEDULES[config.SCHEDULE]
+            if len(stages) == 1:
+                stages = [stages[0]._replace(layers=layers, epochs=epochs or stages[0].epochs)]
+        return [stage._replace(factor=stage.factor * learning_rate) for stage in stages]
+
+    def _train_stage(self, stage: training.Stage, data, callbacks, evaluate) -> training.Progress:
+        self.set_trainable(stage.layers)
+        if self.log_dir is None:
+            self.set_log_dir()
+        processes = {"rank": training.rank(), "world": training.world_size()}
+        loaders = [
+            None if source is None else training.make_loader(source, shuffle=shuffle, **processes)
+            for source, shuffle in zip(data, (True, False), strict=True)
+        ]
+        progress = training.train(
+            self,
+            *loaders,
+            self.config,
+            prepare=partial(mold_batch, device=self.device, config=self.config),
+            describe=self.to_checkpoint,
+            log_dir=self.log_dir,
+            learning_rate=stage.factor,
+            epochs=stage.epochs,
+            stage=stage.layers,
+            start=self._start,
+            callbacks=callbacks,
+            evaluate=None if evaluate is None else lambda epoch: evaluate(self),
+            steps_at=stage.steps_at,
+        )
+        self._start = progress.state or self._start
+        self.eval()
+        return progress
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs of the training that the model is in."""
+        return 0 if self._start is None else self._start["epoch"]
+
+    def set_log_dir(self, model_path: str | Path | None = None) -> None:
+        """Choose the folder of checkpoints and logs: that of a checkpoint, or a new one in model_dir."""
+        if model_path is not None:
+            self.log_dir = Path(model_path).parent
+        elif training.rank() == 0:
+            self.log_dir = training.make_log_dir(self.model_dir, self.config.NAME)
+        else:
+            self.log_dir = self.model_dir  # the first process writes
+
+    def set_trainable(self, layers: str = "all") -> list[str]:
+        """Choose what learns, whatever an earlier call chose.
+
+        layers: "heads", "3+", "4+", "5+" (the heads and the backbone's stages from there on), "all", "maskiou", or a
+            regular expression that the whole name of a module or parameter has to match, such as r"mask_head\\.convs".
+            FROZEN_STAGES of the backbone stay frozen, and the factors and shifts of its frozen batch norms where the
+            dialect says so.
+
+        Returns: the names of the parameters that learn.
+        Raises: ValueError for layers that match nothing that may learn.
+        """
+        pattern = re.compile(TRAINABLE.get(layers, layers))
+        frozen = [f"backbone.layer{stage}." for stage in range(1, self._frozen_stages() + 1)]
+        frozen = ("backbone.stem", *frozen) if frozen else ()
+        trains_bn = self._trains_bn()
+        affine = trains_bn or (self.config.dialect.trains_affine and self.config.BACKBONE_STYLE == "pytorch")
+        for name, module in self.named_modules():
+            learns = not f"{name}.".startswith(frozen)
+            for short, parameter in module.named_parameters(prefix=name, recurse=False):
+                fixed = isinstance(module, BatchNorm) and not affine
+                parameter.requires_grad_(learns and not fixed and _names_match(pattern, short))
+            if isinstance(module, BatchNorm):
+                module.learns = trains_bn and module.weight.requires_grad
+        learning = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        if not learning:
+            raise ValueError(
+                f"layers={layers!r} matches nothing that may learn; take one of {', '.join(TRAINABLE)}, or a regular "
+                f"expression of whole names, such as those of {', '.join(_layer_names(self))}"
+            )
+        return learning
+
+    def _frozen_stages(self) -> int:
+        count = self.config.FROZEN_STAGES
+        return (0 if self._from_nothing() else 1) if count is None else count
+
+    def _trains_bn(self) -> bool:
+        return self._from_nothing() if self.config.TRAIN_BN is None else self.config.TRAIN_BN
+
+    def _from_nothing(self) -> bool:
+        return self.source.startswith(UNTRAINED)
 
     ### Detection
 
@@ -1122,9 +1937,9 @@ class MaskRCNN(nn.Module):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(device)
 
-    def save(self, path: str | Path) -> None:
-        """Write config, class names and weights, atomically. torch.load(path, weights_only=True) reads it."""
-        checkpoint = {
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Config, class names and weights, as a checkpoint holds them."""
+        return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -1134,6 +1949,10 @@ class MaskRCNN(nn.Module):
             "source": self.source,
             "model": {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write config, class names and weights, atomically. torch.load(path, weights_only=True) reads it."""
+        checkpoint = self.to_checkpoint()
         utils.write_atomically(path, lambda file: torch.save(checkpoint, file))
 
     def load_weights(
@@ -1146,11 +1965,14 @@ class MaskRCNN(nn.Module):
         """Load the weights of a checkpoint of ours into this model, all or none, and print what came of each.
 
         filepath: the checkpoint, or its contents.
-        by_name: take what fits by name and shape and leave the rest as it is. Otherwise everything has to fit.
+        by_name: take what fits by name and shape; what has another shape, such as heads for other classes, starts anew,
+            and the rest is left as it is. Otherwise everything has to fit.
         exclude: layers to leave as they are ("box_head.class_logits", or Matterport's names such as
             "mrcnn_class_logits"); turns by_name on.
         copy_classes: in the layers that have rows for classes, copy the rows of classes of the same name; turns
             by_name on.
+
+        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir and where train_model continues.
 
         Raises: FileNotFoundError; ValueError for what is not a checkpoint, weights that were made for other settings
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over or
@@ -1166,6 +1988,7 @@ class MaskRCNN(nn.Module):
             for name, tensor in source.items()
             if name in target and tensor.shape == target[name].shape and name not in excluded
         }
+        others = [name for name in source if name in target and name not in fitting and name not in excluded]
         if copy_classes:
             fitting |= self._rows_of_same_classes(checkpoint, target, excluded)
         if not (by_name or excluded or copy_classes):
@@ -1175,8 +1998,26 @@ class MaskRCNN(nn.Module):
                 f"only {len(fitting)} of the checkpoint's {len(source)} tensors fit this model; is it another backbone?"
             )
         self.load_state_dict({**target, **fitting})
+        if len(fitting) == len(target):
+            self._continue(checkpoint, filepath)
+        anew = [name for name in others if name not in fitting]
+        initialise(self, anew)
         self.source = checkpoint["source"]
-        _report(fitting, target, source)
+        _report(fitting, anew, target, source)
+
+    def _continue(self, checkpoint: Mapping[str, Any], filepath: Any) -> None:
+        """Go on with the training that a checkpoint is of, if it lies in a log folder of this model."""
+        if isinstance(filepath, Mapping) or "training" not in checkpoint:
+            return
+        path = Path(filepath).resolve()
+        if path.parent.parent != self.model_dir.resolve():
+            return
+        self._start = checkpoint["training"]
+        self.set_log_dir(path)
+        for name in ("TRAIN_BN", "FROZEN_STAGES"):
+            if getattr(self.config, name) is None:
+                setattr(self.config, name, checkpoint["config"][name])
+        print(f"training continues after epoch {self.epoch}, step {self._start['step']}, in {self.log_dir}")
 
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises ValueError for weights that would compute something else in this model."""
@@ -1216,17 +2057,7 @@ class MaskRCNN(nn.Module):
 
         Raises: FileNotFoundError when there is none.
         """
-        name = (self.config.NAME or "").lower()
-        folders = sorted(self.model_dir.glob(f"{name}*"), reverse=True) if self.model_dir.is_dir() else []
-        pattern = re.compile(rf"mask_rcnn_{re.escape(name)}_(\d+)\.pth")
-        for folder in folders:
-            found = [(int(match[1]), path) for path in folder.glob("*.pth") if (match := pattern.fullmatch(path.name))]
-            if found and re.fullmatch(rf"{re.escape(name)}\d*T?\d*", folder.name):
-                return str(max(found)[1])
-        raise FileNotFoundError(
-            f"there is no checkpoint mask_rcnn_{name}_*.pth in any folder {self.model_dir / name}*; "
-            "train first, or name a file"
-        )
+        return str(training.find_last(self.model_dir, self.config.NAME))
 
 
 def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:
@@ -1244,6 +2075,12 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
+
+
+def _names_match(pattern: re.Pattern, name: str) -> bool:
+    """Whether a parameter's name, or that of a module it is in, matches the pattern wholly."""
+    parts = name.split(".")
+    return any(pattern.fullmatch(".".join(parts[:count])) for count in range(1, len(parts) + 1))
 
 
 def _layer_names(model: nn.Module) -> list[str]:
@@ -1268,10 +2105,11 @@ def _require_all(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         )
 
 
-def _report(fitting: Mapping[str, Tensor], target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+def _report(fitting: Mapping[str, Tensor], anew: Sequence[str], target: Mapping, source: Mapping) -> None:
     print(f"loaded: {len(fitting)} of the model's {len(target)} tensors")
     for title, names in (
-        ("kept as they were", [name for name in target if name not in fitting]),
+        ("of another shape, initialised anew", anew),
+        ("kept as they were", [name for name in target if name not in fitting and name not in anew]),
         ("not used", [name for name in source if name not in fitting]),
     ):
         if names:
@@ -1304,24 +2142,29 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, 
     return checkpoint
 
 
-def initialise(model: MaskRCNN) -> None:
+def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """Random weights to start a training from: mmdetection's, with residual branches that start at zero.
 
     Convolutions with a ReLU or a norm after them are Kaiming normal (fan out), lateral, output and fully connected ones
     Xavier uniform; predictors are normal with a small deviation. Biases are zero.
+
+    names: the parameters to set. None: all of a new model.
     """
     small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.01}
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
+        if names is not None and name not in names:
             continue
         deviation = next((value for prefix, value in small.items() if name.startswith(prefix)), None)
-        if deviation is not None:
+        if parameter.ndim < 2:
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        elif deviation is not None:
             nn.init.normal_(parameter, std=deviation)
         elif name.startswith("fpn.") or (parameter.ndim == 2 and name.startswith(("box_head.", "maskiou_head."))):
             nn.init.xavier_uniform_(parameter)
         else:
             nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
-    for module in model.modules():
+    for module in model.modules() if names is None else ():
         if isinstance(module, Bottleneck):
             nn.init.zeros_(module.conv3.norm.weight)
         elif isinstance(module, BasicBlock):

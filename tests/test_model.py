@@ -14,7 +14,7 @@ from torch import nn
 import model as modellib
 import utils
 from config import DIALECTS, Config
-from model import Conv, FrozenBatchNorm, Linear, MaskHead, MaskIoUHead, MaskRCNN
+from model import BatchNorm, Conv, Linear, MaskHead, MaskIoUHead, MaskRCNN
 
 
 class TinyConfig(Config):
@@ -69,7 +69,7 @@ def model() -> MaskRCNN:
 
 def normed_conv(seed: int = 0, **options) -> Conv:
     torch.manual_seed(seed)
-    conv = Conv(6, 8, 3, norm=True, **options)
+    conv = Conv(6, 8, 3, norm="batch", **options)
     nn.init.normal_(conv.weight)
     for tensor in (conv.norm.weight, conv.norm.bias, conv.norm.running_mean):
         nn.init.normal_(tensor)
@@ -77,7 +77,7 @@ def normed_conv(seed: int = 0, **options) -> Conv:
     return conv
 
 
-def frozen_norm(x: torch.Tensor, norm: FrozenBatchNorm) -> torch.Tensor:
+def frozen_norm(x: torch.Tensor, norm: BatchNorm) -> torch.Tensor:
     """Batch norm with eps 0, which not every release of torch accepts."""
     mean, var, weight, bias = (
         vector[:, None, None] for vector in (norm.running_mean, norm.running_var, norm.weight, norm.bias)

@@ -1,0 +1,537 @@
+"""The training half of MaskRCNN: what learns, norms, precision, memory, and train_model from data to checkpoint."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_convert_weights import imagenet_state
+from test_model import TinyConfig, tiny_model
+from torch import nn
+
+import convert_weights
+import model as modellib
+import training
+import utils
+from config import Config
+from model import BatchNorm, Conv, MaskRCNN
+
+HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
+
+
+class SquaresDataset(utils.Dataset):
+    """One bright square on noise in each image, of the class that its brightness tells."""
+
+    def load_squares(self, count: int, side: int = 64, empty: tuple[int, ...] = ()) -> "SquaresDataset":
+        for class_id, name in enumerate(TinyConfig.CLASS_NAMES[1:], start=1):
+            self.add_class("squares", class_id, name)
+        for number in range(count):
+            self.add_image("squares", number, None, width=side, height=side, is_empty=number in empty)
+        self.prepare()
+        return self
+
+    def _square(self, image_id: int) -> tuple[np.random.Generator, int, int, int, int]:
+        rng = np.random.default_rng(image_id)
+        return rng, *rng.integers([4, 4, 20, 1], [20, 20, 40, 4]).tolist()
+
+    def load_image(self, image_id: int) -> np.ndarray:
+        rng, y, x, side, class_id = self._square(image_id)
+        info = self.image_info[image_id]
+        image = rng.integers(0, 60, (info["height"], info["width"], 3), np.uint8)
+        if not info["is_empty"]:
+            image[y : y + side, x : x + side] += np.uint8(60 * class_id)
+        return image
+
+    def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        _, y, x, side, class_id = self._square(image_id)
+        info = self.image_info[image_id]
+        count = 0 if info["is_empty"] else 1
+        mask = np.zeros((info["height"], info["width"], count), bool)
+        mask[y : y + side, x : x + side] = True
+        return mask, np.full(count, class_id, np.int32)
+
+
+class TrainConfig(TinyConfig):
+    GPU_COUNT = 0
+    IMAGES_PER_GPU = 2
+    STEPS_PER_EPOCH = 3
+    VALIDATION_STEPS = 1
+    IMAGE_RESIZE_MODE = "square"
+    IMAGE_MIN_DIM = IMAGE_MAX_DIM = 64
+    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
+    TRAIN_ROIS_PER_IMAGE = 16
+    WARMUP_STEPS = 2
+
+
+def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
+    """(images, targets) of the first squares."""
+    data = training.TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
+    (batch,) = training.make_loader(data, shuffle=False)
+    return modellib.mold_batch(batch, torch.device("cpu"), config)
+
+
+def learner(seed: int = 0, **overrides) -> MaskRCNN:
+    """A small model in training mode, all of which learns."""
+    model = tiny_model(seed, **{**vars_of(TrainConfig), **overrides}).train()
+    model.set_trainable("all")
+    return model
+
+
+def vars_of(config: type) -> dict:
+    return {name: value for name, value in vars(config).items() if name.isupper()}
+
+
+def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    sum(model(*batch).values()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+############################################################
+#  What learns
+############################################################
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("heads", HEADS),
+        ("3+", HEADS | {"backbone.layer2", "backbone.layer3", "backbone.layer4"}),
+        ("4+", HEADS | {"backbone.layer3", "backbone.layer4"}),
+        ("5+", HEADS | {"backbone.layer4"}),
+        ("all", HEADS | {"backbone.stem", *(f"backbone.layer{stage}" for stage in range(1, 5))}),
+        ("maskiou", {"maskiou_head"}),
+        (r"mask_head\.convs|fpn\.output\.0", {"mask_head", "fpn"}),
+        (r"rpn\.objectness\.bias", {"rpn"}),
+    ],
+)
+def test_layers_that_learn(layers, expected):
+    model = tiny_model(FROZEN_STAGES=0)
+    model.set_trainable("maskiou")  # what an earlier stage froze, learns again
+    names = model.set_trainable(layers)
+    assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parts = {".".join(name.split(".")[: 2 if name.startswith("backbone") else 1]) for name in names}
+    assert parts == expected
+    if "objectness" in layers:
+        assert names == ["rpn.objectness.bias"]
+
+
+def test_layers_that_match_nothing():
+    with pytest.raises(ValueError, match=r"layers='4\+\+?x' matches nothing.*heads.*box_head\.fcs"):
+        tiny_model().set_trainable("4+x")
+
+
+@pytest.mark.parametrize(("style", "affine_learns"), [("pytorch", True), ("caffe", False)])
+def test_frozen_stages_and_norms(style, affine_learns):
+    model = tiny_model(FROZEN_STAGES=2, BACKBONE_STYLE=style)
+    model.source = "a file"
+    names = set(model.set_trainable("all"))
+    assert not any(name.startswith(("backbone.stem", "backbone.layer1.", "backbone.layer2.")) for name in names)
+    assert "backbone.layer3.0.conv1.weight" in names
+    assert ("backbone.layer3.0.conv1.norm.weight" in names) == affine_learns
+    assert not any(norm.learns for norm in model.modules() if isinstance(norm, BatchNorm))
+
+
+def test_from_nothing_everything_learns_and_from_weights_the_first_stage_stays(tmp_path):
+    model = tiny_model()
+    assert "backbone.stem.weight" in model.set_trainable("all")
+    assert model.backbone.stem.norm.learns
+    model.save(tmp_path / "weights.pth")
+    checkpoint = utils.load_torch_file(tmp_path / "weights.pth")
+    model.load_weights({**checkpoint, "source": "a file"})
+    assert not any(name.startswith(("backbone.stem", "backbone.layer1.")) for name in model.set_trainable("all"))
+    assert not model.backbone.layer4[0].conv1.norm.learns
+
+
+############################################################
+#  Norms
+############################################################
+
+
+def test_batch_norm_that_learns_is_torchs():
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(5), nn.BatchNorm2d(5)
+    ours.learns = True
+    ours.running_var.fill_(1 + ours.EPS)
+    x = torch.randn(4, 5, 6, 7) * 3 + 1
+    for _ in range(3):
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var + theirs.eps)
+    conv = Conv(5, 5, 1, norm="batch").eval()
+    conv.norm = ours.eval()
+    nn.init.dirac_(conv.weight)
+    torch.testing.assert_close(conv(x), theirs.eval()(x))
+
+
+def test_group_norm_does_not_know_its_batch():
+    model = learner(BACKBONE_NORM="group")
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    together, alone = model.backbone(x)[-1][:1], model.backbone(x[:1])[-1]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert "backbone.layer4.0.conv1.norm.weight" in gradients(model, batch_of(model.config))
+
+
+@pytest.mark.parametrize("trains_bn", [False, True])
+def test_recomputed_activations_change_nothing(trains_bn):
+    plain = learner(TRAIN_BN=trains_bn, FROZEN_STAGES=1)
+    frugal = copy.deepcopy(plain)
+    frugal.backbone.recomputes = True
+    batch = batch_of(plain.config)
+    expected, actual = gradients(plain, batch), gradients(frugal, batch)
+    assert expected.keys() == actual.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, msg=name)
+    for (name, expected), actual in zip(plain.named_buffers(), frugal.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected, msg=name)
+
+
+def test_recomputing_keeps_less():
+    def kept(recomputes: bool) -> int:
+        model, sizes = learner(FROZEN_STAGES=0), {}
+        model.backbone.recomputes = recomputes
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        images, targets = batch_of(model.config)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = model(images, targets)
+        assert losses
+        return sum(sizes.values())
+
+    assert kept(True) < 0.8 * kept(False)
+
+
+############################################################
+#  Forward with targets
+############################################################
+
+
+def test_validation_computes_what_training_does_and_changes_nothing():
+    model = learner(TRAIN_BN=False)
+    batch = batch_of(model.config)
+    expected = {name: loss.item() for name, loss in model(*batch).items()}
+    assert list(expected) == list(model.config.LOSS_WEIGHTS)
+    with torch.no_grad():
+        actual = {name: loss.item() for name, loss in model.eval()(*batch).items()}
+    assert actual == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_weights():
+    model = learner()
+    batch = batch_of(model.config)
+    expected = {name: loss.item() for name, loss in model(*batch).items()}
+    weights = {name: float(i) for i, name in enumerate(expected)}
+    model.config.LOSS_WEIGHTS = weights
+    actual = {name: loss.item() for name, loss in model(*batch).items()}
+    assert actual == pytest.approx({name: weights[name] * value for name, value in expected.items()}, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_bfloat16_is_close(norm):
+    model = learner(BACKBONE_NORM=norm, FROZEN_STAGES=0)
+    expected = model(*batch_of(model.config))
+    model.config.TRAIN_DTYPE = "bfloat16"
+    images, targets = batch_of(model.config)
+    assert images.pixels.dtype == torch.bfloat16
+    losses = model(images, targets)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected[name].item(), rel=0.15, abs=0.02), name
+    sum(losses.values()).backward()
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("empty", [(0,), (0, 1)])
+def test_images_without_objects(empty):
+    model = learner()
+    losses = model(*batch_of(model.config, empty=empty))
+    assert losses["rpn_class_loss"] > 0
+    assert losses["mrcnn_class_loss"] > 0
+    if len(empty) == 2:
+        for name in ("rpn_bbox_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss", "mrcnn_maskiou_loss"):
+            assert losses[name] == 0
+    model.zero_grad()
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():  # DistributedDataParallel waits for each
+        assert not parameter.requires_grad or parameter.grad is not None, name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+
+def test_plain_mask_rcnn_has_five_losses():
+    model = learner(USE_MASKIOU_HEAD=False)
+    assert list(model(*batch_of(model.config))) == list(model.config.LOSS_WEIGHTS)[:5]
+
+
+@pytest.mark.parametrize("dialect", ["mmdet", "benchmark", "torchvision", "matterport"])
+def test_every_dialect_trains(dialect):
+    model = learner(DIALECT=dialect, MEAN_PIXEL=(120, 110, 100), STD_PIXEL=(1, 1, 1))
+    losses = model(*batch_of(model.config))
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    assert gradients(model, batch_of(model.config))["rpn.deltas.weight"].abs().sum() > 0
+
+
+def test_mini_masks_are_nearly_the_masks():
+    model = learner()
+    outs = []
+    for mini in (False, True):
+        model.config.USE_MINI_MASK = mini
+        out = {}
+        model(*batch_of(model.config), out)
+        outs.append(out)
+    for name in ("targets/masks", "targets/inside_fractions"):
+        assert (outs[0][name] - outs[1][name]).abs().mean() < 0.05, name
+    assert len(outs[0]["targets/masks"]) > 0
+
+
+def test_padding_to_a_larger_batch_is_no_part_of_an_image():
+    """Anchors on the padding that another image of the batch causes are ignored."""
+    config = TinyConfig()
+    anchors = torch.cat(modellib.generate_pyramid_anchors([(16, 24)], (64, 96), _one_level(config)))
+    targets = _no_objects(2)
+    windows = torch.tensor([[0.0, 0, 64, 96], [0, 0, 40, 60]])
+    matched = modellib.match_anchors(anchors, windows, targets, config).view(2, 16, 24, -1)
+    assert (matched[0] == modellib.BACKGROUND).all()
+    assert (matched[1, :, :16] == modellib.BACKGROUND).all()  # 64 of 60, rounded up to 32s
+    assert (matched[1, :, 16:] == modellib.IGNORED).all()
+
+
+def _one_level(config):
+    config = copy.copy(config)
+    config.__dict__.update(RPN_ANCHOR_SCALES=(32,), BACKBONE_STRIDES=(4,))
+    return config
+
+
+def _no_objects(images: int) -> modellib.Targets:
+    nothing, none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    pairs = torch.zeros(0, 2, dtype=torch.int64)
+    masks = modellib.MaskCrops(torch.zeros(0, dtype=torch.uint8), none, pairs, pairs, pairs)
+    return modellib.Targets(nothing, none, none, masks, nothing, none, torch.arange(images))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_backbone_and_pyramid_can_be_compiled():
+    model = learner(TRAIN_BN=False)
+    batch = batch_of(model.config)
+    expected = gradients(model, batch)
+    model.backbone.compile(backend="eager", fullgraph=True)
+    model.fpn.compile(backend="eager", fullgraph=True)
+    for name, gradient in gradients(model, batch).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+############################################################
+#  Own classes
+############################################################
+
+
+def test_heads_of_other_classes_start_anew_and_are_named(tmp_path, capsys):
+    tiny_model(1).save(tmp_path / "weights.pth")
+    model = tiny_model(2, NUM_CLASSES=3, CLASS_NAMES=("BG", "cow", "hen"))
+    old = model.state_dict()["mask_head.mask_logits.weight"].clone()
+    with pytest.raises(ValueError, match="another number of classes"):
+        model.load_weights(tmp_path / "weights.pth")
+    model.load_weights(tmp_path / "weights.pth", by_name=True)
+    printed = capsys.readouterr().out
+    assert "initialised anew: box_head.class_logits.weight" in printed
+    assert not torch.equal(model.mask_head.mask_logits.weight, old)
+    assert model.box_head.class_logits.weight.std() < 0.02  # initialise's 0.01, not the test's 0.2
+    assert torch.equal(model.rpn.objectness.weight, tiny_model(1).rpn.objectness.weight)
+
+
+def test_rows_of_the_same_classes_are_copied(tmp_path):
+    source = tiny_model(1)
+    source.save(tmp_path / "weights.pth")
+    model = tiny_model(2, NUM_CLASSES=3, CLASS_NAMES=("BG", "cow", "hen"))
+    before = model.box_head.class_logits.weight[2].clone()
+    model.load_weights(tmp_path / "weights.pth", by_name=True, copy_classes=True)
+    for name in ("box_head.class_logits", "mask_head.mask_logits", "maskiou_head.maskious"):
+        rows = dict(model.named_parameters())[f"{name}.weight"]
+        sources = dict(source.named_parameters())[f"{name}.weight"]
+        assert torch.equal(rows[1], sources[3]), name  # cow
+        assert torch.equal(rows[0], sources[0]), name  # BG
+    assert torch.equal(model.box_head.class_logits.weight[2], before)
+
+
+############################################################
+#  train_model
+############################################################
+
+
+def train(model: MaskRCNN, epochs: int, **options) -> training.Progress:
+    return model.train_model(
+        SquaresDataset().load_squares(7, empty=(3,)), SquaresDataset().load_squares(3), 0.01, epochs, **options
+    )
+
+
+def weights(model: MaskRCNN) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def untrained(folder, **overrides) -> MaskRCNN:
+    torch.manual_seed(0)
+    return MaskRCNN(TrainConfig(**overrides), folder)
+
+
+def test_training_from_data_to_checkpoint(tmp_path):
+    model = untrained(tmp_path)
+    before = weights(model)
+    progress = train(model, 2)
+    assert (progress.epoch, progress.interrupted, model.epoch) == (2, None, 2)
+    assert not model.training
+    for name in ("backbone.stem.weight", "rpn.deltas.weight", "maskiou_head.maskious.weight"):
+        assert not torch.equal(before[name], weights(model)[name]), name
+    path = model.find_last()
+    assert path.endswith("mask_rcnn_tiny_0002.pth")
+    assert {"metrics.jsonl", "metrics.csv", "losses.png", "mask_rcnn_tiny_best.pth"} <= {
+        path.name for path in model.log_dir.iterdir()
+    }
+    records = [json.loads(line) for line in (model.log_dir / "metrics.jsonl").read_text().splitlines()]
+    assert set(model.config.LOSS_WEIGHTS) <= set(next(record for record in records if record["kind"] == "train"))
+    loaded = MaskRCNN.from_checkpoint(path, "cpu")
+    assert_equal_weights(weights(loaded), weights(model))
+    assert loaded.source == "trained from nothing"
+    assert (loaded.config.TRAIN_BN, loaded.config.FROZEN_STAGES) == (True, 0)
+
+
+def test_continued_training_is_the_uninterrupted_one(tmp_path):
+    whole = untrained(tmp_path / "whole")
+    train(whole, 3)
+    train(untrained(tmp_path / "parts"), 1)
+    second = untrained(tmp_path / "parts")
+    second.load_weights(second.find_last())
+    assert second.epoch == 1
+    train(second, 3)
+    assert_equal_weights(weights(second), weights(whole))
+    assert len(list((tmp_path / "parts").iterdir())) == 1  # one log folder
+
+
+def run_program(logs, images: int, epochs: int, processes: int = 1) -> dict[str, torch.Tensor]:
+    """The checkpoint that train_squares.py writes, run by torchrun if there are several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, str(Path(__file__).parent / "train_squares.py"), logs, images, epochs]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return utils.load_torch_file(training.find_last(logs, "tiny"))
+
+
+def losses_in(folder) -> list[dict[str, float]]:
+    (path,) = folder.glob("*/metrics.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    names = ("loss", *TrainConfig.LOSS_WEIGHTS, *(f"val_{name}" for name in TrainConfig.LOSS_WEIGHTS))
+    return [{name: record[name] for name in names if name in record} for record in records]
+
+
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
+    one = run_program(tmp_path / "one", images=2, epochs=1)
+    two = run_program(tmp_path / "two", images=1, epochs=1, processes=2)
+    expected, actual = losses_in(tmp_path / "one"), losses_in(tmp_path / "two")
+    assert len(expected) == 4  # three steps and a validation
+    assert len(actual) == 4
+    for ours, theirs in zip(actual[:3], expected[:3], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_weights_of_elsewhere_start_a_new_training(tmp_path):
+    first = untrained(tmp_path / "one")
+    train(first, 1)
+    second = untrained(tmp_path / "two")
+    second.load_weights(first.find_last())
+    assert second.epoch == 0
+    assert second.log_dir is None
+    with_config = untrained(tmp_path / "one")
+    with_config.load_weights(first.find_last(), exclude=["mrcnn_mask"])
+    assert with_config.epoch == 0
+
+
+def test_stages_of_a_schedule(tmp_path, monkeypatch):
+    model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
+    calls = []
+
+    def noted(module, *arguments, **options):
+        learning = sum(parameter.requires_grad for parameter in module.parameters())
+        calls.append((options["stage"], options["epochs"], options["learning_rate"], learning))
+        return training.Progress(module, model.log_dir, options["epochs"], 1, options["epochs"])
+
+    monkeypatch.setattr(training, "train", noted)
+    model.train_model(SquaresDataset().load_squares(3), None)
+    assert [call[:3] for call in calls] == [("heads", 40, 0.5), ("4+", 120, 0.5), ("all", 160, 0.05)]
+    assert calls[0][3] < calls[1][3] < calls[2][3]
+    model.config.SCHEDULE, model.config.IMAGES_PER_GPU = "1x", 4
+    calls.clear()
+    model.train_model(SquaresDataset().load_squares(3), None, layers="heads")
+    assert calls[0][:3] == ("heads", 12, pytest.approx(0.02 * 4 / 16))
+
+
+def test_evaluation_decides_the_best(tmp_path):
+    values = iter([0.5, 0.9, 0.1])
+    model = untrained(tmp_path)
+    train(model, 3, evaluate=lambda evaluated: {"mask AP": next(values), "training": float(evaluated.training)})
+    best = utils.load_torch_file(model.log_dir / "mask_rcnn_tiny_best.pth")
+    assert best["training"]["epoch"] == 2
+    records = [json.loads(line) for line in (model.log_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["training"] for record in records if record["kind"] == "eval"] == [0.0, 0.0, 0.0]
+
+
+def test_validation_is_in_order_and_not_augmented(tmp_path):
+    model = untrained(tmp_path, HORIZONTAL_FLIP=1.0, STEPS_PER_EPOCH=1)
+    progress = train(model, 1)
+    with torch.no_grad():
+        losses = model(*batch_of(model.config))  # of the first two images; VALIDATION_STEPS is 1
+    assert progress.logs["val_loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-5)
+
+
+def test_mistakes(tmp_path):
+    model = untrained(tmp_path)
+    dataset = SquaresDataset().load_squares(2)
+    with pytest.raises(ValueError, match="needs epochs"):
+        model.train_model(dataset, None)
+    with pytest.raises(ValueError, match=r"train_dataset must be a utils\.Dataset, not list"):
+        model.train_model([1], None, 0.1, 1)
+    small = MaskRCNN(TrainConfig(NUM_CLASSES=3, CLASS_NAMES=None), tmp_path)
+    with pytest.raises(ValueError, match=r"SquaresDataset has 4 classes.*NUM_CLASSES is 3"):
+        small.train_model(dataset, None, 0.1, 1)
+
+
+def test_losses_fall(tmp_path):
+    """A training that teaches: on three images, the losses fall to less than half."""
+    model = untrained(tmp_path, STEPS_PER_EPOCH=15, GRADIENT_CLIP_NORM=5.0, HORIZONTAL_FLIP=0.0)
+    dataset = SquaresDataset().load_squares(4)
+    totals = []
+    model.train_model(dataset, None, 0.02, 4, custom_callbacks=[partial(_note_total, totals)])
+    assert totals[-1] < 0.5 * totals[0]
+
+
+def _note_total(totals: list[float], event: str, progress: training.Progress) -> None:
+    if event == "epoch_end":
+        totals.append(sum(progress.logs[name] for name in progress.module.config.LOSS_WEIGHTS))
+
+
+def test_a_backbone_of_imagenet_starts_a_training(tmp_path):
+    torch.save(imagenet_state("resnet18"), tmp_path / "backbone.pth")
+    checkpoint = convert_weights.convert(tmp_path / "backbone.pth")
+    model = MaskRCNN(Config(BACKBONE="resnet18", NUM_CLASSES=3))
+    before = model.fpn.output[0].weight.clone()
+    model.load_weights(checkpoint, by_name=True)
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, checkpoint["model"]["backbone.layer4.1.conv2.weight"])
+    assert torch.equal(model.fpn.output[0].weight, before)
+    learning = model.set_trainable("all")
+    assert "backbone.layer2.0.conv1.weight" in learning
+    assert "backbone.layer1.0.conv1.weight" not in learning

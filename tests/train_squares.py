@@ -1,0 +1,18 @@
+"""A training of test_train_model.py as a program, for torchrun: train_squares.py LOGS IMAGES_PER_GPU EPOCHS."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import torch
+from test_train_model import train, untrained
+
+import training
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logs, images, epochs = sys.argv[1:]
+    model = untrained(logs, IMAGES_PER_GPU=int(images), TRAIN_BN=False, WARMUP_STEPS=0, VALIDATION_STEPS=None)
+    train(model, int(epochs))
+    training.close_distributed()
