@@ -1,0 +1,305 @@
+"""COCO-style evaluation of any data set: cases by hand, and pycocotools called directly."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import coco
+import utils
+from config import Config
+
+
+class Drawn(utils.Dataset):
+    """Black images with the masks and class ids that it is given."""
+
+    def __init__(self, *images: tuple[np.ndarray, list[int]]) -> None:
+        super().__init__()
+        self.add_class("drawn", 1, "cat")
+        self.add_class("drawn", 2, "dog")
+        for i, (masks, class_ids) in enumerate(images):
+            self.add_image("drawn", i, None, masks=masks, classes=class_ids)
+        self.prepare()
+
+    def load_image(self, image_id):
+        return np.full((*self.image_info[image_id]["masks"].shape[:2], 3), image_id, np.uint8)
+
+    def load_mask(self, image_id):
+        info = self.image_info[image_id]
+        return info["masks"], np.array(info["classes"], np.int32)
+
+
+class Oracle:
+    """Stands in for a model: of an image it finds what it was told, known by the image's pixels."""
+
+    def __init__(self, *found: dict, **settings) -> None:
+        self.config = Config(NUM_CLASSES=3, **settings)
+        self.found = found
+
+    def detect(self, images, masks="array"):
+        assert masks == "rle"
+        assert len(images) <= self.config.IMAGES_PER_GPU
+        return [self.found[image[0, 0, 0]] for image in images]
+
+
+def rectangles(*boxes, shape=(100, 120)) -> np.ndarray:
+    masks = np.zeros((*shape, len(boxes)), bool)
+    for i, (y1, x1, y2, x2) in enumerate(boxes):
+        masks[y1:y2, x1:x2, i] = True
+    return masks
+
+
+def found(masks, class_ids, scores, mask_ious=None) -> dict:
+    scores = np.array(scores, np.float32)
+    ious = None if mask_ious is None else np.array(mask_ious, np.float32)
+    return {
+        "rois": np.array(utils.extract_bboxes(masks), np.float32).reshape(-1, 4),
+        "class_ids": np.array(class_ids, np.int32),
+        "scores": scores,
+        "mask_ious": ious,
+        "mask_scores": scores if ious is None else scores * ious,
+        "masks": utils.mask_to_rle(masks),
+    }
+
+
+def numbers(metrics, *names) -> list[float]:
+    return [metrics[name] for name in names]
+
+
+NOTHING = found(rectangles(), [], [], [])
+
+
+def random_rectangles(rng, count) -> np.ndarray:
+    corners = rng.integers(0, [60, 80], (count, 2))
+    return rectangles(*np.concatenate([corners, corners + rng.integers(5, 60, (count, 2))], axis=1).tolist())
+
+
+############################################################
+#  By hand
+############################################################
+
+
+def test_perfect_predictions():
+    """The very first object of the first image counts too: pycocotools would lose it if its id were 0."""
+    first = rectangles((10, 10, 30, 40)), [1]
+    second = rectangles((0, 0, 50, 50), (50, 20, 99, 90)), [2, 1]
+    model = Oracle(found(*first, [0.9], [0.8]), found(*second, [0.7, 0.6], [0.9, 1.0]))
+    metrics = coco.evaluate_dataset(model, Drawn(first, second), verbose=False)
+    names = ("box AP", "mask AP", "mask AP (class score)", "mask AP50", "mask AP75 (true IoU)", "mask APs", "mask APm")
+    assert numbers(metrics, *names) == pytest.approx([1] * 7)  # of 600, 2500 and 3430 pixels
+    assert metrics["mask APl"] == metrics["box APl"] == -1, "there is none"
+    assert metrics["re-scoring gain"] == 0
+    assert (metrics["images"], metrics["detections"], metrics["max_dets"]) == (2, 3, 100)
+
+
+def test_mask_scores_rank_the_better_mask_first():
+    """One object, twice found: 0.625 of it with class score 0.9, all of it with 0.8.
+
+    By class score the better mask comes second. It counts at the seven thresholds from 0.65 up, with precision 1/2:
+    AP (3 * 1 + 7 * 0.5) / 10. By mask score it comes first: AP 1.
+    """
+    truth = rectangles((0, 0, 40, 40)), [1]
+    both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
+    model = Oracle(found(both, [1, 1], [0.9, 0.8], [0.6, 1.0]))
+    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    assert numbers(metrics, "mask AP (class score)", "box AP") == pytest.approx([0.65, 0.65])
+    assert metrics["mask AP75 (class score)"] == pytest.approx(0.5)
+    assert numbers(metrics, "mask AP", "mask AP75", "mask AP (true IoU)") == pytest.approx([1, 1, 1])
+    assert metrics["re-scoring gain"] == pytest.approx(0.35)
+    assert metrics["re-scoring gain AP75"] == pytest.approx(0.5)
+    assert metrics["re-scoring gain AP50"] == 0
+    assert metrics["IoU correlation"] == pytest.approx(1)
+
+
+def test_wrong_mask_scores_lower_ap_and_the_upper_bound_stays():
+    truth = rectangles((0, 0, 40, 40)), [1]
+    both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
+    model = Oracle(found(both, [1, 1], [0.8, 0.9], [1.0, 0.5]))
+    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    assert numbers(metrics, "mask AP (class score)", "mask AP (true IoU)") == pytest.approx([1, 1])
+    assert metrics["re-scoring gain"] == pytest.approx(-0.35)
+    assert metrics["IoU correlation"] == pytest.approx(-1)
+
+
+def test_the_upper_bound_is_class_score_times_true_iou():
+    """0.9 of the object with score 0.9, all of it with 0.5: 0.81 comes before 0.5, which counts at 0.95 alone."""
+    truth = rectangles((0, 0, 40, 40)), [1]
+    model = Oracle(found(rectangles((0, 0, 37, 40), (0, 0, 40, 40)), [1, 1], [0.9, 0.5], [0.1, 0.9]))
+    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    assert metrics["mask AP (true IoU)"] == pytest.approx((9 * 1 + 0.5) / 10)
+    assert metrics["mask AP"] == pytest.approx(1)
+
+
+def test_no_detections():
+    metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles((0, 0, 9, 9)), [1])), verbose=False)
+    assert numbers(metrics, "box AP", "mask AP", "mask AP50 (true IoU)") == [0, 0, 0]
+    assert metrics["IoU correlation"] == metrics["detections"] == 0
+
+
+def test_no_objects_at_all():
+    metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles(), [])), verbose=False)
+    assert metrics["box AP"] == metrics["mask AP"] == -1
+    assert "-" in coco.metrics_table(metrics)
+
+
+def test_false_positives_in_an_image_without_objects_count():
+    """Precision 1/2 at every recall, as the image without objects has the higher score."""
+    truth = rectangles((0, 0, 40, 40)), [1]
+    model = Oracle(found(*truth, [0.8], [1.0]), found(*truth, [0.9], [1.0]))
+    dataset = Drawn(truth, (rectangles(), []))
+    assert coco.evaluate_dataset(model, dataset, verbose=False)["mask AP"] == pytest.approx(0.5)
+    first = coco.evaluate_dataset(model, dataset, image_ids=[0], verbose=False)
+    assert numbers(first, "mask AP", "images", "detections") == pytest.approx([1, 1, 1])
+
+
+def test_crowds_are_ignored():
+    """What is found in a crowd is neither right nor wrong, and a crowd is no object that has to be found."""
+    masks = rectangles((0, 0, 40, 40), (50, 0, 100, 120))
+    inside = rectangles((0, 0, 40, 40), (60, 10, 80, 30))
+    model = Oracle(found(inside, [1, 1], [0.5, 0.9], [0.5, 0.9]))
+    metrics = coco.evaluate_dataset(model, Drawn((masks, [1, -1])), verbose=False)
+    assert numbers(metrics, "box AP", "mask AP") == pytest.approx([1, 1])
+    assert metrics["mask APl"] == -1, "the crowd of 6000 pixels would be a medium one, nothing is large"
+    assert coco.evaluate_dataset(model, Drawn((masks, [1, 1])), verbose=False)["mask AP"] < 0.6
+
+
+def test_true_ious():
+    """The best object of the class, and no crowd."""
+    truth = rectangles((0, 0, 40, 40), (0, 60, 40, 100), (50, 0, 90, 40), (15, 0, 22, 9)), [1, 2, -1, 1]
+    dataset = Drawn(truth)
+    masks = rectangles((0, 0, 20, 40), (0, 60, 40, 100), (50, 0, 90, 40), (95, 100, 99, 110))
+    _, results = coco.detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
+    ious = coco.true_ious(coco.as_coco(coco.ground_truth(dataset)), results)
+    assert ious.tolist() == [0.5, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("settings", "max_dets", "expected"), [
+    ({"DETECTION_MAX_INSTANCES": 150}, None, 1),
+    ({"DETECTION_MAX_INSTANCES": 50}, None, 67 / 101),  # recalls 0.00 to 0.66 are reached with 100 of 150
+    ({}, 75, 51 / 101),
+])  # fmt: skip
+def test_150_objects(settings, max_dets, expected):
+    boxes = [(10 * (i // 15), 10 * (i % 15), 10 * (i // 15) + 8, 10 * (i % 15) + 8) for i in range(150)]
+    truth = rectangles(*boxes, shape=(100, 150)), [1] * 150
+    model = Oracle(found(*truth, np.linspace(1, 0.5, 150), [1.0] * 150), **settings)
+    metrics = coco.evaluate_dataset(model, Drawn(truth), max_dets=max_dets, verbose=False)
+    assert numbers(metrics, "mask AP", "box AP", "mask APs") == pytest.approx([expected] * 3)
+
+
+def test_without_a_maskiou_head():
+    truth = rectangles((0, 0, 40, 40)), [1]
+    metrics = coco.evaluate_dataset(Oracle(found(*truth, [0.8])), Drawn(truth), verbose=False)
+    assert metrics["mask AP"] == pytest.approx(1)
+    assert metrics["re-scoring gain"] == metrics["IoU correlation"] == 0
+
+
+def test_masks_without_pixels_are_no_objects():
+    masks = rectangles((0, 0, 40, 40), (0, 0, 0, 0))
+    assert len(coco.ground_truth(Drawn((masks, [1, 1])))["annotations"]) == 1
+
+
+def test_rles_and_boxes_of_load_instances():
+    """Ground-truth boxes are those that are given; boxes around the masks otherwise."""
+    masks = rectangles((10, 20, 30, 60), (0, 0, 5, 5))
+
+    class Annotated(Drawn):
+        def load_instances(self, image_id):
+            boxes = np.array([[10, 20, 30, 61.5], [0, 0, 5, 5]], np.float32)
+            return utils.Instances(np.array([1, -2]), utils.mask_to_rle(masks), boxes)
+
+    first, second = coco.ground_truth(Annotated((masks, [1, 1])))["annotations"]
+    assert first["bbox"] == [20, 10, 41.5, 20]
+    assert (second["category_id"], second["iscrowd"], second["area"]) == (2, 1, 25)
+    assert coco.ground_truth(Drawn((masks, [1, 1])))["annotations"][0]["bbox"] == [20, 10, 40, 20]
+
+
+############################################################
+#  Against pycocotools itself
+############################################################
+
+
+def summary(truth: dict, results: list, kind: str, capsys) -> np.ndarray:
+    """pycocotools' own numbers: loadRes and summarize."""
+    index = COCO()
+    index.dataset = copy.deepcopy(truth)
+    index.createIndex()
+    evaluation = COCOeval(index, index.loadRes(copy.deepcopy(results)), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    return evaluation.stats[:6]
+
+
+def test_numbers_are_pycocotools(capsys):
+    rng = np.random.default_rng(0)
+    images, predictions = [], []
+    for _ in range(6):
+        masks = random_rectangles(rng, 8)
+        images.append((masks, rng.choice([1, 2, 2, -1], 8).tolist()))
+        shifted = np.roll(masks, rng.integers(0, 6), axis=0) | (random_rectangles(rng, 8) & (rng.random(8) < 0.2))
+        predictions.append(found(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
+    dataset, model = Drawn(*images), Oracle(*predictions)
+    metrics = coco.evaluate_dataset(model, dataset, verbose=False)
+    truth = coco.ground_truth(dataset)
+    boxes, masks = coco.detect_dataset(model, dataset)
+    by_class = [{**entry, "score": entry["class_score"]} for entry in masks]
+    for kind, results, pattern in (
+        ("bbox", boxes, "box {}"),
+        ("segm", masks, "mask {}"),
+        ("segm", by_class, "mask {} (class score)"),
+    ):
+        ours = [metrics[pattern.format(name)] for name in coco.MEASURES]
+        np.testing.assert_allclose(ours, summary(truth, results, kind, capsys), rtol=0, atol=1e-12)
+    assert 0.01 < metrics["mask AP"] < 0.99
+    assert metrics["mask AP (true IoU)"] > metrics["mask AP"]
+
+
+def test_ap_of_a_category():
+    truth = rectangles((0, 0, 40, 40), (50, 0, 90, 40)), [1, 2]
+    dataset = Drawn(truth)
+    _, masks = coco.detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
+    evaluation = coco.run_cocoeval(coco.as_coco(coco.ground_truth(dataset)), masks, "segm", 100)
+    assert coco.average_precision(evaluation, category=1) == pytest.approx(1)
+    assert coco.average_precision(evaluation, category=2) == 0
+    assert coco.average_precision(evaluation) == pytest.approx(0.5)
+
+
+############################################################
+#  Results and calls
+############################################################
+
+
+def test_results_are_submissions():
+    masks = rectangles((10, 20, 30, 60))
+    boxes, segments = coco.to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
+    assert boxes == [{"image_id": 7, "category_id": 18, "bbox": [20, 10, 40, 20], "score": 0.5}]
+    (segment,) = json.loads(json.dumps(segments))
+    np.testing.assert_array_equal(utils.rle_to_mask(segment.pop("segmentation")), masks[..., 0])
+    assert segment == {"image_id": 7, "category_id": 18, "score": 0.125, "class_score": 0.5, "mask_iou": 0.25}
+
+
+def test_the_callback_does_the_same_and_is_quiet(capfd):
+    truth = rectangles((0, 0, 40, 40)), [1]
+    model, dataset = Oracle(found(*truth, [0.8], [0.9])), Drawn(truth, (rectangles(), []))
+    callback = coco.evaluation_callback(dataset, image_ids=[0])
+    metrics = callback(model)
+    assert capfd.readouterr() == ("", "")
+    assert metrics == coco.evaluate_dataset(model, dataset, image_ids=[0])
+    printed = capfd.readouterr().out
+    assert "masks by mask score" in printed
+    assert "100.0" in printed
+    assert "index" not in printed, "pycocotools' own words"
+
+
+def test_mistakes():
+    dataset = Drawn((rectangles(), []))
+    with pytest.raises(ValueError, match=r"max_dets must be at least 1, not 0"):
+        coco.evaluate_dataset(Oracle(NOTHING), dataset, max_dets=0)
+    model = Oracle(NOTHING)
+    model.config = Config(NUM_CLASSES=81)
+    with pytest.raises(ValueError, match=r"the model has 81 classes and the data set 3.*BG, cat, dog"):
+        coco.evaluate_dataset(model, dataset)
