@@ -31,11 +31,12 @@ sanitize: $(READY)
 	@$(SANITIZE) CUDA=0 $(PY) native.py
 	$(SANITIZE) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_op_goldens.py -k "not compile"
+	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_mask_crops.py tests/test_op_goldens.py -k "not compile"
 
 bench: kernels
 	$(PY) benchmarks/bench_ops.py
 	$(PY) benchmarks/bench_detect.py
+	$(PY) benchmarks/bench_train.py
 
 # On a machine with a GPU and a torch of its own: no virtual environment, no network.
 gpu:
@@ -44,6 +45,7 @@ gpu:
 	MASKSCORING_KERNELS=native $(PYTHON) -m pytest
 	$(PYTHON) benchmarks/bench_ops.py --device cuda $(if $(OUT),--output $(OUT)/ops-cuda.json)
 	$(PYTHON) benchmarks/bench_detect.py --device cuda $(if $(OUT),--output $(OUT)/detect-cuda.json)
+	$(PYTHON) benchmarks/bench_train.py --device cuda $(if $(OUT),--output $(OUT)/train-cuda.json)
 
 doctor:  ## what this machine has, what runs on what, and what to do about the rest
 	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) benchmarks/doctor.py

@@ -1,5 +1,6 @@
 """What a benchmark ran on, and how it measures: shared by the scripts of this folder."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -84,20 +85,42 @@ def peak_mb(run: Callable[[], object], device: str = "cpu", trim: bool = False) 
     trim: give back what the C library kept of freed blocks first. Otherwise a call that fits into it takes nothing.
     """
     run()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    if trim and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _resident_kb("VmRSS")
-        run()
-        return (_resident_kb("VmHWM") - before) / 1e3
-    except OSError:
-        return None
+    peak = Peak(device, trim)
+    run()
+    return peak.megabytes()
+
+
+class Peak:
+    """The most memory of this process from here on, beyond what is in use now. trim: as of peak_mb."""
+
+    def __init__(self, device: str = "cpu", trim: bool = False) -> None:
+        self.device = device
+        self.restart(trim)
+        self.before = self._in_use()
+
+    def restart(self, trim: bool = False) -> None:
+        """Forget the peak so far, but not what was in use when this was made."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            return
+        if trim and platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def megabytes(self) -> float | None:
+        """None where the system does not tell."""
+        if self.device == "cuda":
+            return (torch.cuda.max_memory_allocated() - self.before) / 1e6
+        return None if self.before is None else (_resident_kb("VmHWM") - self.before) / 1e3
+
+    def _in_use(self) -> int | None:
+        if self.device == "cuda":
+            return torch.cuda.memory_allocated()
+        try:
+            return _resident_kb("VmRSS") if os.access("/proc/self/clear_refs", os.W_OK) else None
+        except OSError:
+            return None
 
 
 def _resident_kb(field: str) -> int:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import native
-from benchmarks import bench_detect, bench_ops, doctor, machine
+import utils
+from benchmarks import bench_detect, bench_ops, bench_train, doctor, machine, overfit_nuclei
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -84,6 +85,152 @@ def test_overlapping_counts_boxes_of_a_class():
     assert bench_detect.overlapping(one, one | {"rois": one["rois"] + [[0, 0, 0, 0], [0, 6, 0, 6]]}) == 1
 
 
+def test_bench_train_ends_with_a_json_line(tmp_path):
+    output = tmp_path / "train.json"
+    done = run("benchmarks/bench_train.py", "--quick", "--threads", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    *table, line = done.stdout.splitlines()
+    facts = json.loads(line)
+    assert output.read_text() == line + "\n"
+    assert facts["threads"] == 1
+    (case,) = facts["cases"]
+    assert (case["name"], case["dtype"], case["maskiou"]) == ("MS R-CNN", "float32", True)
+    assert set(bench_train.OUR_STAGES) | {"prepare", "backward", "optimiser"} < set(case["stages_ms"])
+    assert all(ms > 0 for ms in case["stages_ms"].values())
+    assert len(case["losses"]) == 6
+    assert all(0 < loss < 100 for loss in case["losses"].values())
+    assert case["images_per_s"] == pytest.approx(2000 / case["ms"])
+    assert case["peak_mb"] is None or case["peak_mb"] > case["saved_mb"] > 10
+    assert any(f"{case['ms']:.1f}" in row for row in table)
+
+
+def test_rois_of_bench_train_are_those_that_are_sampled():
+    """With the objects' own boxes, they are as many as are wanted of either kind, so that nothing is left to chance."""
+    for size in (bench_train.Size(), bench_train.QUICK):
+        scene = bench_train.make_scene(1, size, bench_train.OBJECTS)
+        overlaps = utils.compute_overlaps(torch.cat([scene.boxes, scene.rois]), scene.boxes).amax(dim=1)
+        assert len(overlaps) == size.rois
+        assert (overlaps > 0.55).sum() == size.rois // 4
+        assert (overlaps < 0.45).sum() == size.rois - size.rois // 4
+        sides = (scene.boxes[:, 2:] - scene.boxes[:, :2]).int()
+        assert [list(crop.shape) for crop in scene.crops] == sides.tolist()
+
+
+class Subject:
+    """What bench_train times: 1 s to prepare, 5 in the forward, of which 2 in its part, 10 backward, 4 optimiser."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.model = torch.nn.Linear(250, 1000, bias=False)
+        self.optimizer = self
+
+    def clock(self):
+        return self.seconds
+
+    def prepare(self):
+        self.seconds += 1
+        return (torch.ones(1000, 250),)
+
+    def part(self):
+        self.seconds += 2
+
+    def forward(self, x):
+        self.part()
+        self.seconds += 3
+        y = self.model(x).exp()  # saves x and y
+        y.register_hook(self.backward)
+        return {"loss": (y.sin() + y.cos()).sum()}  # save y
+
+    def backward(self, gradient):
+        self.seconds += 10
+
+    def step(self):
+        self.seconds += 4
+
+    def zero_grad(self):
+        self.model.zero_grad()
+
+    def stages(self):
+        return [(self, "part", "part")]
+
+
+def test_stages_of_bench_train_add_up():
+    subject = Subject()
+    stages = bench_train.stage_seconds(subject, subject.clock, 3)
+    assert stages == {"part": 2, "rest of the forward": 3, "prepare": 1, "backward": 10, "optimiser": 4}
+    assert subject.part == Subject.part.__get__(subject)  # as it was
+
+
+def test_saved_megabytes_count_a_storage_once():
+    assert bench_train.saved_megabytes(Subject()) == pytest.approx(1.0 + 4.0)  # x and y, not the weight
+
+
+def test_bench_train_compares_with_torchvision():
+    cases = [
+        (bench_train.THEIRS, 800, 4000),
+        (bench_train.THEIRS_KEEPING, 600, 5000),
+        (bench_train.OURS[0], 500, 2000),
+        (bench_train.OURS[1], 400, 2000),
+    ]
+    rows = [
+        {**case._asdict(), "ms": ms, "peak_mb": mb, "saved_mb": 1.0, "stages_ms": {"targets": 1, "backward": 3}}
+        for case, ms, mb in cases
+    ]
+    bench_train.compare(rows)
+    assert (rows[3]["speedup"], rows[3]["speedup_keeping_memory"]) == (2, 1.5)
+    assert [row["memory_share"] for row in rows] == [1, 1.25, 0.5, 0.5]
+    assert rows[3]["images_per_s"] == 5
+    assert rows[3]["targets_share"] == 0.25
+    assert " 2.00 x " in bench_train.format_row(rows[3])
+
+
+def test_nuclei_are_read_as_codes(tmp_path):
+    masks = np.zeros((6, 8, 2), bool)
+    masks[1:3, 2:7, 0] = masks[4:, :3, 1] = True
+    codes = [utils.rle_to_json(rle) for rle in utils.mask_to_rle(masks)]
+    annotations = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 6, "width": 8}],
+        "annotations": [{"image_id": 7, "segmentation": code} for code in codes],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(annotations))
+    dataset = overfit_nuclei.load_dataset(tmp_path)
+    assert dataset.image_info[0]["path"] == tmp_path / "train" / "a.png"
+    loaded, class_ids = dataset.load_mask(0)
+    assert np.array_equal(loaded, masks)
+    assert class_ids.tolist() == [1, 1]
+    with pytest.raises(FileNotFoundError, match="--data must name the folder nuclei_lite"):
+        overfit_nuclei.load_dataset(tmp_path / "train")
+
+
+needs_nuclei = pytest.mark.skipif(
+    not overfit_nuclei.DATA.is_dir(), reason="shared/ is not here: the images may not be in the repository"
+)
+
+
+@needs_nuclei
+def test_overfit_nuclei_ends_with_a_json_line(tmp_path):
+    done = run("benchmarks/overfit_nuclei.py", "--quick", "--threads", "1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    assert (tmp_path / "overfit_nuclei.json").read_text() == line + "\n"
+    facts = json.loads(line)
+    assert facts["steps"] == 2
+    assert 0 <= facts["mask AP50"] <= 1
+    losses = [json.loads(row)["loss"] for row in (tmp_path / "overfit_nuclei.jsonl").read_text().splitlines()]
+    assert facts["loss_of_first_steps"] == pytest.approx(np.mean(losses))
+
+
+@needs_nuclei
+def test_training_from_nothing_learns(tmp_path):
+    """The two minutes of benchmarks/overfit_nuclei.py: the loss halves."""
+    settings = {"STEPS_PER_EPOCH": 7, "WARMUP_STEPS": 10, "CHECKPOINT_MINUTES": 0}
+    model = overfit_nuclei.overfit(overfit_nuclei.load_dataset(), tmp_path, **settings)
+    losses = overfit_nuclei.read_losses(model.log_dir)
+    assert len(losses) == 12 * 7
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 2
+
+
 def test_bench_ops_refuses_to_time_what_disagrees():
     case = bench_ops.Case("wrong", lambda: torch.zeros(3), lambda: torch.ones(3), None)
     with pytest.raises(AssertionError):
@@ -111,7 +258,7 @@ def test_median_is_over_at_least_three_calls():
 
 
 def test_peak_memory():
-    peak = machine.peak_mb(lambda: torch.ones(25_000_000).sum())
+    peak = machine.peak_mb(lambda: torch.ones(25_000_000).sum(), trim=True)
     assert peak is None or 90 < peak < 130
 
 
