@@ -72,3 +72,30 @@ def test_every_published_name_is_in_the_table():
         stem = re.sub(r"_[12]x_coco$", "", name)
         assert f"`{name}`" in README or f"`{stem}_" in README, name
     assert "mask-scoring-rcnn" in str(convert_weights.cache_folder())
+
+
+def test_training_speed_is_the_committed_result():
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-train-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    for case in facts["cases"]:
+        (row,) = re.findall(rf"^\| {re.escape(case['name'])}, {case['dtype']} \| (.*) \|$", README, flags=re.MULTILINE)
+        is_ours = case["library"] == "ours"
+        assert row.split(" |") == [
+            f"{case['ms']:.0f}",
+            f" {case['images_per_s']:.3f}",
+            f" {case['speedup']:.2f} x" if is_ours else "",
+            f" {case['peak_mb']:.0f}",
+            f" {100 * case['memory_share']:.0f} %" if is_ours else "",
+            f" {case['saved_mb']:.0f}",
+        ]
+    shares = {case["name"]: case["targets_share"] for case in facts["cases"]}
+    assert f"targets take {100 * shares['MS R-CNN, 400 objects']:.1f} % of the step" in README
+
+
+def test_overfitting_is_the_committed_result():
+    folder = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-overfit-nuclei)\)", README)[1]
+    facts = json.loads((folder / "overfit_nuclei.json").read_text())
+    assert f"mask AP50 {facts['mask AP50']:.3f}" in README
+    assert facts["mask AP50"] >= 0.9
+    assert facts["training_s"] < 15 * 60
