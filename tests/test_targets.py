@@ -961,3 +961,13 @@ def test_all_losses_can_be_learned(device):
         optimizer.step()
         totals.append(total.item())
     assert totals[-1] < 0.67 * totals[0]
+
+
+def test_maskiou_of_a_single_cell():
+    """The smallest union there is: one cell, predicted as it is."""
+    target = torch.zeros(2, 28, 28)
+    target[:, 3, 4] = 1
+    logits = torch.where(target > 0, 5.0, -5.0)
+    logits[1] = -5  # a miss
+    wanted = modellib.build_maskiou_targets(logits, target, torch.ones(2))
+    assert wanted.tolist() == [1, 0]
