@@ -21,7 +21,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -1775,7 +1777,6 @@ class MaskRCNN(nn.Module):
 
     ### Detection
 
-    @torch.no_grad()
     def detect(
         self, images: Sequence[np.ndarray], verbose: int = 0, dtype: str = "float32", masks: str = "array"
     ) -> list[dict[str, Any]]:
@@ -1792,29 +1793,67 @@ class MaskRCNN(nn.Module):
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
         Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks.
         """
+        (results,) = self._detect_batches([images], dtype, masks, verbose, None, _Now())
+        if verbose:
+            print(f"{sum(len(result['scores']) for result in results)} detections")
+        return results
+
+    def detect_batches(
+        self, batches: Iterable[Sequence[np.ndarray]], dtype: str = "float32", masks: str = "rle"
+    ) -> Iterator[list[dict[str, Any]]]:
+        """detect() for one batch after another, with reading, network and masks of different images at the same time.
+
+        One thread takes the batches, two chunks of IMAGES_PER_GPU images before they are needed, and resizes; another
+        makes the masks. So an iterator that reads files costs no time where the network takes longer. The
+        results are those of detect(), to the bit.
+
+        batches: lists of images, as detect() takes them; dtype, masks: as there.
+
+        Returns: an iterator of detect()'s results, in order.
+        Raises: as detect(), and what the iterator raises, when its batch is due.
+        """
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "masks") as paster:
+            yield from self._detect_batches(batches, dtype, masks, 0, reader, paster)
+
+    @torch.no_grad()
+    def _detect_batches(self, batches, dtype: str, masks: str, verbose: int, reader, paster) -> Iterator[list[dict]]:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         if masks not in ("array", "rle"):
             raise ValueError(f"masks must be 'array' or 'rle', not {masks!r}")
         if self.device.type == "cpu":
             native.keep_memory()
-        images = self._checked(images)
-        plans = [plan_image(image, self.config) for image in images]
-        results: list[Any] = [None] * len(images)
         self.seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
-        for chunk in _chunks([padded_shape(plan) for plan in plans], self.config.IMAGES_PER_GPU):
+        chunks, unfinished, failure = self._molded_chunks(batches), deque(), None
+        try:
+            for chunk in chunks if reader is None else _ahead(chunks, reader):
+                if verbose:
+                    log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
+                found = self._infer(chunk, dtype) if chunk.indices else None
+                unfinished.append(paster.submit(self._paste, chunk, found, masks))
+                while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
+                    yield from unfinished.popleft().result()
+        except Exception as error:  # what was done before it is not lost
+            failure = error
+        for future in unfinished:
+            yield from future.result()
+        if failure is not None:
+            raise failure
+
+    def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator["_Chunk"]:
+        """The images of each batch, resized, those of equal shape together."""
+        for images in batches:
             start = time.perf_counter()
-            molded = torch.stack([mold_padded(images[i], plans[i], self.config) for i in chunk])  # [B, H, W, C]
-            windows = [plans[i].window for i in chunk]
-            self._add_seconds("resize", start)
-            if verbose:
-                log(f"images {chunk}, molded", molded)
-            shapes = [images[i].shape[:2] for i in chunk]
-            for i, result in zip(chunk, self._detect_batch(molded, windows, shapes, dtype, masks), strict=True):
-                results[i] = result
-        if verbose:
-            print(f"{sum(len(result['scores']) for result in results)} detections")
-        return results
+            images = self._checked(images)
+            plans = [plan_image(image, self.config) for image in images]
+            results: list[Any] = [None] * len(images)
+            groups = list(_chunks([padded_shape(plan) for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
+            for number, indices in enumerate(groups, start=1):
+                molded = [mold_padded(images[i], plans[i], self.config) for i in indices]
+                windows, shapes = [plans[i].window for i in indices], [images[i].shape[:2] for i in indices]
+                self._add_seconds("resize", start)
+                yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
+                start = time.perf_counter()
 
     def detect_molded(
         self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
@@ -1827,9 +1866,11 @@ class MaskRCNN(nn.Module):
             log("molded_images", molded_images)
         self.seconds = dict.fromkeys(("network", "masks"), 0.0)
         shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
+        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
+        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
         with torch.no_grad():
-            molded = torch.as_tensor(molded_images, dtype=torch.float32)
-            return self._detect_batch(molded, metas["window"].tolist(), shapes, "float32", "array")
+            (results,) = self._paste(chunk, self._infer(chunk, "float32"), "array")
+        return results
 
     def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
@@ -1863,31 +1904,36 @@ class MaskRCNN(nn.Module):
                 )
         return list(images)
 
-    def _detect_batch(self, molded: Tensor, windows, shapes, dtype: str, masks: str) -> list[dict[str, Any]]:
-        """Results for molded images [B, H, W, C] of the given windows and original shapes."""
+    def _infer(self, chunk: "_Chunk", dtype: str) -> Detections:
+        """What the network finds in the images of a chunk, on the CPU."""
         start = time.perf_counter()
+        molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
-        windows = torch.tensor([list(window) for window in windows], dtype=torch.float32)
+        windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
         found = self(Images(pixels, windows.to(self.device)))
-        boxes = found.boxes.cpu()  # waits for the device
+        found = Detections(*(None if column is None else column.cpu() for column in found))  # waits for the device
         self._add_seconds("network", start)
+        return found
+
+    @torch.no_grad()  # of another thread than the network's, perhaps
+    def _paste(self, chunk: "_Chunk", found: Detections | None, masks: str) -> list[list[dict[str, Any]]]:
+        """Put detect()'s dicts of a chunk's images into their batch's results. Returns: [these], once complete."""
         start = time.perf_counter()
-        results = []
-        for i, (window, shape) in enumerate(zip(windows.tolist(), shapes, strict=True)):
+        for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
             own = (found.batch_index == i).nonzero()[:, 0]
-            unmolded = unmold_boxes(boxes[own.cpu()], window, shape, self.config)
-            results.append(self._result(found, own, unmolded, shape, masks))
+            boxes = unmold_boxes(found.boxes[own], window, shape, self.config)
+            chunk.results[index] = self._result(found, own, boxes, shape, masks)
         self._add_seconds("masks", start)
-        return results
+        return [chunk.results] if chunk.is_last else []
 
     def _result(self, found: Detections, own: Tensor, boxes: Tensor, shape, masks: str) -> dict[str, Any]:
         """detect()'s dict of one image. own: the indices of its detections. boxes: in its pixels."""
         if self.config.dialect.coordinates == "normalised":  # rounding may leave nothing of a box
             large = _larger_than(boxes, 0)
-            own, boxes = own[large.to(own.device)], boxes[large]
+            own, boxes = own[large], boxes[large]
         scores = found.scores[own]
         maskious = None if found.maskious is None else found.maskious[own]
-        probs = found.mask_logits[own].sigmoid().cpu()
+        probs = found.mask_logits[own].sigmoid()
         paste = boxes
         if self.config.dialect.coordinates == "inclusive":
             paste = boxes - boxes.new_tensor([0, 0, 1, 1])
@@ -1899,10 +1945,10 @@ class MaskRCNN(nn.Module):
             pasted = [utils.crop_to_rle(y, x, crop, shape) for y, x, crop in crops]
         return {
             "rois": boxes.numpy(),
-            "class_ids": found.class_ids[own].cpu().numpy().astype(np.int32),
-            "scores": scores.cpu().numpy(),
-            "mask_ious": None if maskious is None else maskious.cpu().numpy(),
-            "mask_scores": mask_scores(scores, maskious, self.config).cpu().numpy(),
+            "class_ids": found.class_ids[own].numpy().astype(np.int32),
+            "scores": scores.numpy(),
+            "mask_ious": None if maskious is None else maskious.numpy(),
+            "mask_scores": mask_scores(scores, maskious, self.config).numpy(),
             "masks": pasted,
         }
 
@@ -2058,6 +2104,36 @@ class MaskRCNN(nn.Module):
         Raises: FileNotFoundError when there is none.
         """
         return str(training.find_last(self.model_dir, self.config.NAME))
+
+
+class _Chunk(NamedTuple):
+    """Images of one shape on their way through detection."""
+
+    results: list[Any]  # of the batch that they are from; their own are put into it
+    indices: Sequence[int]  # their places in the batch; none of an empty batch
+    molded: list[Tensor]  # each [H, W, C]
+    windows: Sequence[Any]  # of each, where the image lies in the network's input
+    shapes: Sequence[Any]  # (height, width) of each original
+    is_last: bool  # whether the batch is complete with it
+
+
+class _Now:
+    """Stands for a pool of threads, and does at once what it is given."""
+
+    @staticmethod
+    def submit(function: Callable, *arguments: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def _ahead(items: Iterator, pool: ThreadPoolExecutor, count: int = 2) -> Iterator:
+    """The items of an iterator, which a pool of one thread makes, up to count before they are asked for."""
+    end = object()
+    waiting = deque(pool.submit(next, items, end) for _ in range(count))
+    while (item := waiting.popleft().result()) is not end:
+        waiting.append(pool.submit(next, items, end))
+        yield item
 
 
 def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:

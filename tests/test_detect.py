@@ -1,6 +1,7 @@
 """MaskRCNN as its callers see it: detect on whatever images, and weights saved and loaded."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,65 @@ def test_many_images_in_one_call(model):
     assert len(results) == 100
     assert all(result["masks"].shape[:2] == image.shape[:2] for result, image in zip(results, images, strict=True))
     assert model.detect([]) == []
+
+
+def assert_identical(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name]) if isinstance(value, np.ndarray) else pytest.fail(name)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_give_what_detect_gives(device):
+    """To the bit and in order: batches of several shapes, larger than IMAGES_PER_GPU, of one image and of none."""
+    model = tiny_model(IMAGES_PER_GPU=2).to(device)
+    images = [random_image(40 + 9 * (i % 3), 60, i) for i in range(9)]
+    batches = [images[:5], [], images[5:6], images[6:]]
+    for dtype, masks in (("float32", "array"), ("bfloat16", "rle")):
+        actual = list(model.detect_batches(batches, dtype, masks))
+        assert [len(results) for results in actual] == [5, 0, 1, 3]
+        for batch, results in zip(batches, actual, strict=True):
+            for one, other in zip(results, model.detect(batch, dtype=dtype, masks=masks), strict=True):
+                if masks == "rle":
+                    assert one.pop("masks") == other.pop("masks")
+                assert_identical(one, other)
+    assert all(seconds > 0 for seconds in model.seconds.values())
+
+
+def test_batches_are_taken_a_little_ahead(model):
+    """Not the whole iterator at once, which may be a video without an end; and none once nobody asks any more."""
+    taken = []
+
+    def frames():
+        while True:
+            taken.append(len(taken))
+            yield [random_image(40, 60, len(taken))]
+
+    results = model.detect_batches(frames())
+    for _ in range(4):
+        next(results)
+    assert 4 <= len(taken) <= 12
+    results.close()
+    at_the_end = len(taken)
+    time.sleep(0.05)
+    assert len(taken) == at_the_end
+
+
+def test_an_error_of_the_batches_comes_when_its_batch_is_due(model):
+    def batches():
+        yield [random_image(40, 60)]
+        raise FileNotFoundError("frame 2")
+
+    results = model.detect_batches(batches())
+    assert len(next(results)) == 1
+    with pytest.raises(FileNotFoundError, match="frame 2"):
+        next(results)
+    with pytest.raises(ValueError, match=r"images\[1\] must be a NumPy array"):
+        list(model.detect_batches([[random_image(40, 60), "photo.jpg"]]))
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        list(model.detect_batches([], dtype="float64"))
+    with pytest.raises(ValueError, match="masks must be"):
+        list(model.detect_batches([], masks="polygons"))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (80, 3200), (3200, 80), (3, 2000)])
