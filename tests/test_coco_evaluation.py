@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import coco
+import evaluation
 import utils
 from config import Config
 
@@ -39,10 +40,11 @@ class Oracle:
         self.config = Config(NUM_CLASSES=3, **settings)
         self.found = found
 
-    def detect(self, images, masks="array"):
+    def detect_batches(self, batches, dtype="float32", masks="rle"):
         assert masks == "rle"
-        assert len(images) <= self.config.IMAGES_PER_GPU
-        return [self.found[image[0, 0, 0]] for image in images]
+        for images in batches:
+            assert len(images) <= self.config.IMAGES_PER_GPU
+            yield [self.found[image[0, 0, 0]] for image in images]
 
 
 def rectangles(*boxes, shape=(100, 120)) -> np.ndarray:
@@ -142,7 +144,7 @@ def test_no_detections():
 def test_no_objects_at_all():
     metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles(), [])), verbose=False)
     assert metrics["box AP"] == metrics["mask AP"] == -1
-    assert "-" in coco.metrics_table(metrics)
+    assert "-" in evaluation.metrics_table(metrics)
 
 
 def test_false_positives_in_an_image_without_objects_count():
@@ -171,8 +173,9 @@ def test_true_ious():
     truth = rectangles((0, 0, 40, 40), (0, 60, 40, 100), (50, 0, 90, 40), (15, 0, 22, 9)), [1, 2, -1, 1]
     dataset = Drawn(truth)
     masks = rectangles((0, 0, 20, 40), (0, 60, 40, 100), (50, 0, 90, 40), (95, 100, 99, 110))
-    _, results = coco.detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
-    ious = coco.true_ious(coco.as_coco(coco.ground_truth(dataset)), results)
+    _, results = evaluation.detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
+    truth = evaluation.as_coco(evaluation.ground_truth(dataset))
+    ious = evaluation.RankedEvaluation(truth, results, "segm", 100).true_ious()
     assert ious.tolist() == [0.5, 0, 0, 0]
 
 
@@ -198,7 +201,7 @@ def test_without_a_maskiou_head():
 
 def test_masks_without_pixels_are_no_objects():
     masks = rectangles((0, 0, 40, 40), (0, 0, 0, 0))
-    assert len(coco.ground_truth(Drawn((masks, [1, 1])))["annotations"]) == 1
+    assert len(evaluation.ground_truth(Drawn((masks, [1, 1])))["annotations"]) == 1
 
 
 def test_rles_and_boxes_of_load_instances():
@@ -210,10 +213,10 @@ def test_rles_and_boxes_of_load_instances():
             boxes = np.array([[10, 20, 30, 61.5], [0, 0, 5, 5]], np.float32)
             return utils.Instances(np.array([1, -2]), utils.mask_to_rle(masks), boxes)
 
-    first, second = coco.ground_truth(Annotated((masks, [1, 1])))["annotations"]
+    first, second = evaluation.ground_truth(Annotated((masks, [1, 1])))["annotations"]
     assert first["bbox"] == [20, 10, 41.5, 20]
     assert (second["category_id"], second["iscrowd"], second["area"]) == (2, 1, 25)
-    assert coco.ground_truth(Drawn((masks, [1, 1])))["annotations"][0]["bbox"] == [20, 10, 40, 20]
+    assert evaluation.ground_truth(Drawn((masks, [1, 1])))["annotations"][0]["bbox"] == [20, 10, 40, 20]
 
 
 ############################################################
@@ -244,15 +247,15 @@ def test_numbers_are_pycocotools(capsys):
         predictions.append(found(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
     dataset, model = Drawn(*images), Oracle(*predictions)
     metrics = coco.evaluate_dataset(model, dataset, verbose=False)
-    truth = coco.ground_truth(dataset)
-    boxes, masks = coco.detect_dataset(model, dataset)
+    truth = evaluation.ground_truth(dataset)
+    boxes, masks = evaluation.detect_dataset(model, dataset)
     by_class = [{**entry, "score": entry["class_score"]} for entry in masks]
     for kind, results, pattern in (
         ("bbox", boxes, "box {}"),
         ("segm", masks, "mask {}"),
         ("segm", by_class, "mask {} (class score)"),
     ):
-        ours = [metrics[pattern.format(name)] for name in coco.MEASURES]
+        ours = [metrics[pattern.format(name)] for name in evaluation.MEASURES]
         np.testing.assert_allclose(ours, summary(truth, results, kind, capsys), rtol=0, atol=1e-12)
     assert 0.01 < metrics["mask AP"] < 0.99
     assert metrics["mask AP (true IoU)"] > metrics["mask AP"]
@@ -261,11 +264,11 @@ def test_numbers_are_pycocotools(capsys):
 def test_ap_of_a_category():
     truth = rectangles((0, 0, 40, 40), (50, 0, 90, 40)), [1, 2]
     dataset = Drawn(truth)
-    _, masks = coco.detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
-    evaluation = coco.run_cocoeval(coco.as_coco(coco.ground_truth(dataset)), masks, "segm", 100)
-    assert coco.average_precision(evaluation, category=1) == pytest.approx(1)
-    assert coco.average_precision(evaluation, category=2) == 0
-    assert coco.average_precision(evaluation) == pytest.approx(0.5)
+    _, masks = evaluation.detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
+    ranked = evaluation.run_cocoeval(evaluation.as_coco(evaluation.ground_truth(dataset)), masks, "segm", 100)
+    assert evaluation.average_precision(ranked, category=1) == pytest.approx(1)
+    assert evaluation.average_precision(ranked, category=2) == 0
+    assert evaluation.average_precision(ranked) == pytest.approx(0.5)
 
 
 ############################################################
@@ -275,7 +278,7 @@ def test_ap_of_a_category():
 
 def test_results_are_submissions():
     masks = rectangles((10, 20, 30, 60))
-    boxes, segments = coco.to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
+    boxes, segments = evaluation.to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
     assert boxes == [{"image_id": 7, "category_id": 18, "bbox": [20, 10, 40, 20], "score": 0.5}]
     (segment,) = json.loads(json.dumps(segments))
     np.testing.assert_array_equal(utils.rle_to_mask(segment.pop("segmentation")), masks[..., 0])

@@ -15,6 +15,7 @@ LAYERS = [
     {"training"},
     {"model", "visualize"},
     {"convert_weights"},
+    {"evaluation"},
     {"coco"},
     {"custom", "demo", "samples"},
     {"benchmarks", "notebooks"},

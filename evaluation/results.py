@@ -1,0 +1,164 @@
+"""Ground truth and detections in COCO's format: what COCOeval reads, and what is submitted.
+
+A data set is numbered as its source is where it knows COCO's annotations (coco.CocoDataset, by its method
+`annotations`): category ids and image ids are those of the file. Of any other, category ids are class ids and image ids
+are image_id + 1: pycocotools takes an id 0 for "none".
+
+COCO's boxes are (x, y, width, height); everywhere else boxes are (y1, x1, y2, x2).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import utils
+
+############################################################
+#  Numbers
+############################################################
+
+
+def is_coco(dataset: utils.Dataset) -> bool:
+    """Whether a data set has annotations in COCO's format, and with them numbers of its own."""
+    return hasattr(dataset, "annotations")
+
+
+def image_number(dataset: utils.Dataset, image_id: int) -> int:
+    """The id of an image in results."""
+    return int(dataset.image_info[image_id]["id"]) if is_coco(dataset) else int(image_id) + 1
+
+
+def category_numbers(dataset: utils.Dataset) -> list[int]:
+    """The category id of each class of a data set in results; 0 for background."""
+    return list(dataset.category_ids) if is_coco(dataset) else list(range(dataset.num_classes))
+
+
+def categories_of_model(model: Any, dataset: utils.Dataset) -> list[int]:
+    """The category id in results of each class index of a model.
+
+    With COCO's numbers the checkpoint says which category an index is, in whatever order and with whatever gaps. For
+    any other data set, classes of the model are those of the data set of the same names; where the names are others,
+    those of the same place.
+
+    Raises: ValueError if the model was made for other classes.
+    """
+    if is_coco(dataset):
+        _check_categories(model, dataset)
+        return [int(category) for category in model.category_ids]
+    if dataset.num_classes != model.config.NUM_CLASSES:
+        raise ValueError(
+            f"the model has {model.config.NUM_CLASSES} classes and the data set {dataset.num_classes}, background "
+            f"included: {', '.join(dataset.class_names)}; was the model trained on another data set?"
+        )
+    names = list(getattr(model, "class_names", ()))
+    if sorted(names) == sorted(dataset.class_names) and len(set(names)) == len(names):
+        return [dataset.class_names.index(name) for name in names]
+    return list(range(dataset.num_classes))
+
+
+def _check_categories(model: Any, dataset: utils.Dataset) -> None:
+    theirs = dict(zip(model.category_ids, model.class_names, strict=True))
+    ours = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    shared = [category for category in ours if category in theirs and category != 0]
+    if not shared:
+        raise ValueError(
+            f"the model knows none of the data set's categories: its are {utils.listed(map(str, list(theirs)[1:]))}, "
+            f"the data set's {utils.listed(map(str, list(ours)[1:]))}; was the model trained on another data set?"
+        )
+    other = [f"{i} is {theirs[i]!r}, here {ours[i]!r}" for i in shared if _plain(theirs[i]) != _plain(ours[i])]
+    if other:
+        raise ValueError(
+            f"the model's categories have other names than the data set's: {utils.listed(other, 5)}; was the model "
+            "trained on another data set? (category_ids and class_names of the checkpoint say what its classes are)"
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+############################################################
+#  Ground truth
+############################################################
+
+
+def ground_truth(dataset: utils.Dataset, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
+    """A data set as the contents of a COCO annotation file. Images without objects are in it.
+
+    dataset: prepared. image_ids: the images wanted; all by default.
+
+    Returns: {"images", "categories", "annotations"}. Annotations count from 1: pycocotools takes an annotation 0 for
+        "no match", and one of two with the same id for both.
+    """
+    numbers = category_numbers(dataset)
+    images, annotations = [], []
+    for image_id in map(int, dataset.image_ids if image_ids is None else image_ids):
+        number = image_number(dataset, image_id)
+        height, width = image_size(dataset, image_id)
+        images.append({"id": number, "height": height, "width": width})
+        for entry in _annotations(dataset, image_id, (height, width)):
+            annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
+    names = zip(numbers, dataset.class_names, strict=True)
+    categories = [{"id": number, "name": name} for number, name in names if number > 0]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def image_size(dataset: utils.Dataset, image_id: int) -> tuple[int, int]:
+    """(height, width): as image_info says, or else of the image itself."""
+    info = dataset.image_info[image_id]
+    if info.get("height") and info.get("width"):
+        return int(info["height"]), int(info["width"])
+    return dataset.load_image(image_id).shape[:2]
+
+
+def _annotations(dataset: utils.Dataset, image_id: int, shape: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """An image's objects as annotations without ids. Masks without a pixel are no objects, unless COCO says so."""
+    if is_coco(dataset):
+        yield from dataset.annotations(image_id)
+        return
+    info = dataset.image_info[image_id]
+    name = f"image {info['source']}.{info['id']}"
+    class_ids, masks, boxes = utils.check_instances(dataset.load_instances(image_id), shape, name, dataset.num_classes)
+    rles = masks if isinstance(masks, list) else utils.mask_to_rle(masks)
+    for i, (class_id, rle) in enumerate(zip(class_ids.tolist(), rles, strict=True)):
+        area = utils.rle_area(rle)
+        if area == 0:
+            continue
+        y1, x1, y2, x2 = utils.rle_to_bbox(rle) if boxes is None else boxes[i].tolist()
+        yield {
+            "category_id": abs(class_id),
+            "iscrowd": int(class_id < 0),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": area,
+            "segmentation": utils.rle_to_json(rle),
+        }
+
+
+############################################################
+#  Results
+############################################################
+
+
+def to_results(
+    detections: dict[str, Any], image_id: int, category_ids: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One image's detections as COCO results, which json.dump takes.
+
+    detections: of detect(masks="rle"). image_id: of the COCO file. category_ids: of each class index.
+
+    Returns: the boxes, scored by class; the masks, scored by mask score, with class_score and mask_iou (None without a
+        MaskIoU head) beside it. Masks have no "bbox": pycocotools would take the area of the box for the mask's.
+    """
+    boxes, masks = [], []
+    ious = detections["mask_ious"]
+    for i, (y1, x1, y2, x2) in enumerate(detections["rois"].tolist()):
+        entry = {"image_id": image_id, "category_id": int(category_ids[int(detections["class_ids"][i])])}
+        class_score = float(detections["scores"][i])
+        boxes.append({**entry, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": class_score})
+        mask = {
+            "segmentation": utils.rle_to_json(detections["masks"][i]),
+            "score": float(detections["mask_scores"][i]),
+            "class_score": class_score,
+            "mask_iou": None if ious is None else float(ious[i]),
+        }
+        masks.append({**entry, **mask})
+    return boxes, masks

@@ -1,0 +1,367 @@
+"""Detection in a whole data set, written as it goes: an interruption loses nothing, and processes share the work.
+
+    images ─ chunks of IMAGES_PER_GPU ─ detect_batches ─ FOLDER/detections/part-<process>.jsonl ─ results in order
+
+A line is an image, and the lines of a chunk are written at once. A chunk that is not wholly there is detected again, as
+a whole: so every image is always detected together with the same others, and the results do not depend on interruptions
+or on the number of processes.
+
+What is detected, by what, is in FOLDER/evaluation.json. A folder takes one evaluation: another one in it is an error.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import training
+import utils
+
+from .results import categories_of_model, image_number, to_results
+
+FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
+# Settings that no detection depends on.
+_INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALIDATION_STEPS"}
+
+
+############################################################
+#  What is evaluated
+############################################################
+
+
+def identify(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
+    """What a detection in a data set depends on, as JSON has it: weights, settings, images."""
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in _INDIFFERENT}
+    images = [[image_number(dataset, i), str(dataset.image_info[i]["path"])] for i in image_ids]
+    identity = {
+        "weights": hash_weights(model),
+        "settings": settings,
+        "categories": categories_of_model(model, dataset),
+        "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
+        "count": len(images),
+        "dtype": dtype,
+        "device": model.device.type,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """sha256 of names, types, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
+    """Make a folder that of an evaluation, or see that it is that already.
+
+    Raises: ValueError if it holds another evaluation, with what differs.
+    """
+    path = Path(folder) / "evaluation.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        contents = {"format": FORMAT, "version": FORMAT_VERSION, "identity": identity}
+        utils.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
+        return
+    try:
+        contents = json.loads(path.read_text())
+        found = contents["identity"] if contents["format"] == FORMAT else None
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not of an evaluation; choose another --output, or remove it")
+    if found != identity:
+        raise ValueError(
+            f"{folder} holds another evaluation: {_differences(found, identity)}. Choose another --output, or remove "
+            "the folder"
+        )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    found, wanted = ({**each, **(each.get("settings") or {})} for each in (found, wanted))
+    names = [name for name in wanted if name != "settings" and found.get(name) != wanted[name]]
+    return utils.listed([f"{name} {_short(found.get(name))} there, {_short(wanted[name])} now" for name in names], 5)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."
+
+
+############################################################
+#  The files
+############################################################
+
+
+class Line(NamedTuple):
+    """The results of an image: see to_results."""
+
+    image_id: int
+    boxes: list[dict[str, Any]]
+    masks: list[dict[str, Any]]
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted((folder / "detections").glob("part-*.jsonl"))
+
+
+def _mend(path: Path) -> None:
+    """Cut off a line that was being written when its process was killed."""
+    with path.open("rb+") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+
+
+def read_lines(folder: str | os.PathLike) -> Iterator[Line]:
+    """Everything that is in the parts, whole lines only; an image may come twice, then with the same results.
+
+    Raises: ValueError for a line that is no such results.
+    """
+    for path in _parts(Path(folder)):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                    yield Line(entry["image_id"], entry["boxes"], entry["masks"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{path}, line {number}, is damaged ({error}); remove the file to detect its images again"
+                    ) from None
+
+
+def done_images(folder: str | os.PathLike) -> set[int]:
+    """The image ids that have results. Half-written lines are removed first."""
+    for path in _parts(Path(folder)):
+        _mend(path)
+    return {line.image_id for line in read_lines(folder)}
+
+
+def load_results(
+    folder: str | os.PathLike, image_numbers: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All results of a folder, ordered by the place of their image in image_numbers, whatever the order of detection.
+
+    Returns: boxes, masks, as to_results has them.
+    Raises: ValueError if images are missing.
+    """
+    lines = {line.image_id: line for line in read_lines(folder)}
+    missing = [number for number in image_numbers if number not in lines]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks the detections of {len(missing)} images: {utils.listed(map(str, missing), 5)}; do all "
+            "processes write into one folder, on a disk that they share?"
+        )
+    boxes = [entry for number in image_numbers for entry in lines[number].boxes]
+    return boxes, [entry for number in image_numbers for entry in lines[number].masks]
+
+
+class _Writer:
+    """Appends chunks to the part of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "detections" / f"part-{training.rank():03d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("ab", buffering=0)
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """All at once: what a kill leaves of it is cut off later."""
+        text = "".join(json.dumps(line._asdict()) + "\n" for line in lines).encode()
+        while text:
+            text = text[self.file.write(text) :]
+
+    def close(self) -> None:
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+############################################################
+#  Detection
+############################################################
+
+
+def plan_chunks(model: Any, image_ids: Sequence[int]) -> list[list[int]]:
+    """Images that are detected together, whoever does it and when."""
+    size = model.config.IMAGES_PER_GPU
+    return [list(map(int, image_ids[start : start + size])) for start in range(0, len(image_ids), size)]
+
+
+def read_batches(
+    dataset: utils.Dataset, chunks: Sequence[Sequence[int]], failures: dict[int, str], workers: int = 2
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """Each chunk with its images, read by several threads ahead of time.
+
+    failures: image_id: why it could not be read; is filled. Its chunk is left out.
+    """
+    with ThreadPoolExecutor(workers, "images") as pool:
+        waiting: deque = deque()
+        for chunk in chunks:
+            waiting.append((list(chunk), [pool.submit(dataset.load_image, image_id) for image_id in chunk]))
+            if len(waiting) > max(1, workers // len(chunk)):
+                yield from _finished(*waiting.popleft(), failures)
+        for chunk, futures in waiting:
+            yield from _finished(chunk, futures, failures)
+
+
+def _finished(chunk: list[int], futures: list, failures: dict[int, str]) -> Iterator[tuple[list[int], list[Any]]]:
+    images = []
+    for image_id, future in zip(chunk, futures, strict=True):
+        try:
+            images.append(future.result())
+        except (OSError, ValueError) as error:
+            failures[image_id] = str(error)
+    if len(images) == len(chunk):
+        yield chunk, images
+
+
+def detect_to_folder(
+    model: Any,
+    dataset: utils.Dataset,
+    image_ids: Sequence[int],
+    folder: str | os.PathLike,
+    dtype: str = "float32",
+    workers: int = 2,
+    verbose: bool = True,
+) -> dict[str, float]:
+    """Detect in all images that have no results in a folder yet. All processes of a group call it together.
+
+    model: MaskRCNN, or what has its detect_batches(), config and categories. image_ids: of the data set.
+    folder: the same for all processes. dtype: of detect(). workers: threads that read images.
+    verbose: show progress, in the first process.
+
+    Returns: seconds of each stage in this process, "total" among them, and "images", how many they are of.
+    Raises: ValueError if the folder holds another evaluation, or images cannot be read: then all others are done, and
+        kept.
+    """
+    folder, start = Path(folder), time.perf_counter()
+    chunks = _agree(model, dataset, image_ids, folder, dtype)
+    mine = chunks[training.rank() :: training.world_size()]
+    categories = categories_of_model(model, dataset)
+    failures: dict[int, str] = {}
+    taken: deque[list[int]] = deque()
+
+    def batches() -> Iterator[list[Any]]:
+        for chunk, images in read_batches(dataset, mine, failures, workers):
+            taken.append(chunk)
+            yield images
+
+    writer = _Writer(folder)
+    count = sum(map(len, mine))
+    silent = not verbose or training.rank() > 0
+    images = 0
+    try:
+        with tqdm(total=count, unit="image", desc="detecting", disable=silent) as progress:
+            for results in model.detect_batches(batches(), dtype, "rle"):
+                chunk = [image_number(dataset, image_id) for image_id in taken.popleft()]
+                pairs = zip(chunk, results, strict=True)
+                writer.write([Line(number, *to_results(found, number, categories)) for number, found in pairs])
+                progress.update(len(chunk))
+                images += len(chunk)
+    finally:
+        writer.close()
+    _check_failures(dataset, failures, folder)
+    return {**model.seconds, "total": time.perf_counter() - start, "images": images}
+
+
+def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: str) -> list[list[int]]:
+    """The chunks that are left, as the first process sees it. Its errors are everybody's."""
+    answer: list[Any] = [None]
+    if training.rank() == 0:
+        try:
+            claim_folder(folder, identify(model, dataset, image_ids, dtype))
+            done = done_images(folder)
+            left = [
+                chunk
+                for chunk in plan_chunks(model, image_ids)
+                if not all(image_number(dataset, image_id) in done for image_id in chunk)
+            ]
+            answer = [left]
+        except (OSError, ValueError) as error:
+            answer = [error]
+    if training.world_size() > 1:
+        dist.broadcast_object_list(answer)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]
+
+
+def _check_failures(dataset: utils.Dataset, failures: dict[int, str], folder: Path) -> None:
+    """Raises in all processes if one could not read an image."""
+    everywhere = [failures]
+    if training.world_size() > 1:
+        everywhere = [None] * training.world_size()
+        dist.all_gather_object(everywhere, failures)
+    reasons = [reason for some in everywhere for reason in some.values()]
+    if reasons:
+        raise ValueError(
+            f"{len(reasons)} images could not be read, so that there is no result for all of them: "
+            f"{utils.listed(reasons, 5)}. The detections in the others are kept in {folder}: repair these images, or "
+            "take them out of the annotations, and run again"
+        )
+
+
+def detect_dataset(
+    model: Any,
+    dataset: utils.Dataset,
+    image_ids: Sequence[int] | None = None,
+    dtype: str = "float32",
+    verbose: bool = False,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Detect in the images of a data set and keep the results in memory: for validation within a training.
+
+    model: MaskRCNN, or what has its detect_batches(), config and categories. verbose: show progress.
+
+    Returns: results of all boxes, results of all masks; ids as in ground_truth.
+    Raises: ValueError if the model was made for other classes, or an image cannot be read.
+    """
+    chunks = plan_chunks(model, dataset.image_ids if image_ids is None else image_ids)
+    categories = categories_of_model(model, dataset)
+    batches = ([dataset.load_image(image_id) for image_id in chunk] for chunk in chunks)
+    boxes, masks = [], []
+    with tqdm(total=sum(map(len, chunks)), unit="image", disable=not verbose) as progress:
+        for chunk, results in zip(chunks, model.detect_batches(batches, dtype, "rle"), strict=True):
+            for image_id, found in zip(chunk, results, strict=True):
+                of_boxes, of_masks = to_results(found, image_number(dataset, image_id), categories)
+                boxes += of_boxes
+                masks += of_masks
+            progress.update(len(chunk))
+    return boxes, masks
+
+
+def write_submission(
+    folder: str | os.PathLike, boxes: Sequence[dict[str, Any]], masks: Sequence[dict[str, Any]]
+) -> tuple[Path, Path]:
+    """bbox.json and segm.json, as COCO's evaluation server takes them. Each appears whole, or stays as it was."""
+    paths = Path(folder) / "bbox.json", Path(folder) / "segm.json"
+    for path, entries in zip(paths, (boxes, masks), strict=True):
+        utils.write_atomically(path, lambda file, entries=entries: _write_list(file, entries))
+    return paths
+
+
+def _write_list(file: Any, entries: Sequence[dict[str, Any]]) -> None:
+    """json.dump's text, without making all of it first."""
+    file.write(b"[")
+    for i, entry in enumerate(entries):
+        file.write((", " if i else "").encode() + json.dumps(entry).encode())
+    file.write(b"]")
