@@ -6,7 +6,7 @@ A source is recognised by what is in it, never by its suffix:
 
     keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
     benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
-    torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's ResNet and ResNeXt classifiers
+    torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
 
 The network has one canonical form (model.py). What a source does differently and can be made equal in the weights, is:
 names (one table a format), class order, row order, colour order, batch norm. The rest is the dialect, which the
@@ -258,13 +258,12 @@ FORMATS = (
     ),
     Format(
         name="imagenet",
-        title="torchvision's ImageNet classifier",
+        title="an ImageNet classifier",
         dialect="mmdet",
         signs=("layer1.0.",),
         table=_IMAGENET,
         eps=1e-5,
-        dropped=("fc.",),
-        style="pytorch",
+        dropped=("fc.", "conv1.bias"),  # the latter in Caffe's; mmdetection leaves it out, too
     ),
 )
 
@@ -411,7 +410,9 @@ def _rename(
     dropped, left = [], []
     for name, tensor in tensors.items():
         target = _target(source.table, name)
-        if name.endswith(".num_batches_tracked") or any(_pattern(rule).match(name) for rule in source.dropped):
+        if name.endswith(".num_batches_tracked") or any(
+            name == rule or _pattern(rule).match(name) for rule in source.dropped
+        ):
             dropped.append(name)
         elif target is None:
             left.append(name)
@@ -752,7 +753,7 @@ def _style(path: Path, source: Format, backbone: str, text: str, style: str | No
         known, reason = "pytorch", "mmdetection's ResNeXts know no other"
     stored = _last(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", text)
     if known is None and stored:
-        known, reason = stored, "the config stored in it says so"
+        known, reason = stored, "what is stored in it says so"
     if style and known and style != known:
         raise ValueError(f"style {style!r} contradicts {path}, which is {known}: {reason}")
     if style or known:
@@ -853,9 +854,11 @@ def _convert(
     _check_names(path, source, set(tensors), expected, left, origin)
     _check_values(path, tensors, origin)
     text, stored_names = _meta(contents)
+    if source.name == "imagenet":  # only Caffe's have that bias
+        text = "style='caffe'" if "conv1.bias" in dropped else "style='pytorch'"
     config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style)
     bgr = source.bgr
-    if source.name == "mmdet":
+    if source.dialect == "mmdet":
         bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
     try:
         folded = _fold(tensors, source, _eps(source, dropped, config.BACKBONE, eps), bgr)
@@ -1051,15 +1054,26 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
-# --model imagenet, by backbone.
-IMAGENET: dict[str, Published] = {
-    stem.rsplit("-", 1)[0]: _torch_file(
-        "imagenet", stem, f"torchvision's {stem.rsplit('-', 1)[0]}, trained on ImageNet"
-    )
-    for stem in (
-        *("resnet18-f37072fd", "resnet34-b627a593", "resnet50-0676ba61", "resnet101-63fe2227"),
-        *("resnext101_32x8d-8ba56ff5", "resnext101_64x4d-173b62eb"),
-    )
+# --model imagenet, by backbone and style. OpenMMLab's are what mmdetection's published models started from.
+_PRETRAIN_URL = "https://download.openmmlab.com/pretrain/third_party/"
+
+
+def _pretrained(backbone: str, hash_: str, style: str = "pytorch", file: str | None = None) -> Published:
+    url = f"{_PRETRAIN_URL}{file}-{hash_}.pth" if file else f"{_TORCH_URL}{backbone}-{hash_}.pth"
+    note = f"{'OpenMMLab' if file else 'torchvision'}'s {backbone}, {style} style, trained on ImageNet"
+    return Published("imagenet", url, hash_, style, note)
+
+
+IMAGENET: dict[tuple[str, str], Published] = {
+    ("resnet18", "pytorch"): _pretrained("resnet18", "f37072fd"),
+    ("resnet34", "pytorch"): _pretrained("resnet34", "b627a593"),
+    ("resnet50", "pytorch"): _pretrained("resnet50", "0676ba61"),
+    ("resnet101", "pytorch"): _pretrained("resnet101", "63fe2227"),
+    ("resnet50", "caffe"): _pretrained("resnet50", "5891d200", "caffe", "resnet50_msra"),
+    ("resnet101", "caffe"): _pretrained("resnet101", "6cc46731", "caffe", "resnet101_msra"),
+    ("resnext101_32x4d", "pytorch"): _pretrained("resnext101_32x4d", "a5af3160", file="resnext101_32x4d"),
+    ("resnext101_64x4d", "pytorch"): _pretrained("resnext101_64x4d", "ee2c6f71", file="resnext101_64x4d"),
+    ("resnext101_32x8d", "pytorch"): _pretrained("resnext101_32x8d", "8ba56ff5"),
 }
 MODELS = Path(__file__).resolve().parent / "models"
 
@@ -1095,20 +1109,15 @@ def _imagenet(backbone: str | None, style: str | None) -> Published:
         raise ValueError(
             f"imagenet needs the backbone that starts from it, one of {', '.join(BACKBONES)}, not {backbone!r}"
         )
-    basic = backbone in ("resnet18", "resnet34")  # no 1x1 convolution that could have the stride
-    if backbone not in IMAGENET:
+    if backbone in ("resnet18", "resnet34"):
+        style = "pytorch"  # no 1x1 convolution that could have the stride
+    published = IMAGENET.get((backbone, style or "pytorch"))
+    if published is None:
         raise ValueError(
-            f"No ImageNet weights are published for {backbone}; there are {', '.join(IMAGENET)}. Choose one of them as "
-            "BACKBONE, give a file with --model PATH, or start from a detector with that backbone, such as --model "
-            "ms_rcnn_x101_32x4d_fpn_1x_coco"
+            f"No ImageNet weights are published for {backbone} of {style} style (BACKBONE_STYLE: where a bottleneck "
+            "has its stride). Choose the other style, give a file (--model PATH), or start from a detector that has it"
         )
-    if style == "caffe" and not basic:
-        raise ValueError(
-            f"No ImageNet weights are published for {backbone} of caffe style (BACKBONE_STYLE: stride in the 1x1 "
-            "convolution). Set BACKBONE_STYLE=pytorch, or start from a detector of caffe style, such as --model coco. "
-            "Weights of pytorch style, given as a path, can start a caffe-style backbone only with a loss of accuracy"
-        )
-    return IMAGENET[backbone]
+    return published
 
 
 def _unknown_model(name: str, path: Path) -> Exception:

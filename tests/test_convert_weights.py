@@ -535,7 +535,7 @@ def test_style_and_pixels_from_the_stored_config(mmdet):
     )  # early mmdetection 2: a base, then what it changes
     assert checkpoint["config"]["BACKBONE_STYLE"] == "caffe"
     assert checkpoint["config"]["MEAN_PIXEL"] == [122.7717, 115.9465, 102.9801]
-    with pytest.raises(ValueError, match=r"style 'pytorch' contradicts .*, which is caffe: the config stored"):
+    with pytest.raises(ValueError, match=r"style 'pytorch' contradicts .*, which is caffe: what is stored"):
         mmdet("a.pth", style="pytorch", config=CAFFE_TEXT)
 
 
@@ -644,6 +644,22 @@ def test_imagenet(light, backbone, tmp_path):
     with pytest.raises(ValueError, match="is a backbone alone"):
         load_model(path)
     assert "the backbone alone" in convert_weights.describe(checkpoint)
+
+
+def test_imagenet_of_caffe(light, tmp_path):
+    """OpenMMLab's files for detectors of caffe style: BGR pixels minus the mean, a bias that mmdetection ignores."""
+    state = imagenet_state("resnet50") | {"conv1.bias": torch.zeros(64)}
+    state["conv1.weight"] = torch.arange(3.0)[None, :, None, None].expand(64, 3, 7, 7)
+    checkpoint = convert(save(tmp_path / "x.pth", state))
+    config = Config.from_dict(checkpoint["config"])
+    assert (config.BACKBONE_STYLE, config.MEAN_PIXEL, config.STD_PIXEL) == (
+        "caffe",
+        (123.675, 116.28, 103.53),
+        (1.0, 1.0, 1.0),
+    )
+    assert checkpoint["model"]["backbone.stem.weight"][0, :, 0, 0].tolist() == [2, 1, 0]
+    with pytest.raises(ValueError, match=r"style 'pytorch' contradicts .* which is caffe"):
+        convert(tmp_path / "x.pth", "pytorch")
 
 
 def test_backbones_of_no_name(tmp_path):
@@ -1041,9 +1057,10 @@ def test_imagenet_as_a_name(monkeypatch):
     monkeypatch.setattr(convert_weights, "_fetch", lambda published: published.url)
     assert find_weights("imagenet", "resnet50", "pytorch").endswith("/resnet50-0676ba61.pth")
     assert find_weights("imagenet", "resnet18", "caffe").endswith("/resnet18-f37072fd.pth")  # no 1x1 to have a stride
+    assert find_weights("imagenet", "resnet50", "caffe").endswith("/third_party/resnet50_msra-5891d200.pth")
+    assert find_weights("imagenet", "resnext101_32x4d").endswith("/third_party/resnext101_32x4d-a5af3160.pth")
     for backbone, style, match in (
-        ("resnet50", "caffe", r"of caffe style .* BACKBONE_STYLE=pytorch"),
-        ("resnext101_32x4d", "pytorch", r"published for resnext101_32x4d; there are .* ms_rcnn_x101_32x4d_fpn_1x_coco"),
+        ("resnext101_32x4d", "caffe", r"published for resnext101_32x4d of caffe style .*--model PATH"),
         (None, None, "imagenet needs the backbone"),
     ):
         with pytest.raises(ValueError, match=match):
