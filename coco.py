@@ -1,20 +1,41 @@
-"""COCO: its configuration, and COCO-style evaluation of any data set.
+"""COCO: its configurations and data set, COCO-style evaluation of any data set, and the command line of both.
 
-81 classes, 0 is background; index i is COCO's i-th smallest category id.
+    python coco.py train --model=imagenet
+    python coco.py evaluate --model=last
+    python coco.py --help
 
-Evaluation goes from detections to results (lists in COCO's submission format) to COCOeval to numbers. Boxes are ranked
-by class score. The same masks are ranked three times: by class score, by mask score, and by class score x true IoU,
-which is what a MaskIoU head that is never wrong would give.
-
-COCO's boxes are (x, y, width, height); everywhere else boxes are (y1, x1, y2, x2).
+81 classes, 0 is background; index i is COCO's i-th smallest category id. COCO's boxes are (x, y, width, height);
+everywhere else boxes are (y1, x1, y2, x2).
 """
 
-from collections.abc import Callable, Sequence
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+import convert_weights
 import evaluation
+import native
+import training
 import utils
-from config import COCO_CATEGORIES, Config
+from coco_data import CocoDataset
+from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings
+from model import TRAINABLE, MaskRCNN, read_checkpoint
+
+DATASET, LOGS = Path("datasets/coco"), Path("logs")
+VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
+VALIDATION_SUBSETS = {"2014": "minival", "2017": "val"}
 
 ############################################################
 #  Configuration
@@ -22,12 +43,28 @@ from config import COCO_CATEGORIES, Config
 
 
 class CocoConfig(Config):
-    """Mask Scoring R-CNN on COCO's 80 categories."""
+    """Mask Scoring R-CNN on COCO's 80 categories, by the schedule of the published models."""
 
     NAME = "coco"
     NUM_CLASSES = 1 + len(COCO_CATEGORIES)
     CLASS_NAMES = ("BG", *(COCO_CATEGORIES[category] for category in sorted(COCO_CATEGORIES)))
     CATEGORY_IDS = (0, *sorted(COCO_CATEGORIES))
+
+    SCHEDULE = "1x"
+    STEPS_PER_EPOCH = None
+
+
+_CAFFE = {"BACKBONE_STYLE": "caffe", "STD_PIXEL": (1.0, 1.0, 1.0)}
+# The networks and schedules that mmdetection has published models of: --config.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "ms_rcnn_r50_caffe_fpn_1x_coco": {"BACKBONE": "resnet50", **_CAFFE, "SCHEDULE": "1x"},
+    "ms_rcnn_r50_caffe_fpn_2x_coco": {"BACKBONE": "resnet50", **_CAFFE, "SCHEDULE": "2x"},
+    "ms_rcnn_r101_caffe_fpn_1x_coco": {"BACKBONE": "resnet101", **_CAFFE, "SCHEDULE": "1x"},
+    "ms_rcnn_r101_caffe_fpn_2x_coco": {"BACKBONE": "resnet101", **_CAFFE, "SCHEDULE": "2x"},
+    "ms_rcnn_x101_32x4d_fpn_1x_coco": {"BACKBONE": "resnext101_32x4d", "SCHEDULE": "1x"},
+    "ms_rcnn_x101_64x4d_fpn_1x_coco": {"BACKBONE": "resnext101_64x4d", "SCHEDULE": "1x"},
+    "ms_rcnn_x101_64x4d_fpn_2x_coco": {"BACKBONE": "resnext101_64x4d", "SCHEDULE": "2x"},
+}
 
 
 ############################################################
@@ -42,9 +79,9 @@ def evaluate_dataset(
     max_dets: int | None = None,
     verbose: bool = True,
 ) -> dict[str, float]:
-    """COCO-style evaluation: one pass of detection, with and without re-scoring.
+    """COCO-style evaluation in memory: one pass of detection, with and without re-scoring.
 
-    model: MaskRCNN, or what has its detect() and config; its classes are those of the data set.
+    model: MaskRCNN, or what has its detect_batches() and config; its classes are those of the data set.
     dataset: prepared; objects of negative class id are crowds. image_ids: the images wanted; all by default.
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
         if that is more. verbose: show progress, and print a table.
@@ -75,3 +112,433 @@ def evaluation_callback(
 ) -> Callable[[Any], dict[str, float]]:
     """What train_model takes as `evaluate`: a function of the model that evaluates it as evaluate_dataset does."""
     return lambda model: evaluate_dataset(model, dataset, image_ids, max_dets, verbose)
+
+
+def evaluate_to_folder(
+    model: Any,
+    dataset: utils.Dataset,
+    folder: str | os.PathLike,
+    image_ids: Sequence[int] | None = None,
+    max_dets: int | None = None,
+    dtype: str = "float32",
+    workers: int = 2,
+    facts: Mapping[str, str] | None = None,
+    verbose: bool = True,
+) -> evaluation.Evaluation | None:
+    """evaluate_dataset on the disk: it goes on where it was interrupted, processes of a group share it, and it reports.
+
+    folder: gets detections/ (the stream), bbox.json and segm.json (COCO's submission format), metrics.json,
+        metrics.csv, classes.csv and report.html. It takes one evaluation.
+    dtype: of detect(). workers: threads that read images. facts: what else the report says of itself. The others as in
+        evaluate_dataset.
+
+    Returns: every number; None in all processes but the first.
+    Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, which is
+        told when all others are done.
+    """
+    max_dets = _max_dets(model, max_dets)
+    image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
+    seconds = evaluation.detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose)
+    if training.rank() > 0:
+        return None
+    start = time.perf_counter()
+    by_number = {evaluation.image_number(dataset, image_id): image_id for image_id in image_ids}
+    boxes, masks = evaluation.load_results(folder, list(by_number))
+    evaluation.write_submission(folder, boxes, masks)
+    contents = evaluation.ground_truth(dataset, image_ids)
+    found = evaluation.evaluate_results(contents, boxes, masks, max_dets)
+    found.seconds = {**seconds, "evaluation": time.perf_counter() - start}
+    found.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
+    report = evaluation.write_report(found, folder, lambda number: dataset.load_image(by_number[number]))
+    if verbose:
+        print(evaluation.metrics_table(found.metrics))
+        print(f"report: {report}")
+    return found
+
+
+def _facts(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], max_dets: int, dtype: str) -> dict[str, str]:
+    config, count, total = model.config, len(image_ids), dataset.num_images
+    part = f"all {count}" if count == total else f"{count} of {total}: a subset, so these are no standard numbers"
+    return {
+        "weights": model.source,
+        "images": part,
+        "detections that count": f"the best {max_dets} of a class in an image",
+        "network": f"{config.BACKBONE}, dialect {config.DIALECT}",
+        "MaskIoU head": "yes" if config.USE_MASKIOU_HEAD else "no",
+        "input": f"{config.IMAGE_RESIZE_MODE} {config.IMAGE_MIN_DIM} to {config.IMAGE_MAX_DIM} pixels, {dtype}",
+        "least class score": f"{config.DETECTION_MIN_CONFIDENCE:g}",
+        "most detections of an image": str(config.DETECTION_MAX_INSTANCES),
+        "device": f"{model.device}, {training.world_size()} process(es), torch {torch.__version__}",
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "revision": training.git_revision() or "unknown",
+    }
+
+
+def build_coco_results(
+    dataset: utils.Dataset, image_ids: Sequence[Any], rois: Any, class_ids: Any, scores: Any, masks: np.ndarray
+) -> list[dict[str, Any]]:
+    """Matterport's: the detections of one image, for each of the given images, in COCO's result format.
+
+    image_ids: of the COCO file. rois: [N, (y1, x1, y2, x2)]. class_ids: [N], of the data set. scores: [N], of the boxes
+        and of the masks; give detect()'s mask_scores for masks. masks: [H, W, N].
+    """
+    if rois is None:
+        return []
+    categories = evaluation.category_numbers(dataset)
+    results = []
+    for image_id in image_ids:
+        for i, (y1, x1, y2, x2) in enumerate(np.asarray(rois, np.float64).tolist()):
+            result = {"image_id": image_id, "category_id": categories[int(class_ids[i])], "score": float(scores[i])}
+            code = utils.rle_to_json(utils.mask_to_rle(masks[:, :, i]))
+            results.append({**result, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": code})
+    return results
+
+
+def evaluate_coco(
+    model: Any,
+    dataset: utils.Dataset,
+    coco: Any = None,
+    eval_type: str = "bbox",
+    limit: int = 0,
+    image_ids: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Matterport's: print and return COCO numbers. evaluate_dataset with other arguments.
+
+    coco: accepted, and not needed. eval_type: "bbox" or "segm"; both are evaluated, and one's numbers are returned.
+    limit: evaluate this many images only; 0 is all.
+    """
+    if eval_type not in ("bbox", "segm"):
+        raise ValueError(f"eval_type must be 'bbox' or 'segm', not {eval_type!r}")
+    image_ids = list(dataset.image_ids if image_ids is None else image_ids)
+    metrics = evaluate_dataset(model, dataset, image_ids[: limit or None])
+    kind = "box " if eval_type == "bbox" else "mask "
+    return {name.removeprefix(kind): value for name, value in metrics.items() if name.startswith(kind)}
+
+
+############################################################
+#  Command line: what is asked for
+############################################################
+
+_DESCRIPTION = """\
+Train and evaluate Mask Scoring R-CNN on COCO.
+
+    python coco.py train --dataset DIR --download               get COCO 2017 (27 GB), train from ImageNet weights
+    python coco.py train --dataset DIR --model imagenet --backbone resnet50 --schedule 1x
+    python coco.py train --model last                           go on where the last training stopped
+    python coco.py train --config ms_rcnn_r50_caffe_fpn_1x_coco one of the published configurations
+    python coco.py train --model torchvision --layers maskiou   a MaskIoU head for a published Mask R-CNN
+    python coco.py evaluate --model last                        numbers, and a report with pictures
+    python coco.py evaluate --model coco --limit 100            the published model, on 100 images
+    torchrun --nproc_per_node=4 coco.py train ...               several GPUs; evaluate as well
+
+DIR has annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/ (or those of
+2014, where minival and valminusminival split val). Training writes checkpoints, logs and curves into LOGS/coco<time>/.
+Interrupted, by Ctrl-C or in any other way, both go on with the same command: training with --model last.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="coco.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["train", "evaluate"])
+    _add_data_arguments(parser.add_argument_group("data"))
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_run_arguments(parser.add_argument_group("how"))
+    _add_training_arguments(parser.add_argument_group("training"))
+    _add_evaluation_arguments(parser.add_argument_group("evaluation"))
+    return parser
+
+
+def _add_data_arguments(group: Any) -> None:
+    group.add_argument("--dataset", type=Path, default=DATASET, metavar="DIR", help=f"default: {DATASET}")
+    group.add_argument(
+        "--year", choices=["2014", "2017"], help="default: 2017 if DIR has it, else 2014; without either, 2017"
+    )
+    group.add_argument(
+        "--download",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="fetch what is missing in DIR: goes on where it was interrupted, checks hashes, unpacks",
+    )
+    group.add_argument(
+        "--limit",
+        type=_count,
+        metavar="N",
+        help="evaluate the first N images only, which gives no standard numbers; 0: all. Default: all for evaluate; "
+        f"{VALIDATION_IMAGES} for the evaluation after each epoch of train",
+    )
+
+
+def _add_model_arguments(group: Any) -> None:
+    group.add_argument(
+        "--model",
+        help="where to start: imagenet (a backbone), last (the newest checkpoint in LOGS), none (random weights), a "
+        f"file of any format that convert_weights.py reads, or one of {', '.join(convert_weights.PUBLISHED)}. Default: "
+        "imagenet for train, last for evaluate",
+    )
+    group.add_argument(
+        "--config", choices=list(CONFIGS), metavar="NAME",
+        help="network and schedule of a published model, to train it anew: one of the seven ms_rcnn_... above",
+    )  # fmt: skip
+    group.add_argument("--backbone", choices=BACKBONES, help="default: resnet101, or that of the model")
+    group.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
+    group.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of config.py to change"
+    )
+
+
+def _add_run_arguments(group: Any) -> None:
+    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the convolutions; default: float32, or as trained"
+    )
+    group.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time on each device; default: 2")
+    group.add_argument("--workers", type=_count, metavar="N", help="processes (train) or threads that load images")
+    group.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=f"of trainings; default: {LOGS}")
+
+
+def _add_training_arguments(group: Any) -> None:
+    group.add_argument("--layers", help=f"what learns: {', '.join(TRAINABLE)}, or a regular expression; default: all")
+    group.add_argument("--schedule", choices=list(training.SCHEDULES), help="default: 1x, 12 epochs")
+    group.add_argument("--epochs", type=_positive, metavar="N", help="when training ends, counted from its start")
+    group.add_argument("--seed", type=_count, metavar="N", help="of all that is random; default: 0")
+    group.add_argument(
+        "--empty-images", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
+        help="train on images without objects, too; the references leave them out",
+    )  # fmt: skip
+
+
+def _add_evaluation_arguments(group: Any) -> None:
+    group.add_argument(
+        "--output", type=Path, metavar="DIR",
+        help="of results and report; one evaluation each. Default: a folder in output/, called after what is evaluated",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-dets", type=_positive, metavar="N",
+        help="results of a class in an image that count; default: 100, COCO's, or DETECTION_MAX_INSTANCES if larger",
+    )  # fmt: skip
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+    return values[text.lower()]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, not {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {text!r}")
+    return int(text)
+
+
+def asked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of settings, --set last."""
+    flags = {
+        "BACKBONE": arguments.backbone,
+        "SCHEDULE": arguments.schedule,
+        "SEED": arguments.seed,
+        "IMAGES_PER_GPU": arguments.batch_size,
+        "WORKERS": arguments.workers,
+        "GPU_COUNT": None if arguments.device is None else int(arguments.device == "cuda"),
+        "TRAIN_DTYPE": arguments.dtype if arguments.command == "train" else None,
+    }
+    named = CONFIGS[arguments.config] if arguments.config else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {**named, **given, **parse_settings(arguments.set)}
+
+
+############################################################
+#  Command line: train
+############################################################
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train from what --model says. Returns the exit status."""
+    if arguments.output is not None:
+        raise ValueError("--output is of evaluate; training writes into --logs")
+    train_dataset, val_dataset = load_training_data(arguments)
+    checkpoint, path = starting_checkpoint(arguments)
+    config = training_config(arguments, train_dataset, checkpoint)
+    model = MaskRCNN(config, arguments.logs)
+    load_start(model, checkpoint, path)
+    count = VALIDATION_IMAGES if arguments.limit is None else arguments.limit
+    evaluate = evaluation_callback(val_dataset, val_dataset.image_ids[: count or None])
+    progress = model.train_model(
+        train_dataset, val_dataset, epochs=arguments.epochs, layers=arguments.layers or "all", evaluate=evaluate
+    )
+    return 128 + progress.interrupted if progress.interrupted else 0
+
+
+def load_training_data(arguments: argparse.Namespace) -> tuple[CocoDataset, CocoDataset]:
+    """What is trained on and what is validated with: train and val of 2017; of 2014 valminusminival joins train, and
+    minival is val."""
+    year = find_year(arguments)
+    subsets = ("train", "valminusminival") if year == "2014" else ("train",)
+    train_dataset, val_dataset = CocoDataset(), CocoDataset()
+    for subset in subsets:
+        train_dataset.load_coco(
+            arguments.dataset, subset, year, auto_download=arguments.download, empty_images=arguments.empty_images
+        )
+    val_dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
+    for dataset in (train_dataset, val_dataset):
+        dataset.prepare()
+    return train_dataset, val_dataset
+
+
+def find_year(arguments: argparse.Namespace) -> str:
+    """The year that was asked for, or that the folder has."""
+    if arguments.year:
+        return arguments.year
+    annotations = arguments.dataset / "annotations"
+    years = [year for year in ("2017", "2014") if (annotations / f"instances_val{year}.json").is_file()]
+    return years[0] if years else "2017"
+
+
+def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any] | None, Path | None]:
+    """The contents and, of a training that is to go on, the path of the checkpoint to start from.
+
+    An ImageNet backbone depends on the settings, which without a checkpoint are known already.
+    """
+    name = arguments.model or "imagenet"
+    if name == "none":
+        return None, None
+    if name == "last":
+        path = Path(MaskRCNN(CocoConfig(BACKBONE="resnet18"), arguments.logs).find_last())
+        return read_checkpoint(path), path
+    if name == "imagenet":
+        config = CocoConfig(**asked_settings(arguments))
+        path = convert_weights.find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
+        return convert_weights.convert(path), None
+    path = convert_weights.find_weights(name)
+    style = arguments.style or (convert_weights.PUBLISHED[name].style if name in convert_weights.PUBLISHED else None)
+    return convert_weights.convert(path, style), None
+
+
+def training_config(
+    arguments: argparse.Namespace, dataset: utils.Dataset, checkpoint: Mapping[str, Any] | None
+) -> CocoConfig:
+    """Settings, strongest first: --set, flags, --config, the checkpoint's (but, unless its training goes on, those of a
+    run of training), CocoConfig's. Classes are the data set's."""
+    settings = {}
+    if checkpoint is not None:
+        goes_on = arguments.model == "last"
+        settings = {name: value for name, value in checkpoint["config"].items() if goes_on or name not in RUN_SETTINGS}
+        if is_backbone(checkpoint):
+            settings = {name: settings[name] for name in ("BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")}
+    if arguments.layers == "maskiou":
+        settings["USE_MASKIOU_HEAD"] = True
+    classes = {
+        "NUM_CLASSES": dataset.num_classes,
+        "CLASS_NAMES": dataset.class_names,
+        "CATEGORY_IDS": dataset.category_ids,
+    }
+    return CocoConfig(**{**settings, **asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
+
+
+def is_backbone(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has a backbone and nothing else."""
+    return all(name.startswith("backbone.") for name in checkpoint["model"])
+
+
+def load_start(model: MaskRCNN, checkpoint: Mapping[str, Any] | None, path: Path | None) -> None:
+    """Give a new model the weights that it starts from: all, or what fits if it has other classes or another head."""
+    if path is not None:
+        model.load_weights(path)
+    elif checkpoint is not None:
+        same = set(checkpoint["model"]) == set(model.state_dict()) and checkpoint["class_names"] == model.class_names
+        model.load_weights(checkpoint, by_name=not same, copy_classes=not same and not is_backbone(checkpoint))
+
+
+############################################################
+#  Command line: evaluate
+############################################################
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate on val (2017) or minival (2014). Returns the exit status."""
+    year = find_year(arguments)
+    dataset = CocoDataset()
+    dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
+    dataset.prepare()
+    check_complete(dataset)
+    device = training.setup_distributed(arguments.device)
+    model = evaluated_model(arguments, device)
+    image_ids = dataset.image_ids[: arguments.limit or None].tolist()
+    dtype = arguments.dtype or "float32"
+    folder = arguments.output or default_output(model, dataset, image_ids, dtype, VALIDATION_SUBSETS[year] + year)
+    facts = {"command": shlex.join(["python", "coco.py", *(arguments.words or [])]), "data": dataset.path}
+    if training.rank() == 0:
+        print(f"weights: {model.source}\nresults go to {folder}")
+        print(native.status())
+    workers = 2 if arguments.workers is None else max(1, arguments.workers)
+    try:
+        evaluate_to_folder(model, dataset, folder, image_ids, arguments.max_dets, dtype, workers, facts)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what was detected is in {folder}, and the same command goes on", file=sys.stderr)
+        return 130
+    training.close_distributed()
+    return 0
+
+
+def check_complete(dataset: CocoDataset) -> None:
+    """Raises ValueError if images of the annotation file cannot be evaluated."""
+    lost = [f"{len(what)} {problem}: {utils.listed(map(str, what), 3)}" for problem, what in dataset.skipped.items()
+            if problem.startswith("images") and "(skipped)" in problem]  # fmt: skip
+    if lost:
+        raise ValueError(
+            f"the data set is not complete, and without these images numbers are of another one: {'; '.join(lost)}. "
+            "Put them into their place, or take them out of the annotation file"
+        )
+
+
+def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> MaskRCNN:
+    """The model that --model names, with settings that evaluation is done with unless --set says otherwise: no class
+    score of more than 0.05 is asked for, under the dialect matterport none at all."""
+    name = arguments.model or "last"
+    if name in ("none", "imagenet"):
+        raise ValueError(f"--model {name} has nothing to evaluate; train first, or name a checkpoint")
+    if name == "last":
+        name = MaskRCNN(CocoConfig(BACKBONE="resnet18"), arguments.logs).find_last()
+    settings = asked_settings(arguments)
+    settings.pop("GPU_COUNT", None)
+    model = convert_weights.load_model(name, device, arguments.style, **settings)
+    if "DETECTION_MIN_CONFIDENCE" not in settings:
+        least = 0.0 if model.config.DIALECT == "matterport" else 0.05
+        model.config.DETECTION_MIN_CONFIDENCE = min(model.config.DETECTION_MIN_CONFIDENCE, least)
+    return model
+
+
+def default_output(model: MaskRCNN, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
+    """The same folder for the same evaluation, and for no other."""
+    identity = evaluation.identify(model, dataset, image_ids, dtype)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    limit = "" if len(image_ids) == dataset.num_images else f"-first{len(image_ids)}"
+    return Path("output") / f"{subset}{limit}-{digest}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
+    arguments = build_parser().parse_args(argv)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return {"train": train, "evaluate": evaluate}[arguments.command](arguments)
+    except (OSError, ValueError) as error:
+        print(f"coco.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

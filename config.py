@@ -647,6 +647,13 @@ _SHARES = [
     *("WARMUP_FACTOR", "COLOR_JITTER"),
 ]
 _LOSSES = set(Config.LOSS_WEIGHTS)
+_NAMES = list(_KINDS)
+# Settings of a run of training, not of the network: who starts from a checkpoint chooses them anew.
+RUN_SETTINGS = {
+    "FROZEN_STAGES",
+    *_NAMES[_NAMES.index("GPU_COUNT") : _NAMES.index("SEED") + 1],
+    *_NAMES[_NAMES.index("OPTIMIZER") :],
+}
 # Numbers of any size from 0 up.
 _COUNTS = ["WORKERS", "WARMUP_STEPS", "EVAL_EVERY", "CHECKPOINT_MINUTES", "FROZEN_STAGES", "GRADIENT_CLIP_NORM", "SEED"]
 

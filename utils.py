@@ -281,7 +281,7 @@ _EXIF_TURNS = {
 }
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS, upright: bool = True) -> np.ndarray:
     """Reads a picture of any kind that Pillow knows, upright and in RGB. The content decides, not the name's suffix.
 
     Turned as EXIF says. Of an animation, the first frame. Transparency is dropped: the colours below it stay as they
@@ -291,6 +291,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> n
     path: the file.
     max_pixels: a picture of more is refused before it is decoded. Pillow has limits of its own: it warns above
         PIL.Image.MAX_IMAGE_PIXELS and refuses above twice as much; to read larger ones, raise that, too.
+    upright: False leaves the pixels as they are stored, whatever EXIF says.
 
     Returns: uint8 [H, W, 3].
     Raises: FileNotFoundError if there is no such file. ValueError, naming the file and the cause, if it is empty, cut
@@ -315,7 +316,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> n
             raise
         except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
             raise ValueError(f"image {path}: {_cause(path, error)}") from error
-    return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+    return np.ascontiguousarray(_upright(pixels, _orientation(image)) if upright else pixels)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -982,7 +983,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: 
 #  Run-length codes and polygons
 ############################################################
 
-_MAX_COORDINATE = 1e6  # of a polygon, pixels; pycocotools walks along every edge, five steps a pixel
+MAX_COORDINATE = 1e6  # of a polygon, pixels; pycocotools walks along every edge, five steps a pixel
 
 
 def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequence[int]) -> dict:
@@ -1162,8 +1163,8 @@ def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int
             ring = np.empty((0, 0))
         if ring.ndim != 1 or len(ring) % 2:
             raise ValueError(f"polygon {i} must be a flat list [x1, y1, x2, y2, ...], got {str(polygon)[:80]}")
-        if not (np.abs(ring) <= _MAX_COORDINATE).all():  # so written, NaN is caught, too
-            raise ValueError(f"polygon {i} has a coordinate beyond {_MAX_COORDINATE:g}; is it in pixels?")
+        if not (np.abs(ring) <= MAX_COORDINATE).all():  # so written, NaN is caught, too
+            raise ValueError(f"polygon {i} has a coordinate beyond {MAX_COORDINATE:g}; is it in pixels?")
         if len(ring) >= 6:
             rings.append(ring.tolist())
     if not rings:
@@ -1456,6 +1457,8 @@ class Dataset:
         "image_from_source_map", "sources", "source_class_ids",
     )  # fmt: skip
 
+    _MIN_CLASS_ID = 1  # of a source
+
     def __init__(self, class_map: Mapping[str, str] | None = None) -> None:
         """class_map: the one that prepare() takes if it is given none."""
         self.class_info = [{"source": "", "id": 0, "name": "BG"}]
@@ -1485,11 +1488,11 @@ class Dataset:
         try:
             number = operator.index(class_id)
         except TypeError:
-            number = 0
-        if number < 1:
+            number = -1
+        if number < self._MIN_CLASS_ID:
             raise ValueError(
-                f"class_id must be an integer of at least 1, not {class_id!r} (class {class_name!r} of {source!r}); "
-                "0 is the background, which every data set has already"
+                f"class_id must be an integer of at least {self._MIN_CLASS_ID}, not {class_id!r} "
+                f"(class {class_name!r} of {source!r}); 0 is the background, which every data set has already"
             )
         if not isinstance(class_name, str):
             raise ValueError(f"class_name must be text, not {class_name!r} (class {number} of {source!r})")

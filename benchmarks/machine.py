@@ -123,6 +123,11 @@ class Peak:
             return None
 
 
+def resident_mb(peak: bool = False) -> float:
+    """Megabytes of this process in memory, now or at the most since it started; of Linux only."""
+    return _resident_kb("VmHWM" if peak else "VmRSS") / 1e3
+
+
 def _resident_kb(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])

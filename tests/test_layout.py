@@ -15,7 +15,7 @@ LAYERS = [
     {"training"},
     {"model", "visualize"},
     {"convert_weights"},
-    {"evaluation"},
+    {"evaluation", "coco_data"},
     {"coco"},
     {"custom", "demo", "samples"},
     {"benchmarks", "notebooks"},

@@ -1,6 +1,14 @@
 """Training of any module that returns a dict of losses: data, the loop, checkpoints, logs."""
 
-from .checkpoints import Position, best_path, checkpoint_path, find_last, list_checkpoints, make_log_dir
+from .checkpoints import (
+    Position,
+    best_path,
+    checkpoint_path,
+    find_last,
+    git_revision,
+    list_checkpoints,
+    make_log_dir,
+)
 from .data import Batch, BatchOrder, Loader, Sample, TrainingData, collate, make_loader
 from .distributed import close_distributed, rank, setup_distributed, world_mean, world_size
 from .logs import ProgressLine, Recorder, Watchdog, draw_curves, peak_memory_mb, read_records
@@ -33,6 +41,7 @@ __all__ = [
     "collate",
     "draw_curves",
     "find_last",
+    "git_revision",
     "learning_rate_at",
     "list_checkpoints",
     "make_loader",
