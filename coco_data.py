@@ -48,11 +48,11 @@ class Archive(NamedTuple):
 
 ARCHIVES = {
     "annotations2014": Archive(
-        "annotations/annotations_trainval2014.zip", 252_872_794, 850_000_000,
+        "annotations/annotations_trainval2014.zip", 252_872_794, 1_000_000_000,
         "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
     ),
     "annotations2017": Archive(
-        "annotations/annotations_trainval2017.zip", 252_907_541, 850_000_000,
+        "annotations/annotations_trainval2017.zip", 252_907_541, 1_000_000_000,
         "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     ),
     "train2014": Archive(

@@ -1,4 +1,4 @@
-"""A web server of one file in a thread, which misbehaves as it is told, for the tests of downloads."""
+"""A web server of one file, or of a few, in a thread, which misbehaves as it is told, for the tests of downloads."""
 
 import http.server
 import re
@@ -8,7 +8,8 @@ import threading
 class FileServer:
     """Use it as a context manager; change its attributes between requests.
 
-    content: the file. etag, modified: headers, or None. content_type: as it says.
+    content: the file. files: {path: content} of further ones.
+    etag, modified: headers, or None. content_type: as it says.
     ranges: True honours Range and If-Range; False ignores them; "blind" ignores If-Range only; "shifted" begins a byte
         late.
     length: whether Content-Length is told. statuses: what to answer first, such as [503, 404].
@@ -18,7 +19,7 @@ class FileServer:
     """
 
     def __init__(self, content: bytes) -> None:
-        self.content, self.content_type = content, "application/octet-stream"
+        self.content, self.files, self.content_type = content, {}, "application/octet-stream"
         self.etag, self.modified, self.redirect, self.hold = '"1"', None, None, None
         self.ranges, self.length = True, True
         self.statuses, self.drops, self.requests = [], [], []
@@ -41,17 +42,18 @@ class FileServer:
         """A header of each request so far."""
         return [headers.get(header) for _, headers in self.requests]
 
-    def answer(self, headers) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, headers, path: str = "") -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body for a request with these headers."""
         out = {"Content-Type": self.content_type}
         out |= {"ETag": self.etag} if self.etag else {}
         out |= {"Last-Modified": self.modified} if self.modified else {}
-        status, body = 200, self.content
+        content = self.files.get(path, self.content)
+        status, body = 200, content
         wanted = re.fullmatch(r"bytes=(\d+)-", headers.get("Range", ""))
         same = self.ranges == "blind" or headers.get("If-Range") in (None, self.etag, self.modified)
         if wanted and self.ranges and same:
-            start, size = int(wanted[1]) + (self.ranges == "shifted"), len(self.content)
-            status, body = (206, self.content[start:]) if start < size else (416, b"")
+            start, size = int(wanted[1]) + (self.ranges == "shifted"), len(content)
+            status, body = (206, content[start:]) if start < size else (416, b"")
             span = f"{start}-{size - 1}" if start < size else "*"
             out["Content-Range"] = f"bytes {span}/{size}"
         if self.redirect:
@@ -64,7 +66,7 @@ class FileServer:
                 server.requests.append((self.path, dict(self.headers)))
                 if server.hold:
                     server.hold.wait(10)
-                status, headers, body = server.answer(self.headers)
+                status, headers, body = server.answer(self.headers, self.path)
                 status = server.statuses.pop(0) if server.statuses else status
                 drop = server.drops.pop(0) if server.drops else None
                 self.send_response(status)
