@@ -182,7 +182,7 @@ def _load(path: Path, image_dir: Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     gc.collect()
     return {
-        "seconds": round(seconds, 2),
+        "seconds": seconds,
         "peak_mb": resident_mb(peak=True),
         "after_mb": resident_mb(),
         "before_mb": before,

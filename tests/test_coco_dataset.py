@@ -579,6 +579,19 @@ def test_annotations_that_are_repeated(load):
     }
 
 
+def test_numbers_as_other_tools_write_them(load):
+    """12.0 is 12; what no reader has exactly is no id."""
+    data = contents([annotation(5.0, 2.0, 7.0, area=4, bbox=[1, 2, 3, 4]), annotation(2**53), annotation(10**30)])
+    data["images"][1] = image(2.0, "2.jpg", height=40.0, width=60.0)
+    dataset = load(data)
+    assert dataset.annotations(1)[0]["category_id"] == 7
+    assert dataset.annotations(1)[0]["bbox"] == [1, 2, 3, 4]
+    assert dataset.load_mask(1)[0].shape == (40, 60, 1)
+    assert [one["id"] for one in dataset.annotations(0)] == [6, 7]
+    assert list(dataset.skipped.values()) == [["#1", "#2"]]
+    json.dumps(dataset.annotations(1))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -740,7 +753,7 @@ def test_a_file_that_is_cut_off(load, length):
         (json.dumps({**contents(), "images": None}), "has no list 'images'; its keys are 'images', 'annotations'"),
         (json.dumps({"images": [image(1)], "annotations": []}), "has no list 'categories'"),
         (json.dumps({"images": [image(1)], "categories": []}), "labels are not published"),
-        (json.dumps(contents([{"id": 1, "image_id": 1, "caption": "a dog"}])), "has captions"),
+        (json.dumps(contents([{"id": 1, "image_id": 1, "caption": "a dog"}, {"image_id": 1}])), "has captions"),
         (json.dumps(contents([annotation(1, segmentation=..., keypoints=[1, 2, 2])])), "keypoints without any segm"),
         (json.dumps(contents([annotation(1, segmentation=...)])), "boxes without any segmentation"),
         (json.dumps(contents([{"image_id": 1}])), "annotations without any segmentation"),
@@ -950,6 +963,9 @@ def test_missing_images(layout, files, message):
     with pytest.raises(FileNotFoundError, match=message) as error:
         load_coco(layout(*files))
     assert error.match(HOW)
+    lines = str(error.value).splitlines()
+    assert len(set(lines)) == len(lines)
+    assert "There are images of val2017" not in str(error.value)
 
 
 def test_missing_files_of_own_data(load, tmp_path):
