@@ -985,8 +985,8 @@ class CocoDataset(utils.Dataset):
         """The image's annotations as COCO has them, in the order of the file, for evaluation.
 
         Returns: dicts with id, image_id, category_id, iscrowd; bbox [x, y, width, height] and area as in the file; and
-            segmentation, a compressed RLE that json.dump takes. The category_id of joined classes is the first's. None
-            for an image that was not loaded from a file of annotations.
+            segmentation, a compressed RLE that json.dump takes. The category_id of joined classes is the first's.
+        Raises: ValueError for an image that was not loaded from a file of annotations.
         """
         found = self._rows(image_id)
         if found is None:

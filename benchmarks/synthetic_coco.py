@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+import coco_data as coco
 import utils
+from benchmarks import machine
 from config import COCO_CATEGORIES
 
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500))  # height, width
@@ -171,11 +173,8 @@ def measure_load(path: str | Path, image_dir: str | Path) -> dict[str, float]:
 
 
 def _load(path: Path, image_dir: Path) -> dict[str, float]:
-    from machine import resident_mb
-
-    import coco_data as coco
-
-    before, start = resident_mb(), time.perf_counter()
+    """What measure_load returns, of this process."""
+    before, start = machine.resident_mb(), time.perf_counter()
     dataset = coco.CocoDataset()
     dataset.load_annotations(path, image_dir, source="coco")
     dataset.prepare()
@@ -183,8 +182,8 @@ def _load(path: Path, image_dir: Path) -> dict[str, float]:
     gc.collect()
     return {
         "seconds": seconds,
-        "peak_mb": resident_mb(peak=True),
-        "after_mb": resident_mb(),
+        "peak_mb": machine.resident_mb(peak=True),
+        "after_mb": machine.resident_mb(),
         "before_mb": before,
         "images": dataset.num_images,
         "annotations": dataset.num_annotations,

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 import coco_data as coco
 import native
 import utils
+from benchmarks import synthetic_coco
 
 DATA = native.ROOT.parent / "shared" / "data"
 REAL = [
@@ -985,24 +986,16 @@ def test_missing_files_of_own_data(load, tmp_path):
 ############################################################
 
 
-@pytest.fixture
-def synthetic(monkeypatch):
-    monkeypatch.syspath_prepend(native.ROOT / "benchmarks")
-    import synthetic_coco
-
-    return synthetic_coco
-
-
-def test_the_synthetic_file_is_a_good_one(synthetic, tmp_path, capsys):
+def test_the_synthetic_file_is_a_good_one(tmp_path, capsys):
     path = tmp_path / "own.json"
-    count = synthetic.write_annotations(path, 300, seed=1)
-    again = synthetic.write_annotations(tmp_path / "again.json", 300, seed=1)
-    other = synthetic.write_annotations(tmp_path / "other.json", 300, seed=2)
+    count = synthetic_coco.write_annotations(path, 300, seed=1)
+    again = synthetic_coco.write_annotations(tmp_path / "again.json", 300, seed=1)
+    other = synthetic_coco.write_annotations(tmp_path / "other.json", 300, seed=2)
     assert count == again
     assert path.read_bytes() == (tmp_path / "again.json").read_bytes()
     assert path.read_bytes() != (tmp_path / "other.json").read_bytes()
     assert other > 1500
-    synthetic.write_images(tmp_path / "images", 300)
+    synthetic_coco.write_images(tmp_path / "images", 300)
     dataset, reference = coco.CocoDataset(), COCO(path)
     dataset.load_annotations(path, tmp_path / "images", source="coco")
     dataset.prepare()
@@ -1020,11 +1013,13 @@ def test_the_synthetic_file_is_a_good_one(synthetic, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_loading_is_measured(synthetic, tmp_path):
+def test_loading_is_measured(tmp_path, capsys):
     path = tmp_path / "own.json"
-    count = synthetic.write_annotations(path, 50)
-    synthetic.write_images(tmp_path, 50)
-    measured = synthetic.measure_load(path, tmp_path)
+    count = synthetic_coco.write_annotations(path, 50)
+    synthetic_coco.write_images(tmp_path, 50)
+    measured = synthetic_coco.measure_load(path, tmp_path)
     assert (measured["images"], measured["annotations"]) == (50, count)
     assert measured["seconds"] > 0
     assert measured["peak_mb"] >= measured["after_mb"] > 50
+    synthetic_coco.main(["--images", "20", "--seed", "3"])
+    assert json.loads(capsys.readouterr().out)["images"] == 20
