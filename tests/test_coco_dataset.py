@@ -102,6 +102,9 @@ def some_mask(seed=0, height=HEIGHT, width=WIDTH) -> np.ndarray:
     return np.random.default_rng(seed).random((height, width)) > 0.6
 
 
+COUNTS = uncompressed(some_mask())
+
+
 ############################################################
 #  What is read
 ############################################################
@@ -406,6 +409,19 @@ def test_arrays_not_objects(load):
     assert sum(getattr(value, "nbytes", len(value)) for value in vars(table).values()) < 200 * (20 * (64 + 16) + 200)
 
 
+def test_what_was_not_chosen_takes_no_memory(load):
+    kinds = [{"segmentation": [SQUARE, TRIANGLE] * 9}, {"segmentation": COUNTS}]
+    data = contents([annotation(2 * number + i + 1, category_id=7, **kinds[i]) for number in range(20) for i in (0, 1)])
+    data["annotations"][20:20] = [annotation(100, segmentation=[TRIANGLE]), annotation(101, segmentation=COUNTS)]
+    dataset, index = load(data, class_ids=[3], return_coco=True)
+    table = dataset._tables[0][-1]
+    assert table.coordinates.tolist() == TRIANGLE
+    assert table.rings.tolist() == [[0, 6]]
+    assert index.anns[100]["segmentation"] == [TRIANGLE]
+    assert table.codes == utils.annotation_to_rle(COUNTS, HEIGHT, WIDTH)["counts"]
+    assert dataset.annotations(0)[1]["segmentation"]["counts"].encode() == table.codes
+
+
 ############################################################
 #  Images
 ############################################################
@@ -449,7 +465,6 @@ def test_an_image_of_another_size(load):
 ############################################################
 
 NAN, INF = float("nan"), float("inf")
-COUNTS = uncompressed(some_mask())
 
 
 @pytest.mark.parametrize(
@@ -527,7 +542,7 @@ def test_polygons_that_are_left_out(load, ring, problem):
 @pytest.mark.parametrize(
     "box",
     [None, ..., [], [1, 2, 3], [10, 10, 10, 10, 1], [NAN, 1, 2, 3], [1, 2, -3, 4], [1, 2, 3, "4"], [1, 2, INF, 3],
-     [1e308, 2, 1e308, 3], "1234", {"x": 1}],
+     [1e308, 2, 1e308, 3], [10**400, 2, 3, 4], "1234", {"x": 1}],
 )  # fmt: skip
 def test_boxes_that_are_none_are_made_from_the_mask(load, box):
     dataset = load(contents([annotation(4), annotation(5, bbox=box), annotation(6)]))
@@ -610,6 +625,12 @@ def test_what_makes_annotations_differ(load, change):
     assert sorted(one["id"] for image_id in (0, 1) for one in dataset.annotations(image_id)) == [5, 6]
     dataset = load(contents([annotation(5, **change), annotation(5, **change)]))
     assert [one["id"] for image_id in (0, 1) for one in dataset.annotations(image_id)] == [5]
+
+
+def test_masks_that_differ_only_in_their_rle(load):
+    rles = [uncompressed(some_mask(seed)) for seed in (1, 2, 1)]
+    dataset = load(contents([annotation(5, segmentation=rle) for rle in rles]))
+    assert [one["id"] for one in dataset.annotations(0)] == [5, 6]
 
 
 ############################################################
@@ -743,6 +764,7 @@ def test_a_file_that_is_cut_off(load, length):
     [
         ("", r"own\.json is empty"),
         ("<html></html>", "is not JSON"),
+        ("abc", "is not JSON"),
         (GOOD + "x" * 20, "is not JSON"),
         (GOOD.replace(":", ";", 1), "is not JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
