@@ -19,6 +19,7 @@ from .metrics import (
     run_cocoeval,
     summary,
 )
+from .report import write_report
 from .results import categories_of_model, category_numbers, ground_truth, image_number, to_results
 from .stream import (
     claim_folder,
@@ -63,5 +64,6 @@ __all__ = [
     "run_cocoeval",
     "summary",
     "to_results",
+    "write_report",
     "write_submission",
 ]

@@ -1,0 +1,271 @@
+"""The pictures of a report: plots as PNG, examples as JPEG. Knows arrays, not pages.
+
+K classes, 0 is background   N detections   T bins
+Plots are drawn at twice the size they are shown at, with text of 11 pixels and more, in Okabe and Ito's colours, which
+differ for colour-blind eyes as well. Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
+"""
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+import utils
+import visualize
+
+from .metrics import Example
+
+DENSITY = 2  # pixels of a plot per pixel on the page
+BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#555555"
+SKY_BLUE, YELLOW = (0x56 / 255, 0xB4 / 255, 0xE9 / 255), (0xF0, 0xE4, 0x42)
+PICTURE_SIDE = 320  # longer side of an example, pixels
+_SMALL, _NORMAL = 9, 10  # points: 12 and 13 pixels
+
+############################################################
+#  Plots
+############################################################
+
+
+def _figure(width: int, height: int) -> Any:
+    """matplotlib's Figure of so many pixels on the page, which belongs to no window and to no pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who only detects need not wait for it
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 96, height / 96), dpi=96, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=96 * DENSITY, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _label(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=_NORMAL)
+    axes.set_xlabel(x, fontsize=_SMALL)
+    axes.set_ylabel(y, fontsize=_SMALL)
+    axes.tick_params(labelsize=_SMALL)
+
+
+def _unit_square(axes: Any) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
+def _say(axes: Any, text: str) -> None:
+    style = {"ha": "center", "va": "center", "fontsize": _NORMAL, "color": GRAY, "backgroundcolor": "white"}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, **style)
+
+
+def _shades() -> Any:
+    """Blues that differ from white from the first on."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
+
+
+# What a curve is named in Evaluation.curves, label, colour, dashes: told apart without colour, too
+_CURVES = (
+    ("box {}", "boxes", GRAY, ":"),
+    ("mask {} (class score)", "masks, class score (A)", VERMILION, "--"),
+    ("mask {}", "masks, mask score (B)", BLUE, "-"),
+)
+
+
+def precision_recall(curves: Mapping[str, np.ndarray], measure: str, title: str) -> bytes:
+    """Precision over recall of boxes and of masks in both rankings.
+
+    curves: precision [101] by name, as in Evaluation. measure: "AP", "AP50" or "AP75".
+
+    Returns: a PNG.
+    """
+    figure = _figure(360, 320)
+    axes = figure.subplots()
+    _label(axes, title, "recall", "precision")
+    _unit_square(axes)
+    axes.grid(alpha=0.3)
+    for name, label, color, dashes in _CURVES:
+        precision = np.asarray(curves[name.format(measure)])
+        if (precision >= 0).all():
+            recall = np.linspace(0, 1, len(precision))
+            axes.plot(recall, precision, color=color, linestyle=dashes, linewidth=1.8, label=label)
+    if axes.lines:
+        axes.legend(fontsize=_SMALL, loc="lower left", framealpha=0.8)
+    else:
+        _say(axes, "no objects")
+    return _png(figure)
+
+
+def density(predicted: np.ndarray, true: np.ndarray, label: str) -> bytes:
+    """How many detections have which predicted value and which true IoU, in cells of 0.025: of one size for any N.
+
+    predicted, true: float [N]; what lies outside [0, 1] is counted at the edge. label: what is predicted.
+
+    Returns: a PNG.
+    """
+    from matplotlib.colors import LogNorm
+
+    figure = _figure(360, 320)
+    axes = figure.subplots()
+    _label(axes, f"{label} and true IoU", label, "true IoU of the mask")
+    _unit_square(axes)
+    axes.set_aspect("equal")
+    edges = np.linspace(0, 1, 41)
+    counts = np.histogram2d(np.clip(predicted, 0, 1), np.clip(true, 0, 1), bins=[edges, edges])[0]
+    if counts.any():
+        shades = axes.pcolormesh(
+            edges, edges, np.ma.masked_equal(counts.T, 0), cmap=_shades(), norm=LogNorm(1, max(counts.max(), 10))
+        )
+        bar = figure.colorbar(shades, ax=axes, shrink=0.9, format="{x:,.0f}")
+        bar.set_label("detections", fontsize=_SMALL)
+        bar.ax.tick_params(labelsize=_SMALL)
+    else:
+        _say(axes, "no detections")
+    axes.plot([0, 1], [0, 1], color=VERMILION, linewidth=1.2, linestyle="--")
+    return _png(figure)
+
+
+def reliability(calibration: Mapping[str, Any], label: str) -> bytes:
+    """Mean true IoU in each bin of what is predicted, and below how many detections are in it.
+
+    calibration: of report.calibrate. label: what is predicted.
+
+    Returns: a PNG.
+    """
+    figure = _figure(360, 380)
+    upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    _label(upper, f"is the {label} right?", "", "mean true IoU")
+    _label(lower, "", label, "detections")
+    _unit_square(upper)
+    edges = np.array(calibration["edges"])
+    counts = np.array(calibration["counts"])
+    widths = np.diff(edges)
+    filled = counts > 0
+    true = np.array([0.0 if mean is None else mean for mean in calibration["mean_true"]])
+    style = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
+    upper.bar(edges[:-1][filled], true[filled], widths[filled], color=BLUE, **style)
+    upper.plot([0, 1], [0, 1], color=VERMILION, linestyle="--", linewidth=1.4, label="right on average")
+    upper.legend(fontsize=_SMALL, loc="upper left", framealpha=0.8)
+    lower.bar(edges[:-1], counts, widths, color=GRAY, **style)
+    lower.set_ylim(0, max(1.05 * counts.max(), 1))
+    most = max(int(counts.max()), 1)
+    lower.set_yticks([0, most], ["0", f"{most:,}"])
+    if not filled.any():
+        _say(upper, "no detections")
+    return _png(figure)
+
+
+############################################################
+#  Confusion matrix
+############################################################
+
+
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """The matrix [K, K] with each row divided by its sum; rows of zeros stay. Returns: float64 [K, K]."""
+    return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+
+
+def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """The whole matrix as shades of each row's shares, with as many class names as there is room for.
+
+    confusion: int [K, K] as in Evaluation. class_names: K.
+
+    Returns: a PNG, to be shown 560 pixels wide.
+    """
+    from matplotlib.colors import PowerNorm
+
+    figure = _figure(560, 500)
+    axes = figure.subplots()
+    shares = row_shares(confusion)
+    # Root scale: a hundredth of a row is still seen
+    style = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1), "interpolation": "nearest", "aspect": "equal"}
+    shades = axes.imshow(shares, **style)
+    _label(axes, "", "predicted class", "true class")
+    step = -(-len(class_names) * 15 // 350)  # 15 pixels a name, 350 for all
+    places = range(0, len(class_names), step)
+    names = [_drawable(class_names[place]) for place in places]
+    axes.set_xticks(places, ["missed", *names[1:]], rotation=90)
+    axes.set_yticks(places, ["no object", *names[1:]])
+    bar = figure.colorbar(shades, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
+    bar.ax.set_yticklabels(["0", "1%", "5%", "10%", "20%", "40%", "60%", "80%", "100%"])
+    bar.set_label("share of the row", fontsize=_SMALL)
+    bar.ax.tick_params(labelsize=_SMALL)
+    return _png(figure)
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Characters that matplotlib's own font has; it warns of others."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def _drawable(name: str, limit: int = 16) -> str:
+    """A class name as matplotlib can draw it: short, no formula, only what the font has."""
+    short = name if len(name) <= limit else name[: limit - 1] + "…"
+    drawable = "".join(c if ord(c) in _glyphs() and c.isprintable() else "\N{WHITE SQUARE}" for c in short)
+    return drawable.replace("$", r"\$")
+
+
+############################################################
+#  Examples
+############################################################
+
+
+def picture(example: Example, image: np.ndarray) -> bytes:
+    """The surroundings of a detection: its mask tinted blue, the true object outlined in yellow.
+
+    image: uint8 [H, W, 3].
+
+    Returns: a JPEG of at most 320 x 320 pixels.
+    Raises: ValueError if a mask is damaged or has another size than the image.
+    """
+    image = utils.to_rgb(image)
+    masks = [utils.rle_to_mask(code) for code in (example.mask, example.truth) if code is not None]
+    for mask in masks:
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"the image has {image.shape[0]} x {image.shape[1]} pixels and a mask in it {mask.shape[0]} x "
+                f"{mask.shape[1]}; was the file changed since?"
+            )
+    y1, x1, y2, x2 = _window(example, image.shape)
+    scale = PICTURE_SIDE / max(y2 - y1, x2 - x1)
+    size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
+    crop = np.array(Image.fromarray(image[y1:y2, x1:x2]).resize(size, Image.Resampling.BICUBIC))
+    masks = [np.asarray(Image.fromarray(mask[y1:y2, x1:x2]).resize(size, Image.Resampling.NEAREST)) for mask in masks]
+    visualize.apply_mask(crop, masks[0], SKY_BLUE, alpha=0.55)
+    for mask in masks[1:]:
+        _outline(crop, mask)
+    file = io.BytesIO()
+    Image.fromarray(crop).save(file, format="JPEG", quality=82)
+    return file.getvalue()
+
+
+def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """What of an image to show: box and masks with a margin, at least 32 pixels and half as high as wide."""
+    boxes = [example.box]
+    boxes += [utils.rle_to_bbox(code) for code in (example.mask, example.truth) if code and utils.rle_area(code)]
+    lows, highs = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
+    sides = 1.3 * (highs - lows) + 8
+    sides = np.maximum(sides, [max(32, sides[1] / 2), max(32, sides[0] / 2)])
+    middle = (lows + highs) / 2
+    limits = np.array(shape[:2])
+    lows = np.clip(np.floor(middle - sides / 2), 0, limits - 1).astype(int)
+    highs = np.clip(np.ceil(middle + sides / 2), lows + 1, limits).astype(int)
+    return int(lows[0]), int(lows[1]), int(highs[0]), int(highs[1])
+
+
+def _outline(image: np.ndarray, mask: np.ndarray) -> None:
+    """A yellow line along the inside of a mask, and a black one around it: seen on any ground. In place."""
+    image[ndimage.binary_dilation(mask) & ~mask] = 0
+    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = YELLOW
