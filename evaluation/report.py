@@ -397,7 +397,7 @@ def _ranking_section(evaluation: Evaluation) -> str:
     )
     parts = [_paragraph(note)]
     if is_subset(evaluation.facts):
-        parts.append(_paragraph(f"A subset, and so no standard number: {evaluation.facts['images']}.", "warning"))
+        parts.append(_paragraph(f"Not to be compared with published numbers: {evaluation.facts['images']}.", "warning"))
     if lacks_head(evaluation):
         parts.append(_paragraph("The model has no MaskIoU head: the mask score is the class score, and B is A."))
     words = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in explanations(evaluation).items())
