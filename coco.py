@@ -229,7 +229,7 @@ Train and evaluate Mask Scoring R-CNN on COCO.
     python coco.py train --model torchvision --layers maskiou   a MaskIoU head for a published Mask R-CNN
     python coco.py evaluate --model last                        numbers, and a report with pictures
     python coco.py evaluate --model coco --limit 100            the published model, on 100 images
-    torchrun --nproc_per_node=4 coco.py train ...               several GPUs; evaluate as well
+    torchrun --nproc_per_node=4 -- coco.py train ...            several GPUs; evaluate as well
 
 DIR has annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/ (or those of
 2014, where minival and valminusminival split val). Training writes checkpoints, logs and curves into LOGS/coco<time>/.
@@ -478,7 +478,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()
     dtype = arguments.dtype or "float32"
     folder = arguments.output or default_output(model, dataset, image_ids, dtype, VALIDATION_SUBSETS[year] + year)
-    facts = {"command": shlex.join(["python", "coco.py", *(arguments.words or [])]), "data": dataset.path}
+    command = shlex.join(["python", "coco.py", *arguments.words])
+    facts = {"command": command, "data": f"{VALIDATION_SUBSETS[year]}{year} in {arguments.dataset}"}
     if training.rank() == 0:
         print(f"weights: {model.source}\nresults go to {folder}")
         print(native.status())
