@@ -213,7 +213,7 @@ def _glyphs() -> frozenset[int]:
 def _drawable(name: str, limit: int = 16) -> str:
     """A class name as matplotlib can draw it: short, no formula, only what the font has."""
     short = name if len(name) <= limit else name[: limit - 1] + "…"
-    drawable = "".join(c if ord(c) in _glyphs() and c.isprintable() else "\N{WHITE SQUARE}" for c in short)
+    drawable = "".join(c if ord(c) in _glyphs() else "\N{WHITE SQUARE}" for c in short)
     return drawable.replace("$", r"\$")
 
 
