@@ -92,6 +92,7 @@ def precision_recall(curves: Mapping[str, np.ndarray], measure: str, title: str)
     axes = figure.subplots()
     _label(axes, title, "recall", "precision")
     _unit_square(axes)
+    axes.set_ylim(0, 1.03)  # a precision of 1 does not hide in the frame
     axes.grid(alpha=0.3)
     for name, label, color, dashes in _CURVES:
         precision = np.asarray(curves[name.format(measure)])

@@ -131,6 +131,21 @@ def test_the_table_is_seen_without_scrolling(width, browser, pages):
     assert head == cells, "numbers stand below their names"
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_class_names_break_between_words_only(width, browser, tmp_path):
+    evaluation = toy_evaluation(3, 5)
+    for row, name in zip(evaluation.classes, ("refrigerator", "sandwich", "wine glass"), strict=True):
+        row["name"] = name
+    browser.open(write_report(evaluation, tmp_path, load_toy_image), width)
+    lines = """[...document.querySelectorAll("table.sortable tbody th")].map(cell => {
+      const range = document.createRange();
+      range.selectNodeContents(cell);
+      return [cell.textContent, range.getClientRects().length];
+    })"""
+    heights = dict(browser.evaluate(lines))
+    assert heights["refrigerator"] == heights["sandwich"] == 1
+
+
 LUMINANCES = """(() => {
   const light = color => {
     const linear = value => value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
