@@ -491,6 +491,8 @@ NAN, INF = float("nan"), float("inf")
         ({"segmentation": {"size": HEIGHT, "counts": []}}, "damaged RLE"),
         ({"segmentation": {"size": [10**6, 10**6], "counts": [10**12]}}, "damaged RLE"),
         ({"segmentation": {**COUNTS, "size": [WIDTH, HEIGHT]}}, "another size"),
+        ({"segmentation": uncompressed(some_mask(0, HEIGHT, WIDTH + 1))}, "another size"),
+        ({"segmentation": uncompressed(some_mask(0, HEIGHT + 1, WIDTH))}, "another size"),
         ({"bbox": [WIDTH, 0, 5, 5]}, "bbox outside"),
         ({"bbox": [0, HEIGHT + 1, 5, 5]}, "bbox outside"),
         ({"bbox": [-5, 0, 5, 5]}, "bbox outside"),
@@ -519,6 +521,7 @@ def test_annotations_that_are_skipped(load, caplog, changes, problem):
         ([*SQUARE, 1], "odd number"),
         ([*SQUARE, 1, NAN], "not finite"),
         ([*SQUARE, INF, 1], "not finite"),
+        ([NAN, *SQUARE, 1], "not finite"),
         ([*SQUARE, 1, 1e7], "absurd"),
         ([*SQUARE, "1", 2], "no flat list"),
         ([*SQUARE, 10**400, 2], "no flat list"),
@@ -564,7 +567,7 @@ def test_an_area_of_0_is_one(load):
 
 
 def test_boxes_that_reach_out_are_kept_and_counted(load):
-    boxes = [[-1, 5, 10, 10], [-1.5, 5, 10, 10], [0, 0, WIDTH + 1, HEIGHT], [0, 0, 5, HEIGHT + 1.5], [5, 5, 0, 0]]
+    boxes = [[-1, 5, 10, 10], [-1.5, 5, 10, 10], [0, 0, WIDTH + 1, HEIGHT], [0, 0, 5, HEIGHT + 1.5], [0, 5, 0, 0]]
     dataset = load(contents([annotation(number, bbox=box) for number, box in enumerate(boxes, 1)]))
     assert [one["bbox"] for one in dataset.annotations(0)] == boxes
     assert dataset.load_instances(0).boxes[:2].tolist() == [[5, 0, 15, 9], [5, 0, 15, 8.5]]
