@@ -384,9 +384,11 @@ def test_several_files_in_one_data_set(load, tmp_path):
         dataset.annotations(0)
     with pytest.raises(ValueError, match="was the same subset loaded twice"):
         dataset.load_annotations(path, folder)
-    path.write_text(json.dumps(contents(images=[image(1)])))
+    path.write_text(json.dumps(contents([annotation(8), annotation(9)], [image(1)])))
     dataset.load_annotations(path, folder, source="other")
     dataset.prepare()
+    assert [len(dataset.load_instances(image_id).masks) for image_id in (3, 4)] == [1, 2]  # both are image 1
+    assert dataset.load_mask(4)[1].tolist() == [3, 3]
     with pytest.raises(ValueError, match="overlap"):
         _ = dataset.category_ids
 
