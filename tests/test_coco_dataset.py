@@ -371,7 +371,8 @@ def test_several_files_in_one_data_set(load, tmp_path):
     dataset = load(contents())
     path, folder = tmp_path / "data" / "own.json", tmp_path / "data" / "images"
     path.write_text(json.dumps(contents([annotation(5, 0, 7, segmentation=[TRIANGLE])], [image(0)])))
-    dataset.load_annotations(path, folder)
+    index = dataset.load_annotations(path, folder, return_coco=True)
+    assert (sorted(index.imgs), [one["segmentation"] for one in index.anns.values()]) == ([0], [[TRIANGLE]])
     dataset.add_image("own", 100, None)
     dataset.prepare()
     assert ids_of(dataset) == [1, 2, 0, 100]
