@@ -1,114 +1,1180 @@
-"""Pictures of detections. Knows arrays, not models.
+"""Pictures: detections, every stage on the way to them, curves and tables. Knows arrays, not models.
 
-H, W image height and width   N instances
-Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
+Matterport's names and arguments. Each display_*, plot_*, draw_boxes and draw_rois returns matplotlib's figure and takes
+
+    save_path   a file to write, atomically; its suffix is its kind: .png, .jpg, .pdf, .svg
+    show        True opens a window: the only case in which pyplot is imported. A notebook shows what a cell returns.
+    ax          Axes to draw into, where there is such an argument; the figure is theirs then
+
+A picture of an image has the image's own aspect, and no margin but for a title. For video there is draw_instances,
+which draws into an array, without matplotlib.
+
+    H, W image height and width   N instances   C channels
+    Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside. In a figure, (0, 0) is the image's outer corner.
+    Masks are bool [H, W, N], a list of N COCO run-length codes, or a list of N crops (y1, x1, bool [h, w]).
+    Tensors are taken wherever arrays are.
 """
 
-import colorsys
-from collections.abc import Sequence
+import functools
+import html
+import io
+import itertools
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.measure
 from PIL import Image, ImageDraw, ImageFont
 
 import utils
 
+Color = Sequence[float]  # RGB in [0, 1]
+Crop = tuple[int, int, np.ndarray]  # y1, x1, bool [h, w]: a mask inside its bounds
+
+############################################################
+#  Colours
+############################################################
+
+# Ten colours as far apart as can be for normal and for colour-blind eyes, and farthest from those before and after: at
+# least 26 in CIELAB for deuteranopes, 41 between neighbours. Found by search; tests/test_visualize.py has the measure.
+_PALETTE = ("ff1a00", "ffb3ff", "334dff", "e68066", "0099ff", "ffe680", "cc0066", "b3ff00", "66ffcc", "b31ab3")
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_TRUTH, _FOUND = (0.4, 1.0, 0.8), (1.0, 0.1, 0.0)  # ground truth and predictions
+_GRAY = (0.62, 0.62, 0.62)
 
 
 def random_colors(N: int, bright: bool = True) -> list[tuple[float, float, float]]:
     """N colours that differ as much as possible, RGB in [0, 1]: the same ones in the same order each time.
 
-    Hues advance by the golden ratio, so that neighbours in the list are far apart and a longer list starts alike.
+    Ten can be told apart by colour-blind readers, too. After them the ten come again, darker or lighter each time.
     """
-    value = 1.0 if bright else 0.7
-    return [colorsys.hsv_to_rgb((i * _GOLDEN_RATIO) % 1, 0.85 if i % 2 else 0.65, value) for i in range(N)]
+    colors = []
+    for i in range(N):
+        turn, which = divmod(i, len(_PALETTE))
+        share = 0.45 * (turn * _GOLDEN_RATIO % 1)
+        pure = np.array(list(bytes.fromhex(_PALETTE[which]))) / 255
+        mixed = pure + share * (turn % 2 - pure)  # black in even turns, white in odd ones
+        colors.append(tuple((mixed * (1.0 if bright else 0.7)).tolist()))
+    return colors
 
 
-def apply_mask(image: np.ndarray, mask: np.ndarray, color: Sequence[float], alpha: float = 0.5) -> np.ndarray:
-    """Tint the pixels of a mask, in place.
+def _colors_of(count: int, class_ids: np.ndarray, colors: Sequence[Color] | None, color_by: str) -> Sequence[Color]:
+    """The colours that were asked for; otherwise one an instance or a class."""
+    if color_by not in ("instance", "class"):
+        raise ValueError(f"color_by must be 'instance' or 'class', not {color_by!r}")
+    if colors is not None:
+        return _counted("colors", list(colors), count)
+    if color_by == "instance":
+        return random_colors(count)
+    of_class = random_colors(int(class_ids.max(initial=0)) + 1)
+    return [of_class[max(0, class_id - 1)] for class_id in class_ids.tolist()]  # background has none to waste
 
-    image: uint8 [H, W, 3]. mask: bool [H, W]. color: RGB in [0, 1]. alpha: 0 leaves the image, 1 covers it.
 
-    Returns: the image.
-    """
-    tint = np.asarray(color, np.float32) * (255 * alpha)
-    image[mask] = (image[mask] * (1 - alpha) + tint).astype(np.uint8)
-    return image
+def _ink(color: Color) -> tuple[float, float, float]:
+    """Black or white, whichever reads better on a colour."""
+    linear = np.asarray(color[:3]) ** 2.2
+    return (0.0,) * 3 if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else (1.0,) * 3
+
+
+############################################################
+#  Arguments
+############################################################
+
+
+def _array(values: Any) -> np.ndarray:
+    """Of a tensor on any device and of any type, or of what NumPy takes."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
+def _rgb(image: Any) -> np.ndarray:
+    return utils.to_rgb(_array(image))
+
+
+def _counted(name: str, values: Any, count: int, what: str = "box") -> Any:
+    """The values, if there is one for each box."""
+    if values is not None and len(values) != count:
+        raise ValueError(f"{name} must have one entry a {what}, {count}, not {len(values)}")
+    return values
+
+
+def _numbers(name: str, values: Any, count: int | None = None) -> np.ndarray | None:
+    """[N] of finite numbers; None stays None."""
+    if values is None:
+        return None
+    values = _array(values)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must be [N], got {list(values.shape)}")
+    if count is not None:
+        _counted(name, values, count)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has values that are not finite; leave those instances out")
+    return values
+
+
+def _boxes(name: str, boxes: Any) -> np.ndarray:
+    """float64 [N, 4]."""
+    boxes = _array(boxes).astype(np.float64)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} must be [N, (y1, x1, y2, x2)], got {list(boxes.shape)}")
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"{name} has coordinates that are not finite; did a training diverge?")
+    return boxes
+
+
+def _names_of(class_ids: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() < len(class_names)):
+        raise ValueError(
+            f"class_ids lie in {class_ids.min()}..{class_ids.max()}, but class_names has {len(class_names)} names, "
+            "0 of them the background's; are they those of another model or data set?"
+        )
+    return [str(class_names[class_id]) for class_id in class_ids]
+
+
+def _class_ids(class_ids: Any, count: int) -> np.ndarray:
+    return _numbers("class_ids", class_ids, count).astype(np.int64)
+
+
+def _crops(masks: Any, count: int, image_shape: Sequence[int]) -> list[Crop]:
+    """Masks of any kind as crops. Raises: ValueError if they do not fit the image, or are not one a box."""
+    height, width = image_shape[:2]
+    if not isinstance(masks, list | tuple):
+        stack = _array(masks)
+        if stack.shape != (height, width, count):
+            hint = "; are they [N, H, W]?" if stack.shape == (count, height, width) else ""
+            raise ValueError(f"masks must be [H, W, N] = {[height, width, count]}, not {list(stack.shape)}{hint}")
+        stack = stack if stack.dtype == bool else stack != 0
+        bounds = enumerate(_bounds(stack).tolist())
+        return [(y1, x1, np.ascontiguousarray(stack[y1:y2, x1:x2, i])) for i, (y1, x1, y2, x2) in bounds]
+    crops = []
+    for i, mask in enumerate(_counted("masks", masks, count)):
+        if isinstance(mask, dict) and list(mask.get("size", ())) != [height, width]:
+            raise ValueError(f"masks[{i}] is of {mask.get('size')}, the image of {[height, width]}")
+        y1, x1, crop = utils.rle_to_crop(mask) if isinstance(mask, dict) else mask
+        crop = _array(crop) != 0
+        if crop.ndim != 2 or y1 < 0 or x1 < 0 or y1 + crop.shape[0] > height or x1 + crop.shape[1] > width:
+            raise ValueError(f"masks[{i}], {list(crop.shape)} at {(y1, x1)}, does not lie in {[height, width]}")
+        crops.append((int(y1), int(x1), crop))
+    return crops
+
+
+def _bounds(stack: np.ndarray) -> np.ndarray:
+    """utils.extract_bboxes, in a tenth of the time: [N, 4]."""
+    filled = [np.zeros((side, stack.shape[2]), bool) for side in stack.shape[:2]]
+    for y in range(0, len(stack), 32):  # as much as fits into the cache
+        rows = stack[y : y + 32]
+        filled[1] |= rows.any(axis=0)
+        while rows.shape[1] > 1:  # halves, which may overlap: long loops, where any(axis=1) has short ones
+            half = (rows.shape[1] + 1) // 2
+            rows = rows[:, :half] | rows[:, -half:]
+        filled[0][y : y + 32] = rows[:, 0]
+    low = [side.argmax(axis=0) for side in filled]
+    high = [(len(side) - side[::-1].argmax(axis=0)) * side.any(axis=0) for side in filled]
+    return np.stack([*low, *high], axis=1)
+
+
+############################################################
+#  Captions
+############################################################
+
+
+def _caption(name: str, score: float | None, mask_iou: float | None, mask_score: float | None) -> str:
+    parts = {"": score, " IoU": mask_iou, " mask": mask_score}
+    return name + "".join(f"{label} {value:.2f}" for label, value in parts.items() if value is not None)
+
+
+def _captions(names: Sequence[str], scores: Any, mask_ious: Any = None, mask_scores: Any = None) -> list[str]:
+    columns = [[None] * len(names) if values is None else values for values in (scores, mask_ious, mask_scores)]
+    return [_caption(*row) for row in zip(names, *columns, strict=True)]
 
 
 def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[str]:
-    """What to write at each instance: class, class score and, where it is known, mask score."""
-    captions = []
-    for i, class_id in enumerate(result["class_ids"]):
-        caption = f"{class_names[class_id]} {result['scores'][i]:.2f}"
-        if result["mask_ious"] is not None:
-            caption += f" mask {result['mask_scores'][i]:.2f}"
-        captions.append(caption)
-    return captions
+    """What to write at each instance: class, class score and, where they are known, predicted IoU and mask score.
+
+    result: as detect() returns it.
+    """
+    names = _names_of(result["class_ids"], class_names)
+    scored = result["mask_ious"] is not None
+    return _captions(names, result["scores"], result["mask_ious"], result["mask_scores"] if scored else None)
+
+
+def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """Where captions go: above their boxes, or else where there is more room. All lie inside the image.
+
+    boxes: [N, 4]. sizes: [N, (height, width)] of the captions, in pixels of the image.
+
+    Returns: [N, (y, x)], the upper left corners. The first choose first.
+    """
+    limit = np.array(image_shape[:2], float)
+    placed = np.zeros((len(boxes), 4))
+    for i, ((y1, x1, y2, x2), (h, w)) in enumerate(zip(boxes, sizes, strict=True)):
+        rows, columns = (y1 - h, y1, y2, y2 - h, y1 - 2 * h, y1 + h, (y1 + y2 - h) / 2), (x1, x2 - w, (x1 + x2 - w) / 2)
+        corners = np.array([(y, x) for y in rows for x in columns]).clip(0, np.maximum(limit - (h, w), 0))
+        spots = np.concatenate([corners, corners + np.array([h, w])], axis=1)[:, None]  # [spots, 1, 4]
+        shared = np.minimum(spots[..., 2:], placed[:i, 2:]) - np.maximum(spots[..., :2], placed[:i, :2])
+        placed[i] = spots[shared.clip(0).prod(axis=2).sum(axis=1).argmin(), 0]
+    return placed[:, :2]
+
+
+############################################################
+#  Images as arrays, fast
+############################################################
+
+
+def apply_mask(image: np.ndarray, mask: np.ndarray, color: Color, alpha: float = 0.5) -> np.ndarray:
+    """Tint the pixels of a mask, in place.
+
+    image: uint8 [H, W, 3]. mask: [H, W], true or not 0 where the object is. color: RGB in [0, 1]. alpha: 0 leaves the
+    image, 1 covers it.
+
+    Returns: the image.
+    Raises: ValueError if image and mask differ in size, or the image is of another type.
+    """
+    mask = np.asarray(mask)
+    if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
+        raise ValueError(
+            f"image must be uint8 [H, W, 3] and mask [H, W], got {image.dtype} {list(image.shape)} and "
+            f"{list(mask.shape)}; for one of a stack, give masks[:, :, i]"
+        )
+    inside = mask if mask.dtype == bool else mask != 0
+    table = np.arange(256)[:, None] * (1 - alpha) + np.asarray(color[:3], np.float64) * (255 * alpha)
+    for channel, tinted in enumerate(table.astype(np.uint8).T):
+        np.copyto(image[..., channel], tinted.take(image[..., channel]), where=inside)
+    return image
+
+
+def draw_box(image: np.ndarray, box: Sequence[float], color: Sequence[int]) -> np.ndarray:
+    """A frame of two pixels along the inside of a box, in place.
+
+    image: uint8 [H, W, 3]. box: (y1, x1, y2, x2). color: RGB in 0..255, as Matterport has it.
+
+    Returns: the image.
+    """
+    (box,) = _boxes("box", [box])
+    height, width = image.shape[:2]
+    y1, x1, y2, x2 = np.rint(box).clip(0, [height, width, height, width]).astype(int).tolist()
+    for frame in (np.s_[y1 : min(y1 + 2, y2), x1:x2], np.s_[max(y2 - 2, y1) : y2, x1:x2]):
+        image[frame] = color
+    for frame in (np.s_[y1:y2, x1 : min(x1 + 2, x2)], np.s_[y1:y2, max(x2 - 2, x1) : x2]):
+        image[frame] = color
+    return image
 
 
 def draw_instances(
     image: np.ndarray,
     boxes: np.ndarray,
-    masks: np.ndarray | Sequence[dict] | None,
+    masks: np.ndarray | Sequence[dict] | Sequence[Crop] | None,
     captions: Sequence[str] | None = None,
-    colors: Sequence[Sequence[float]] | None = None,
+    colors: Sequence[Color] | None = None,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """The image with masks, boxes and captions, at its own resolution.
+    """The image with masks, boxes and captions, at its own resolution. Fast enough for video, most of all with RLEs.
 
-    image: uint8 [H, W, 3]. boxes: [N, 4]. masks: bool [H, W, N], N COCO run-length codes, or None for none.
+    image: uint8 [H, W, 3]. boxes: [N, 4]. masks: of any kind, or None for none.
     captions: N texts. colors: N of RGB in [0, 1]; random_colors by default.
 
     Returns: a new image. The first instance lies on top: detections come best first.
-    Raises: ValueError if boxes, masks, captions and colors differ in number.
+    Raises: ValueError if boxes, masks, captions and colors differ in number, or the masks do not fit the image.
     """
+    image, boxes = _rgb(image), _boxes("boxes", boxes)
     count = len(boxes)
-    colors = random_colors(count) if colors is None else colors
-    counts = {"captions": captions, "colors": colors, "masks": masks if not isinstance(masks, np.ndarray) else None}
-    for name, values in counts.items():
-        if values is not None and len(values) != count:
-            raise ValueError(f"{name} must have one entry a box, {count}, not {len(values)}")
-    if isinstance(masks, np.ndarray) and masks.shape != (*image.shape[:2], count):
-        raise ValueError(f"masks must be [H, W, N] = {[*image.shape[:2], count]}, not {list(masks.shape)}")
+    colors = random_colors(count) if colors is None else _counted("colors", colors, count)
+    captions = _counted("captions", captions, count)
     drawn = image.copy()
     if masks is not None:
-        for i in reversed(range(count)):
-            mask = masks[..., i] if isinstance(masks, np.ndarray) else utils.rle_to_mask(masks[i])
-            _tint(drawn, mask, boxes[i], colors[i], alpha)
+        for crop, color in reversed(list(zip(_crops(masks, count, image.shape), colors, strict=True))):
+            _tint(drawn, crop, color, alpha)
     picture = Image.fromarray(drawn)
     pen = ImageDraw.Draw(picture)
     width = max(1, round(max(image.shape[:2]) / 500))
-    font = ImageFont.load_default(size=max(10, min(image.shape[:2]) // 40))
-    for i in reversed(range(count)):
-        _draw_box(pen, boxes[i], captions[i] if captions else "", colors[i], width, font, picture.size)
-    return np.asarray(picture)
+    for (y1, x1, y2, x2), color in reversed(list(zip(boxes.tolist(), colors, strict=True))):
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=_bytes(color), width=width)
+    if captions is not None:
+        _write_captions(pen, boxes, captions, colors, image.shape)
+    return np.array(picture)
 
 
-def _tint(image: np.ndarray, mask: np.ndarray, box: np.ndarray, color: Sequence[float], alpha: float) -> None:
-    """apply_mask and a line around the mask, near the box only: masks may reach a pixel or two out of their boxes."""
-    height, width = mask.shape
-    margin = 4 + 0.05 * float(max(box[2] - box[0], box[3] - box[1]))
-    y1, x1 = (int(max(side - margin, 0)) for side in box[:2])
-    y2, x2 = int(min(box[2] + margin, height)), int(min(box[3] + margin, width))
-    part, inside = image[y1:y2, x1:x2], mask[y1:y2, x1:x2]
+def _bytes(color: Color) -> tuple[int, ...]:
+    return tuple(round(255 * channel) for channel in color[:3])
+
+
+def _tint(image: np.ndarray, crop: Crop, color: Color, alpha: float, outline: bool = True) -> None:
+    """apply_mask, and a line along the inside of the mask."""
+    y1, x1, inside = crop
+    part = image[y1 : y1 + inside.shape[0], x1 : x1 + inside.shape[1]]
     apply_mask(part, inside, color, alpha)
-    framed = np.pad(inside, 1)
-    inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    part[inside & ~inner] = np.asarray(color) * 255
+    if outline:
+        framed = np.pad(inside, 1)
+        inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+        part[inside & ~inner] = np.asarray(color[:3]) * 255
 
 
-def _draw_box(pen, box, caption: str, color: Sequence[float], width: int, font, size: tuple[int, int]) -> None:
-    fill = tuple(round(255 * channel) for channel in color)
-    y1, x1, y2, x2 = (float(side) for side in box)
-    pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=fill, width=width)
-    if not caption:
-        return
-    left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
-    text_width, text_height = right - left + 4, bottom - top + 4
-    x = min(max(x1, 0), max(size[0] - text_width, 0))
-    y = y1 - text_height if y1 >= text_height else min(y1, max(size[1] - text_height, 0))
-    pen.rectangle((x, y, x + text_width, y + text_height), fill=fill)
-    dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 0.5
-    pen.text((x + 2 - left, y + 2 - top), caption, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
+@functools.lru_cache(maxsize=8)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+def _write_captions(pen: Any, boxes: np.ndarray, captions: Sequence[str], colors, image_shape: Sequence[int]) -> None:
+    """Each on a patch of its colour; none where a caption is empty. The first lie on top."""
+    named = [i for i, caption in enumerate(captions) if caption]
+    font = _font(max(10, min(image_shape[:2]) // 40))
+    extents = np.array([pen.textbbox((0, 0), captions[i], font=font) for i in named]).reshape(-1, 4)
+    sizes = extents[:, [3, 2]] - extents[:, [1, 0]] + 4
+    corners = _place_labels(boxes[named], sizes, image_shape)
+    for i, (left, top, _, _), (height, width), (y, x) in reversed(
+        list(zip(named, extents.tolist(), sizes.tolist(), np.rint(corners).tolist(), strict=True))
+    ):
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_bytes(colors[i]))
+        pen.text((x + 2 - left, y + 2 - top), captions[i], fill=_bytes(_ink(colors[i])), font=font)
+
+
+############################################################
+#  Figures
+############################################################
+
+_DPI = 100
+_TITLE, _TEXT = 12, 10  # sizes of type, in points
+
+
+def _new_figure(width: float, height: float, show: bool, **options: Any) -> Any:
+    """A figure of that many inches, which belongs to no window unless it is to be shown."""
+    size = [max(1, round(side * _DPI)) / _DPI for side in (width, height)]
+    if show:
+        import matplotlib.pyplot as plt
+
+        return plt.figure(figsize=size, dpi=_DPI, **options)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=_DPI, **options)
+    FigureCanvasAgg(figure)
+    figure._repr_png_ = functools.partial(_png_of, figure)  # what a notebook asks for
+    return figure
+
+
+def _png_of(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi)
+    return file.getvalue()
+
+
+def figure_to_image(figure: Any) -> np.ndarray:
+    """What a figure looks like: uint8 [H, W, 3]."""
+    return np.array(Image.open(io.BytesIO(_png_of(figure))).convert("RGB"))
+
+
+def _finish(figure, save_path, show) -> Any:
+    """Saves and shows a figure as asked, and returns it."""
+    if save_path is not None:
+        kind = Path(save_path).suffix[1:].lower() or "png"
+        options = {"pil_kwargs": {"quality": 92}} if kind in ("jpg", "jpeg") else {}
+        utils.write_atomically(save_path, lambda file: figure.savefig(file, format=kind, dpi=figure.dpi, **options))
+    if show:
+        import matplotlib.pyplot as plt
+
+        plt.show()
+    return figure
+
+
+def _wrapped(title: str, inches: float, size: float = _TITLE) -> str:
+    """A title in lines that fit: a letter is about 0.6 of its size wide."""
+    letters = max(10, int(inches * 72 / (0.6 * size)))
+    return "\n".join(line for part in title.splitlines() for line in textwrap.wrap(part, letters))
+
+
+def _room(title: str, size: float = _TITLE) -> float:
+    """Inches that a title takes above an image."""
+    return (1.25 * size * len(title.splitlines()) + 8) / 72 if title else 0.0
+
+
+def _image_axes(image: np.ndarray, ax: Any, figsize: Any, title: str, show: bool) -> Any:
+    """Axes with an image, and nothing around it but the title. New ones are as large as fits into figsize."""
+    height, width = image.shape[:2]
+    own = ax is None
+    if own:
+        size = (figsize, figsize) if np.isscalar(figsize) else figsize
+        scale = min(size[0] / width, size[1] / height)  # inches a pixel
+        title = _wrapped(title, width * scale)
+        figure = _new_figure(width * scale, height * scale + _room(title), show)
+        ax = figure.add_axes((0, 0, 1, height * scale / (height * scale + _room(title))))
+    ax.imshow(image, extent=(0, width, height, 0), aspect="auto" if own else "equal")
+    ax.set_title(title, fontsize=_TITLE)
+    ax.set_axis_off()
+    ax.set_autoscale_on(False)
+    return ax
+
+
+def _plot_box(ax: Any, box: Sequence[float], color: Color, style: str = "solid", alpha: float = 1, width=2) -> None:
+    y1, x1, y2, x2 = box
+    ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linestyle=style, alpha=alpha, linewidth=width)
+
+
+def _plot_outline(ax: Any, crop: Crop, color: Color) -> None:
+    y1, x1, inside = crop
+    if inside.any():
+        for line in skimage.measure.find_contours(np.pad(inside, 1).astype(np.float32), 0.5):
+            ax.plot(line[:, 1] + x1 - 0.5, line[:, 0] + y1 - 0.5, color=color, linewidth=1.2)
+
+
+def _plot_captions(ax: Any, boxes: np.ndarray, captions: Sequence[str], colors: Sequence[Color], image_shape) -> None:
+    """Each on a patch of its colour, in the image; none where a caption is empty. The first lie on top."""
+    named = [i for i, caption in enumerate(captions) if caption]
+    size, pad = (_TEXT if len(named) <= 30 else 8), 2
+    ax.apply_aspect()
+    pixels = np.array(
+        [image_shape[0] / ax.bbox.height, image_shape[1] / ax.bbox.width]
+    )  # of the image, by the screen's
+    margin = pad * ax.figure.dpi / 72
+    texts, sizes = [], []
+    for rank, i in enumerate(named):
+        patch = {"facecolor": colors[i], "edgecolor": "none", "pad": pad}
+        style = {"color": _ink(colors[i]), "fontsize": size, "va": "top", "ha": "left", "bbox": patch}
+        texts.append(ax.text(0, 0, captions[i], zorder=10 - rank / len(named), clip_on=True, **style))
+        extent = texts[-1].get_window_extent()
+        sizes.append((extent.height + 2 * margin, extent.width + 2 * margin))
+    corners = _place_labels(boxes[named], np.array(sizes).reshape(-1, 2) * pixels, image_shape)
+    for text, (y, x) in zip(texts, corners + margin * pixels, strict=True):
+        text.set_position((x, y))
+
+
+def _panels(aspects: Sequence[float], cols: int, titles: Sequence[str], title: str, show: bool, width: float) -> tuple:
+    """A figure with a grid of axes, each with its title above, and no margin around.
+
+    aspects: height / width of each. width: of the figure, in inches.
+
+    Returns: the figure and a list of axes without ticks.
+    """
+    cols = max(1, min(cols, len(aspects)))
+    gap, cell = 0.08, (width - 0.08 * (cols - 1)) / cols
+    titles = [_wrapped(text, cell, _TEXT) for text in titles]
+    title = _wrapped(title, width)
+    rows = [range(i, min(i + cols, len(aspects))) for i in range(0, len(aspects), cols)]
+    heads = [max(_room(titles[i], _TEXT) for i in row) for row in rows]
+    cells = [min(1.5, max(aspects[i] for i in row)) * cell for row in rows]
+    total = max(_room(title) + sum(heads) + sum(cells) + gap * (len(rows) - 1), 0.5)
+    figure = _new_figure(width, total, show)
+    if title:
+        figure.text(0.5, 1 - 4 / 72 / total, title, ha="center", va="top", fontsize=_TITLE)
+    axes, top = [], total - _room(title)
+    for row, head, height in zip(rows, heads, cells, strict=True):
+        for column, i in enumerate(row):
+            place = (column * (cell + gap) / width, (top - head - height) / total, cell / width, height / total)
+            axes.append(figure.add_axes(place))
+            axes[-1].set_title(titles[i], fontsize=_TEXT)
+            axes[-1].set_axis_off()
+        top -= head + height + gap
+    return figure, axes
+
+
+############################################################
+#  Images
+############################################################
+
+
+def display_images(
+    images, titles=None, cols=4, cmap=None, norm=None, interpolation=None, save_path=None, show=False
+) -> Any:
+    """Images in a grid.
+
+    images: each [H, W], coloured by cmap (gray by default) and norm, or [H, W, 3 or 4], uint8 or floating in [0, 1].
+        Floats beyond 1 are taken for 0..255.
+
+    Returns: the figure.
+    """
+    pixels = [_pixels(image, f"images[{i}]") for i, image in enumerate(images)]
+    titles = [""] * len(pixels) if titles is None else _counted("titles", list(titles), len(pixels), "image")
+    aspects = [image.shape[0] / image.shape[1] for image in pixels]
+    figure, axes = _panels(aspects, cols, titles, "" if pixels else "no images", show, 14)
+    for ax, image in zip(axes, pixels, strict=True):
+        height, width = image.shape[:2]
+        options = {"cmap": cmap or "gray", "norm": norm, "interpolation": interpolation}
+        ax.imshow(image, extent=(0, width, height, 0), **options)
+    return _finish(figure, save_path, show)
+
+
+def _pixels(image: Any, name: str) -> np.ndarray:
+    """What imshow takes as it is meant."""
+    image = _array(image)
+    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+        raise ValueError(f"{name} must be [H, W] or [H, W, 1, 3 or 4], got {list(image.shape)}; are channels first?")
+    if image.ndim == 3 and image.dtype != np.uint8 and image.max() > 1:
+        return image.clip(0, 255).astype(np.uint8)
+    return image.astype(np.float32) if image.dtype in (bool, np.float16) else image
+
+
+def display_top_masks(image, mask, class_ids, class_names, limit=4, save_path=None, show=False) -> Any:
+    """The image, and beside it the masks of the classes that cover most of it, an instance a colour.
+
+    Returns: the figure.
+    """
+    image = _rgb(image)
+    class_ids = _class_ids(class_ids, len(class_ids))
+    crops = _crops(mask, len(class_ids), image.shape)
+    areas = np.array([crop.sum() for _, _, crop in crops])
+    classes = sorted(set(class_ids.tolist()), key=lambda class_id: -areas[class_ids == class_id].sum())[:limit]
+    panels, titles = [image], [f"H x W = {image.shape[0]} x {image.shape[1]}"]
+    for class_id, name in zip(classes, _names_of(np.array(classes, int), class_names), strict=True):
+        own = [crop for crop, one in zip(crops, class_ids, strict=True) if one == class_id]
+        panels.append(np.zeros_like(image))
+        for crop, color in zip(own, random_colors(len(own)), strict=True):
+            _tint(panels[-1], crop, color, alpha=1, outline=False)
+        titles.append(f"{name}: {len(own)}")
+    return display_images(panels, titles, cols=limit + 1, save_path=save_path, show=show)
+
+
+############################################################
+#  Instances
+############################################################
+
+
+def display_instances(
+    image,
+    boxes,
+    masks,
+    class_ids,
+    class_names,
+    scores=None,
+    title="",
+    figsize=(16, 16),
+    ax=None,
+    show_mask=True,
+    show_bbox=True,
+    colors=None,
+    captions=None,
+    mask_ious=None,
+    mask_scores=None,
+    color_by="instance",
+    save_path=None,
+    show=False,
+) -> Any:
+    """The image with masks, outlines, dashed boxes and captions.
+
+    image: [H, W, 3]. boxes: [N, 4]; one of zeros is left out with all that belongs to it, as Matterport's padding.
+    masks: of any kind, or None for none. class_ids: [N]. scores, mask_ious, mask_scores: [N], for the captions.
+    figsize: the most inches that the image may take, at 100 pixels an inch.
+    color_by: "instance", or "class", whose colour then is the same in every picture. colors: N of RGB, instead.
+
+    Returns: the figure. The first instance lies on top: detections come best first.
+    Raises: ValueError if the arguments differ in number, or the masks do not fit the image.
+    """
+    image, boxes = _rgb(image), _boxes("boxes", boxes)
+    count = len(boxes)
+    class_ids = _class_ids(class_ids, count)
+    crops = [] if masks is None else _crops(masks, count, image.shape)
+    colors = _colors_of(count, class_ids, colors, color_by)
+    if captions is None:
+        values = {"scores": scores, "mask_ious": mask_ious, "mask_scores": mask_scores}
+        values = [_numbers(name, column, count) for name, column in values.items()]
+        captions = _captions(_names_of(class_ids, class_names), *values)
+    captions = ["" if caption is None else str(caption) for caption in _counted("captions", captions, count)]
+    there = np.flatnonzero(boxes.any(axis=1)).tolist()
+    crops = crops if show_mask else []
+    painted = image.copy()
+    for i in reversed(there):
+        if crops:
+            _tint(painted, crops[i], colors[i], alpha=0.5, outline=False)
+    ax = _image_axes(painted, ax, figsize, title, show)
+    for i in reversed(there):
+        if crops:
+            _plot_outline(ax, crops[i], colors[i])
+        if show_bbox:
+            _plot_box(ax, boxes[i], colors[i], "dashed", 0.8)
+    _plot_captions(ax, boxes[there], [captions[i] for i in there], [colors[i] for i in there], image.shape)
+    return _finish(ax.figure, save_path, show)
+
+
+def display_result(image: Any, result: dict[str, Any], class_names: Sequence[str], **options: Any) -> Any:
+    """display_instances of what detect() returns for an image: captions say all the scores.
+
+    options: of display_instances.
+    """
+    columns = {"scores": result["scores"], "mask_ious": result["mask_ious"]}
+    if result["mask_ious"] is not None:
+        columns["mask_scores"] = result["mask_scores"]
+    instances = (result["rois"], result["masks"], result["class_ids"])
+    return display_instances(image, *instances, class_names, **{**columns, **options})
+
+
+def display_differences(
+    image,
+    gt_box,
+    gt_class_id,
+    gt_mask,
+    pred_box,
+    pred_class_id,
+    pred_score,
+    pred_mask,
+    class_names,
+    title="",
+    ax=None,
+    show_mask=True,
+    show_box=True,
+    iou_threshold=0.5,
+    score_threshold=0.5,
+    save_path=None,
+    show=False,
+) -> Any:
+    """Ground truth and predictions in one image, the predictions with score and IoU, the missed objects named.
+
+    iou_threshold, score_threshold: of utils.compute_matches.
+
+    Returns: the figure.
+    """
+    image, gt_box, pred_box = _rgb(image), _boxes("gt_box", gt_box), _boxes("pred_box", pred_box)
+    gt_ids, pred_ids = _class_ids(gt_class_id, len(gt_box)), _class_ids(pred_class_id, len(pred_box))
+    scores = _numbers("pred_score", pred_score, len(pred_box))
+    order = np.argsort(-scores, kind="stable")  # that of compute_matches
+    gt_mask, pred_mask = _stack(gt_mask, gt_box, image.shape), _stack(pred_mask, pred_box, image.shape)[..., order]
+    pred_box, pred_ids, scores = pred_box[order], pred_ids[order], scores[order]
+    gt_match, pred_match, overlaps = utils.compute_matches(
+        gt_box, gt_ids, gt_mask, pred_box, pred_ids, scores, pred_mask, iou_threshold, score_threshold
+    )
+    best = overlaps.max(axis=1, initial=0)
+    ious = [overlaps[i, match] if match > -1 else best[i] for i, match in enumerate(pred_match.tolist())]
+    names = _names_of(np.abs(gt_ids), class_names)  # a crowd's are negative
+    captions = [f"missed {name}" if match < 0 else "" for name, match in zip(names, gt_match, strict=True)]
+    found = zip(_names_of(pred_ids, class_names), scores, ious, strict=True)
+    captions = [f"{name} {score:.2f} / {iou:.2f}" for name, score, iou in found] + captions
+    return display_instances(
+        image,
+        np.concatenate([pred_box, gt_box]),
+        np.concatenate([pred_mask, gt_mask], axis=-1),
+        np.concatenate([pred_ids, np.abs(gt_ids)]),
+        class_names,
+        title=title or "Ground truth: mint. Predictions: red, with score / IoU.",
+        ax=ax,
+        show_mask=show_mask,
+        show_bbox=show_box,
+        colors=[_FOUND] * len(pred_box) + [_TRUTH] * len(gt_box),
+        captions=captions,
+        save_path=save_path,
+        show=show,
+    )
+
+
+def _stack(masks: Any, boxes: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """bool [H, W, N] of masks of any kind."""
+    stack = np.zeros((*image_shape[:2], len(boxes)), bool)
+    for i, (y1, x1, crop) in enumerate(_crops(masks, len(boxes), image_shape)):
+        stack[y1 : y1 + crop.shape[0], x1 : x1 + crop.shape[1], i] = crop
+    return stack
+
+
+############################################################
+#  Boxes on their way: anchors, RoIs, refinement
+############################################################
+
+
+def _plot_refinement(ax: Any, before: Any, after: Any, color: Color, style: str, alpha: float = 1) -> None:
+    """A box in a style, the refined one solid, and lines from the corners of the one to those of the other."""
+    if before is not None:
+        _plot_box(ax, before, color, style, alpha)
+    if after is not None:
+        _plot_box(ax, after, color)
+    if before is not None and after is not None:
+        for row, column in ((0, 1), (2, 3), (0, 3), (2, 1)):
+            ax.plot([before[column], after[column]], [before[row], after[row]], color=color, linewidth=1)
+
+
+def draw_boxes(
+    image,
+    boxes=None,
+    refined_boxes=None,
+    masks=None,
+    captions=None,
+    visibilities=None,
+    title="",
+    ax=None,
+    figsize=(12, 12),
+    colors=None,
+    save_path=None,
+    show=False,
+) -> Any:
+    """Boxes before and after refinement, with masks and captions, each as visible as asked.
+
+    boxes: [N, 4], in the style of their visibility. refined_boxes: [N, 4], solid, joined with the boxes at the corners.
+    masks: of any kind. captions: N texts. colors: N of RGB.
+    visibilities: N of 0 gray and dotted, 1 (the default) in colour and dotted, 2 in colour and solid.
+
+    Returns: the figure.
+    Raises: ValueError without boxes of either kind, or if arguments differ in number.
+    """
+    if boxes is None and refined_boxes is None:
+        raise ValueError("draw_boxes needs boxes or refined_boxes")
+    image = _rgb(image)
+    after = None if refined_boxes is None else _boxes("refined_boxes", refined_boxes)
+    before = None if boxes is None else _boxes("boxes", boxes)
+    main = before if after is None else after
+    count = len(main)
+    _counted("boxes", before, count)
+    colors = random_colors(count) if colors is None else _counted("colors", colors, count)
+    visibilities = [1] * count if visibilities is None else _counted("visibilities", visibilities, count)
+    captions = [""] * count if captions is None else _counted("captions", captions, count)
+    looks = [((_GRAY, "dotted", 0.8), (color, "dotted", 1), (color, "solid", 1)) for color in colors]
+    looks = [look[int(visibility)] for look, visibility in zip(looks, visibilities, strict=True)]
+    crops = [] if masks is None else _crops(masks, count, image.shape)
+    there = np.flatnonzero(main.any(axis=1)).tolist()
+    painted = image.copy()
+    for i in reversed(there if crops else []):
+        _tint(painted, crops[i], looks[i][0], alpha=0.5)
+    ax = _image_axes(painted, ax, figsize, title, show)
+    for i in reversed(there):
+        _plot_refinement(ax, None if before is None else before[i], None if after is None else after[i], *looks[i])
+    captions = [str(captions[i] or "") for i in there]
+    _plot_captions(ax, main[there], captions, [looks[i][0] for i in there], image.shape)
+    return _finish(ax.figure, save_path, show)
+
+
+def display_refinement(
+    image,
+    boxes,
+    refined_boxes,
+    captions=None,
+    title="",
+    ax=None,
+    figsize=(12, 12),
+    colors=None,
+    save_path=None,
+    show=False,
+) -> Any:
+    """What box deltas do: boxes dashed before, solid after, with lines between their corners.
+
+    boxes, refined_boxes: [N, 4], a row each of anchors and proposals, or of proposals and detections.
+
+    Returns: the figure.
+    Raises: ValueError if the arguments differ in number.
+    """
+    image, before, after = _rgb(image), _boxes("boxes", boxes), _boxes("refined_boxes", refined_boxes)
+    count = len(_counted("refined_boxes", after, len(before)))
+    colors = random_colors(count) if colors is None else _counted("colors", colors, count)
+    ax = _image_axes(image, ax, figsize, title or "dashed: before refinement, solid: after", show)
+    for i in reversed(range(count)):
+        _plot_refinement(ax, before[i], after[i], colors[i], "dashed")
+    _plot_captions(ax, after, _counted("captions", captions, count) or [""] * count, colors, image.shape)
+    return _finish(ax.figure, save_path, show)
+
+
+def draw_rois(image, rois, refined_rois, mask, class_ids, class_names, limit=10, save_path=None, show=False) -> Any:
+    """What the second stage is trained on: RoIs dashed, those of background gray; refined RoIs solid; mask targets.
+
+    rois, refined_rois: [R, 4]. class_ids: [R], 0 is background. mask: [R, M, M] in [0, 1], one an RoI, or one for each
+        that is not background, in order; None for none.
+    limit: that many RoIs are drawn, the same random ones each time.
+
+    Returns: the figure.
+    """
+    image, rois, refined = _rgb(image), _boxes("rois", rois), _boxes("refined_rois", refined_rois)
+    count = len(_counted("refined_rois", refined, len(rois), "RoI"))
+    class_ids = _class_ids(class_ids, count)
+    names, masks = _names_of(class_ids, class_names), _roi_masks(mask, class_ids)
+    picked = np.sort(np.random.default_rng(0).choice(count, min(limit, count), replace=False)).tolist()
+    colors = dict(zip(picked, random_colors(len(picked)), strict=True))
+    painted = image.copy()
+    for i in picked:
+        if i in masks:
+            apply_mask(painted, utils.unmold_mask(masks[i], rois[i].astype(int), image.shape[:2]), colors[i])
+    positive = int((class_ids > 0).sum())
+    share = f", {100 * positive / count:.0f} %" if count else ""
+    title = f"{len(picked)} of {count} RoIs. Of all, {positive} are of objects{share}. Gray: background"
+    ax = _image_axes(painted, None, (12, 12), title, show)
+    for i in picked:
+        if class_ids[i] > 0:
+            _plot_refinement(ax, rois[i], refined[i], colors[i], "dashed")
+        else:
+            _plot_box(ax, rois[i], _GRAY, "dashed")
+    named = [i for i in picked if class_ids[i] > 0]
+    _plot_captions(ax, refined[named], [names[i] for i in named], [colors[i] for i in named], image.shape)
+    return _finish(ax.figure, save_path, show)
+
+
+def _roi_masks(mask: Any, class_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """The mask targets [M, M] of those RoIs that are not background, by the number of the RoI."""
+    if mask is None:
+        return {}
+    positive = np.flatnonzero(class_ids > 0).tolist()
+    mask = _array(mask)
+    if mask.ndim != 3 or len(mask) not in (len(class_ids), len(positive)):
+        raise ValueError(
+            f"mask must be [R, M, M] with R = {len(class_ids)}, or {len(positive)}, one an RoI that is not background, "
+            f"got {list(mask.shape)}; of masks by class, take the RoI's class first"
+        )
+    rows = positive if len(mask) == len(class_ids) else range(len(positive))
+    return {i: mask[row].astype(np.float32) for i, row in zip(positive, rows, strict=True)}
+
+
+def display_anchors(
+    image, anchors, anchors_per_cell=3, cell=(0.5, 0.5), names=None, cols=3, title="", save_path=None, show=False
+) -> Any:
+    """The anchors of each level: a dot at each cell's, and all anchors of one cell.
+
+    image: what the network sees, so that anchors lie where they belong. anchors: a list of [A, 4], one a level, in the
+        order y, x, ratio, as generate_pyramid_anchors gives them; or [A, 4] of one level.
+    cell: the one whose anchors are drawn, as (y, x) in shares of the image. names: of the levels; P2 ... by default.
+
+    Returns: the figure.
+    Raises: ValueError if the anchors of a level are not whole cells.
+    """
+    image = _rgb(image)
+    levels = list(anchors) if isinstance(anchors, list | tuple) else [anchors]
+    levels = [_boxes(f"anchors[{i}]", level) for i, level in enumerate(levels)]
+    names = _counted("names", names, len(levels), "level") or [f"P{i}" for i in range(2, 2 + len(levels))]
+    picked, titles = [], []
+    for i, (level, name) in enumerate(zip(levels, names, strict=True)):
+        if len(level) % anchors_per_cell:
+            raise ValueError(f"anchors[{i}] has {len(level)}, not {anchors_per_cell} a cell: see anchors_per_cell")
+        centres = ((level[:, :2] + level[:, 2:]) / 2).reshape(-1, anchors_per_cell, 2).mean(axis=1)  # [cells, 2]
+        nearest = np.linalg.norm(centres - np.multiply(cell, image.shape[:2]), axis=1)
+        own = level.reshape(-1, anchors_per_cell, 4)[nearest.argmin()] if len(level) else level
+        sides = (own[:, 2:] - own[:, :2]).prod(axis=1) ** 0.5
+        titles.append(f"{name}: {len(level):,} anchors" + (f" of about {sides.mean():.0f} pixels" if len(own) else ""))
+        picked.append((centres, own))
+    aspect = image.shape[0] / image.shape[1]
+    figure, axes = _panels([aspect] * len(levels), cols, titles, title, show, 14)
+    for ax, (centres, own) in zip(axes, picked, strict=True):
+        _image_axes(image // 2 + 127, ax, None, ax.get_title(), show)
+        ax.scatter(centres[:, 1], centres[:, 0], s=min(9.0, 9e3 / max(1, len(centres))), color="black", linewidths=0)
+        for box, color in zip(own, random_colors(len(own)), strict=True):
+            _plot_box(ax, box, np.multiply(color, 0.85))
+    return _finish(figure, save_path, show)
+
+
+def display_activations(
+    features, channels=None, limit=32, cols=8, cmap="viridis", title="", save_path=None, show=False
+) -> Any:
+    """Channels of a feature map in a grid, each from its darkest to its brightest value, which stand above it.
+
+    features: [C, H, W]. channels: which to show; by default the first, `limit` of them.
+
+    Returns: the figure.
+    """
+    features = _array(features)
+    if features.ndim != 3 or 0 in features.shape[1:]:
+        hint = "; of a batch, take one image: features[0]" if features.ndim == 4 else ""
+        raise ValueError(f"features must be [C, H, W], got {list(features.shape)}{hint}")
+    channels = list(range(min(limit, len(features))) if channels is None else channels)
+    if not all(0 <= channel < len(features) for channel in channels):
+        raise ValueError(f"channels must lie in 0..{len(features) - 1}, got {utils.listed(map(str, channels))}")
+    maps = features[channels]
+    titles = [f"{channel}:  {one.min():.2g} to {one.max():.2g}" for channel, one in zip(channels, maps, strict=True)]
+    height, width = features.shape[1:]
+    title = title or f"{len(channels)} of {len(features)} channels, {height} x {width}"
+    figure, axes = _panels([height / width] * len(maps), cols, titles, title, show, 14)
+    for ax, one in zip(axes, maps, strict=True):
+        ax.imshow(one, cmap=cmap, extent=(0, width, height, 0))
+    return _finish(figure, save_path, show)
+
+
+############################################################
+#  Mask scoring
+############################################################
+
+
+def display_mask_scoring(
+    image, result, class_names, true_ious=None, limit=8, title="", save_path=None, show=False
+) -> Any:
+    """What mask scoring does to the order of the detections: by class score above, by mask score below.
+
+    result: as detect() returns it, of a model with a MaskIoU head; the `limit` best by class score are shown.
+    true_ious: [N], of each mask with its object, where known. The title then says how many pairs of all instances
+        each score puts in the order of the true IoU.
+
+    Returns: the figure.
+    Raises: ValueError without mask_ious in the result.
+    """
+    if result["mask_ious"] is None:
+        raise ValueError("result has no mask_ious: the model has no MaskIoU head, so there is no mask scoring to show")
+    image, boxes = _rgb(image), _boxes("rois", result["rois"])
+    count = len(boxes)
+    names = _names_of(_class_ids(result["class_ids"], count), class_names)
+    scores, ious, mask_scores = (_numbers(name, result[name], count) for name in ("scores", "mask_ious", "mask_scores"))
+    truth = _numbers("true_ious", true_ious, count)
+    crops = _crops(result["masks"], count, image.shape)
+    above = np.argsort(-scores, kind="stable")[:limit].tolist()
+    below = sorted(above, key=lambda i: -mask_scores[i])
+    texts = [f"{rank}. {names[i]}\nclass score {scores[i]:.2f}" for rank, i in enumerate(above, 1)]
+    for rank, i in enumerate(below, 1):
+        moved = above.index(i) + 1 - rank
+        arrow = f" \N{BLACK UP-POINTING TRIANGLE}{moved}" if moved > 0 else ""
+        arrow = f" \N{BLACK DOWN-POINTING TRIANGLE}{-moved}" if moved < 0 else arrow
+        known = "" if truth is None else f", true {truth[i]:.2f}"
+        texts.append(f"{rank}. {names[i]}{arrow}\nmask score {mask_scores[i]:.2f}\nIoU {ious[i]:.2f}{known}")
+    title = title or f"{len(above)} of {count} detections. Mask score = class score x predicted IoU"
+    if truth is not None and _pairs_in_order(scores, truth) is not None:
+        shares = [100 * _pairs_in_order(one, truth) for one in (scores, mask_scores)]
+        title += "\nPairs in the order of the true IoU: {:.0f} % by class score, {:.0f} % by mask score".format(*shares)
+    figure, axes = _two_rows(len(above), texts, title, show)
+    colors = dict(zip(above, random_colors(len(above)), strict=True))
+    for ax, i in zip(axes, above + below, strict=True):
+        _show_instance(ax, image, boxes[i], crops[i], colors[i])
+    _join_rows(figure, axes, [below.index(i) for i in above], [colors[i] for i in above])
+    return _finish(figure, save_path, show)
+
+
+def _pairs_in_order(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """Of the pairs whose truth differs, the share that the scores put in the same order; None without such pairs."""
+    higher = truth[:, None] > truth
+    return float((scores[:, None] > scores)[higher].mean()) if higher.any() else None
+
+
+def _two_rows(cols: int, texts: Sequence[str], title: str, show: bool) -> tuple:
+    """A figure with two rows of square axes, texts above the first and below the second row, and room between."""
+    cell, gap, margin, band = 1.62, 0.1, 0.4, 0.9  # inches
+    width = margin + max(cols, 4) * (cell + gap)
+    title = _wrapped(title, width)
+    heights = {"title": _room(title), "texts": 0.45, "above": cell, "band": band, "below": cell, "more texts": 0.65}
+    total = sum(heights.values())
+    figure = _new_figure(width, total, show)
+    figure.text(0.5, 1 - 4 / 72 / total, title, ha="center", va="top", fontsize=_TITLE)
+    tops = dict(zip(heights, total - np.cumsum([0, *heights.values()]), strict=False))
+    axes = []
+    for row, word in (("above", "class score"), ("below", "mask score")):
+        middle = (tops[row] - cell / 2) / total
+        figure.text(margin / 2 / width, middle, f"by {word}", rotation=90, ha="center", va="center", fontsize=_TEXT)
+        for column in range(cols):
+            place = (margin + column * (cell + gap), tops[row] - cell, cell, cell)
+            axes.append(figure.add_axes(tuple(np.divide(place, (width, total, width, total)))))
+    for i, (ax, text) in enumerate(zip(axes, texts, strict=True)):
+        at, va = (1.05, "bottom") if i < cols else (-0.05, "top")
+        ax.text(0.5, at, text, transform=ax.transAxes, ha="center", va=va, fontsize=9, linespacing=1.15)
+    return figure, axes
+
+
+def _show_instance(ax: Any, image: np.ndarray, box: np.ndarray, crop: Crop, color: Color) -> None:
+    """A square of the image around a box, with its mask, in a frame of its colour. White where the image ends."""
+    painted = image.copy()
+    _tint(painted, crop, color, alpha=0.4, outline=False)
+    height, width = image.shape[:2]
+    ax.imshow(painted, extent=(0, width, height, 0))
+    _plot_outline(ax, crop, color)
+    (y, x), half = (box[:2] + box[2:]) / 2, max(0.6 * float((box[2:] - box[:2]).max()), 4)
+    ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half), xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(color=color, linewidth=3)
+
+
+def _join_rows(figure: Any, axes: Sequence[Any], places: Sequence[int], colors: Sequence[Color]) -> None:
+    """Lines from each axes of the first row to its place in the second: thick ones for those that moved."""
+    from matplotlib.lines import Line2D
+
+    for i, (place, color) in enumerate(zip(places, colors, strict=True)):
+        above, below = axes[i].get_position(), axes[len(places) + place].get_position()
+        x, y = [(spot.x0 + spot.x1) / 2 for spot in (above, below)], [above.y0, below.y1]
+        moved = {"linewidth": 3, "alpha": 1} if place != i else {"linewidth": 1.5, "alpha": 0.5}
+        figure.add_artist(Line2D(x, y, color=color, zorder=0, **moved))
+
+
+def plot_calibration(mask_ious, true_ious, class_scores=None, bins=10, title="", save_path=None, show=False) -> Any:
+    """How well a predicted IoU says the true one, and, beside it, how well the class score would.
+
+    mask_ious, true_ious, class_scores: [N]. bins: of the mean of the true IoU over the predicted one.
+
+    Returns: the figure.
+    """
+    true_ious = _numbers("true_ious", true_ious)
+    columns = {"predicted IoU": ("mask_ious", mask_ious), "class score": ("class_scores", class_scores)}
+    columns = {label: _numbers(name, values, len(true_ious)) for label, (name, values) in columns.items()}
+    columns = {label: values for label, values in columns.items() if values is not None}
+    figure = _new_figure(5.5 * len(columns), 5.5, show, layout="constrained")
+    figure.suptitle(_wrapped(title, 5.5 * len(columns)), fontsize=_TITLE)
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for ax, (label, values) in zip(axes, columns.items(), strict=True):
+        _plot_agreement(ax, values, true_ious, bins)
+        ax.set(xlabel=label, ylabel="true IoU of the mask", aspect="equal")
+    return _finish(figure, save_path, show)
+
+
+def _plot_agreement(ax: Any, predicted: np.ndarray, truth: np.ndarray, bins: int) -> None:
+    """Points, or how many there are where they are many; the diagonal; the mean in each bin; the correlation."""
+    low, high = min(0.0, predicted.min(initial=0)), max(1.0, predicted.max(initial=1))
+    ax.plot([0, 1], [0, 1], color="black", linestyle="dotted", linewidth=1.5, label="exact")
+    if len(truth) > 2000:
+        *_, counts = ax.hist2d(predicted, truth, bins=50, range=((low, high), (0, 1)), cmap="Blues", norm="log")
+        ax.figure.colorbar(counts, ax=ax, shrink=0.7, label="instances")
+    else:
+        ax.scatter(predicted, truth, s=14, color="C0", alpha=0.5, linewidths=0)
+    which = ((predicted - low) / (high - low) * bins).astype(int).clip(0, bins - 1)
+    filled = np.unique(which)
+    means = [(predicted[which == one].mean(), truth[which == one].mean()) for one in filled]
+    ax.plot(*np.reshape(means, (-1, 2)).T, color="C3", marker="o", linewidth=2, label="mean")
+    ax.set(xlim=(low, high), ylim=(0, 1))
+    varies = len(truth) > 1 and np.ptp(predicted) > 0 and np.ptp(truth) > 0
+    correlation = f"correlation {np.corrcoef(predicted, truth)[0, 1]:.2f}" if varies else "no correlation: no variation"
+    error = f", mean error {np.abs(predicted - truth).mean():.2f}" if len(truth) else ""
+    ax.set_title(f"{correlation}{error}, N = {len(truth)}", fontsize=_TEXT)
+    ax.legend(loc="upper left")
+
+
+############################################################
+#  Curves and matrices
+############################################################
+
+
+def plot_precision_recall(AP, precisions, recalls, ax=None, save_path=None, show=False) -> Any:
+    """The precision-recall curve that utils.compute_ap returns.
+
+    AP: in [0, 1]. precisions, recalls: [points].
+
+    Returns: the figure.
+    """
+    precisions = _numbers("precisions", precisions)
+    recalls = _numbers("recalls", recalls, len(precisions))
+    ax = ax or _new_figure(6, 5, show, layout="constrained").subplots()
+    ax.plot(recalls, precisions, color="C0", linewidth=2)
+    ax.fill_between(recalls, precisions, color="C0", alpha=0.15, linewidth=0)
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
+    ax.set_title(f"precision over recall, AP {AP:.3f}", fontsize=_TITLE)
+    ax.grid(alpha=0.3)
+    return _finish(ax.figure, save_path, show)
+
+
+def plot_overlaps(
+    gt_class_ids, pred_class_ids, pred_scores, overlaps, class_names, threshold=0.5, save_path=None, show=False
+) -> Any:
+    """IoU of each prediction with each object: framed where it reaches the threshold, and "class?" where only the class
+    is wrong.
+
+    gt_class_ids: [G]. pred_class_ids, pred_scores: [P], in the order of overlaps [P, G].
+
+    Returns: the figure.
+    """
+    overlaps = _array(overlaps)
+    shape = (len(pred_class_ids), len(gt_class_ids))
+    if overlaps.shape != shape:
+        raise ValueError(f"overlaps must be [predictions, objects] = {list(shape)}, got {list(overlaps.shape)}")
+    gt_ids, pred_ids = _class_ids(gt_class_ids, shape[1]), _class_ids(pred_class_ids, shape[0])
+    scores = _numbers("pred_scores", pred_scores, shape[0])
+    figure = _new_figure(2.5 + 0.6 * max(shape[1], 3), 1.8 + 0.4 * max(shape[0], 2), show, layout="constrained")
+    ax = figure.subplots()
+    ax.set_title(f"IoU; bold from {threshold:g} on", fontsize=_TITLE)
+    ax.set(xlabel="ground truth", ylabel="predictions")
+    names = _names_of(pred_ids, class_names)
+    ax.set_yticks(range(shape[0]), [f"{name} ({score:.2f})" for name, score in zip(names, scores, strict=True)])
+    ax.set_xticks(range(shape[1]), _names_of(np.abs(gt_ids), class_names), rotation=90)
+    if overlaps.size:
+        ax.imshow(overlaps, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), iou in np.ndenumerate(overlaps):
+        reached = iou >= threshold
+        wrong = "\nclass?" if reached and gt_ids[column] != pred_ids[row] else ""
+        style = {"color": "white" if iou > 0.6 else "black", "weight": "bold" if reached else "normal"}
+        ax.text(column, row, f"{iou:.2f}{wrong}", ha="center", va="center", fontsize=8, **style)
+    return _finish(figure, save_path, show)
+
+
+_LOSSES = ("loss", "rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss")
+_LOSSES += ("mrcnn_maskiou_loss",)
+
+
+def plot_loss(loss, val_loss, save=True, log_dir=None, save_path=None, show=False) -> Any:
+    """Losses over the epochs, in training and validation.
+
+    loss, val_loss: [epochs, losses]: the total, RPN class and box, class, box and mask; the MaskIoU loss, where there
+        is one, last. Further columns are numbered.
+    save: write a picture of each into the folder log_dir: loss.png, rpn_class_loss.png ...
+
+    Returns: the figure with all of them.
+    Raises: ValueError if the two differ in columns, or log_dir is missing.
+    """
+    loss, val_loss = (np.asarray(_array(values), np.float64) for values in (loss, val_loss))
+    loss, val_loss = (values[:, None] if values.ndim == 1 else values for values in (loss, val_loss))
+    if loss.ndim != 2 or val_loss.shape[1:] != loss.shape[1:]:
+        raise ValueError(
+            f"loss and val_loss must be [epochs, losses], got {list(loss.shape)} and {list(val_loss.shape)}"
+        )
+    if save and log_dir is None:
+        raise ValueError("log_dir must be the folder to write into; or save=False only draws")
+    names = [_LOSSES[i] if i < len(_LOSSES) else f"loss_{i}" for i in range(loss.shape[1])]
+    if save:
+        for i, name in enumerate(names):
+            figure = _new_figure(6.4, 4.8, False, layout="constrained")
+            _plot_curves(figure.subplots(), name, loss[:, i], val_loss[:, i])
+            _finish(figure, Path(log_dir) / f"{name}.png", False)
+    cols = min(4, max(1, len(names)))
+    rows = max(1, -(-len(names) // cols))
+    figure = _new_figure(3.6 * cols, 2.9 * rows, show, layout="constrained")
+    for i, ax in enumerate(figure.subplots(rows, cols, squeeze=False).flat):
+        if i < len(names):
+            _plot_curves(ax, names[i], loss[:, i], val_loss[:, i])
+        else:
+            ax.set_axis_off()
+    return _finish(figure, save_path, show)
+
+
+def _plot_curves(ax: Any, name: str, train: np.ndarray, val: np.ndarray) -> None:
+    for values, color, label in ((train, "C0", "training"), (val, "C1", "validation")):
+        ax.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=3, label=label)
+    ax.set(xlabel="epoch", title=name)
+    ax.set_ylim(bottom=min(0, *ax.get_ylim()))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
+
+
+############################################################
+#  Tables
+############################################################
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, the first their headings: text when printed, and HTML in a notebook."""
+
+    rows: list[list[str]]
+
+    def __str__(self) -> str:
+        columns = itertools.zip_longest(*self.rows, fillvalue="")
+        widths = [max(map(len, column)) for column in columns]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in self.rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def display_table(table: Iterable[Iterable[Any]], save_path: Any = None, show: bool = False) -> Table:
+    """Rows of values as a table.
+
+    save_path: an .html file, or else one of text. show: print it.
+
+    Returns: the Table, which a notebook shows.
+    """
+    made = Table([[str(value) for value in row] for row in table])
+    if save_path is not None:
+        text = made._repr_html_() if Path(save_path).suffix.lower() in (".html", ".htm") else f"{made}\n"
+        utils.write_atomically(save_path, lambda file: file.write(text.encode()))
+    if show:
+        print(made)
+    return made
+
+
+def display_weight_stats(model: Any, save_path: Any = None, show: bool = False) -> Table:
+    """Shape, extremes and standard deviation of all weights and statistics of a model, and what looks wrong.
+
+    model: a Module, or anything with a state_dict().
+
+    Returns: the Table. Its last column says "dead?" where all values are one, which is normal for a bias; "overflow?"
+        where one is beyond 1000, which is normal for a variance; and "not finite".
+    """
+    rows = [["weight", "shape", "min", "max", "std", ""]]
+    for name, tensor in model.state_dict().items():
+        values = _array(tensor)
+        if values.size and values.dtype.kind == "f":
+            numbers = [f"{number:+9.4f}" for number in (values.min(), values.max(), values.std(dtype=np.float64))]
+            rows.append([name, str(list(values.shape)), *numbers, _alert(name, values)])
+    return display_table(rows, save_path, show)
+
+
+def _alert(name: str, values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "not finite"
+    if np.abs(values).max() > 1000 and not name.endswith("running_var"):
+        return "overflow?"
+    constant = values.size > 1 and values.min() == values.max()
+    return "dead?" if constant and not name.endswith("bias") else ""

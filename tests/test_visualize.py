@@ -99,7 +99,7 @@ def test_wrong_numbers():
         visualize.draw_instances(image, boxes, masks[:-1])
 
 
-def test_captions_say_both_scores():
+def test_captions_say_all_scores():
     result = {
         "class_ids": np.array([1, 2]),
         "scores": np.array([0.912, 0.5]),
@@ -107,5 +107,5 @@ def test_captions_say_both_scores():
         "mask_scores": np.array([0.456, 0.45]),
     }
     names = ["BG", "cat", "dog"]
-    assert visualize.captions_of(result, names) == ["cat 0.91 mask 0.46", "dog 0.50 mask 0.45"]
+    assert visualize.captions_of(result, names) == ["cat 0.91 IoU 0.50 mask 0.46", "dog 0.50 IoU 0.90 mask 0.45"]
     assert visualize.captions_of({**result, "mask_ious": None}, names) == ["cat 0.91", "dog 0.50"]
