@@ -214,7 +214,8 @@ def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[in
     limit = np.array(image_shape[:2], float)
     placed = np.zeros((len(boxes), 4))
     for i, ((y1, x1, y2, x2), (h, w)) in enumerate(zip(boxes, sizes, strict=True)):
-        rows, columns = (y1 - h, y1, y2, y2 - h, y1 - 2 * h, y1 + h, (y1 + y2 - h) / 2), (x1, x2 - w, (x1 + x2 - w) / 2)
+        rows = (y1 - h, y1, y2, y2 - h, (y1 + y2 - h) / 2, y1 - 2 * h, y2 + h, y1 - 3 * h, y2 + 2 * h)
+        columns = (x1, x2 - w, (x1 + x2 - w) / 2, x2, x1 - w)
         corners = np.array([(y, x) for y in rows for x in columns]).clip(0, np.maximum(limit - (h, w), 0))
         spots = np.concatenate([corners, corners + np.array([h, w])], axis=1)[:, None]  # [spots, 1, 4]
         shared = np.minimum(spots[..., 2:], placed[:i, 2:]) - np.maximum(spots[..., :2], placed[:i, :2])
@@ -323,7 +324,8 @@ def _font(size: int) -> Any:
 def _write_captions(pen: Any, boxes: np.ndarray, captions: Sequence[str], colors, image_shape: Sequence[int]) -> None:
     """Each on a patch of its colour; none where a caption is empty. The first lie on top."""
     named = [i for i, caption in enumerate(captions) if caption]
-    font = _font(max(10, min(image_shape[:2]) // 40))
+    side = min(image_shape[:2])
+    font = _font(max(10, side // 40) if len(named) <= 20 else max(10, side // 50))
     extents = np.array([pen.textbbox((0, 0), captions[i], font=font) for i in named]).reshape(-1, 4)
     sizes = extents[:, [3, 2]] - extents[:, [1, 0]] + 4
     corners = _place_labels(boxes[named], sizes, image_shape)
@@ -835,13 +837,13 @@ def display_anchors(
         sides = (own[:, 2:] - own[:, :2]).prod(axis=1) ** 0.5
         titles.append(f"{name}: {len(level):,} anchors" + (f" of about {sides.mean():.0f} pixels" if len(own) else ""))
         picked.append((centres, own))
-    aspect = image.shape[0] / image.shape[1]
+    aspect, dark = image.shape[0] / image.shape[1], [random_colors(10)[i] for i in (0, 2, 6, 9)]  # on a pale image
     figure, axes = _panels([aspect] * len(levels), cols, titles, title, show, 14)
     for ax, (centres, own) in zip(axes, picked, strict=True):
         _image_axes(image // 2 + 127, ax, None, ax.get_title(), show)
         ax.scatter(centres[:, 1], centres[:, 0], s=min(9.0, 9e3 / max(1, len(centres))), color="black", linewidths=0)
-        for box, color in zip(own, random_colors(len(own)), strict=True):
-            _plot_box(ax, box, np.multiply(color, 0.85))
+        for i, box in enumerate(own):
+            _plot_box(ax, box, dark[i % len(dark)])
     return _finish(figure, save_path, show)
 
 
@@ -905,7 +907,9 @@ def display_mask_scoring(
         arrow = f" \N{BLACK DOWN-POINTING TRIANGLE}{-moved}" if moved < 0 else arrow
         known = "" if truth is None else f", true {truth[i]:.2f}"
         texts.append(f"{rank}. {names[i]}{arrow}\nmask score {mask_scores[i]:.2f}\nIoU {ious[i]:.2f}{known}")
-    title = title or f"{len(above)} of {count} detections. Mask score = class score x predicted IoU"
+    title = (
+        title or f"{len(above)} of {count} detections. Mask score = class score \N{MULTIPLICATION SIGN} predicted IoU"
+    )
     if truth is not None and _pairs_in_order(scores, truth) is not None:
         shares = [100 * _pairs_in_order(one, truth) for one in (scores, mask_scores)]
         title += "\nPairs in the order of the true IoU: {:.0f} % by class score, {:.0f} % by mask score".format(*shares)
@@ -925,8 +929,9 @@ def _pairs_in_order(scores: np.ndarray, truth: np.ndarray) -> float | None:
 
 def _two_rows(cols: int, texts: Sequence[str], title: str, show: bool) -> tuple:
     """A figure with two rows of square axes, texts above the first and below the second row, and room between."""
-    cell, gap, margin, band = 1.62, 0.1, 0.4, 0.9  # inches
-    width = margin + max(cols, 4) * (cell + gap)
+    cell, gap, band = 1.62, 0.1, 0.9  # inches
+    width = 0.4 + max(cols, 4) * (cell + gap)
+    margin = width - cols * (cell + gap) if cols >= 4 else (width - cols * (cell + gap)) / 2
     title = _wrapped(title, width)
     heights = {"title": _room(title), "texts": 0.45, "above": cell, "band": band, "below": cell, "more texts": 0.65}
     total = sum(heights.values())
@@ -936,7 +941,7 @@ def _two_rows(cols: int, texts: Sequence[str], title: str, show: bool) -> tuple:
     axes = []
     for row, word in (("above", "class score"), ("below", "mask score")):
         middle = (tops[row] - cell / 2) / total
-        figure.text(margin / 2 / width, middle, f"by {word}", rotation=90, ha="center", va="center", fontsize=_TEXT)
+        figure.text((margin - 0.2) / width, middle, f"by {word}", rotation=90, ha="center", va="center", fontsize=_TEXT)
         for column in range(cols):
             place = (margin + column * (cell + gap), tops[row] - cell, cell, cell)
             axes.append(figure.add_axes(tuple(np.divide(place, (width, total, width, total)))))
@@ -1037,8 +1042,8 @@ def plot_precision_recall(AP, precisions, recalls, ax=None, save_path=None, show
 def plot_overlaps(
     gt_class_ids, pred_class_ids, pred_scores, overlaps, class_names, threshold=0.5, save_path=None, show=False
 ) -> Any:
-    """IoU of each prediction with each object: framed where it reaches the threshold, and "class?" where only the class
-    is wrong.
+    """IoU of each prediction with each object: bold where it reaches the threshold, with "class?" where the class is
+    wrong, and left out where it is 0.
 
     gt_class_ids: [G]. pred_class_ids, pred_scores: [P], in the order of overlaps [P, G].
 
@@ -1062,8 +1067,9 @@ def plot_overlaps(
     for (row, column), iou in np.ndenumerate(overlaps):
         reached = iou >= threshold
         wrong = "\nclass?" if reached and gt_ids[column] != pred_ids[row] else ""
-        style = {"color": "white" if iou > 0.6 else "black", "weight": "bold" if reached else "normal"}
-        ax.text(column, row, f"{iou:.2f}{wrong}", ha="center", va="center", fontsize=8, **style)
+        style = {"color": "white" if iou > 0.7 else "black", "weight": "bold" if reached else "normal"}
+        if iou > 0:
+            ax.text(column, row, f"{iou:.2f}{wrong}", ha="center", va="center", fontsize=8, **style)
     return _finish(figure, save_path, show)
 
 
@@ -1110,7 +1116,8 @@ def _plot_curves(ax: Any, name: str, train: np.ndarray, val: np.ndarray) -> None
     for values, color, label in ((train, "C0", "training"), (val, "C1", "validation")):
         ax.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=3, label=label)
     ax.set(xlabel="epoch", title=name)
-    ax.set_ylim(bottom=min(0, *ax.get_ylim()))
+    finite = np.concatenate([train, val])
+    ax.set_ylim(bottom=finite.min(initial=0, where=np.isfinite(finite)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
     ax.legend()
