@@ -165,15 +165,8 @@ def _crops(masks: Any, count: int, image_shape: Sequence[int]) -> list[Crop]:
 
 
 def _bounds(stack: np.ndarray) -> np.ndarray:
-    """utils.extract_bboxes, in a tenth of the time: [N, 4]."""
-    filled = [np.zeros((side, stack.shape[2]), bool) for side in stack.shape[:2]]
-    for y in range(0, len(stack), 32):  # as much as fits into the cache
-        rows = stack[y : y + 32]
-        filled[1] |= rows.any(axis=0)
-        while rows.shape[1] > 1:  # halves, which may overlap: long loops, where any(axis=1) has short ones
-            half = (rows.shape[1] + 1) // 2
-            rows = rows[:, :half] | rows[:, -half:]
-        filled[0][y : y + 32] = rows[:, 0]
+    """utils.extract_bboxes, many times as fast in the memory order of detect()'s masks: [N, 4]."""
+    filled = [stack.any(axis=1), stack.any(axis=0)]  # [H, N], [W, N]
     low = [side.argmax(axis=0) for side in filled]
     high = [(len(side) - side[::-1].argmax(axis=0)) * side.any(axis=0) for side in filled]
     return np.stack([*low, *high], axis=1)
