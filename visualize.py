@@ -514,7 +514,7 @@ def display_top_masks(image, mask, class_ids, class_names, limit=4, save_path=No
     crops = _crops(mask, len(class_ids), image.shape)
     areas = np.array([crop.sum() for _, _, crop in crops])
     classes = sorted(set(class_ids.tolist()), key=lambda class_id: -areas[class_ids == class_id].sum())[:limit]
-    panels, titles = [image], [f"H x W = {image.shape[0]} x {image.shape[1]}"]
+    panels, titles = [image], [f"{image.shape[0]} x {image.shape[1]}"]
     for class_id, name in zip(classes, _names_of(np.array(classes, int), class_names), strict=True):
         own = [crop for crop, one in zip(crops, class_ids, strict=True) if one == class_id]
         panels.append(np.zeros_like(image))
@@ -712,6 +712,8 @@ def draw_boxes(
     colors = random_colors(count) if colors is None else _counted("colors", colors, count)
     visibilities = [1] * count if visibilities is None else _counted("visibilities", visibilities, count)
     captions = [""] * count if captions is None else _counted("captions", captions, count)
+    if not {0, 1, 2}.issuperset(visibilities):
+        raise ValueError(f"visibilities must be 0, 1 or 2, got {utils.listed(map(str, visibilities))}")
     looks = [((_GRAY, "dotted", 0.8), (color, "dotted", 1), (color, "solid", 1)) for color in colors]
     looks = [look[int(visibility)] for look, visibility in zip(looks, visibilities, strict=True)]
     crops = [] if masks is None else _crops(masks, count, image.shape)
