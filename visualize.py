@@ -40,7 +40,7 @@ Crop = tuple[int, int, np.ndarray]  # y1, x1, bool [h, w]: a mask inside its bou
 
 # Ten colours as far apart as can be for normal and for colour-blind eyes, and farthest from those before and after: at
 # least 26 in CIELAB for deuteranopes, 41 between neighbours. Found by search; tests/test_visualize.py has the measure.
-_PALETTE = ("ff1a00", "ffb3ff", "334dff", "e68066", "0099ff", "ffe680", "cc0066", "b3ff00", "66ffcc", "b31ab3")
+_PALETTE = ("0099ff", "ffe680", "cc0066", "b3ff00", "66ffcc", "b31ab3", "ff1a00", "ffb3ff", "334dff", "e68066")
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _TRUTH, _FOUND = (0.4, 1.0, 0.8), (1.0, 0.1, 0.0)  # ground truth and predictions
 _GRAY = (0.62, 0.62, 0.62)
@@ -832,7 +832,7 @@ def display_anchors(
         sides = (own[:, 2:] - own[:, :2]).prod(axis=1) ** 0.5
         titles.append(f"{name}: {len(level):,} anchors" + (f" of about {sides.mean():.0f} pixels" if len(own) else ""))
         picked.append((centres, own))
-    aspect, dark = image.shape[0] / image.shape[1], [random_colors(10)[i] for i in (0, 2, 6, 9)]  # on a pale image
+    aspect, dark = image.shape[0] / image.shape[1], [random_colors(10)[i] for i in (6, 8, 2, 5)]  # on a pale image
     figure, axes = _panels([aspect] * len(levels), cols, titles, title, show, 14)
     for ax, (centres, own) in zip(axes, picked, strict=True):
         _image_axes(image // 2 + 127, ax, None, ax.get_title(), show)
