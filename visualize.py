@@ -193,8 +193,14 @@ def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[str]
     result: as detect() returns it.
     """
     names = _names_of(result["class_ids"], class_names)
-    scored = result["mask_ious"] is not None
-    return _captions(names, result["scores"], result["mask_ious"], result["mask_scores"] if scored else None)
+    return _captions(names, *_scores_of(result).values())
+
+
+def _scores_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Class scores, predicted IoUs and mask scores; without IoUs, mask scores would only repeat the class scores."""
+    scored = result.get("mask_ious") is not None
+    names = ("scores", "mask_ious", "mask_scores")
+    return {name: result[name] if scored or name == "scores" else None for name in names}
 
 
 def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
@@ -364,7 +370,7 @@ def figure_to_image(figure: Any) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(_png_of(figure))).convert("RGB"))
 
 
-def _finish(figure, save_path, show) -> Any:
+def _finish(figure: Any, save_path: Any, show: bool) -> Any:
     """Saves and shows a figure as asked, and returns it."""
     if save_path is not None:
         kind = Path(save_path).suffix[1:].lower() or "png"
@@ -590,11 +596,8 @@ def display_result(image: Any, result: dict[str, Any], class_names: Sequence[str
 
     options: of display_instances.
     """
-    columns = {"scores": result["scores"], "mask_ious": result["mask_ious"]}
-    if result["mask_ious"] is not None:
-        columns["mask_scores"] = result["mask_scores"]
     instances = (result["rois"], result["masks"], result["class_ids"])
-    return display_instances(image, *instances, class_names, **{**columns, **options})
+    return display_instances(image, *instances, class_names, **{**_scores_of(result), **options})
 
 
 def display_differences(
@@ -885,7 +888,7 @@ def display_mask_scoring(
     Returns: the figure.
     Raises: ValueError without mask_ious in the result.
     """
-    if result["mask_ious"] is None:
+    if result.get("mask_ious") is None:
         raise ValueError("result has no mask_ious: the model has no MaskIoU head, so there is no mask scoring to show")
     image, boxes = _rgb(image), _boxes("rois", result["rois"])
     count = len(boxes)

@@ -38,6 +38,20 @@ def test_bench_ops_ends_with_a_json_line(tmp_path):
         assert any(case["name"] in row and f"{case['ours_ms']:.2f}" in row for row in table)
 
 
+def test_bench_visualize_ends_with_a_json_line(tmp_path):
+    output = tmp_path / "visualize.json"
+    done = run("benchmarks/bench_visualize.py", "--quick", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    *table, line = done.stdout.splitlines()
+    assert output.read_text() == line + "\n"
+    facts = json.loads(line)
+    assert facts["threads"] == 1
+    assert [case["name"].split(",")[0] for case in facts["cases"]] == ["draw_instances"] * 4 + ["display_instances"]
+    for case in facts["cases"]:
+        assert case["ms"] > 0
+        assert any(case["name"] in row and f"{case['ms']:.1f}" in row for row in table)
+
+
 def test_bench_detect_ends_with_a_json_line(tmp_path):
     output = tmp_path / "detect.json"
     arguments = ("--quick", "--threads", "2", "--output", str(output))

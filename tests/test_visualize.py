@@ -271,6 +271,8 @@ def test_captions_say_all_scores():
     }
     assert visualize.captions_of(result, NAMES) == ["cat 0.91 IoU 0.50 mask 0.46", "dog 0.50 IoU 0.90 mask 0.45"]
     assert visualize.captions_of({**result, "mask_ious": None}, NAMES) == ["cat 0.91", "dog 0.50"]
+    plain = {name: result[name] for name in ("class_ids", "scores")}  # Matterport's
+    assert visualize.captions_of(plain, NAMES) == ["cat 0.91", "dog 0.50"]
     with pytest.raises(ValueError, match=r"class_ids lie in 1\.\.2, but class_names has 2 names"):
         visualize.captions_of(result, NAMES[:2])
     with pytest.raises(ValueError, match=r"class_ids lie in -1\.\.2"):
@@ -598,6 +600,7 @@ def test_captions_in_figures_stay_in_the_image_and_apart():
         width = min(one.x1, other.x1) - max(one.x0, other.x0)
         height = min(one.y1, other.y1) - max(one.y0, other.y0)
         assert width < 1 or height < 1
+    assert ax.texts[0].zorder > ax.texts[1].zorder > ax.texts[2].zorder > 5, "the first on top, all above the lines"
     colors = visualize.random_colors(3)
     for text, color in zip(ax.texts, colors, strict=True):
         assert text.get_bbox_patch().get_facecolor()[:3] == pytest.approx(color)
@@ -621,6 +624,7 @@ def test_nothing_is_drawn_outside_of_the_image():
     assert (
         visualize.display_instances(*arguments, captions=["A caption that is far too long " * 3] * 3, ax=ax) is figure
     )
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0, 160), (120, 0)), "the box has not moved the limits"
     drawn = visualize.figure_to_image(figure)
     outside = np.ones((400, 400), bool)
     outside[124:276, 99:301] = False  # 200 x 150 in the middle
