@@ -99,7 +99,7 @@ def _rgb(image: Any) -> np.ndarray:
 def _counted(name: str, values: Any, count: int, what: str = "box") -> Any:
     """The values, if there is one for each box."""
     if values is not None and len(values) != count:
-        raise ValueError(f"{name} must have one entry a {what}, {count}, not {len(values)}")
+        raise ValueError(f"{name} must have one entry for each {what}, {count}, not {len(values)}")
     return values
 
 

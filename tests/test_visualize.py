@@ -176,9 +176,9 @@ def test_small_images(shape):
 
 def test_wrong_numbers():
     image, boxes, masks = scene()
-    with pytest.raises(ValueError, match="captions must have one entry a box, 2, not 1"):
+    with pytest.raises(ValueError, match="captions must have one entry for each box, 2, not 1"):
         visualize.draw_instances(image, boxes, masks, ["one"])
-    with pytest.raises(ValueError, match="colors must have one entry a box, 2, not 1"):
+    with pytest.raises(ValueError, match="colors must have one entry for each box, 2, not 1"):
         visualize.draw_instances(image, boxes, masks, colors=[RED])
     with pytest.raises(ValueError, match=r"boxes must be \[N, \(y1, x1, y2, x2\)\], got \[4\]"):
         visualize.draw_instances(image, boxes[0], None)
@@ -193,7 +193,7 @@ def test_wrong_numbers():
     [
         (np.ones((119, 160, 2), bool), r"masks must be \[H, W, N\] = \[120, 160, 2\], not \[119, 160, 2\]"),
         (np.ones((2, 120, 160), bool), r"are they \[N, H, W\]\?"),
-        ([utils.mask_to_rle(np.ones((120, 160), bool))], "masks must have one entry a box, 2, not 1"),
+        ([utils.mask_to_rle(np.ones((120, 160), bool))], "masks must have one entry for each box, 2, not 1"),
         (
             [utils.mask_to_rle(np.ones((160, 120), bool))] * 2,
             r"masks\[0\] is of \[160, 120\], the image of \[120, 160\]",
@@ -635,6 +635,8 @@ def test_nothing_is_drawn_outside_of_the_image():
 def test_titles_take_room_above_the_image():
     plain = visualize.figure_to_image(visualize.display_instances(*shapes(), NAMES, figsize=(4, 9)))
     assert plain.shape == (300, 400, 3)
+    flat = visualize.display_instances(*shapes(), NAMES, figsize=(9, 3))
+    assert visualize.figure_to_image(flat).shape == plain.shape, "as large as fits into width and height"
     titled = visualize.figure_to_image(visualize.display_instances(*shapes(), NAMES, title="One line", figsize=(4, 9)))
     long = visualize.display_instances(*shapes(), NAMES, title="A long title that needs more than one line", figsize=4)
     assert titled.shape[1] == 400
@@ -672,14 +674,14 @@ def test_colors_by_class():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_ids": [1]}, "class_ids must have one entry a box, 3, not 1"),
+        ({"class_ids": [1]}, "class_ids must have one entry for each box, 3, not 1"),
         ({"class_ids": [1, 2, 4]}, r"class_ids lie in 1\.\.4, but class_names has 4 names"),
-        ({"scores": [1, 2]}, "scores must have one entry a box, 3, not 2"),
+        ({"scores": [1, 2]}, "scores must have one entry for each box, 3, not 2"),
         ({"scores": [[1], [2], [3]]}, r"scores must be \[N\], got \[3, 1\]"),
         ({"mask_ious": [0.5, np.nan, 0.5]}, "mask_ious has values that are not finite"),
-        ({"mask_scores": [1]}, "mask_scores must have one entry a box"),
-        ({"colors": [RED]}, "colors must have one entry a box"),
-        ({"captions": ["a"]}, "captions must have one entry a box"),
+        ({"mask_scores": [1]}, "mask_scores must have one entry for each box"),
+        ({"colors": [RED]}, "colors must have one entry for each box"),
+        ({"captions": ["a"]}, "captions must have one entry for each box"),
         (
             {"masks": np.ones((3, 120, 160))},
             r"masks must be \[H, W, N\] = \[120, 160, 3\], not \[3, 120, 160\]; are they",
@@ -738,7 +740,7 @@ def test_display_images_in_a_grid():
 def test_display_images_explains_what_is_wrong(image):
     with pytest.raises(ValueError, match=r"images\[1\] must be \[H, W\] or \[H, W, 1, 3 or 4\]"):
         visualize.display_images([photo(), image])
-    with pytest.raises(ValueError, match="titles must have one entry a image, 1, not 2"):
+    with pytest.raises(ValueError, match="titles must have one entry for each image, 1, not 2"):
         visualize.display_images([photo()], ["a", "b"])
 
 
@@ -851,10 +853,13 @@ def corners_joined(before, after):
     ("options", "message"),
     [
         ({}, "draw_boxes needs boxes or refined_boxes"),
-        ({"boxes": np.zeros((2, 4)), "refined_boxes": np.zeros((3, 4))}, "boxes must have one entry a box, 3, not 2"),
-        ({"boxes": np.zeros((2, 4)), "visibilities": [1]}, "visibilities must have one entry a box"),
-        ({"boxes": np.zeros((2, 4)), "captions": ["a"]}, "captions must have one entry a box"),
-        ({"boxes": np.zeros((2, 4)), "colors": [RED]}, "colors must have one entry a box"),
+        (
+            {"boxes": np.zeros((2, 4)), "refined_boxes": np.zeros((3, 4))},
+            "boxes must have one entry for each box, 3, not 2",
+        ),
+        ({"boxes": np.zeros((2, 4)), "visibilities": [1]}, "visibilities must have one entry for each box"),
+        ({"boxes": np.zeros((2, 4)), "captions": ["a"]}, "captions must have one entry for each box"),
+        ({"boxes": np.zeros((2, 4)), "colors": [RED]}, "colors must have one entry for each box"),
         ({"boxes": np.zeros((2, 4)), "visibilities": [1, 3]}, "visibilities must be 0, 1 or 2, got 1, 3"),
         ({"boxes": np.zeros((2, 4)), "masks": np.zeros((120, 160, 1))}, "masks must be"),
     ],
@@ -876,9 +881,9 @@ def test_display_refinement():
     assert {line.get_color() for line in lines} == {visualize.random_colors(1)[0]}
     assert texts(figure) == ["a"]
     assert "dashed: before" in figure.axes[0].get_title()
-    with pytest.raises(ValueError, match="refined_boxes must have one entry a box, 2, not 1"):
+    with pytest.raises(ValueError, match="refined_boxes must have one entry for each box, 2, not 1"):
         visualize.display_refinement(photo(), boxes, boxes[:1])
-    with pytest.raises(ValueError, match="captions must have one entry a box"):
+    with pytest.raises(ValueError, match="captions must have one entry for each box"):
         visualize.display_refinement(photo(), boxes, boxes, ["a"])
 
 
@@ -912,7 +917,7 @@ def test_draw_rois_draws_no_more_than_the_limit():
     assert len(visualize.draw_rois(*arguments, limit=2).axes[0].lines) == 2
     with pytest.raises(ValueError, match=r"mask must be \[R, M, M\] with R = 60, or 0"):
         visualize.draw_rois(photo(), boxes, boxes, targets(), np.zeros(60, int), NAMES)
-    with pytest.raises(ValueError, match="refined_rois must have one entry a RoI, 60, not 59"):
+    with pytest.raises(ValueError, match="refined_rois must have one entry for each RoI, 60, not 59"):
         visualize.draw_rois(photo(), boxes, boxes[1:], None, np.zeros(60, int), NAMES)
 
 
@@ -939,7 +944,7 @@ def test_display_anchors():
     assert corner.axes[0].get_ylim() == (120, 0), "what reaches out of the image is cut off"
     with pytest.raises(ValueError, match=r"anchors\[0\] has 36, not 5 a cell"):
         visualize.display_anchors(photo(), levels(), anchors_per_cell=5)
-    with pytest.raises(ValueError, match="names must have one entry a level, 2, not 1"):
+    with pytest.raises(ValueError, match="names must have one entry for each level, 2, not 1"):
         visualize.display_anchors(photo(), levels(), names=["P2"])
 
 
@@ -992,7 +997,7 @@ def test_display_mask_scoring_of_some_and_without_the_truth():
     assert {artist.get_linewidth() for artist in still.artists} == {1.5}
     with pytest.raises(ValueError, match="result has no mask_ious: the model has no MaskIoU head"):
         visualize.display_mask_scoring(*found(mask_ious=None), NAMES)
-    with pytest.raises(ValueError, match="true_ious must have one entry a box, 3, not 2"):
+    with pytest.raises(ValueError, match="true_ious must have one entry for each box, 3, not 2"):
         visualize.display_mask_scoring(*found(), NAMES, [0.5, 0.5])
 
 
@@ -1030,7 +1035,7 @@ def test_plot_calibration_of_many_and_of_no_variation():
     visualize.figure_to_image(figure)
     same = visualize.plot_calibration([0.5, 0.5], [0.4, 0.6])
     assert same.axes[0].get_title() == "no correlation: no variation, mean error 0.10, N = 2"
-    with pytest.raises(ValueError, match="mask_ious must have one entry a box, 2, not 1"):
+    with pytest.raises(ValueError, match="mask_ious must have one entry for each box, 2, not 1"):
         visualize.plot_calibration([0.5], [0.4, 0.6])
     with pytest.raises(ValueError, match="true_ious has values that are not finite"):
         visualize.plot_calibration([0.5], [np.nan])
