@@ -344,9 +344,9 @@ def found(**changes):
     result = {
         "rois": boxes,
         "class_ids": class_ids,
-        "scores": np.array([0.95, 0.9, 0.6], np.float32),
+        "scores": np.array([0.95, 0.9, 0.5], np.float32),
         "mask_ious": np.array([0.5, 0.9, 0.8], np.float32),
-        "mask_scores": np.array([0.475, 0.81, 0.48], np.float32),
+        "mask_scores": np.array([0.475, 0.81, 0.4], np.float32),
         "masks": masks,
     }
     return image, {**result, **changes}
@@ -575,10 +575,10 @@ def test_boxes_lie_at_their_pixels():
 
 def test_display_instances_says_all_scores():
     image, result = found()
-    expected = ["cat 0.95 IoU 0.50 mask 0.47", "dog 0.90 IoU 0.90 mask 0.81", "cat 0.60 IoU 0.80 mask 0.48"]
+    expected = ["cat 0.95 IoU 0.50 mask 0.47", "dog 0.90 IoU 0.90 mask 0.81", "cat 0.50 IoU 0.80 mask 0.40"]
     assert sorted(texts(visualize.display_result(image, result, NAMES))) == sorted(expected)
     unscored = {**result, "mask_ious": None}
-    assert sorted(texts(visualize.display_result(image, unscored, NAMES))) == ["cat 0.60", "cat 0.95", "dog 0.90"]
+    assert sorted(texts(visualize.display_result(image, unscored, NAMES))) == ["cat 0.50", "cat 0.95", "dog 0.90"]
     instances = (result["rois"], result["masks"], result["class_ids"])
     assert sorted(texts(visualize.display_instances(image, *instances, NAMES))) == ["cat", "cat", "dog"]
     own = visualize.display_instances(image, *instances, NAMES, result["scores"], captions=["one", None, 3])
@@ -958,25 +958,25 @@ def test_display_mask_scoring_shows_who_moved():
     assert texts(figure) == [
         "1. cat\nclass score 0.95",
         "2. dog\nclass score 0.90",
-        "3. cat\nclass score 0.60",
+        "3. cat\nclass score 0.50",
         "1. dog \N{BLACK UP-POINTING TRIANGLE}1\nmask score 0.81\nIoU 0.90, true 0.90",
-        "2. cat \N{BLACK UP-POINTING TRIANGLE}1\nmask score 0.48\nIoU 0.80, true 0.70",
-        "3. cat \N{BLACK DOWN-POINTING TRIANGLE}2\nmask score 0.47\nIoU 0.50, true 0.40",
+        "2. cat \N{BLACK DOWN-POINTING TRIANGLE}1\nmask score 0.47\nIoU 0.50, true 0.40",
+        "3. cat\nmask score 0.40\nIoU 0.80, true 0.70",
     ]
     title = figure.texts[0].get_text()
     assert "3 of 3 detections" in title
-    assert "33 % by class score, 100 % by mask score" in title.replace("\n", " ")
+    assert "33 % by class score, 67 % by mask score" in title.replace("\n", " ")
     colors = visualize.random_colors(3)
     frames = [ax.spines["top"].get_edgecolor()[:3] for ax in figure.axes]
-    assert frames == [pytest.approx(colors[i]) for i in (0, 1, 2, 1, 2, 0)]
+    assert frames == [pytest.approx(colors[i]) for i in (0, 1, 2, 1, 0, 2)]
     lines = [artist for artist in figure.artists if hasattr(artist, "get_xdata")]
     assert [line.get_color() for line in lines] == colors
     places = [ax.get_position() for ax in figure.axes]
-    for line, above, below in zip(lines, (0, 1, 2), (5, 3, 4), strict=True):
+    for line, above, below in zip(lines, (0, 1, 2), (4, 3, 5), strict=True):
         middles = [(places[i].x0 + places[i].x1) / 2 for i in (above, below)]
         assert list(line.get_xdata()) == pytest.approx(middles)
         assert list(line.get_ydata()) == pytest.approx([places[above].y0, places[below].y1])
-        assert line.get_linewidth() == 3
+    assert [line.get_linewidth() for line in lines] == [3, 3, 1.5], "thick are those that moved"
     y1, x1, y2, x2 = shapes()[1][0]
     left, right = figure.axes[0].get_xlim()
     assert left < x1 < x2 < right
