@@ -1023,6 +1023,8 @@ def test_plot_calibration():
     assert figure.get_suptitle() == "Mine"
     assert len(visualize.plot_calibration(predicted, truth).axes) == 1
     halves = visualize.plot_calibration(predicted, truth, bins=2).axes[0].lines[1].get_xydata()
+    edge = visualize.plot_calibration([0.19, 0.21], [0.0, 1.0]).axes[0].lines[1].get_xydata()
+    assert edge == pytest.approx(np.array([[0.19, 0], [0.21, 1]])), "ten bins end at tenths"
     assert halves == pytest.approx(np.array([[0.32 / 3, 0.7 / 3], [0.975, 0.85]]))
 
 
@@ -1119,7 +1121,7 @@ def test_display_table(tmp_path, capsys):
 
 
 def test_display_weight_stats():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2), nn.Linear(2, 1))
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(1, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, -3]).reshape(2, 1, 1, 1))
         model[0].bias.fill_(7)
@@ -1138,7 +1140,7 @@ def test_display_weight_stats():
     assert rows["1.running_var"][-1] == "dead?", "a variance may be large"
     assert rows["2.weight"][-1] == "not finite"
     assert rows["3.weight"][-1] == "dead?"
-    assert rows["3.bias"][-1] == "", "one value alone is not dead"
+    assert rows["4.weight"][-1] == "", "one value alone is not dead"
     assert "1.num_batches_tracked" not in rows
 
 
