@@ -20,7 +20,7 @@ from .metrics import (
     summary,
 )
 from .report import write_report
-from .results import categories_of_model, category_numbers, ground_truth, image_number, to_results
+from .results import categories_of_model, category_numbers, ground_truth, image_number, image_numbers, to_results
 from .stream import (
     claim_folder,
     detect_dataset,
@@ -56,6 +56,7 @@ __all__ = [
     "ground_truth",
     "identify",
     "image_number",
+    "image_numbers",
     "load_results",
     "metrics_table",
     "plan_chunks",

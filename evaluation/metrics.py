@@ -3,24 +3,25 @@
 Boxes are ranked by class score. The same masks are ranked three times: by class score (A), by mask score (B), and by
 class score x true IoU, which is what a MaskIoU head that is never wrong would give.
 
-The evaluator is pycocotools: its matching and its accumulation. Around it, overlaps are computed once for all rankings,
-and pairs of an image and a category that have neither objects nor results are passed over.
+Overlaps and matching are pycocotools'. Around them, overlaps are computed once for all rankings, only results that can
+match anything are matched, and sums are numpy's: the numbers are COCOeval's, to the bit.
 
-    T IoU thresholds   K categories   D results and G objects of one category in one image   N results
+    T IoU thresholds   K categories   A areas   M max_dets   D results and G objects of a category   N results
 """
 
 import contextlib
-import copy
 import dataclasses
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+import utils
 
 ############################################################
 #  Average precision
@@ -36,6 +37,7 @@ MEASURES = {
     "APm": (None, "medium"),
     "APl": (None, "large"),
 }
+CLASS_MEASURES = ("AP", "AP50", "AP75")  # of a category, and drawn as curves
 
 
 @contextlib.contextmanager
@@ -48,26 +50,68 @@ def _quiet() -> Iterator[None]:
 def as_coco(contents: dict[str, Any], results: list[dict[str, Any]] | None = None) -> COCO:
     """pycocotools' index of a ground truth, or, with results, what its loadRes(results) makes of them.
 
-    Unlike loadRes it takes an empty list, and leaves the results as they are.
+    The index has copies, in which pycocotools may write. Annotations are numbered from 1 (for pycocotools 0 is "none",
+    and one of two with the same id is both), those of images or categories that are not there are left out, and their
+    segmentations are compressed RLEs. Unlike loadRes it takes an empty list of results.
+
+    Raises: ValueError for images or categories of the same id, and for results of images that are not there.
     """
     index = COCO()
-    index.dataset = contents
-    if results is not None:
-        index.dataset = {**contents, "annotations": [_as_annotation(entry, i) for i, entry in enumerate(results, 1)]}
+    images, categories = (_unique_ids(contents, name) for name in ("images", "categories"))
+    if results is None:
+        entries = [
+            {**entry, "iscrowd": int(entry.get("iscrowd", 0))}
+            for entry in contents["annotations"]
+            if entry["image_id"] in images and entry["category_id"] in categories
+        ]
+    else:
+        _check_images(results, images)
+        entries = [{**entry, "area": _area(entry), "iscrowd": 0} for entry in results]
+    for number, entry in enumerate(entries, start=1):
+        entry["id"] = number
+    index.dataset = {**contents, "annotations": entries}
     with _quiet():
         index.createIndex()
+    for entry in entries if results is None else ():
+        if "segmentation" in entry:
+            entry["segmentation"] = index.annToRLE(entry)
     return index
 
 
-def _as_annotation(entry: dict[str, Any], number: int) -> dict[str, Any]:
-    area = entry["bbox"][2] * entry["bbox"][3] if "bbox" in entry else coco_mask.area(entry["segmentation"])
-    return {**entry, "id": number, "area": float(area), "iscrowd": 0}
+def _unique_ids(contents: dict[str, Any], name: str) -> set[int]:
+    counts = Counter(entry["id"] for entry in contents[name])
+    repeated = [str(number) for number, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"several {name} of the ground truth have the same id: {utils.listed(repeated, 5)}")
+    return set(counts)
+
+
+def _check_images(results: list[dict[str, Any]], images: set[int]) -> None:
+    unknown = sorted({entry["image_id"] for entry in results} - images)
+    if unknown:
+        raise ValueError(
+            f"there are results of {len(unknown)} images that the ground truth does not have: "
+            f"{utils.listed(map(str, unknown), 5)}; are they of another data set, or of more of its images?"
+        )
+
+
+def _area(entry: dict[str, Any]) -> float:
+    return float(entry["bbox"][2] * entry["bbox"][3] if "bbox" in entry else coco_mask.area(entry["segmentation"]))
+
+
+class _Category(NamedTuple):
+    """Results and objects of a category, image by image, in ascending order of image ids."""
+
+    results: np.ndarray  # int64 [D], their places in the list
+    images: np.ndarray  # [D], the ids of their images
+    outside: np.ndarray  # bool [A, D], whether their area is another than A
+    ignored: dict[int, np.ndarray]  # image id: bool [A, G], whether A passes its objects over
 
 
 class RankedEvaluation(COCOeval):
     """COCOeval of results that can be ranked by several scores, one after the other.
 
-    truth: a ground truth. results: in COCO's format. kind: "bbox" or "segm".
+    truth: of as_coco; pycocotools writes into its annotations. results: in COCO's format. kind: "bbox" or "segm".
     max_dets: how many of an image's best results of a category count.
     """
 
@@ -75,10 +119,10 @@ class RankedEvaluation(COCOeval):
         super().__init__(truth, as_coco(truth.dataset, results), kind)
         self.params.maxDets = sorted({count for count in (1, 10) if count < max_dets} | {max_dets})
         self._prepare()
-        self.pairs: dict[int, list[int]] = defaultdict(list)  # category: images that have its objects or results
-        for image, category in sorted(self._gts.keys() | self._dts.keys()):
-            self.pairs[category].append(image)
+        self.entries = self.cocoDt.dataset["annotations"]
+        self.places = {pair: np.array([entry["id"] - 1 for entry in self._dts[pair]]) for pair in self._dts}
         self.overlaps = {pair: self._overlaps(pair) for pair in self._gts.keys() & self._dts.keys()}
+        self.categories = self._categories()
 
     def _overlaps(self, pair: tuple[int, int]) -> np.ndarray:
         """float64 [D, G]: IoU; with a crowd, the share of the result that lies in it."""
@@ -86,60 +130,129 @@ class RankedEvaluation(COCOeval):
         results, objects = ([entry[name] for entry in entries[pair]] for entries in (self._dts, self._gts))
         return coco_mask.iou(results, objects, [int(entry["iscrowd"]) for entry in self._gts[pair]])
 
+    def _categories(self) -> dict[int, _Category]:
+        outside = self._outside(self.entries)
+        pairs: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for pair in sorted(self._gts.keys() | self._dts.keys()):
+            pairs[pair[1]].append(pair)
+        categories = {}
+        for category, some in pairs.items():
+            places = [self.places[pair] for pair in some if pair in self.places]
+            results = np.concatenate(places) if places else np.zeros(0, np.int64)
+            images = np.array([self.entries[place]["image_id"] for place in results.tolist()])
+            ignored = {pair[0]: self._ignored(self._gts[pair]) for pair in some if pair in self._gts}
+            categories[category] = _Category(results, images, outside[:, results], ignored)
+        return categories
+
+    def _outside(self, entries: list[dict[str, Any]]) -> np.ndarray:
+        low, high = np.array(self.params.areaRng, np.float64).T[:, :, None]  # [A, 1]
+        areas = np.array([entry["area"] for entry in entries], np.float64)
+        return (areas < low) | (areas > high)  # [A, len(entries)]
+
+    def _ignored(self, objects: list[dict[str, Any]]) -> np.ndarray:
+        return self._outside(objects) | np.array([bool(entry["ignore"]) for entry in objects])
+
     def rank(self, scores: Sequence[float] | None = None) -> "RankedEvaluation":
         """Evaluate and accumulate, after giving the results these scores [N]; by default, those that they have.
 
-        Its summarize() is no good: it prints, and wants the 100 of COCO among several max_dets. average_precision and
-        average_recall read the result.
+        Makes "precision" [T, 101, K, A, M] and "recall" [T, K, A, M] in `eval`, M one for each of max_dets, as COCOeval
+        does, to the bit. Its summarize() is no good: it prints, and wants the 100 of COCO among several max_dets.
+        average_precision and average_recall read the result.
         """
         if scores is not None:
-            for entry, score in zip(self.cocoDt.dataset["annotations"], scores, strict=True):
+            for entry, score in zip(self.entries, scores, strict=True):
                 entry["score"] = float(score)
-        with _quiet():
-            self.evaluate()
-            self.accumulate()
+        self.scores = np.array([entry["score"] for entry in self.entries], np.float64)
+        params = self.params
+        areas, counts = len(params.areaRng), len(params.maxDets)
+        shape = len(params.iouThrs), len(params.catIds), areas, counts
+        self.eval = {
+            "recall": np.full(shape, -1.0),
+            "precision": np.full((shape[0], len(params.recThrs), *shape[1:]), -1.0),
+        }
+        for k, category in enumerate(params.catIds):
+            if category in self.categories:
+                self._rank_category(k, category)
         return self
 
-    def evaluate(self) -> None:
-        """COCOeval's, without the pairs of an image and a category that have nothing."""
-        params = self.params
-        params.imgIds, params.catIds = np.unique(params.imgIds).tolist(), np.unique(params.catIds).tolist()
-        place = {image: i for i, image in enumerate(params.imgIds)}
-        self.ious = {pair: self.computeIoU(*pair) for pair in self._gts.keys() | self._dts.keys()}
-        areas, images = len(params.areaRng), len(params.imgIds)
-        self.evalImgs = [None] * (len(params.catIds) * areas * images)
-        for k, category in enumerate(params.catIds):
-            for a, area in enumerate(params.areaRng):
-                for image in self.pairs.get(category, ()):
-                    matches = self.evaluateImg(image, category, area, params.maxDets[-1])
-                    self.evalImgs[(k * areas + a) * images + place[image]] = _slim(matches)
-        self._paramsEval = copy.deepcopy(params)
+    def _rank_category(self, k: int, category: int) -> None:
+        params, found = self.params, self.categories[category]
+        order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
+        place = np.arange(len(order)) - np.searchsorted(found.images, found.images)  # [D] in its image
+        order, place = order[place < params.maxDets[-1]], place[place < params.maxDets[-1]]
+        matched, counted = self._match(category, order)  # [A, T, D]
+        by_score = np.argsort(-self.scores[found.results[order]], kind="mergesort")
+        for a in range(len(params.areaRng)):
+            objects = sum(np.count_nonzero(~ignored[a]) for ignored in found.ignored.values())
+            for m, max_dets in enumerate(params.maxDets if objects else ()):
+                which = by_score[place[by_score] < max_dets]
+                precision, recall = _curves(matched[a][:, which], counted[a][:, which], objects, params.recThrs)
+                self.eval["precision"][:, :, k, a, m], self.eval["recall"][:, k, a, m] = precision, recall
 
-    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
-        """COCOeval's: the overlaps of the results that count, best score first."""
-        overlaps = self.overlaps.get((imgId, catId))
-        if overlaps is None:
-            return []
-        order = np.argsort([-entry["score"] for entry in self._dts[imgId, catId]], kind="mergesort")
-        return overlaps[order[: self.params.maxDets[-1]]]
+    def _match(self, category: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """bool [A, T, D] each: whether a result has an object, and whether it is right or wrong, and not passed over.
+
+        order: int64 [D], results of a category, by image and score.
+        """
+        found = self.categories[category]
+        images = found.images[order]
+        matched = np.zeros((len(self.params.areaRng), len(self.params.iouThrs), len(order)), bool)
+        counted = np.repeat(~found.outside[:, None, order], matched.shape[1], axis=1)
+        for image, ignored in found.ignored.items():
+            first, last = np.searchsorted(images, image, "left"), np.searchsorted(images, image, "right")
+            if first == last:
+                continue
+            rows = order[first:last] - np.searchsorted(found.images, image)  # of its overlaps
+            near = self.overlaps[image, category][rows].max(axis=1) >= self.params.iouThrs.min()  # others match nothing
+            if near.any():
+                columns = first + np.flatnonzero(near)
+                self._match_image((image, category), rows[near], ignored, columns, matched, counted)
+        return matched, counted
+
+    def _match_image(self, pair, rows: np.ndarray, ignored: np.ndarray, columns, matched, counted) -> None:
+        """Fills columns of matched and counted. Areas that ignore the same objects have the same matches, and so have
+        those that ignore none or all: there, what is matched to an ignored object is all or nothing.
+        """
+        self._dts[pair] = [self.entries[place] for place in self.places[pair][rows]]  # what evaluateImg reads
+        self.ious[pair] = self.overlaps[pair][rows]
+        known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        for a, skipped in enumerate(ignored):
+            is_uniform = skipped.all() or not skipped.any()
+            key = b"" if is_uniform else skipped.tobytes()
+            if key not in known:
+                matches = self.evaluateImg(*pair, self.params.areaRng[a], len(rows))
+                known[key] = matches["dtMatches"] != 0, matches["dtIgnore"]  # [T, len(rows)]
+            has_object, passed = known[key]
+            passed = skipped.all() if is_uniform else passed
+            matched[a][:, columns] = has_object
+            counted[a][:, columns] = np.where(has_object, np.logical_not(passed), counted[a][:, columns])
 
     def true_ious(self) -> np.ndarray:
         """The largest IoU of each result with an object of its category that is no crowd; 0 where there is none.
 
         Returns: float64 [N].
         """
-        ious = np.zeros(len(self.cocoDt.dataset["annotations"]))
+        ious = np.zeros(len(self.entries))
         for pair, overlaps in self.overlaps.items():
             is_object = [not entry["iscrowd"] for entry in self._gts[pair]]
             if any(is_object):
-                ious[[entry["id"] - 1 for entry in self._dts[pair]]] = overlaps[:, is_object].max(axis=1)
+                ious[self.places[pair]] = overlaps[:, is_object].max(axis=1)
         return ious
 
 
-def _slim(matches: dict[str, Any]) -> dict[str, Any]:
-    """Of what evaluateImg returns, what accumulate reads."""
-    slim = {name: matches[name] for name in ("dtScores", "gtIgnore", "dtIgnore")}
-    return {**slim, "dtMatches": matches["dtMatches"] != 0}
+def _curves(
+    matched: np.ndarray, counted: np.ndarray, objects: int, recalls: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision [T, len(recalls)] and recall [T] of results by score: what COCOeval.accumulate computes."""
+    true = np.cumsum(matched & counted, axis=1, dtype=np.float64)  # [T, D]
+    false = np.cumsum(~matched & counted, axis=1, dtype=np.float64)
+    recall, precision = true / objects, true / (false + true + np.spacing(1))
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 at recalls that are not reached
+    places = [np.searchsorted(row, recalls, side="left") for row in recall]
+    return np.take_along_axis(precision, np.array(places), axis=1), recall[:, -1] if recall.size else np.zeros(
+        len(recall)
+    )
 
 
 def run_cocoeval(truth: COCO, results: list[dict[str, Any]], kind: str, max_dets: int) -> RankedEvaluation:
@@ -164,6 +277,7 @@ def average_precision(
     iou: one of the ten thresholds; all by default. area: one of AREAS. category: a category id; all by default.
 
     Returns: AP in [0, 1]; -1, as pycocotools has it, if there is no such object.
+    Raises: ValueError for another threshold, area or category.
     """
     return _mean(_precision(evaluation, iou, area, category))
 
@@ -171,12 +285,18 @@ def average_precision(
 def _precision(evaluation: COCOeval, iou: float | None, area: str, category: int | None = None) -> np.ndarray:
     """[T, 101, K], at the largest max_dets."""
     params = evaluation.params
-    precision = evaluation.eval["precision"][:, :, :, AREAS.index(area), -1]
+    precision = evaluation.eval["precision"][:, :, :, _place("area", AREAS, area), -1]
     if iou is not None:
-        precision = precision[np.isclose(params.iouThrs, iou)]
+        precision = precision[[_place("iou", params.iouThrs.round(12).tolist(), round(iou, 12))]]
     if category is not None:
-        precision = precision[:, :, [params.catIds.index(category)]]
+        precision = precision[:, :, [_place("category", params.catIds, category)]]
     return precision
+
+
+def _place(name: str, values: Sequence, value: Any) -> int:
+    if value not in values:
+        raise ValueError(f"{name} must be one of {utils.listed(map(str, values))}, not {value!r}")
+    return list(values).index(value)
 
 
 def average_recall(evaluation: COCOeval, max_dets: int | None = None, area: str = "all") -> float:
@@ -185,10 +305,10 @@ def average_recall(evaluation: COCOeval, max_dets: int | None = None, area: str 
     max_dets: one of the evaluation's; the largest by default. area: one of AREAS.
 
     Returns: AR in [0, 1], or -1 as average_precision.
+    Raises: ValueError for another max_dets or area.
     """
-    counts = evaluation.params.maxDets
-    which = counts.index(max_dets) if max_dets is not None else -1
-    return _mean(evaluation.eval["recall"][:, :, AREAS.index(area), which])
+    which = -1 if max_dets is None else _place("max_dets", evaluation.params.maxDets, max_dets)
+    return _mean(evaluation.eval["recall"][:, :, _place("area", AREAS, area), which])
 
 
 def summary(evaluation: COCOeval) -> dict[str, float]:
@@ -271,7 +391,8 @@ def evaluate_results(
 ) -> Evaluation:
     """Every number of an evaluation.
 
-    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them.
+    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them; those of categories that
+        the ground truth does not have are left out. Nothing is changed in them.
     max_dets: how many of an image's best results of a category count.
 
     Returns: an Evaluation without facts and seconds, whose metrics are in [0, 1], -1 if there is no such object, for X
@@ -281,11 +402,13 @@ def evaluate_results(
             "re-scoring gain", "re-scoring gain AP50" ...: by mask score minus by class score, 0 without such objects;
             "IoU correlation" of predicted and true IoU over all detections; "class score correlation", of it and true
             IoU; "images", "detections", "objects", "max_dets".
-    Raises: ValueError if max_dets is below 1.
+    Raises: ValueError if max_dets is below 1, and as as_coco.
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
     truth = as_coco(contents)
+    contents = truth.dataset
+    boxes, masks = (_of_known_categories(entries, truth.cats) for entries in (boxes, masks))
     report = _Numbers(truth)
     report.add(RankedEvaluation(truth, boxes, "bbox", max_dets).rank(), "box", "")
     evaluation = RankedEvaluation(truth, masks, "segm", max_dets)
@@ -312,6 +435,10 @@ def evaluate_results(
     )
 
 
+def _of_known_categories(results: list[dict[str, Any]], categories: Container[int]) -> list[dict[str, Any]]:
+    return [entry for entry in results if entry["category_id"] in categories]
+
+
 class _Numbers:
     """Collects what evaluations say. A category each has a row, in ascending order of their ids."""
 
@@ -329,7 +456,7 @@ class _Numbers:
     def add(self, evaluation: COCOeval, kind: str, ranking: str) -> None:
         for name, value in summary(evaluation).items():
             self.metrics[f"{kind} {name}{ranking}"] = value
-        for name in ("AP", "AP50", "AP75"):
+        for name in CLASS_MEASURES:
             self.curves[f"{kind} {name}{ranking}"] = precision_curve(evaluation, MEASURES[name][0])
             for row in self.classes:
                 value = average_precision(evaluation, MEASURES[name][0], category=row["category_id"])
@@ -338,7 +465,8 @@ class _Numbers:
     def finish(self, detections: int, max_dets: int, of_ious: float, of_scores: float) -> None:
         for name in MEASURES:
             self.metrics[gain_name(name)] = self.metrics[f"mask {name}"] - self.metrics[f"mask {name} (class score)"]
-            for row in self.classes if f"mask {name}" in self.classes[0] else ():
+        for name in CLASS_MEASURES:
+            for row in self.classes:
                 row[gain_name(name)] = row[f"mask {name}"] - row[f"mask {name} (class score)"]
         objects = sum(row["objects"] for row in self.classes)
         counts = {"images": len(self.contents["images"]), "detections": detections, "objects": objects}
@@ -353,29 +481,32 @@ class _Numbers:
 CONFUSION_SCORE = CONFUSION_IOU = 0.5
 CONFUSION_RULE = (
     f"Detections with a class score of at least {CONFUSION_SCORE}, best first, each take the object that their mask "
-    f"overlaps most, of whatever class, if it is free and the IoU is at least {CONFUSION_IOU}; crowds are left out."
+    f"overlaps most, of whatever class, among those that are free and that it overlaps with an IoU of at least "
+    f"{CONFUSION_IOU}; crowds are left out, and what lies in one to at least {CONFUSION_IOU} and takes no object."
 )
 
 
 def confusion_matrix(contents: dict[str, Any], masks: list[dict[str, Any]]) -> np.ndarray:
     """What objects are taken for.
 
-    contents: a ground truth in COCO's format. masks: results as to_results makes them.
+    contents: a ground truth in COCO's format. masks: results as to_results makes them; those of categories that the
+        ground truth does not have are left out.
 
     Returns: int64 [K + 1, K + 1], row the true category, column the predicted one, in ascending order of their ids.
         Row 0 counts detections of what is no object, column 0 objects that were missed; see CONFUSION_RULE. What was
         detected in a crowd counts nowhere.
+    Raises: as as_coco.
     """
-    ids = sorted(entry["id"] for entry in contents["categories"])
-    place = {category: i for i, category in enumerate(ids, start=1)}
-    matrix = np.zeros((len(place) + 1,) * 2, np.int64)
-    objects, found = _by_image(contents["annotations"]), _by_image(masks)
+    truth = as_coco(contents)
+    place = {None: 0, **{category: i for i, category in enumerate(sorted(truth.cats), start=1)}}
+    chosen = [entry for entry in masks if entry["class_score"] >= CONFUSION_SCORE]
+    chosen = sorted(_of_known_categories(chosen, truth.cats), key=lambda entry: -entry["class_score"])
+    _check_images(chosen, set(truth.imgs))
+    matrix = np.zeros((len(place),) * 2, np.int64)
+    objects, found = _by_image(truth.dataset["annotations"]), _by_image(chosen)
     for image in objects.keys() | found.keys():
-        chosen = [entry for entry in found.get(image, ()) if entry["class_score"] >= CONFUSION_SCORE]
-        chosen.sort(key=lambda entry: -entry["class_score"])
-        for true, predicted in _confused(objects.get(image, []), chosen):
-            matrix[place.get(true, 0), place.get(predicted, 0)] += 1
-    matrix[0, 0] = 0  # results of categories that the ground truth does not have
+        for true, predicted in _confused(objects.get(image, []), found.get(image, [])):
+            matrix[place[true], place[predicted]] += 1
     return matrix
 
 
@@ -386,8 +517,8 @@ def _by_image(entries: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     return groups
 
 
-def _confused(objects: list[dict], found: list[dict]) -> Iterator[tuple[int, int]]:
-    """(true, predicted) category of each match, 0 for none."""
+def _confused(objects: list[dict], found: list[dict]) -> Iterator[tuple[int | None, int | None]]:
+    """(true, predicted) category of each match, None where there is none."""
     crowds = [int(entry["iscrowd"]) for entry in objects]
     free = [not crowd for crowd in crowds]
     overlaps = np.zeros((len(found), len(objects)))
@@ -401,10 +532,10 @@ def _confused(objects: list[dict], found: list[dict]) -> Iterator[tuple[int, int
             free[best] = False
             yield objects[best]["category_id"], entry["category_id"]
         elif not any(crowd and share >= CONFUSION_IOU for crowd, share in zip(crowds, row, strict=True)):
-            yield 0, entry["category_id"]
+            yield None, entry["category_id"]
     for entry, is_free in zip(objects, free, strict=True):
         if is_free:
-            yield entry["category_id"], 0
+            yield entry["category_id"], None
 
 
 ############################################################
@@ -422,7 +553,9 @@ def find_examples(contents: dict[str, Any], masks: list[dict[str, Any]], ious: n
     Returns: "overrated": of a high class score though the mask is bad (something of the class is there, so it is not
         the class that is wrong): the paper's Figure 1. "corrected": those whose mask score is far below the class
         score, and rightly so. "best": of a high mask score, and rightly so.
+    Raises: as as_coco.
     """
+    contents = as_coco(contents).dataset
     class_scores = np.array([entry["class_score"] for entry in masks])
     mask_scores = np.array([entry["score"] for entry in masks])
     predicted = np.array([np.nan if entry["mask_iou"] is None else entry["mask_iou"] for entry in masks], np.float64)

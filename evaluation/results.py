@@ -7,6 +7,7 @@ are image_id + 1: pycocotools takes an id 0 for "none".
 COCO's boxes are (x, y, width, height); everywhere else boxes are (y1, x1, y2, x2).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,21 @@ def is_coco(dataset: utils.Dataset) -> bool:
 def image_number(dataset: utils.Dataset, image_id: int) -> int:
     """The id of an image in results."""
     return int(dataset.image_info[image_id]["id"]) if is_coco(dataset) else int(image_id) + 1
+
+
+def image_numbers(dataset: utils.Dataset, image_ids: Sequence[int] | None = None) -> list[int]:
+    """The ids of images in results; of all by default.
+
+    Raises: ValueError if two have the same: their results could not be told apart.
+    """
+    numbers = [image_number(dataset, image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
+    repeated = [str(number) for number, count in Counter(numbers).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"images have the same id: {utils.listed(repeated, 5)}; does image_ids have an image twice, or the data "
+            "set images of the same id from several sources?"
+        )
+    return numbers
 
 
 def category_numbers(dataset: utils.Dataset) -> list[int]:
@@ -56,13 +72,12 @@ def categories_of_model(model: Any, dataset: utils.Dataset) -> list[int]:
 
 
 def _check_categories(model: Any, dataset: utils.Dataset) -> None:
-    theirs = dict(zip(model.category_ids, model.class_names, strict=True))
-    ours = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    shared = [category for category in ours if category in theirs and category != 0]
+    theirs, ours = (dict(zip(each.category_ids[1:], each.class_names[1:], strict=True)) for each in (model, dataset))
+    shared = [category for category in ours if category in theirs]
     if not shared:
         raise ValueError(
-            f"the model knows none of the data set's categories: its are {utils.listed(map(str, list(theirs)[1:]))}, "
-            f"the data set's {utils.listed(map(str, list(ours)[1:]))}; was the model trained on another data set?"
+            f"the model knows none of the data set's categories: its are {utils.listed(map(str, theirs))}, "
+            f"the data set's {utils.listed(map(str, ours))}; was the model trained on another data set?"
         )
     other = [f"{i} is {theirs[i]!r}, here {ours[i]!r}" for i in shared if _plain(theirs[i]) != _plain(ours[i])]
     if other:
@@ -88,17 +103,17 @@ def ground_truth(dataset: utils.Dataset, image_ids: Sequence[int] | None = None)
 
     Returns: {"images", "categories", "annotations"}. Annotations count from 1: pycocotools takes an annotation 0 for
         "no match", and one of two with the same id for both.
+    Raises: as image_numbers.
     """
-    numbers = category_numbers(dataset)
+    image_ids = dataset.image_ids if image_ids is None else image_ids
     images, annotations = [], []
-    for image_id in map(int, dataset.image_ids if image_ids is None else image_ids):
-        number = image_number(dataset, image_id)
+    for image_id, number in zip(map(int, image_ids), image_numbers(dataset, image_ids), strict=True):
         height, width = image_size(dataset, image_id)
         images.append({"id": number, "height": height, "width": width})
         for entry in _annotations(dataset, image_id, (height, width)):
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
-    names = zip(numbers, dataset.class_names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in names if number > 0]
+    names = list(zip(category_numbers(dataset), dataset.class_names, strict=True))
+    categories = [{"id": number, "name": name} for number, name in names[1:]]
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
