@@ -179,7 +179,6 @@ class RankedEvaluation(COCOeval):
         params, found = self.params, self.categories[category]
         order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
         place = np.arange(len(order)) - np.searchsorted(found.images, found.images)  # [D] in its image
-        order, place = order[place < params.maxDets[-1]], place[place < params.maxDets[-1]]
         matched, counted = self._match(category, order)  # [A, T, D]
         by_score = np.argsort(-self.scores[found.results[order]], kind="mergesort")
         for a in range(len(params.areaRng)):
@@ -195,14 +194,13 @@ class RankedEvaluation(COCOeval):
         order: int64 [D], results of a category, by image and score.
         """
         found = self.categories[category]
-        images = found.images[order]
         matched = np.zeros((len(self.params.areaRng), len(self.params.iouThrs), len(order)), bool)
         counted = np.repeat(~found.outside[:, None, order], matched.shape[1], axis=1)
         for image, ignored in found.ignored.items():
-            first, last = np.searchsorted(images, image, "left"), np.searchsorted(images, image, "right")
+            first, last = (np.searchsorted(found.images, image, side) for side in ("left", "right"))
             if first == last:
                 continue
-            rows = order[first:last] - np.searchsorted(found.images, image)  # of its overlaps
+            rows = order[first:last] - first  # of its overlaps, best score first
             near = self.overlaps[image, category][rows].max(axis=1) >= self.params.iouThrs.min()  # others match nothing
             if near.any():
                 columns = first + np.flatnonzero(near)
@@ -347,7 +345,7 @@ def gain_name(measure: str) -> str:
 
 def correlation(one: np.ndarray | None, other: np.ndarray) -> float:
     """Pearson's; 0 where it has no meaning: no values (no MaskIoU head), or all the same."""
-    if one is None or len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+    if one is None or not len(one) or np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])
 

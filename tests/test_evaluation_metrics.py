@@ -74,7 +74,10 @@ def boxes_of(masks) -> list[dict]:
 
 
 def random_mask(rng) -> np.ndarray:
-    """A rectangle of any size with holes."""
+    """A rectangle of any size with holes, or a square whose area lies just between small, medium and large."""
+    if rng.random() < 0.2:
+        (y, x), side = rng.integers(0, 20, 2), rng.choice([32, 96])
+        return rectangle(y, x, y + side, x + side)
     y1, x1 = rng.integers(0, [HEIGHT - 4, WIDTH - 4])
     y2, x2 = y1 + rng.integers(3, HEIGHT - y1 + 1), x1 + rng.integers(3, WIDTH - x1 + 1)
     return rectangle(y1, x1, y2, x2) * (rng.random((HEIGHT, WIDTH)) > rng.choice([0, 0.1]))
@@ -182,6 +185,21 @@ def test_each_ranking_is_an_evaluation_of_its_own(case):
         np.testing.assert_array_equal(ranked.rank(scores).eval["precision"], theirs.eval["precision"])
         np.testing.assert_array_equal(ranked.eval["recall"], theirs.eval["recall"])
     np.testing.assert_array_equal(ranked.rank().eval["precision"], theirs.eval["precision"])
+
+
+def test_objects_are_matched_once_for_all_areas(monkeypatch):
+    """Of one size, and for all that: of two sizes each area ignores others."""
+    small, large = rectangle(0, 0, 20, 20), rectangle(20, 20, 120, 130)
+    calls = []
+    match = COCOeval.evaluateImg
+    monkeypatch.setattr(COCOeval, "evaluateImg", lambda *arguments: calls.append(1) or match(*arguments))
+    for objects, expected in (([small], 1), ([small, small], 1), ([small, large], 3)):
+        contents = truth_of(*((1, 1, mask) for mask in objects))
+        masks = [result(1, 1, mask, 0.9) for mask in (small, large)]
+        ranked = evaluate(contents, [*masks, result(1, 2, small, 0.9)], "segm")
+        assert len(calls) == expected
+        calls.clear()
+        assert ranked.eval["precision"].shape == (10, 101, 2, 4, 3)
 
 
 def test_polygons_and_uncompressed_codes_are_ground_truth_too():
@@ -521,7 +539,7 @@ def slow_true_ious(contents, masks) -> list[float]:
 
 
 def test_without_a_head_masks_are_ranked_by_class_score():
-    contents, masks = random_case(5)
+    contents, masks = random_case(5, images=4, objects=6, results=12)
     masks = [{**entry, "score": entry["class_score"], "mask_iou": None} for entry in masks]
     found = evaluation.evaluate_results(contents, boxes_of(masks), masks)
     assert found.mask_ious is None
