@@ -26,9 +26,10 @@ from tqdm import tqdm
 import training
 import utils
 
-from .results import categories_of_model, image_number, to_results
+from .results import categories_of_model, image_number, image_numbers, to_results
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
+LISTED = 200  # images that could not be read are named up to here
 # Settings that no detection depends on.
 _INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALIDATION_STEPS"}
 
@@ -39,9 +40,13 @@ _INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALI
 
 
 def identify(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
-    """What a detection in a data set depends on, as JSON has it: weights, settings, images."""
+    """What a detection in a data set depends on, as JSON has it: weights, settings, images.
+
+    Raises: as categories_of_model and image_numbers.
+    """
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _INDIFFERENT}
-    images = [[image_number(dataset, i), str(dataset.image_info[i]["path"])] for i in image_ids]
+    paths = [str(dataset.image_info[image_id]["path"]) for image_id in image_ids]
+    images = list(zip(image_numbers(dataset, image_ids), paths, strict=True))
     identity = {
         "weights": hash_weights(model),
         "settings": settings,
@@ -74,13 +79,7 @@ def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
         contents = {"format": FORMAT, "version": FORMAT_VERSION, "identity": identity}
         utils.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
         return
-    try:
-        contents = json.loads(path.read_text())
-        found = contents["identity"] if contents["format"] == FORMAT else None
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not of an evaluation; choose another --output, or remove it")
+    found = _read_identity(path)
     if found != identity:
         raise ValueError(
             f"{folder} holds another evaluation: {_differences(found, identity)}. Choose another --output, or remove "
@@ -88,10 +87,29 @@ def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
         )
 
 
+def _read_identity(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_bytes())
+        is_ours = contents["format"] == FORMAT
+        version, identity = contents["version"], contents["identity"]
+    except (ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours or not isinstance(identity, dict) or not isinstance(identity.get("settings"), dict):
+        raise ValueError(f"{path} is not of an evaluation; choose another --output, or remove it")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has version {version!r} of the format, and this release writes {FORMAT_VERSION}; choose another "
+            "--output, or remove the folder"
+        )
+    return identity
+
+
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    found, wanted = ({**each, **(each.get("settings") or {})} for each in (found, wanted))
-    names = [name for name in wanted if name != "settings" and found.get(name) != wanted[name]]
-    return utils.listed([f"{name} {_short(found.get(name))} there, {_short(wanted[name])} now" for name in names], 5)
+    found, wanted = ({**each, **each["settings"]} for each in (found, wanted))
+    names = [name for name in {**wanted, **found} if name != "settings" and found.get(name) != wanted.get(name)]
+    return utils.listed(
+        [f"{name} {_short(found.get(name))} there, {_short(wanted.get(name))} now" for name in names], 5
+    )
 
 
 def _short(value: Any) -> str:
@@ -135,20 +153,26 @@ def _mend(path: Path) -> None:
 def read_lines(folder: str | os.PathLike) -> Iterator[Line]:
     """Everything that is in the parts, whole lines only; an image may come twice, then with the same results.
 
-    Raises: ValueError for a line that is no such results.
+    Raises: ValueError for a line that is not the results of an image.
     """
     for path in _parts(Path(folder)):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
-                try:
-                    entry = json.loads(line)
-                    yield Line(entry["image_id"], entry["boxes"], entry["masks"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}, line {number}, is damaged ({error}); remove the file to detect its images again"
-                    ) from None
+                yield _read_line(line, f"{path}, line {number},")
+
+
+def _read_line(text: bytes, name: str) -> Line:
+    try:
+        line = Line(**json.loads(text))
+    except (ValueError, TypeError):
+        line = None
+    if line is None or [type(value) for value in line] != [int, list, list]:
+        raise ValueError(
+            f"{name} is damaged: it is not the results of an image. Remove the line, and its image is detected again"
+        )
+    return line
 
 
 def done_images(folder: str | os.PathLike) -> set[int]:
@@ -230,7 +254,7 @@ def _finished(chunk: list[int], futures: list, failures: dict[int, str]) -> Iter
         try:
             images.append(future.result())
         except (OSError, ValueError) as error:
-            failures[image_id] = str(error)
+            failures[image_id] = str(error) or type(error).__name__
     if len(images) == len(chunk):
         yield chunk, images
 
@@ -297,7 +321,7 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
                 if not all(image_number(dataset, image_id) in done for image_id in chunk)
             ]
             answer = [left]
-        except (OSError, ValueError) as error:
+        except Exception as error:
             answer = [error]
     if training.world_size() > 1:
         dist.broadcast_object_list(answer)
@@ -308,16 +332,17 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
 
 def _check_failures(dataset: utils.Dataset, failures: dict[int, str], folder: Path) -> None:
     """Raises in all processes if one could not read an image."""
-    everywhere = [failures]
+    everywhere: list[Any] = [failures]
     if training.world_size() > 1:
         everywhere = [None] * training.world_size()
         dist.all_gather_object(everywhere, failures)
-    reasons = [reason for some in everywhere for reason in some.values()]
+    together = {image_id: reason for some in everywhere for image_id, reason in some.items()}
+    reasons = [f"{dataset.image_info[image_id]['id']} ({together[image_id]})" for image_id in sorted(together)]
     if reasons:
         raise ValueError(
-            f"{len(reasons)} images could not be read, so that there is no result for all of them: "
-            f"{utils.listed(reasons, 5)}. The detections in the others are kept in {folder}: repair these images, or "
-            "take them out of the annotations, and run again"
+            f"{len(reasons)} images could not be read, so that not all of them have results: "
+            f"{utils.listed(reasons, LISTED)}. The detections in the others are kept in {folder}: repair these images, "
+            "or take them out of the annotations, and run again"
         )
 
 
@@ -336,6 +361,7 @@ def detect_dataset(
     Raises: ValueError if the model was made for other classes, or an image cannot be read.
     """
     chunks = plan_chunks(model, dataset.image_ids if image_ids is None else image_ids)
+    image_numbers(dataset, image_ids)
     categories = categories_of_model(model, dataset)
     batches = ([dataset.load_image(image_id) for image_id in chunk] for chunk in chunks)
     boxes, masks = [], []

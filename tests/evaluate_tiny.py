@@ -1,0 +1,100 @@
+"""An evaluation of test_evaluation_stream.py as a program, also for torchrun: evaluate_tiny.py FOLDER SETTINGS.
+
+SETTINGS, in JSON: images_per_gpu, count; kill: [rank, bytes] after which that process kills itself while it writes;
+fails: an image at which a process ends; role "errors": what each process is told is written to files.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import numpy as np
+import torch
+from test_model import tiny_model
+
+import evaluation
+import training
+import utils
+from evaluation import stream
+
+
+class Noise(utils.Dataset):
+    """Images of all sizes."""
+
+    def __init__(self, count: int, broken=(), fails=None) -> None:
+        super().__init__()
+        for class_id, name in enumerate(("cat", "dog", "cow"), start=1):
+            self.add_class("noise", class_id, name)
+        for i in range(count):
+            self.add_image("noise", f"picture {i}", None)
+        self.broken, self.fails = broken, fails
+        self.prepare()
+
+    def load_image(self, image_id):
+        if image_id in self.broken:
+            raise OSError(f"image {image_id} is torn")
+        if image_id == self.fails:
+            raise RuntimeError("what went wrong")
+        rng = np.random.default_rng(image_id)
+        return rng.integers(0, 256, (*rng.integers(40, 90, 2), 3), dtype=np.uint8)
+
+
+class Deadly:
+    """A file in which its process dies while it writes."""
+
+    def __init__(self, file, left: int) -> None:
+        self.file, self.left = file, left
+
+    def write(self, text):
+        if len(text) > self.left:
+            self.file.write(text[: self.left])
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= len(text)
+        return self.file.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def kill_at(rank: int, size: int) -> None:
+    start = stream._Writer.__init__
+
+    def deadly(self, folder):
+        start(self, folder)
+        self.file = Deadly(self.file, size) if training.rank() == rank else self.file
+
+    stream._Writer.__init__ = deadly
+
+
+def errors(folder: Path, model, count: int) -> None:
+    """Once with other weights, once with an image that only the last process cannot read."""
+    texts = []
+    for name, each, broken in (("whole", tiny_model(seed=1), ()), ("broken", model, [2])):
+        try:
+            evaluation.detect_to_folder(each, Noise(count, broken), range(count), folder / name, verbose=False)
+        except ValueError as error:
+            texts.append(str(error))
+    (folder / f"errors-{training.rank()}.json").write_text(json.dumps(texts))
+
+
+def main(folder: Path, images_per_gpu=1, count=13, kill=None, fails=None, role="detect") -> None:
+    torch.set_num_threads(1)
+    training.setup_distributed("cpu")
+    model, dataset = tiny_model(IMAGES_PER_GPU=images_per_gpu, GPU_COUNT=0), Noise(count, fails=fails)
+    if kill:
+        kill_at(*kill)
+    if role == "errors":
+        errors(folder, model, count)
+    else:
+        evaluation.detect_to_folder(model, dataset, dataset.image_ids, folder, verbose=False)
+        if training.rank() == 0:
+            numbers = evaluation.image_numbers(dataset)
+            evaluation.write_submission(folder, *evaluation.load_results(folder, numbers))
+    training.close_distributed()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
