@@ -272,6 +272,112 @@ def test_ap_of_a_category():
 
 
 ############################################################
+#  Numbers
+############################################################
+
+
+class Filed(Drawn):
+    """Knows annotations of COCO, as coco.CocoDataset does: image i has the id 100 - i, dogs are 18 and cats 7."""
+
+    def __init__(self, *images, category_ids=(0, 7, 18)) -> None:
+        super().__init__(*images)
+        self.category_ids = list(category_ids)
+        for i, info in enumerate(self.image_info):
+            info["id"] = np.int64(100 - i)
+
+    def annotations(self, image_id):
+        empty = {"category_id": 18, "iscrowd": 0, "bbox": [1, 2, 3, 4], "area": 0.5, "id": 3}
+        return (
+            [{**empty, "segmentation": utils.rle_to_json(utils.mask_to_rle(np.zeros((100, 120), bool)))}]
+            if image_id
+            else []
+        )
+
+
+class Named:
+    """What categories_of_model reads of a model."""
+
+    def __init__(self, class_names, category_ids=None) -> None:
+        self.class_names, self.category_ids = class_names, category_ids or list(range(len(class_names)))
+        self.config = Config(NUM_CLASSES=len(class_names))
+
+
+def empty_images(count: int, kind=Drawn, **arguments):
+    return kind(*[(rectangles(), [])] * count, **arguments)
+
+
+def test_numbers_of_images_and_categories():
+    ours, theirs = empty_images(3), empty_images(3, Filed)
+    assert evaluation.image_numbers(ours) == [1, 2, 3]
+    assert evaluation.image_numbers(ours, np.array([2, 0])) == [3, 1]
+    assert evaluation.image_numbers(theirs, [2, 0]) == [98, 100]
+    assert {type(number) for number in evaluation.image_numbers(theirs)} == {int}
+    assert [evaluation.image_number(each, 1) for each in (ours, theirs)] == [2, 99]
+    assert evaluation.category_numbers(ours) == [0, 1, 2]
+    assert evaluation.category_numbers(theirs) == [0, 7, 18]
+    theirs.image_info[2]["id"] = 99
+    with pytest.raises(ValueError, match=r"images have the same id: 99; .* images of the same id from several sources"):
+        evaluation.image_numbers(theirs)
+    with pytest.raises(ValueError, match=r"images have the same id: 99"):
+        evaluation.ground_truth(theirs)
+
+
+def test_ground_truth_of_annotations():
+    """As the file has them, objects without a pixel too; but counted from 1."""
+    contents = evaluation.ground_truth(empty_images(3, Filed), [0, 2, 1])
+    assert contents["images"] == [{"id": number, "height": 100, "width": 120} for number in (100, 98, 99)]
+    assert contents["categories"] == [{"id": 7, "name": "cat"}, {"id": 18, "name": "dog"}]
+    assert [(entry["id"], entry["image_id"]) for entry in contents["annotations"]] == [(1, 98), (2, 99)]
+    assert all(entry["area"] == 0.5 and entry["bbox"] == [1, 2, 3, 4] for entry in contents["annotations"])
+    zero = evaluation.ground_truth(empty_images(1, Filed, category_ids=[0, 0, 5]))
+    assert [entry["id"] for entry in zero["categories"]] == [0, 5]
+    assert json.loads(json.dumps(contents)) == contents
+
+
+def test_sizes_of_images():
+    dataset = empty_images(1)
+    assert evaluation.results.image_size(dataset, 0) == (100, 120)
+    dataset.image_info[0] |= {"height": np.int64(9), "width": 8}
+    assert evaluation.results.image_size(dataset, 0) == (9, 8)
+    dataset.image_info[0]["width"] = 0
+    assert evaluation.results.image_size(dataset, 0) == (100, 120)
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (["BG", "cat", "dog"], [0, 1, 2]),
+    (["BG", "dog", "cat"], [0, 2, 1]),
+    (["background", "feline", "canine"], [0, 1, 2]),  # by place
+    (["BG", "dog", "hound"], [0, 1, 2]),
+    (["BG", "dog", "dog"], [0, 1, 2]),
+])  # fmt: skip
+def test_classes_go_by_name_or_by_place(names, expected):
+    assert evaluation.categories_of_model(Named(names), empty_images(1)) == expected
+
+
+def test_categories_go_by_the_checkpoint():
+    """In any order, with categories that the data set does not have, and names that differ in spelling."""
+    dataset = empty_images(1, Filed)
+    model = Named(["BG", "Dog", "horse", "c-a t"], [0, 18, np.int64(3), 7])
+    categories = evaluation.categories_of_model(model, dataset)
+    assert categories == [0, 18, 3, 7]
+    assert {type(category) for category in categories} == {int}
+    assert evaluation.categories_of_model(Named(["BG", "dog"], [0, 18]), dataset) == [0, 18]
+    zero = empty_images(1, Filed, category_ids=[0, 0, 5])
+    assert evaluation.categories_of_model(Named(["BG", "cat"], [0, 0]), zero) == [0, 0]
+
+
+def test_models_of_other_categories():
+    dataset = empty_images(1, Filed)
+    message = r"knows none of the data set's categories: its are 1, 2, the data set's 7, 18; was the model trained on"
+    with pytest.raises(ValueError, match=message):
+        evaluation.categories_of_model(Named(["BG", "cat", "dog"]), dataset)
+    with pytest.raises(
+        ValueError, match=r"have other names than the data set's: 7 is 'dog', here 'cat'; was the model"
+    ):
+        evaluation.categories_of_model(Named(["BG", "dog", "dog"], [0, 7, 18]), dataset)
+
+
+############################################################
 #  Results and calls
 ############################################################
 

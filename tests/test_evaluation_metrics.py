@@ -633,6 +633,8 @@ def test_the_table_in_words():
         "1 images, 2 detections, at most 100 of a class in an image; correlation of predicted and true IoU: 1.00"
     )
     assert len({len(line) for line in lines[:6]}) == 1, "columns"
+    nothing = evaluation.metrics_table(evaluation.evaluate_results(contents, [], []).metrics).splitlines()
+    assert nothing[3].split()[-6:] == ["0.0", "0.0", "0.0", "-", "0.0", "-"]
 
 
 ############################################################
@@ -715,7 +717,7 @@ def test_confusion_is_that_of_the_slow_version(case):
 
 def test_examples_by_hand():
     whole, half, other = rectangle(10, 20, 50, 60), rectangle(10, 20, 30, 60), rectangle(60, 0, 100, 50)
-    contents = truth_of((1, 1, whole), (1, 2, whole), (1, 1, other), (1, 1, whole, True), images=(1, 2))
+    contents = truth_of((1, 1, half, True), (1, 1, whole), (1, 2, whole), (1, 1, other), images=(1, 2))
     contents["images"][1].pop("file_name")
     masks = [
         result(1, 1, half, 0.9, 0.55),  # bad, and said to be
@@ -737,6 +739,8 @@ def test_examples_by_hand():
     nowhere = evaluation.find_examples(contents, masks[3:], np.array([0.6]))["overrated"][0]
     assert nowhere.title == "image 2"
     assert nowhere.truth is None
+    apart = evaluation.find_examples(contents, [result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
+    assert apart.truth is None
 
 
 @given(cases)
@@ -776,3 +780,6 @@ def test_examples_are_few():
     masks = [result(image, 1, mask, 0.9) for image in range(1, 21) for _ in range(3)]
     best = evaluation.find_examples(contents, masks, np.ones(60))["best"]
     assert [example.image_id for example in best] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    ious = np.where(np.arange(60) % 7 == 3, 1, 0.9)  # the 4th, 11th, 18th ...
+    best = evaluation.find_examples(contents, masks, ious)["best"]
+    assert [example.image_id for example in best] == [2, 4, 6, 9, 11, 13, 16, 18, 20, 1, 1, 2]
