@@ -354,6 +354,12 @@ def test_classes_go_by_name_or_by_place(names, expected):
     assert evaluation.categories_of_model(Named(names), empty_images(1)) == expected
 
 
+def test_classes_of_the_same_name_go_by_place():
+    dataset = empty_images(1)
+    dataset.class_names = ["BG", "dog", "dog"]
+    assert evaluation.categories_of_model(Named(["BG", "dog", "dog"]), dataset) == [0, 1, 2]
+
+
 def test_categories_go_by_the_checkpoint():
     """In any order, with categories that the data set does not have, and names that differ in spelling."""
     dataset = empty_images(1, Filed)

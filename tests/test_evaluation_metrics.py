@@ -200,6 +200,8 @@ def test_objects_are_matched_once_for_all_areas(monkeypatch):
         assert len(calls) == expected
         calls.clear()
         assert ranked.eval["precision"].shape == (10, 101, 2, 4, 3)
+    evaluate(truth_of((1, 1, large)), [result(1, 1, small, 0.9)], "segm")
+    assert calls == [], "there is nothing near"
 
 
 def test_polygons_and_uncompressed_codes_are_ground_truth_too():
