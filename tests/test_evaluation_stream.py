@@ -428,6 +428,7 @@ def test_hash_of_weights():
     assert len(set(hashes)) == len(hashes)
     wide = torch.arange(6.0).reshape(2, 3)
     assert hash_of(a=wide.T) == hash_of(a=wide.T.contiguous())
+    assert hash_of(a=torch.arange(6.0)[::2]) == hash_of(a=torch.tensor([0.0, 2, 4]))
     assert hash_of(a=wide.bfloat16()) != hash_of(a=wide.half())
 
 
