@@ -204,6 +204,25 @@ def test_garbage_is_an_error_that_says_where(tmp_path, part, garbage):
     assert results_in(tmp_path) == expected
 
 
+def test_a_system_that_writes_little_at_a_time(tmp_path, part, monkeypatch):
+    class Slow:
+        def __init__(self, file):
+            self.file, self.fileno, self.close = file, file.fileno, file.close
+
+        def write(self, text):
+            return self.file.write(text[:100])
+
+    start = stream._Writer.__init__
+
+    def slow(self, folder):
+        start(self, folder)
+        self.file = Slow(self.file)
+
+    monkeypatch.setattr(stream._Writer, "__init__", slow)
+    detect(tmp_path / "slow")
+    assert (tmp_path / "slow" / "detections" / part.name).read_bytes() == part.read_bytes()
+
+
 def test_a_model_that_fails_loses_nothing(tmp_path):
     class Failing(Told):
         def find(self, number):
@@ -450,6 +469,11 @@ def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path):
         detect(tmp_path, dataset=Plain(7, broken=[5, 4]))
     assert detect(tmp_path).batches == [[4, 5]]
     assert results_in(tmp_path) == evaluation.detect_dataset(Told(), Plain(7))
+
+
+def test_unreadable_images_are_named_in_order(tmp_path):
+    with pytest.raises(ValueError, match=r"picture 1 .*picture 5 "):
+        detect(tmp_path, dataset=Plain(7, broken=[5, 1]), image_ids=range(6, -1, -1))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
