@@ -18,6 +18,7 @@ from test_model import tiny_model
 from torch import nn
 
 import evaluation
+import training
 from config import Config
 from evaluation import stream
 
@@ -308,6 +309,15 @@ def test_two_processes_share_the_work(tmp_path, uninterrupted):
     parts = sorted((tmp_path / "detections").iterdir())
     images = [[json.loads(line)["image_id"] for line in path.read_text().splitlines()] for path in parts]
     assert images == [[1, 2, 5, 6, 9, 10, 13], [3, 4, 7, 8, 11, 12]]
+
+
+def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, monkeypatch):
+    """Another could cut off a line that is being written."""
+    monkeypatch.setattr(training, "rank", lambda: 1)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
+    monkeypatch.setattr(stream.dist, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
+    assert stream._agree(Told(), Plain(7), range(7), tmp_path / "new", "float32") == [[0, 1]]
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_error_in_one_process_reaches_all(tmp_path, uninterrupted):
