@@ -9,6 +9,7 @@ or on the number of processes.
 What is detected, by what, is in FOLDER/evaluation.json. A folder takes one evaluation: another one in it is an error.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -278,9 +279,16 @@ def detect_to_folder(
     Raises: ValueError if the folder holds another evaluation, or images cannot be read: then all others are done, and
         kept.
     """
-    folder, start = Path(folder), time.perf_counter()
-    chunks = _agree(model, dataset, image_ids, folder, dtype)
-    mine = chunks[training.rank() :: training.world_size()]
+    with contextlib.ExitStack() as stack:
+        folder, start = Path(folder), time.perf_counter()
+        chunks = _agree(model, dataset, image_ids, folder, dtype, stack)
+        mine = chunks[training.rank() :: training.world_size()]
+        seconds = _detect_chunks(model, dataset, mine, folder, dtype, workers, verbose)
+    return {**seconds, "total": time.perf_counter() - start}
+
+
+def _detect_chunks(model: Any, dataset: utils.Dataset, mine, folder, dtype, workers, verbose) -> dict[str, float]:
+    """Detect in the images of this process, and write what is found."""
     categories = categories_of_model(model, dataset)
     failures: dict[int, str] = {}
     taken: deque[list[int]] = deque()
@@ -305,15 +313,18 @@ def detect_to_folder(
     finally:
         writer.close()
     _check_failures(dataset, failures, folder)
-    return {**model.seconds, "total": time.perf_counter() - start, "images": images}
+    return {**model.seconds, "images": images}
 
 
-def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: str) -> list[list[int]]:
-    """The chunks that are left, as the first process sees it. Its errors are everybody's."""
+def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
+    """The chunks that are left, as the first process sees it, which keeps others out as long as the stack is open. Its
+    errors are everybody's."""
     answer: list[Any] = [None]
     if training.rank() == 0:
         try:
-            claim_folder(folder, identify(model, dataset, image_ids, dtype))
+            identity = identify(model, dataset, image_ids, dtype)
+            stack.enter_context(training.locked_folder(folder))
+            claim_folder(folder, identity)
             done = done_images(folder)
             left = [
                 chunk

@@ -1,5 +1,6 @@
 """Detections that are written as they come: interruptions, damage, several processes, and what a folder refuses."""
 
+import contextlib
 import json
 import os
 import random
@@ -316,7 +317,8 @@ def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, mo
     monkeypatch.setattr(training, "rank", lambda: 1)
     monkeypatch.setattr(training, "world_size", lambda: 2)
     monkeypatch.setattr(stream.dist, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
-    assert stream._agree(Told(), Plain(7), range(7), tmp_path / "new", "float32") == [[0, 1]]
+    with contextlib.ExitStack() as stack:
+        assert stream._agree(Told(), Plain(7), range(7), tmp_path / "new", "float32", stack) == [[0, 1]]
     assert not (tmp_path / "new").exists()
 
 
@@ -528,6 +530,19 @@ def test_failures_without_words():
     dataset.load_image = fail
     assert list(evaluation.read_batches(dataset, [[0]], failures)) == []
     assert failures == {0: "OSError"}
+
+
+def test_one_evaluation_at_a_time_in_a_folder(tmp_path):
+    """A second one, of the same, would write the same lines twice, and could cut off a line of the first."""
+
+    class Again(Told):
+        def find(self, number):
+            with pytest.raises(ValueError, match=rf"{tmp_path} is in use by another training or evaluation \(process"):
+                detect(tmp_path)
+            return super().find(number)
+
+    detect(tmp_path, Again())
+    assert detect(tmp_path).batches == [], "it is free again, and complete"
 
 
 def test_a_model_of_other_classes_writes_nothing(tmp_path):

@@ -452,7 +452,8 @@ def test_loader_that_ends_early(tmp_path):
 
 def test_one_training_in_a_folder(tmp_path):
     def again(event, progress):
-        with pytest.raises(ValueError, match=rf"log_dir .* is in use by another training \(process {os.getpid()} on"):
+        message = rf"folder .* is in use by another training or evaluation \(process {os.getpid()} on"
+        with pytest.raises(ValueError, match=message):
             train_toy(tmp_path)
 
     train_toy(tmp_path, epochs=1, callbacks=[again])

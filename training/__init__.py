@@ -7,6 +7,7 @@ from .checkpoints import (
     find_last,
     git_revision,
     list_checkpoints,
+    locked_folder,
     make_log_dir,
 )
 from .data import Batch, BatchOrder, Loader, Sample, TrainingData, collate, make_loader
@@ -44,6 +45,7 @@ __all__ = [
     "git_revision",
     "learning_rate_at",
     "list_checkpoints",
+    "locked_folder",
     "make_loader",
     "make_log_dir",
     "make_optimizer",

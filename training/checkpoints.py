@@ -270,8 +270,8 @@ def locked_folder(log_dir: str | os.PathLike) -> Iterator[None]:
         owner = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         raise ValueError(
-            f"log_dir {log_dir} is in use by another training ({owner or 'of an unknown process'}); wait for it, stop "
-            "it, or train into another folder"
+            f"folder {log_dir} is in use by another training or evaluation ({owner or 'of an unknown process'}); wait "
+            "for it, stop it, or choose another folder"
         )
     _locks.add(descriptor)
     try:
