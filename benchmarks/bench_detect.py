@@ -17,7 +17,6 @@ The last line printed is JSON.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -309,10 +308,7 @@ def main() -> None:
         )
     if facts["large_photograph_mb"]:
         print(f"4000 x 3000 pixels, peak MB: {facts['large_photograph_mb']}")
-    line = json.dumps(facts)
-    print(line)
-    if arguments.output:
-        arguments.output.write_text(line + "\n")
+    machine.finish(facts, arguments.output)
 
 
 if __name__ == "__main__":

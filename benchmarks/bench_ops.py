@@ -10,7 +10,6 @@ The last line printed is JSON.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -304,10 +303,8 @@ def main() -> None:
             print(format_row(rows[-1]), flush=True)
     if torchvision is None:
         print("\ntorchvision is not installed here, so there is nothing to compare with; README says how to.")
-    line = json.dumps({"benchmark": "ops", "quick": arguments.quick, **facts, "cases": [asdict(row) for row in rows]})
-    if arguments.output:
-        arguments.output.write_text(line + "\n")
-    print(line)
+    cases = [asdict(row) for row in rows]
+    machine.finish({"benchmark": "ops", "quick": arguments.quick, **facts, "cases": cases}, arguments.output)
 
 
 if __name__ == "__main__":

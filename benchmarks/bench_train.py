@@ -497,10 +497,7 @@ def main() -> None:
     print(f"{'':27} {'':9} {'ms':>9} {'images/s':>9} {'':>8} {'peak MB':>8} {'':>7} {'saved MB':>9} {'targets':>8}")
     for row in results:
         print(format_row(row))
-    line = json.dumps(facts)
-    print(line)
-    if arguments.output:
-        arguments.output.write_text(line + "\n")
+    machine.finish(facts, arguments.output)
 
 
 if __name__ == "__main__":

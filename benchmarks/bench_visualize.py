@@ -9,7 +9,6 @@ PNG file. Times are medians after warm-up. The last line printed is JSON.
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,10 +77,7 @@ def main() -> None:
         took = machine.median_ms(run, seconds=0.1 if arguments.quick else 3.0, warm_up=1)
         rows.append({"name": name, "ms": took, "target_ms": target})
         print(f"{name:<70}{took:10.1f}{target:10.0f}", flush=True)
-    line = json.dumps({"benchmark": "visualize", "quick": arguments.quick, **facts, "cases": rows})
-    if arguments.output:
-        arguments.output.write_text(line + "\n")
-    print(line)
+    machine.finish({"benchmark": "visualize", "quick": arguments.quick, **facts, "cases": rows}, arguments.output)
 
 
 if __name__ == "__main__":

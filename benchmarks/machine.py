@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import statistics
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 import native
+import utils
 
 
 def describe(device: str = "cpu") -> dict:
@@ -31,6 +33,14 @@ def describe(device: str = "cpu") -> dict:
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def finish(facts: dict, output: Path | None) -> None:
+    """What every benchmark ends with: its figures as a line of JSON, and the same in a file if one is wanted."""
+    line = json.dumps(facts)
+    print(line)
+    if output:
+        utils.write_atomically(output, lambda file: file.write(f"{line}\n".encode()))
 
 
 def cpu_name() -> str:

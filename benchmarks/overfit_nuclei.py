@@ -178,10 +178,7 @@ def main() -> int:
         "loss_of_last_steps": float(np.mean(losses[-10:])),
         **metrics,
     }
-    line = json.dumps(facts)
-    print(line)
-    if arguments.output:
-        (arguments.output / "overfit_nuclei.json").write_text(line + "\n")
+    machine.finish(facts, arguments.output and arguments.output / "overfit_nuclei.json")
     return 0 if arguments.quick or metrics["mask AP50"] >= TARGET else 1
 
 

@@ -12,7 +12,7 @@ import torch
 
 import native
 import utils
-from benchmarks import bench_detect, bench_ops, bench_train, doctor, machine, overfit_nuclei
+from benchmarks import bench_detect, bench_eval, bench_ops, bench_train, doctor, machine, overfit_nuclei
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -50,6 +50,34 @@ def test_bench_visualize_ends_with_a_json_line(tmp_path):
     for case in facts["cases"]:
         assert case["ms"] > 0
         assert any(case["name"] in row and f"{case['ms']:.1f}" in row for row in table)
+
+
+def test_bench_eval_ends_with_a_json_line(tmp_path):
+    output = tmp_path / "eval.json"
+    done = run("benchmarks/bench_eval.py", "--quick", "--threads", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    *table, line = done.stdout.splitlines()
+    assert output.read_text() == line + "\n"
+    facts = json.loads(line)
+    masks, coco, both = facts["cases"]
+    assert both["ours_s"] == pytest.approx(masks["ours_s"] + coco["ours_s"])
+    assert both["plain_s"] == pytest.approx(masks["plain_s"] + coco["plain_s"])
+    assert masks["plain_measured_on"] == 2
+    assert masks["differing"] <= 0.05 * 200, "the two ways paste almost the same"
+    assert coco["largest_difference"] <= 1e-12
+    assert coco["AP"]["mask (true IoU)"] > coco["AP"]["mask"] > 0
+    assert facts["loading"]["images"] == 200
+    assert any("both" in row and f"{both['ours_s']:.1f}" in row for row in table)
+
+
+def test_made_up_detections_are_the_same_every_time():
+    (objects, found), (again, same) = bench_eval.make_image(3, 20), bench_eval.make_image(3, 20)
+    assert objects == again
+    assert torch.equal(found.probs, same.probs)
+    assert torch.equal(found.boxes, same.boxes)
+    assert len(found.scores) == 20
+    assert bench_eval.make_image(4, 20)[1].shape == (640, 480)
+    assert found.probs.shape == (20, 28, 28)
 
 
 def test_bench_detect_ends_with_a_json_line(tmp_path):
@@ -274,6 +302,13 @@ def test_median_is_over_at_least_three_calls():
 def test_peak_memory():
     peak = machine.peak_mb(lambda: torch.ones(25_000_000).sum(), trim=True)
     assert peak is None or 90 < peak < 130
+
+
+def test_figures_are_printed_and_written(tmp_path, capsys):
+    machine.finish({"ms": 1.5}, None)
+    machine.finish({"ms": 1.5}, tmp_path / "figures.json")
+    assert capsys.readouterr().out == '{"ms": 1.5}\n' * 2
+    assert (tmp_path / "figures.json").read_text() == '{"ms": 1.5}\n'
 
 
 def test_machine_is_described():
