@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}  # backend: suffix of its one translation unit in PACKAGE/src
+SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}  # backend: suffix of its sources in PACKAGE/src
 
 _states: dict[str, dict[str, str]] = {}  # package: {backend: what runs, or why not}
 
@@ -148,8 +148,8 @@ def compile_command(package: str, backend: str, output: Path) -> list[str]:
     Floating-point contraction is off everywhere: a fused multiply-add rounds once where the
     peers' code rounds twice, and decisions near a threshold would differ between machines.
     """
-    source = next((ROOT / package / "src").glob(f"*{SUFFIXES[backend]}"))
-    files = ["-o", str(output), str(source)]
+    sources = sorted((ROOT / package / "src").glob(f"*{SUFFIXES[backend]}"))
+    files = ["-o", str(output), *map(str, sources)]
     if backend == "cuda":
         # all-major, never native: without a GPU, native silently means the oldest.
         arch = f"-arch={os.environ.get('CUDA_ARCH') or 'all-major'}"

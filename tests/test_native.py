@@ -54,6 +54,16 @@ def test_build_and_load(package):
     assert native.processor_id() in built.name
 
 
+@needs_cxx
+def test_all_sources_are_built(package):
+    (native.ROOT / package / "src" / "more.cpp").write_text('extern "C" int more(int x) { return x + 5; }\n')
+    native.build(package, "cpu")
+    library = native.load(package, "cpu")
+    assert (library.toy(21), library.more(1)) == (42, 6)
+    age(native.ROOT / package / "src" / "more.cpp", 10)
+    assert native.is_stale(package, "cpu")
+
+
 @needs_nvcc
 def test_build_cuda(package, monkeypatch):
     monkeypatch.setenv("CUDA_ARCH", "sm_90")
