@@ -31,7 +31,8 @@ sanitize: $(READY)
 	@$(SANITIZE) CUDA=0 $(PY) native.py
 	$(SANITIZE) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_mask_crops.py tests/test_op_goldens.py -k "not compile"
+	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_mask_crops.py tests/test_paste.py \
+	    tests/test_op_goldens.py -k "not compile"
 
 bench: kernels
 	$(PY) benchmarks/bench_ops.py

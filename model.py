@@ -1937,19 +1937,14 @@ class MaskRCNN(nn.Module):
         paste = boxes
         if self.config.dialect.coordinates == "inclusive":
             paste = boxes - boxes.new_tensor([0, 0, 1, 1])
-        rule = self.config.dialect.paste
-        if masks == "array":
-            pasted = utils.paste_masks(probs, paste, shape, rule)
-        else:
-            crops = utils.paste_mask_crops(probs, paste, shape, rule)
-            pasted = [utils.crop_to_rle(y, x, crop, shape) for y, x, crop in crops]
+        put = utils.paste_masks if masks == "array" else utils.paste_rles
         return {
             "rois": boxes.numpy(),
             "class_ids": found.class_ids[own].numpy().astype(np.int32),
             "scores": scores.numpy(),
             "mask_ious": None if maskious is None else maskious.numpy(),
             "mask_scores": mask_scores(scores, maskious, self.config).numpy(),
-            "masks": pasted,
+            "masks": put(probs, paste, shape, self.config.dialect.paste),
         }
 
     def _add_seconds(self, stage: str, start: float) -> None:

@@ -48,6 +48,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from tqdm import tqdm
 
+from roialign import paste
+
 logger = logging.getLogger(__name__)
 
 ############################################################
@@ -880,12 +882,10 @@ def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int
     return paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[..., 0]
 
 
-def paste_mask_crops(
-    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Predicted masks resampled to their boxes in the image, one after the other: never an image of floats.
+def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
+    """Predicted masks at their places in the image. Needs no memory but the result's.
 
-    probs: [N, M, M] floating in [0, 1].
+    probs: [N, M, M] floating in [0, 1], on any device.
     boxes: [N, (y1, x1, y2, x2)] in pixels of the image; they may reach out of it.
     image_shape: (H, W).
     rule: "centres" (mmdetection) samples the probability at pixel centres, with zeros around it; inside from 0.5 on.
@@ -894,28 +894,63 @@ def paste_mask_crops(
         "resize" (Matterport) takes whole pixels, and resizes with zeros around, but to no value below the mask's
         smallest; inside from 0.5 on.
 
-    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. A
-        mask whose box is empty (but for "expand"), not finite or outside has a crop of 0 x 0.
+    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover. A mask that
+        is not finite, or whose box is empty (but for "expand"), not finite or outside, is empty.
     Raises: ValueError for wrong shapes or names.
+    """
+    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
+    masks = np.zeros((len(probs), *size), bool)
+    if paste.is_native():
+        paste.paste_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), masks)
+    else:
+        for mask, (y1, x1, crop) in zip(masks, paste_mask_crops(probs, boxes, size, rule), strict=True):
+            height, width = crop.shape
+            mask[y1 : y1 + height, x1 : x1 + width] = crop.cpu().numpy()
+    return masks.transpose(1, 2, 0)
+
+
+def paste_mask_crops(
+    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
+) -> Iterator[tuple[int, int, Tensor]]:
+    """What paste_masks and paste_rles mean, and run on where roialign's library is not built: crops, one at a time.
+
+    probs, boxes, image_shape, rule: as for paste_masks.
+
+    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. An
+        empty mask may have a crop of 0 x 0.
+    Raises: ValueError as paste_masks.
+    """
+    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
+    return (_paste(prob, box, size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
+
+
+def _check_paste(
+    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Raises ValueError for what cannot be pasted.
+
+    Returns: probs, float32 or float64; boxes, float32 on the CPU; (H, W).
     """
     if rule not in PASTE_RULES:
         raise ValueError(f"rule must be one of {', '.join(PASTE_RULES)}, got {rule!r}")
-    if probs.ndim != 3 or not probs.is_floating_point():
+    if probs.ndim != 3 or not probs.is_floating_point() or (len(probs) and 0 in probs.shape):
         raise ValueError(f"probs must be floating [N, M, M], got {probs.dtype} {list(probs.shape)}")
     if tuple(boxes.shape) != (len(probs), 4):
         raise ValueError(f"boxes must be [{len(probs)}, 4], one for each mask, got {list(boxes.shape)}")
-    dtype = torch.float64 if rule == "resize" else torch.float32  # that of the peers
-    probs = probs.detach().to(dtype)
-    corners = boxes.detach().float().cpu().numpy()
-    return (_paste(prob, box, image_shape[:2], rule) for prob, box in zip(probs, corners, strict=True))
+    height, width = map(operator.index, image_shape[:2])
+    if height < 0 or width < 0:
+        raise ValueError(f"image_shape must be (H, W), got {tuple(image_shape)}")
+    probs = probs.detach() if probs.dtype == torch.float64 else probs.detach().float()
+    return probs, boxes.detach().float().cpu().contiguous(), (height, width)
 
 
-def _paste(prob: Tensor, box: np.ndarray, image_shape: Sequence[int], rule: str) -> tuple[int, int, Tensor]:
+def _paste(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
     empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
-    if not np.isfinite(box).all():
+    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # that of the peers
+    if not (np.isfinite(box).all() and prob.isfinite().all()):
         return empty
     (y1, ys), (x1, xs) = (
-        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], image_shape[axis], rule) for axis in (0, 1)
+        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], size[axis], rule) for axis in (0, 1)
     )  # fmt: skip
     if len(ys) == 0 or len(xs) == 0:
         return empty
@@ -967,18 +1002,6 @@ def _whole(number: np.float32) -> int:
     return int(max(-1e9, min(1e9, float(number))))
 
 
-def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
-    """Predicted masks at their places in the image; see paste_mask_crops.
-
-    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover.
-    """
-    masks = np.zeros((len(probs), *image_shape[:2]), bool)
-    for mask, (y1, x1, crop) in zip(masks, paste_mask_crops(probs, boxes, image_shape, rule), strict=True):
-        height, width = crop.shape
-        mask[y1 : y1 + height, x1 : x1 + width] = crop.cpu().numpy()
-    return masks.transpose(1, 2, 0)
-
-
 ############################################################
 #  Run-length codes and polygons
 ############################################################
@@ -1011,6 +1034,23 @@ def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequen
         flips = np.delete(flips, [goes_on, goes_on + 1])
     counts = np.diff(flips, prepend=0, append=height * width)
     return _compress(counts, height, width)
+
+
+def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> list[dict]:
+    """The run-length codes of paste_masks' result, without ever making a mask of the image's size.
+
+    probs, boxes, image_shape, rule: as for paste_masks.
+
+    Returns: N compressed RLEs.
+    Raises: ValueError as paste_masks, and for an image of 2**32 pixels or more, which such a code cannot hold.
+    """
+    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
+    if size[0] * size[1] >= 2**32:
+        raise ValueError(f"image_shape {size} has more pixels than the 2**32 - 1 of an RLE; cut the image into tiles")
+    if paste.is_native():
+        codes = paste.encode_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), size)
+        return [{"size": list(size), "counts": code} for code in codes]
+    return [crop_to_rle(y1, x1, crop, size) for y1, x1, crop in paste_mask_crops(probs, boxes, size, rule)]
 
 
 def _compress(counts: np.ndarray, height: int, width: int) -> dict:

@@ -4,6 +4,7 @@ roi_align and pyramid_roi_align are torchvision's and mmdetection's operator; cr
 Matterport uses it. Both pool with native kernels where `make kernels` built them (float32 and bfloat16 on the CPU;
 float32, float16 and bfloat16 on CUDA) and with the reference in torch elsewhere, float64 included. Sums are float32.
 crop_masks is roi_align of masks that are kept as crops of 0 and 1, and mask_areas their areas inside boxes.
+roialign.paste has the native half of utils.paste_masks and utils.paste_rles, which are the way back.
 
     B images   C channels   R RoIs   L levels   G masks   P RoIs of masks
     Boxes are (y1, x1, y2, x2); (y2, x2) lies outside. Height is y2 - y1, with no +1.
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 import native
-from roialign import reference
+from roialign import paste, reference
 
 __all__ = [
     "MaskCrops",
@@ -633,6 +634,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
             return kernel(*arguments)
 
         op.register_kernel("cpu", run)
+    paste.register_cpu(library)
 
 
 def _register_cuda(library: ctypes.CDLL) -> None:

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of lower layers, never of its own or a higher one.
 LAYERS = [
     {"config", "native"},
-    {"nms", "roialign", "utils"},
+    {"nms", "roialign"},
+    {"utils"},
     {"training"},
     {"model", "visualize"},
     {"convert_weights"},

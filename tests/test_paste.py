@@ -1,0 +1,381 @@
+"""Pasting and encoding of predicted masks: the native kernel against the reference and pycocotools, and by hand.
+
+Where no library is built, the reference is compared with pycocotools alone. What the rules mean is tested against peers
+in test_utils_masks.py.
+"""
+
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DEVICES
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+import native
+import utils
+from roialign import paste
+
+NAN, INF = float("nan"), float("inf")
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES = (1, 14, 28, 56)
+needs_native = pytest.mark.skipif(not native.is_native("roialign", "cpu"), reason="roialign's library is not built")
+# In an image of 40 x 50.
+SPECIAL_BOXES = [
+    [0, 0, 40, 50],
+    [-3.7, -9.2, 44.1, 61.0],  # reaches out of every side
+    [0, 10.5, 40, 20.25],  # whole columns: runs go on in the next
+    [12, 0, 13, 50],
+    [39.5, 49.5, 39.9, 49.9],  # tiny, in the last pixel
+    [5, 5, 5, 5],
+    [5, 5, 5.0001, 30],
+    [9, 9, 2, 2],  # upside down
+    [100, 100, 120, 120],
+    [-50, -50, -20, -20],
+    [40, 0, 60, 50],  # begins where the image ends
+    [-9, 0, 0, 50],
+    [0, 0, NAN, 5],
+    [-INF, 0, INF, 5],
+    [0, 0, 1e9, 1e9],
+    [-1e9, -1e9, 1e9, 1e9],
+    [-1e6, -1e6, 1e6, 1e6],
+    [-1e30, -1e30, 1e30, 1e30],
+    [-3e38, 0, 3e38, 9],
+    [3e38, 0, 3.2e38, 9],
+    [0, 0, 1e-40, 9],
+    [0, 0, 20, 20.5],
+]
+
+
+def random_probs(count: int, rows: int, columns: int, seed: int) -> torch.Tensor:
+    """Blobs, some of which reach the mask's edge, some noise; one in five masks is inside everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, count, 4, 4, generator=generator)
+    probs = F.interpolate(coarse, (rows, columns), mode="bilinear")[0]
+    noise = torch.rand(count, rows, columns, generator=generator)
+    kind = torch.arange(count)[:, None, None] % 5
+    return torch.where(kind == 1, noise, torch.where(kind == 2, 0.5 + 0.5 * noise, probs))
+
+
+def random_boxes(count: int, height: int, width: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([height, width])
+    low = torch.rand(count, 2, generator=generator) * size * 1.5 - 0.3 * size
+    sides = size * torch.rand(count, 2, generator=generator) ** 2 * 1.5
+    boxes = torch.cat([low, low + sides], dim=1)
+    whole = torch.arange(count)[:, None] % 3 == 0  # where ties are frequent
+    return torch.where(whole, boxes.round(), boxes)
+
+
+def reference_masks(probs, boxes, shape, rule) -> np.ndarray:
+    """bool [N, H, W]"""
+    masks = np.zeros((len(probs), *shape), bool)
+    for mask, (y, x, crop) in zip(masks, utils.paste_mask_crops(probs, boxes, shape, rule), strict=True):
+        mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop.numpy()
+    return masks
+
+
+def values_inside(prob, box, shape, rule) -> np.ndarray:
+    """What the reference compares with 0.5, float64 [H, W], in another order of operations; 0 outside of the box."""
+    values = np.zeros(shape)
+    prob = prob.double().numpy()
+    box = np.asarray(box, np.float32)
+    (y, ys), (x, xs) = (
+        utils._paste_positions(box[i], box[i + 2], prob.shape[i], shape[i], rule) for i in (0, 1)
+    )  # fmt: skip
+    rows, columns = utils._taps(ys, prob.shape[0]), utils._taps(xs, prob.shape[1])
+    crop = rows.astype(np.float64) @ prob @ columns.astype(np.float64).T
+    values[y : y + len(ys), x : x + len(xs)] = crop if rule != "resize" else crop.clip(min=prob.min())
+    return values
+
+
+def check(probs, boxes, shape, rule) -> None:
+    """Both functions against the reference and pycocotools."""
+    masks = utils.paste_masks(probs, boxes, shape, rule).transpose(2, 0, 1)
+    codes = utils.paste_rles(probs, boxes, shape, rule)
+    expected = reference_masks(probs, boxes, shape, rule)
+    assert masks.shape == expected.shape
+    assert masks.dtype == bool
+    assert masks.view(np.uint8).max(initial=0) <= 1
+    for i, mask in enumerate(masks):
+        assert codes[i] == coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+        if not np.array_equal(mask, expected[i]):
+            differs = mask != expected[i]
+            assert np.abs(values_inside(probs[i], boxes[i], shape, rule)[differs] - 0.5).max() < 1e-6
+
+
+############################################################
+#  Against the reference
+############################################################
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("side", SIDES)
+@given(SEEDS, st.integers(1, 70), st.integers(1, 70))
+@example(0, 1, 1)
+@example(1, 1, 64)
+@example(2, 64, 1)
+def test_matches_the_reference(side, rule, seed, height, width):
+    check(random_probs(5, side, side, seed), random_boxes(5, height, width, seed), (height, width), rule)
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("side", SIDES)
+def test_special_boxes(side, rule):
+    boxes = torch.tensor(SPECIAL_BOXES)
+    check(random_probs(len(boxes), side, side, 0), boxes, (40, 50), rule)
+    check(torch.ones(len(boxes), side, side), boxes, (40, 50), rule)
+
+
+numbers = st.one_of(st.floats(width=32), st.floats(-60, 120, width=32), st.integers(-20, 60).map(float))
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@given(st.tuples(numbers, numbers, numbers, numbers), SEEDS)
+def test_any_box(rule, box, seed):
+    check(random_probs(3, 14, 14, seed), torch.tensor([box] * 3), (40, 50), rule)
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_masks_need_not_be_square(rule):
+    check(random_probs(5, 7, 12, 0), random_boxes(5, 40, 50, 0), (40, 50), rule)
+
+
+@needs_native
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_pixels_are_the_references(rule):
+    """Those at the threshold, too, of which whole boxes have many."""
+    shape = (300, 400)
+    probs, boxes = random_probs(60, 28, 28, 7), random_boxes(60, *shape, 7)
+    masks = utils.paste_masks(probs, boxes, shape, rule).transpose(2, 0, 1)
+    expected = reference_masks(probs, boxes, shape, rule)
+    assert expected.sum() > 200_000
+    assert (masks != expected).sum() <= 3  # none here; but the last bit of a product of matrices is the BLAS's affair
+
+
+############################################################
+#  By hand
+############################################################
+
+
+def test_a_code_by_hand():
+    """A mask of one row in the second and third column of four, rows 1 and 2 of three."""
+    probs, box = torch.ones(1, 28, 28), torch.tensor([[1.0, 1, 3, 3]])
+    pasted = utils.paste_masks(probs, box, (3, 4), "resize")[..., 0]
+    assert pasted.astype(int).tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+    # Runs 4 2 1 2 3, the last two as differences from those two before: 2 - 2 and 3 - 1.
+    assert utils.paste_rles(probs, box, (3, 4), "resize") == [{"size": [3, 4], "counts": b"42102"}]
+
+
+def test_values_by_hand():
+    """A mask of 2 x 2 cells in a box of 4 x 4."""
+    probs, box = torch.tensor([[[1.0, 0.5], [0.0, 0.2]]]), torch.tensor([[0.0, 0, 4, 4]])
+    # Positions -0.25, 0.25, 0.75, 1.25: with zeros around, weights 0.75 0 | 0.75 0.25 | 0.25 0.75 | 0 0.75.
+    # Rows of the mask sampled across: 0.75 0.875 0.625 0.375 and 0 0.05 0.15 0.15. Then down, in the first two rows:
+    # 0.56 0.66 0.47 0.28 and 0.56 0.67 0.51 0.32; in the third, 0.26 at most.
+    expected = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert utils.paste_masks(probs, box, (4, 4), "centres")[..., 0].astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_a_full_image_is_one_run(rule):
+    """Over the ends of all columns, after a run of no zeros."""
+    probs, box = torch.ones(2, 28, 28), torch.tensor([[-40.0, -40, 70, 80]] * 2)
+    codes = utils.paste_rles(probs, box, (30, 40), rule)
+    assert codes == [coco_mask.encode(np.ones((30, 40), np.uint8, order="F"))] * 2
+    assert utils._counts(codes[1])[2].tolist() == [0, 1200]
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_image_of_one_pixel(rule, value):
+    probs, box = torch.full((1, 28, 28), value), torch.tensor([[-8.0, -8, 9, 9]])
+    assert utils.paste_masks(probs, box, (1, 1), rule).tolist() == [[[bool(value)]]]
+    assert utils.paste_rles(probs, box, (1, 1), rule) == [{"size": [1, 1], "counts": b"01" if value else b"1"}]
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels(rule, shape):
+    probs, box = torch.ones(1, 28, 28), torch.tensor([[0.0, 0, 5, 5]])
+    assert utils.paste_masks(probs, box, shape, rule).shape == (*shape, 1)
+    assert utils.paste_rles(probs, box, shape, rule) == [{"size": list(shape), "counts": b"0"}]
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_no_masks(rule):
+    none, boxes = torch.zeros(0, 28, 28), torch.zeros(0, 4)
+    assert utils.paste_rles(none, boxes, (5, 6), rule) == []
+    assert utils.paste_masks(none, boxes, (5, 6), rule).shape == (5, 6, 0)
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_masks_that_are_not_finite_are_empty(rule, value):
+    probs, boxes = torch.ones(3, 28, 28), torch.tensor([[0.0, 0, 40, 50]] * 3)
+    probs[1, 27, 3] = value
+    masks = utils.paste_masks(probs, boxes, (40, 50), rule)
+    assert masks.any(axis=(0, 1)).tolist() == [True, False, True]
+    codes = utils.paste_rles(probs, boxes, (40, 50), rule)
+    assert [utils.rle_area(code) for code in codes] == masks.sum(axis=(0, 1)).tolist()
+
+
+def test_thresholds():
+    half, box = torch.full((1, 32, 32), 0.5), torch.tensor([[0.0, 0, 32, 32]])  # numbers that round nothing
+    areas = {rule: utils.rle_area(utils.paste_rles(half, box, (32, 32), rule)[0]) for rule in utils.PASTE_RULES}
+    assert areas == {"centres": 32 * 32, "expand": 0, "resize": 32 * 32}
+    # Where the smallest value is inside, the edge does not fade; where it lies below, it does.
+    wide = torch.tensor([[0.0, 0, 56, 56]])
+    (full,) = utils.paste_rles(torch.full((1, 28, 28), 0.5), wide, (56, 56), "resize")
+    assert utils.rle_area(full) == 56 * 56
+    below = torch.full((1, 28, 28), 0.6)
+    below[0, 14, 14] = 0.4
+    corner = utils.paste_masks(below, wide, (56, 56), "resize")[0, 0, 0]
+    assert not corner
+
+
+############################################################
+#  Codes
+############################################################
+
+
+def test_codes_of_every_length():
+    """Runs of 1 to 20,000 pixels, longer and shorter than those before: one to four characters, both signs."""
+    shape = (20_000, 7)
+    steps = torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]])
+    boxes = [[low, x, high, x + w] for low, high in itertools.combinations([0, 3, 40, 700, 19_999, 20_000], 2)
+             for x, w in ((0, 1), (2, 4), (0, 7))]  # fmt: skip
+    for rule in utils.PASTE_RULES:
+        for prob in steps:
+            check(prob[None].repeat(len(boxes), 1, 1), torch.tensor(boxes).float(), shape, rule)
+
+
+def test_codes_longer_than_their_room():
+    """A chessboard has the longest code of all: the room for it is found out."""
+    board = (torch.arange(56)[:, None] + torch.arange(56)) % 2.0
+    probs, boxes = board[None].repeat(3, 1, 1), torch.tensor([[0.0, 0, 168, 168], [0, 0, 56, 56], [5, 5, 9, 9]])
+    codes = utils.paste_rles(probs, boxes, (200, 200), "centres")
+    assert len(codes[0]["counts"]) + len(codes[1]["counts"]) > 3 * paste._BYTES / 2
+    check(probs, boxes, (200, 200), "centres")
+    many = utils.paste_rles(board[None].repeat(9, 1, 1), boxes[:1].repeat(9, 1), (200, 200), "centres")
+    assert sum(len(code["counts"]) for code in many) > 9 * paste._BYTES
+    assert many == codes[:1] * 9
+
+
+def test_codes_have_what_others_have():
+    """Types that json and pycocotools take, and a list of its own for each size."""
+    codes = utils.paste_rles(torch.ones(2, 28, 28), torch.tensor([[0.0, 0, 4, 4]] * 2), (5, 6), "centres")
+    assert [(type(code["counts"]), code["size"]) for code in codes] == [(bytes, [5, 6])] * 2
+    assert codes[0]["size"] is not codes[1]["size"]
+    assert all(type(side) is int for side in codes[0]["size"])
+    assert coco_mask.area(codes).tolist() == [16, 16]
+    numpy_shape = utils.paste_rles(torch.ones(1, 28, 28), torch.tensor([[0.0, 0, 4, 4]]), np.array([5, 6]), "centres")
+    assert numpy_shape == codes[:1]
+    assert type(numpy_shape[0]["size"][0]) is int
+
+
+def test_codes_in_images_of_gigapixels():
+    """What lies outside the boxes is neither stored nor visited."""
+    probs, boxes = torch.ones(100, 28, 28), torch.tensor([[39_000.0, 49_000, 39_100, 49_050]]).repeat(100, 1)
+    tracemalloc.start()
+    codes = utils.paste_rles(probs, boxes, (40_000, 50_000), "centres")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+    for code in codes:
+        assert utils.rle_area(code) == 100 * 50 - 4  # in the corners, 0.64 x 0.78
+        assert utils.rle_to_bbox(code) == (39_000, 49_000, 39_100, 49_050)
+
+
+############################################################
+#  Inputs
+############################################################
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_devices(dtype, device, rule):
+    probs, boxes = random_probs(6, 28, 28, 3).to(dtype), random_boxes(6, 40, 50, 3)
+    expected = utils.paste_masks(probs.double(), boxes, (40, 50), rule)
+    assert expected.any()
+    for given_boxes in (boxes, boxes.to(device), boxes.double()):
+        np.testing.assert_array_equal(utils.paste_masks(probs.to(device), given_boxes, (40, 50), rule), expected)
+        codes = utils.paste_rles(probs.to(device), given_boxes, (40, 50), rule)
+        np.testing.assert_array_equal(utils.rle_to_mask(codes), expected)
+
+
+def test_resize_computes_in_double():
+    """A probability that is below 0.5 in float64 and 0.5 in float32."""
+    probs, box = torch.full((2, 4, 4), 0.5, dtype=torch.float64), torch.tensor([[0.0, 0, 4, 4]] * 2)
+    probs[1] -= 1e-12
+    assert utils.paste_masks(probs, box, (4, 4), "resize").all(axis=(0, 1)).tolist() == [True, False]
+    assert utils.paste_masks(probs, box, (4, 4), "centres").all(axis=(0, 1)).tolist() == [True, True]
+    assert [utils.rle_area(code) for code in utils.paste_rles(probs, box, (4, 4), "resize")] == [16, 0]
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_layouts_and_gradients(rule):
+    probs, boxes = random_probs(4, 28, 28, 5), random_boxes(4, 40, 50, 5)
+    expected = utils.paste_rles(probs, boxes, (40, 50), rule)
+    strided = probs.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    columns = boxes.t().contiguous().t()
+    assert utils.paste_rles(strided, columns, (40, 50), rule) == expected
+    assert utils.paste_rles(probs.requires_grad_(), boxes.requires_grad_(), (40, 50, 3), rule) == expected
+    assert utils.paste_rles(probs[1:], boxes[1:], (40, 50), rule) == expected[1:]
+
+
+def test_what_pasting_refuses():
+    probs, boxes = torch.ones(2, 28, 28), torch.zeros(2, 4)
+    for function in (utils.paste_masks, utils.paste_rles, utils.paste_mask_crops):
+        with pytest.raises(ValueError, match="rule must be one of centres, expand, resize, got 'center'"):
+            function(probs, boxes, (5, 5), "center")
+        with pytest.raises(ValueError, match=r"boxes must be \[2, 4\], one for each mask, got \[3, 4\]"):
+            function(probs, torch.zeros(3, 4), (5, 5), "centres")
+        with pytest.raises(ValueError, match=r"probs must be floating \[N, M, M\], got torch.bool"):
+            function(probs > 0, boxes, (5, 5), "centres")
+        with pytest.raises(ValueError, match=r"got torch.float32 \[28, 28\]"):
+            function(probs[0], boxes, (5, 5), "centres")
+        with pytest.raises(ValueError, match=r"got torch.float32 \[2, 0, 0\]"):
+            function(probs[:, :0, :0], boxes, (5, 5), "centres")
+        with pytest.raises(ValueError, match=r"image_shape must be \(H, W\), got \(-1, 5\)"):
+            function(probs, boxes, (-1, 5), "centres")
+    with pytest.raises(ValueError, match=r"\(65536, 65536\) has more pixels than the 2\*\*32 - 1 of an RLE"):
+        utils.paste_rles(probs, boxes, (65536, 65536), "centres")
+    assert len(utils.paste_rles(probs, boxes, (65535, 65537), "centres")) == 2
+
+
+############################################################
+#  Which one runs
+############################################################
+
+
+def test_the_kernel_runs_where_it_is_built(monkeypatch):
+    """And the reference, with the same result, where it is not."""
+    assert paste.is_native() == native.is_native("roialign", "cpu")
+    probs, boxes = random_probs(4, 28, 28, 6), random_boxes(4, 40, 50, 6)
+    arguments = (probs, boxes, (40, 50), "centres")
+    expected = utils.paste_masks(*arguments), utils.paste_rles(*arguments)
+    called = []
+    monkeypatch.setattr(
+        utils, "paste_mask_crops", lambda *args, real=utils.paste_mask_crops: called.append(1) or real(*args)
+    )
+    utils.paste_masks(*arguments)
+    utils.paste_rles(*arguments)
+    assert len(called) == (0 if paste.is_native() else 2)
+    monkeypatch.setattr(paste, "_library", None)
+    np.testing.assert_array_equal(utils.paste_masks(*arguments), expected[0])
+    assert utils.paste_rles(*arguments) == expected[1]
+    assert len(called) == (2 if native.is_native("roialign", "cpu") else 4)
+
+
+@pytest.mark.parametrize("rule", utils.PASTE_RULES)
+def test_the_reference_in_strips(rule, monkeypatch):
+    probs, boxes = random_probs(3, 28, 28, 8), random_boxes(3, 40, 50, 8)
+    whole = reference_masks(probs, boxes, (40, 50), rule)
+    monkeypatch.setattr(utils, "_STRIP_PIXELS", 90)
+    assert (reference_masks(probs, boxes, (40, 50), rule) != whole).sum() == 0
