@@ -98,9 +98,8 @@ def make_image(number: int, detections: int) -> tuple[list[dict[str, Any]], Foun
 def annotate(boxes: np.ndarray, classes: np.ndarray, shape: tuple[int, int], rng) -> Iterator[dict[str, Any]]:
     """Ellipses in boxes, as annotations without ids."""
     corners = torch.from_numpy(boxes.astype(np.float32))
-    crops = utils.paste_mask_crops(ellipse(len(boxes), rng), corners, shape, "centres")
-    for class_id, (y, x, crop), (y1, x1, y2, x2) in zip(classes.tolist(), crops, boxes.tolist(), strict=True):
-        rle = utils.crop_to_rle(y, x, crop, shape)
+    rles = utils.paste_rles(ellipse(len(boxes), rng), corners, shape, "centres")
+    for class_id, rle, (y1, x1, y2, x2) in zip(classes.tolist(), rles, boxes.tolist(), strict=True):
         yield {
             "category_id": CATEGORIES[class_id - 1],
             "iscrowd": int(rng.random() < 0.01),
@@ -117,8 +116,7 @@ def annotate(boxes: np.ndarray, classes: np.ndarray, shape: tuple[int, int], rng
 
 def our_masks(found: Found) -> list[dict]:
     """As MaskRCNN.detect(masks="rle") does it."""
-    crops = utils.paste_mask_crops(found.probs, found.boxes, found.shape, "centres")
-    return [utils.crop_to_rle(y, x, crop, found.shape) for y, x, crop in crops]
+    return utils.paste_rles(found.probs, found.boxes, found.shape, "centres")
 
 
 def plain_masks(found: Found) -> list[dict]:
