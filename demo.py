@@ -1,60 +1,273 @@
-"""Detect objects in images: pictures with boxes, masks and scores, and the results as JSON.
+"""Detect objects in images, videos and webcams: pictures with boxes, masks and scores, and the results as JSON.
 
     python demo.py                                    the image in assets/, with the model "coco"
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
+    python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
+    python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
+    python demo.py photo.jpg --stages                 also pictures of what happens on the way to the detections
     python demo.py photo.jpg --model torchvision --threshold 0.7 --device cuda --dtype bfloat16
 
-For each image OUTPUT/NAME.jpg is its picture; OUTPUT/detections.json has all instances in COCO's result format. The
-score in it is the mask score; class_score and mask_iou stand beside it.
+For each image OUTPUT/NAME.jpg is its picture, for each video or webcam OUTPUT/NAME.mp4: as large and as fast, without
+sound. OUTPUT/detections.json has all instances in COCO's result format; with videos it is OUTPUT/detections.jsonl, a
+line for each image or frame. The score in it is the mask score; class_score and mask_iou stand beside it. Ctrl-C ends
+it, and what is done is kept.
 """
 
 import argparse
+import contextlib
 import glob
+import itertools
 import json
+import signal
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import convert_weights
+import evaluation
+import stages
 import utils
+import video
 import visualize
 from coco import CocoConfig
 from config import parse_settings
 from model import MaskRCNN
+from training.guards import StopSignals
+from video import Frame, Source
 
 ROOT = Path(__file__).parent
 EXAMPLE = ROOT / "assets" / "coffee.jpg"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
 
 ############################################################
 #  What to look at
 ############################################################
 
 
-def find_images(names: list[str]) -> list[Path]:
-    """The image files that files, folders and patterns name, each once, in order.
+def find_sources(names: list[str]) -> list[Source]:
+    """What files, folders, patterns and cameras (0, camera:0) name, each once, in order. Of folders, the images.
 
     Raises: FileNotFoundError for a name that nothing answers to.
     """
-    found: dict[Path, None] = {}
+    found: dict[Source, None] = {}
     for name in names:
         path = Path(name)
+        missing = f"there is no file, folder or match of {name!r}"
         if path.is_dir():
             paths = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            missing = f"folder {name} has no images ({', '.join(sorted(SUFFIXES))})"
+            missing = f"folder {name} has no images ({', '.join(sorted(SUFFIXES))}); videos have to be named"
+        elif name.startswith("camera:") or (name.isdecimal() and not path.exists()):
+            found[Source(name.removeprefix("camera:"), "camera")] = None
+            continue
         else:
-            paths = [path] if path.is_file() else [Path(file) for file in sorted(glob.glob(name, recursive=True))]
-            missing = f"there is no file, folder or match of {name!r}"
+            paths = (
+                [path] if path.is_file() else sorted(filter(Path.is_file, map(Path, glob.glob(name, recursive=True))))
+            )
         if not paths:
             raise FileNotFoundError(missing)
-        found |= dict.fromkeys(paths)
+        for path in paths:
+            found[Source(str(path), "video" if path.suffix.lower() in video.SUFFIXES else "image")] = None
     return list(found)
+
+
+def file_stem(source: Source) -> str:
+    """What the files of a source are called, without what follows the dot."""
+    return f"camera_{Path(source.name).name}" if source.kind == "camera" else Path(source.name).stem
+
+
+def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
+    """The picture or video of each source; those of the same name from different folders are numbered.
+
+    Raises: ValueError if one would replace a source.
+    """
+    paths, taken = [], set()
+    for source in sources:
+        stem = file_stem(source)
+        suffix, number = ".jpg" if source.kind == "image" else ".mp4", 1
+        name = f"{stem}{suffix}"
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}{suffix}"
+        taken.add(name.lower())
+        paths.append(output / name)
+    replaced = {path.resolve() for path in paths} & {Path(source.name).resolve() for source in sources}
+    if replaced:
+        raise ValueError(f"--output {output} would replace {utils.listed(map(str, sorted(replaced)))}; choose another")
+    return paths
+
+
+############################################################
+#  What comes of it
+############################################################
+
+
+def to_coco(result: dict[str, Any], image_id: int, name: str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One image's detections as COCO results: masks with their scores, each with its box (x, y, width, height)."""
+    boxes, masks = evaluation.to_results(result, image_id, category_ids)
+    return [{**mask, "bbox": box["bbox"], "file_name": name} for box, mask in zip(boxes, masks, strict=True)]
+
+
+class Results:
+    """A file of results: .json, a list that is written at the end; .jsonl, lines, each of which is safe at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.instances, self.images, self.entries = path, 0, 0, []
+        self.lines = path.open("w") if path.suffix == ".jsonl" else None
+
+    def add(self, name: str, frame: Frame, result: dict[str, Any], category_ids: Sequence[int]) -> None:
+        """The detections in a frame. name: of its file."""
+        self.images += 1
+        entries = to_coco(result, self.images, name, category_ids)
+        self.instances += len(entries)
+        if self.lines is None:
+            self.entries += entries
+            return
+        place = {"image_id": self.images, "file_name": name, "frame": frame.number, "seconds": float(frame.time)}
+        self.lines.write(json.dumps({**place, "detections": entries}) + "\n")
+        self.lines.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self.lines is None:
+            utils.write_atomically(self.path, lambda file: file.write(json.dumps(self.entries).encode()))
+        else:
+            self.lines.close()
+
+
+class Pictures:
+    """The pictures of images, and the videos of videos."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.video, self.source = paths, None, None
+
+    def add(self, frame: Frame, picture: np.ndarray) -> None:
+        """Write a picture, uint8 [H, W, 3], where it belongs."""
+        if frame.clock is None:
+            save_picture(picture, self.paths[frame.source])
+            return
+        if self.source != frame.source:
+            self.close()
+            self.video, self.source = video.VideoWriter(self.paths[frame.source], frame), frame.source
+        self.video.write(frame.time, picture)
+
+    def close(self) -> None:
+        """Finish the last video."""
+        if self.video is not None:
+            self.video.close()
+            self.video = None
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write an image [H, W, 3] atomically, in the format of its suffix."""
+    kind = {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG")
+    utils.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
+
+
+class Stopwatch:
+    """Seconds spent in named stages, which may run at the same time."""
+
+    STAGES = ("read", "resize", "network", "masks", "draw", "write", "show")
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Count what passes for a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def table(self, images: int) -> str:
+        """A line a stage, and one for all of them."""
+        rows = [(name, self.seconds[name]) for name in (*self.STAGES, "in all") if name in self.seconds]
+        lines = [f"{name:8} {1000 * s / images:10.1f} {images / max(s, 1e-9):10.1f}" for name, s in rows]
+        return "\n".join([f"{'':8} {'ms':>10} {'images/s':>10}   (stages run at the same time)", *lines])
+
+
+############################################################
+#  Detection
+############################################################
+
+
+def read_frames(sources: Sequence[Source], every: int, failures: list[str]) -> Iterator[Frame]:
+    """All images and frames, one after another. failures: gets what could not be read."""
+    for index, source in enumerate(sources):
+        try:
+            if source.kind == "image":
+                yield Frame(utils.read_image(source.name), index)
+            else:
+                yield from video.read_video(source, index, every)
+        except (OSError, ValueError) as error:
+            failures.append(str(error))
+
+
+def batches(
+    frames: Iterator[Frame], size: int, taken: deque, watch: Stopwatch, stopped: Callable[[], Any]
+) -> Iterator[list[np.ndarray]]:
+    """The images of frames, for detect_batches. taken: gets the frames of each batch."""
+    while not stopped():
+        with watch.time("read"):
+            batch = list(itertools.islice(frames, size))
+        if not batch:
+            return
+        taken.append(batch)
+        yield [frame.image for frame in batch]
+
+
+class Done(NamedTuple):
+    """What detect_all has done."""
+
+    images: int
+    instances: int
+    failures: list[str]  # what could not be read
+    watch: Stopwatch
+    signal: int | None  # that ended it
+
+
+def detect_all(
+    model: MaskRCNN, sources: Sequence[Source], paths: Sequence[Path], arguments: argparse.Namespace, total, window
+) -> Done:
+    """Detect in every image and frame; write pictures, videos and results as they come.
+
+    paths: of the picture or video of each source. total: images, or None. window: video.Window, or None.
+    """
+    watch, failures, taken = Stopwatch(), [], deque()
+    frames = read_frames(sources, arguments.every, failures)
+    size = 1 if any(source.kind == "camera" for source in sources) else model.config.IMAGES_PER_GPU
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        bar = stack.enter_context(tqdm(total=total, unit="image"))
+        results = stack.enter_context(contextlib.closing(Results(arguments.save_json)))
+        pictures = stack.enter_context(contextlib.closing(Pictures(paths)))
+        stack.enter_context(watch.time("in all"))
+        images = batches(frames, size, taken, watch, lambda: signals.received or (window and window.closed))
+        for found in model.detect_batches(images, arguments.dtype, "rle"):
+            for frame, result in zip(taken.popleft(), found, strict=True):
+                with watch.time("draw"):
+                    captions = visualize.captions_of(result, model.class_names)
+                    drawn = visualize.draw_instances(frame.image, result["rois"], result["masks"], captions)
+                with watch.time("write"):
+                    pictures.add(frame, drawn)
+                    results.add(str(sources[frame.source]), frame, result, model.category_ids)
+                if window is not None:
+                    with watch.time("show"):
+                        window.add(drawn)
+                bar.update()
+        watch.seconds |= model.seconds
+    return Done(results.images, results.instances, failures, watch, signals.received)
+
+
+############################################################
+#  Command line
+############################################################
 
 
 def load_model(arguments: argparse.Namespace) -> MaskRCNN:
@@ -77,117 +290,46 @@ def load_model(arguments: argparse.Namespace) -> MaskRCNN:
         return MaskRCNN(CocoConfig(**settings)).to(arguments.device or "cpu").eval()
 
 
-############################################################
-#  What comes of it
-############################################################
+def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Path:
+    """Where the results go. Raises: ValueError if the file cannot hold them."""
+    videos = [str(source) for source in sources if source.kind != "image"]
+    path = arguments.save_json or arguments.output / ("detections.jsonl" if videos else "detections.json")
+    if path.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"--save-json must be a file .json (a list) or .jsonl (a line for each image), not {path}")
+    if videos and path.suffix == ".json":
+        raise ValueError(f"--save-json {path}: the results of {videos[0]} need a .jsonl, which is written as they come")
+    if path.resolve() in {Path(source.name).resolve() for source in sources}:
+        raise ValueError(f"--save-json {path} would replace what is to be looked at; choose another")
+    return path
 
 
-def to_coco(result: dict[str, Any], image_id: int, path: Path, category_ids: list[int]) -> list[dict[str, Any]]:
-    """One image's detections as COCO results: boxes (x, y, width, height), masks as run-length codes."""
-    entries = []
-    for i, (y1, x1, y2, x2) in enumerate(result["rois"].tolist()):
-        ious = result["mask_ious"]
-        entries.append(
-            {
-                "image_id": image_id,
-                "file_name": str(path),
-                "category_id": category_ids[int(result["class_ids"][i])],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(result["mask_scores"][i]),
-                "class_score": float(result["scores"][i]),
-                "mask_iou": None if ious is None else float(ious[i]),
-                "segmentation": utils.rle_to_json(result["masks"][i]),
-            }
-        )
-    return entries
-
-
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an image [H, W, 3] atomically, in the format of its suffix."""
-    kind = {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG")
-    utils.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
-
-
-def output_names(paths: list[Path]) -> list[str]:
-    """A file name for each picture; those of the same name from different folders are numbered."""
-    names, taken = [], set()
-    for path in paths:
-        name, number = f"{path.stem}.jpg", 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{path.stem}_{number}.jpg"
-        taken.add(name.lower())
-        names.append(name)
-    return names
-
-
-class Stopwatch:
-    """Seconds spent in named stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what has passed since the last lap."""
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Count what has passed since the last lap for a stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
-        self._since = now
-
-    def table(self, images: int) -> str:
-        """A line a stage."""
-        return "\n".join(
-            f"{stage:10} {1000 * total / images:8.1f} ms an image" for stage, total in self.seconds.items()
-        )
-
-
-def detect_all(model: MaskRCNN, paths: list[Path], output: Path, dtype: str) -> tuple[list[dict], list[str], Stopwatch]:
-    """Detect in every image and write its picture.
-
-    Returns: COCO results of all, what could not be read, the time each stage took.
-    """
-    watch, entries, failures = Stopwatch(), [], []
-    output.mkdir(parents=True, exist_ok=True)
-    for image_id, (path, name) in enumerate(tqdm(list(zip(paths, output_names(paths), strict=True)), unit="image"), 1):
-        watch.restart()
-        try:
-            image = utils.read_image(path)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-            continue
-        watch.lap("read")
-        (result,) = model.detect([image], dtype=dtype, masks="rle")
-        watch.lap("detect")
-        for stage, seconds in model.seconds.items():
-            stage = f"  {stage}"
-            watch.seconds[stage] = watch.seconds.get(stage, 0.0) + seconds
-        captions = visualize.captions_of(result, model.class_names)
-        picture = visualize.draw_instances(image, result["rois"], result["masks"], captions)
-        watch.lap("draw")
-        save_picture(picture, output / name)
-        entries += to_coco(result, image_id, path, model.category_ids)
-        watch.lap("write")
-    return entries, failures, watch
-
-
-############################################################
-#  Command line
-############################################################
+def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
+    """Write the pictures of an image's stages, or of the first frame's."""
+    failures: list[str] = []
+    frame = next(read_frames([source], 1, failures), None)
+    if frame is None:
+        raise ValueError(f"--stages has no image to look at: {', '.join(failures) or f'{source} has no frames'}")
+    for name, picture in stages.draw_stages(model, frame.image).items():
+        path = output / f"{file_stem(source)}_{name}.png"
+        save_picture(picture, path)
+        print(f"stage: {path}")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|GLOB", help="default: the image in assets/")
+    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: the image in assets/")
     parser.add_argument(
         "--model", help=f"a checkpoint, or one of {', '.join(convert_weights.PUBLISHED)}; default: coco"
     )
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
+    parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")
+    parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
+    parser.add_argument("--stages", action="store_true", help="also draw each stage of the first image: DIR/NAME_*.png")
+    parser.add_argument(
+        "--every", type=_positive, default=1, metavar="N", help="look at each Nth frame of a video only"
+    )
     parser.add_argument("--threshold", type=float, help="least class score of an instance; default: 0.5")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the convolutions")
@@ -195,26 +337,52 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 1 if an image could not be read."""
+    """Run the command line.
+
+    Returns: the exit status: 1 if something could not be read, 2 for a mistake, 128 + its number after a signal.
+    """
     arguments = parse_arguments(argv)
     try:
-        paths = find_images(arguments.images or [str(EXAMPLE)])
-        model = load_model(arguments)
+        return run(arguments)
     except (OSError, ValueError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # the second one
+        return 128 + signal.SIGINT
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """What main does, but for its errors."""
+    sources = find_sources(arguments.sources or [str(EXAMPLE)])
+    paths = plan_outputs(sources, arguments.output)
+    arguments.save_json = plan_results(arguments, sources)
+    counts = [video.count_frames(source, arguments.every) for source in sources]
+    window = video.Window() if arguments.show else None
+    model = load_model(arguments)
     print(f"weights: {model.source}")
-    entries, failures, watch = detect_all(model, paths, arguments.output, arguments.dtype)
-    results = arguments.output / "detections.json"
-    utils.write_atomically(results, lambda file: file.write(json.dumps(entries).encode()))
-    done = len(paths) - len(failures)
-    if done:
-        print(f"{len(entries)} instances in {done} images: pictures and {results.name} are in {arguments.output}/")
-        print(watch.table(done))
-    for failure in failures:
+    for folder in (arguments.output, arguments.save_json.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    if arguments.stages:
+        write_stages(model, sources[0], arguments.output)
+    total = None if None in counts else sum(counts)
+    done = detect_all(model, sources, paths, arguments, total, window)
+    if done.images:
+        print(f"{done.instances} instances in {done.images} images: see {arguments.output}/ and {arguments.save_json}")
+        print(done.watch.table(done.images))
+    for failure in done.failures:
         print(f"not read: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    if done.signal is not None:
+        return 128 + done.signal
+    if window is not None and sources[-1].kind == "image":
+        window.wait()
+    return 1 if done.failures else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""demo.py as a user runs it, on a tiny model."""
+"""demo.py as a user runs it, on a tiny model. test_video.py has what it does with videos."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from test_model import random_image, tiny_model
 
 import convert_weights
 import demo
+import evaluation
 import utils
+import visualize
+from training import guards
+from video import Source
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +51,18 @@ def test_pictures_and_results(weights, photos, tmp_path, capsys):
     assert entry["score"] == pytest.approx(entry["class_score"] * min(max(entry["mask_iou"], 0), 1))
     printed = capsys.readouterr().out
     assert f"{len(entries)} instances in 3 images" in printed
-    for stage in ("read", "detect", "resize", "network", "masks", "draw", "write"):
-        assert stage in printed
+    for stage in ("read", "resize", "network", "masks", "draw", "write", "in all"):
+        assert f"\n{stage} " in printed
 
 
 def test_boxes_are_cocos(weights):
     model = convert_weights.load_model(weights, device="cpu")
     (result,) = model.detect([random_image(40, 60)], masks="rle")
     entries = demo.to_coco(result, 7, "x.png", model.category_ids)
+    boxes, masks = evaluation.to_results(result, 7, model.category_ids)
+    assert entries == [
+        {**mask, "bbox": box["bbox"], "file_name": "x.png"} for box, mask in zip(boxes, masks, strict=True)
+    ]
     y1, x1, y2, x2 = result["rois"][0].tolist()
     assert entries[0]["bbox"] == [x1, y1, x2 - x1, y2 - y1]
     assert entries[0]["category_id"] == model.category_ids[result["class_ids"][0]]
@@ -98,17 +107,123 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, capsys):
     assert "has no images" in capsys.readouterr().err
 
 
-def test_find_images(photos, monkeypatch):
-    names = [path.name for path in demo.find_images([str(photos)])]
-    assert names == ["C.PNG", "a.jpg", "b.png"]
+def test_find_sources(photos, monkeypatch):
+    (photos / "film.MP4").write_bytes(b"")
+    (photos / "7").write_bytes(b"")
+    names = [str(photos / name) for name in ("C.PNG", "a.jpg", "b.png")]
+    assert demo.find_sources([str(photos)]) == [Source(name, "image") for name in names], "no video: it has to be named"
     monkeypatch.chdir(photos)
-    found = demo.find_images(["*.jpg", "b.png", "a.jpg"])
-    assert [path.name for path in found] == ["a.jpg", "b.png"], "each once"
+    (photos / "folder.jpg").mkdir()
+    assert demo.find_sources(["*.jpg", "b.png", "a.jpg"]) == [Source("a.jpg", "image"), Source("b.png", "image")]
+    assert demo.find_sources(["*.MP4"]) == [Source("film.MP4", "video")]
+    cameras = [Source("0", "camera"), Source("7", "image"), Source("7", "camera"), Source("Front", "camera")]
+    assert demo.find_sources(["0", "7", "camera:7", "camera:Front", "camera:0"]) == cameras
+    assert str(cameras[0]) == "camera:0"
 
 
 def test_names_do_not_collide(tmp_path):
-    paths = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.png", tmp_path / "A.bmp", tmp_path / "b.jpg"]
-    assert demo.output_names(paths) == ["a.jpg", "a_2.jpg", "A_3.jpg", "b.jpg"]
+    names = ["x/a.jpg", "y/a.png", "A.bmp", "b.jpg", "z/a.mov", "w/a.mp4"]
+    sources = [Source(name, "video" if name.endswith(("mov", "mp4")) else "image") for name in names]
+    paths = demo.plan_outputs([*sources, Source("0", "camera")], tmp_path)
+    outputs = ["a.jpg", "a_2.jpg", "A_3.jpg", "b.jpg", "a.mp4", "a_2.mp4", "camera_0.mp4"]
+    assert paths == [tmp_path / name for name in outputs]
+
+
+def test_nothing_that_is_looked_at_is_replaced(weights, photos, capsys, monkeypatch):
+    before = (photos / "a.jpg").read_bytes()
+    monkeypatch.chdir(photos)
+    assert demo.main(["b.png", "a.jpg", "--model", str(weights), "--output", "."]) == 2
+    assert f"--output . would replace {photos / 'a.jpg'}; choose another" in capsys.readouterr().err
+    (photos / "a.json").write_bytes(before)  # the content decides
+    assert demo.main(["a.json", "--model", str(weights), "--save-json", str(photos / "a.json")]) == 2
+    assert "a.json would replace what is to be looked at" in capsys.readouterr().err
+    assert (photos / "a.jpg").read_bytes() == (photos / "a.json").read_bytes() == before
+
+
+def test_save_json(weights, photos, tmp_path, capsys):
+    arguments = [str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    whole, lines = tmp_path / "new" / "whole.json", tmp_path / "lines.jsonl"
+    assert demo.main([*arguments, "--save-json", str(whole)]) == 0
+    assert f"{whole}\n" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.json*"))
+    assert demo.main([*arguments, "--save-json", str(lines)]) == 0
+    entries = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [entry["file_name"] for entry in entries] == [str(photos / name) for name in ("C.PNG", "a.jpg", "b.png")]
+    assert [(entry["image_id"], entry["frame"], entry["seconds"]) for entry in entries] == [
+        (i, 0, 0) for i in (1, 2, 3)
+    ]
+    assert [one for entry in entries for one in entry["detections"]] == json.loads(whole.read_text())
+    assert demo.main([*arguments, "--save-json", "out.txt"]) == 2
+    assert (
+        "--save-json must be a file .json (a list) or .jsonl (a line for each image), not out.txt"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, signals):
+    """The first one finishes what is begun, the second stops at once; the list is written in both cases."""
+    monkeypatch.setattr(guards, "REPEAT_SECONDS", -1)
+    for i in range(40):
+        Image.fromarray(random_image(40, 60, i)).save(photos / f"d{i:02}.png")
+    draw, calls = visualize.draw_instances, []
+
+    def draw_and_interrupt(*arguments):
+        calls.append(arguments)
+        for _ in range(signals if len(calls) == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return draw(*arguments)
+
+    monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    arguments = [str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    assert demo.main(arguments) == 130
+    assert signal.getsignal(signal.SIGINT) == handler
+    done = {entry["image_id"] for entry in json.loads((tmp_path / "out" / "detections.json").read_text())}
+    assert len(done) == len(list((tmp_path / "out").glob("*.jpg")))
+    assert len(done) == 1 if signals == 2 else 2 <= len(done) < 30
+
+
+def test_every_has_to_be_positive(capsys):
+    for wrong in ("0", "-1", "1.5", "x"):
+        with pytest.raises(SystemExit):
+            demo.parse_arguments(["--every", wrong])
+        assert "must be a whole number from 1 on" in capsys.readouterr().err
+    assert demo.parse_arguments(["--every", "3"]).every == 3
+
+
+def test_stopwatch(monkeypatch):
+    times = iter([0, 2, 10, 11, 20, 20.5])
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(times))
+    watch = demo.Stopwatch()
+    for stage in ("draw", "read", "draw"):
+        with watch.time(stage):
+            pass
+    assert watch.seconds == {"draw": 2.5, "read": 1}
+    head, *rows = watch.table(10).splitlines()
+    assert head.split()[:2] == ["ms", "images/s"]
+    assert [row.split() for row in rows] == [["read", "100.0", "10.0"], ["draw", "250.0", "4.0"]], "in their order"
+
+
+############################################################
+#  Stages
+############################################################
+
+
+def test_stages_are_written_for_the_first_image(weights, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = [str(photos), "--model", str(weights), "--output", str(output), "--threshold", "0", "--stages"]
+    assert demo.main(arguments) == 0
+    names = [f"C_{name}.png" for name in ("1_anchors", "2_refinement", "3_masks", "4_composition", "5_mask_scoring")]
+    assert sorted(path.name for path in output.glob("*.png")) == names
+    printed = capsys.readouterr().out
+    for name in names:
+        assert f"stage: {output / name}" in printed
+        with Image.open(output / name) as picture:
+            assert np.asarray(picture).std() > 10, "something is drawn"
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    assert demo.main([str(photos / "broken.jpg"), *arguments[1:]]) == 2
+    assert "--stages has no image to look at: image" in capsys.readouterr().err
 
 
 def test_without_the_default_model_it_says_so_and_what_it_did(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The tree keeps its shape: dependencies point one way, functions stay short, versions agree."""
 
 import ast
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -14,12 +15,12 @@ LAYERS = [
     {"nms", "roialign"},
     {"utils"},
     {"training"},
-    {"model", "visualize"},
-    {"convert_weights"},
+    {"model", "video", "visualize"},
+    {"convert_weights", "stages"},
     {"evaluation", "coco_data"},
     {"coco"},
     {"custom", "demo", "samples"},
-    {"benchmarks", "notebooks"},
+    {"assets", "benchmarks", "notebooks"},
     {"tests"},
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
@@ -76,7 +77,8 @@ def test_pins_lie_in_the_ranges():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert all(re.fullmatch(r"[\d.]+", version) for version in pins.values())
-    for dependency in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for dependency in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
         name, low, high = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", dependency).groups()
         pin = version(pins[name])
         assert version(low) <= pin, f"{name} is pinned to {pins[name]}, below {low}"
