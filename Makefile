@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint format kernels sanitize bench doctor gpu clean
+.PHONY: demo test check lint format kernels sanitize bench pictures doctor gpu clean
 
 demo: kernels  ## detect in assets/coffee.jpg; pictures and JSON come to output/
 	$(PY) demo.py
@@ -38,6 +38,9 @@ bench: kernels
 	$(PY) benchmarks/bench_ops.py
 	$(PY) benchmarks/bench_detect.py
 	$(PY) benchmarks/bench_train.py
+
+pictures: kernels  ## README's, into assets/ (MODEL=checkpoint: of samples/shapes.py)
+	$(PY) assets/make_pictures.py $(if $(MODEL),--model $(MODEL))
 
 # On a machine with a GPU and a torch of its own: no virtual environment, no network.
 gpu:

@@ -24,7 +24,7 @@ class Inside(NamedTuple):
 
     anchor_count: int
     anchors: np.ndarray  # [k, 4], those with the best objectness, best first
-    refined: np.ndarray  # [k, 4], the same moved by their deltas, and clipped
+    refined: np.ndarray  # [k, 4], the same moved by their deltas, not clipped yet
     proposals: np.ndarray  # [R, 4], best first
     rois: np.ndarray  # [N, 4], the proposal that each detection comes from
     probs: np.ndarray  # [N, M, M], the masks as the network gives them
@@ -53,7 +53,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, best: int = 30) -> Inside:
     return Inside(
         anchor_count=len(anchors),
         anchors=in_image(anchors[top]),
-        refined=in_image(clip_to_windows(refined, window, config)),
+        refined=in_image(refined),
         proposals=in_image(out["proposals"]),
         rois=in_image(rois)[kept],  # detect() leaves out what rounding leaves nothing of
         probs=found.mask_logits.sigmoid().cpu().numpy()[kept],
@@ -78,25 +78,25 @@ def _origins(found: Detections, out: dict[str, Any], window: Tensor, config) -> 
 def draw_stages(model: MaskRCNN, image: np.ndarray, limit: int = 8) -> dict[str, np.ndarray]:
     """The pictures of all stages, by name: uint8 [H, W, 3] each. limit: instances shown where each is shown alone.
 
-    Returns: 1_anchors, 2_refinement, 3_masks, 4_composition and, of a model with a MaskIoU head, 5_mask_scoring.
+    Returns: 1_anchors, 2_refinement, 3_masks, 4_composition and, if there are predicted IoUs, 5_mask_scoring.
     """
     inside = look_inside(model, image)
     result = inside.result
     pictures = {
-        "1_anchors": draw_anchors(model, image, inside),
+        "1_anchors": draw_anchors(image, inside),
         "2_refinement": draw_refinement(model, image, inside, limit),
         "3_masks": draw_masks(model, image, inside, limit),
         "4_composition": visualize.figure_to_image(
             visualize.display_result(image, result, model.class_names, figsize=(10, 10))
         ),
     }
-    if result["mask_ious"] is not None:
+    if result["mask_ious"] is not None and len(result["mask_ious"]):
         figure = visualize.display_mask_scoring(image, result, model.class_names, limit=limit)
         pictures["5_mask_scoring"] = visualize.figure_to_image(figure)
     return pictures
 
 
-def draw_anchors(model: MaskRCNN, image: np.ndarray, inside: Inside) -> np.ndarray:
+def draw_anchors(image: np.ndarray, inside: Inside) -> np.ndarray:
     """Stage 1: the best anchors, the same refined, and the proposals that NMS leaves."""
     best, proposals = len(inside.anchors), inside.proposals[: len(inside.anchors)]
     parts = {
@@ -128,13 +128,17 @@ def draw_masks(model: MaskRCNN, image: np.ndarray, inside: Inside, limit: int) -
     from matplotlib.colors import Normalize
 
     result, count = inside.result, min(limit, len(inside.probs))
+    if count == 0:
+        return visualize.figure_to_image(visualize.display_images([image], ["Nothing is found, so there are no masks"]))
     names = [model.class_names[class_id] for class_id in result["class_ids"][:count]]
     above = [f"{name}: {probs.shape[0]} x {probs.shape[1]}" for name, probs in zip(names, inside.probs, strict=False)]
     sizes = (result["rois"][:count, 2:] - result["rois"][:count, :2]).round().astype(int).tolist()
     below = [f"pasted: {height} x {width}" for height, width in sizes]
     crops = [pasted(image, result, i) for i in range(count)]
+    blank = [np.full((28, 28, 3), 255, np.uint8)] * max(0, 4 - count)  # so that few are not drawn huge
+    above, below = above + [""] * len(blank), below + [""] * len(blank)
     figure = visualize.display_images(
-        [*inside.probs[:count], *crops], above + below, cols=max(1, count), norm=Normalize(0, 1)
+        [*inside.probs[:count], *blank, *crops, *blank], above + below, cols=max(4, count), norm=Normalize(0, 1)
     )
     return visualize.figure_to_image(figure)
 

@@ -1,0 +1,104 @@
+"""README's pictures, from this project's own code, data and weights: the same bytes each time.
+
+    python assets/make_pictures.py [--model CHECKPOINT] [--output FOLDER] [--threshold SCORE]
+
+All images are those of samples/shapes.py, of the subset test, which no training sees. detections.png has the first four
+with what the model finds. The stages are those of the image in which it finds most, of the first 50. calibration.png
+is of the detections in the first 200.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+import convert_weights
+import demo
+import stages
+import utils
+import visualize
+from model import MaskRCNN
+from samples import shapes
+
+
+def true_ious(result: dict[str, Any], masks: np.ndarray) -> np.ndarray:
+    """The IoU of each detection's mask with the object that it covers best: [N]. masks: bool [H, W, G]."""
+    return utils.compute_overlaps_masks(stack(result["masks"], masks.shape), masks).max(axis=1, initial=0)
+
+
+def stack(rles: Sequence[dict[str, Any]], shape: Sequence[int]) -> np.ndarray:
+    """Masks of an image of a shape as bool [H, W, N]."""
+    masks = np.zeros((*shape[:2], len(rles)), bool)
+    for i, rle in enumerate(rles):
+        masks[..., i] = utils.rle_to_mask(rle)
+    return masks
+
+
+def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequence[dict[str, Any]]) -> np.ndarray:
+    """A sheet: images above, what is found below, twice as large as they are."""
+    columns = []
+    for image, result in zip(images, results, strict=True):
+        large = shapes.enlarged(image)
+        masks = shapes.enlarged(stack(result["masks"], image.shape))
+        names = [model.class_names[class_id] for class_id in result["class_ids"]]
+        captions = [f"{name} {score:.2f}" for name, score in zip(names, result["mask_scores"], strict=True)]
+        drawn = visualize.draw_instances(large, 2 * result["rois"], masks, captions)
+        columns.append(np.concatenate([large, np.full((8, *large.shape[1:]), 255, np.uint8), drawn]))
+    return stages.side_by_side(columns)
+
+
+def make_pictures(model: MaskRCNN, dataset: utils.Dataset) -> dict[str, np.ndarray]:
+    """All pictures by name: uint8 [H, W, 3] each. dataset: prepared, of 4 images or more."""
+    images = [dataset.load_image(image_id) for image_id in dataset.image_ids]
+    results = [result for batch in model.detect_batches([image] for image in images) for result in batch]
+    ious = [true_ious(result, dataset.load_mask(image_id)[0]) for image_id, result in enumerate(results)]
+    columns = {name: np.concatenate([result[name] for result in results]) for name in ("mask_ious", "scores")}
+    calibration = visualize.plot_calibration(
+        columns["mask_ious"].clip(0, 1),
+        np.concatenate(ious),
+        columns["scores"],
+        title=f"Does a score know how good the mask is? Detections in {len(images)} images that training has not seen",
+    )
+    best = max(range(min(50, len(images))), key=lambda i: len(results[i]["rois"]))
+    scoring = visualize.display_mask_scoring(images[best], results[best], model.class_names, ious[best])
+    return {
+        "detections": draw_detections(model, images[:4], results[:4]),
+        **stages.draw_stages(model, images[best]),
+        "5_mask_scoring": visualize.figure_to_image(scoring),
+        "calibration": visualize.figure_to_image(calibration),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=ROOT / "assets" / "shapes.pth", help="of shapes; default: assets/shapes.pth")
+    parser.add_argument("--output", type=Path, default=ROOT / "assets", metavar="FOLDER", help="default: assets")
+    parser.add_argument("--images", type=int, default=200, help="4 or more; default: 200")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least class score of what is shown; default: 0.5")
+    arguments = parser.parse_args(argv)
+    try:
+        model = convert_weights.load_model(arguments.model, "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
+        if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
+            raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
+        dataset = shapes.make_dataset(model.config, "test", max(4, arguments.images))
+        pictures = make_pictures(model, dataset)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            path = arguments.output / f"shapes_{name}.png"
+            demo.save_picture(picture, path)
+            print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size / 1e3:.0f} kB")
+    except (OSError, ValueError) as error:
+        print(f"make_pictures.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""stages.py: what it finds between an image and its detections, in every dialect; and assets/make_pictures.py."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_model import random_image, tiny_model
+from test_shapes import TINY
+
+import stages
+import utils
+import visualize
+from assets import make_pictures
+from model import MaskRCNN
+from samples import shapes
+
+DIALECTS = ["mmdet", "benchmark", "torchvision", "matterport"]
+HEIGHT, WIDTH = 44, 60
+
+
+def model_of(dialect, bias=None, **settings):
+    """A tiny model, whose second stage moves all boxes in the same way where there is a bias."""
+    model = tiny_model(DIALECT=dialect, **settings)
+    if bias is not None:
+        with torch.no_grad():
+            model.box_head.box_deltas.weight.zero_()
+            model.box_head.box_deltas.bias.copy_(torch.tensor(bias).repeat(model.config.NUM_CLASSES))
+    return model
+
+
+############################################################
+#  Looking inside
+############################################################
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_result_is_detects(dialect):
+    model, image = model_of(dialect), random_image(HEIGHT, WIDTH)
+    inside = stages.look_inside(model, image)
+    (result,) = model.detect([image], masks="rle")
+    assert result["rois"].tolist() == inside.result["rois"].tolist()
+    assert result["masks"] == inside.result["masks"]
+    assert len(inside.rois) == len(inside.probs) == len(result["rois"]) > 5
+    assert inside.probs.shape[1:] == (28, 28)
+    for probs, rle, (y1, x1, y2, x2) in zip(inside.probs, result["masks"], result["rois"], strict=True):
+        area = (y2 - y1) * (x2 - x1)
+        if area > 150:
+            assert utils.rle_area(rle) / area == pytest.approx((probs >= 0.5).mean(), abs=0.2), "its own mask"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_where_detections_come_from(dialect):
+    """Without deltas a detection is its proposal; with the same for all, the proposal moved by that."""
+    still = stages.look_inside(model_of(dialect, [0.0] * 4), random_image(HEIGHT, WIDTH))
+    assert len(still.rois) > 5
+    inside_image = still.rois.clip(0, [HEIGHT, WIDTH] * 2)
+    np.testing.assert_allclose(
+        inside_image, still.result["rois"], atol=1e-3 if dialect in ("mmdet", "torchvision") else 1.01
+    )
+    moved = stages.look_inside(model_of(dialect, [1.0, 0, 0, 0]), random_image(HEIGHT, WIDTH))
+    heights = moved.rois[:, 2] - moved.rois[:, 0]
+    expected = moved.rois + 0.1 * heights[:, None] * [1, 0, 1, 0]
+    sides = [HEIGHT, WIDTH] * 2  # clipped twice: matterport's proposals may reach into the padding
+    np.testing.assert_allclose(moved.result["rois"], expected.clip(0, sides), atol=1.01)
+    rows = {tuple(row) for row in moved.proposals.tolist()}
+    assert {tuple(row) for row in moved.rois.tolist()} <= rows
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_best_anchors(dialect):
+    """An NMS that suppresses nothing leaves them all: refined anchors are the proposals then."""
+    model = model_of(dialect, RPN_NMS_THRESHOLD=1.0, POST_NMS_ROIS_INFERENCE=2000, PRE_NMS_LIMIT=6000)
+    model.rpn.objectness.weight.data *= 0.01  # large logits are all the same to a sigmoid
+    inside = stages.look_inside(model, random_image(HEIGHT, WIDTH), best=25)
+    assert inside.anchors.shape == inside.refined.shape == (25, 4)
+    refined, proposals = (part.clip(0, [HEIGHT, WIDTH] * 2) for part in (inside.refined, inside.proposals[:30]))
+    there = np.flatnonzero((refined[:, 2:] - refined[:, :2]).min(axis=1) > 2)  # clipping left something of these
+    assert len(there) > 10
+    for i in there:
+        assert np.abs(proposals[: i + 1] - refined[i]).max(axis=1).min() < 1.01, "best first, and none missing"
+    assert inside.anchor_count > 100
+    assert len(stages.look_inside(model, random_image(HEIGHT, WIDTH), best=10**6).anchors) == inside.anchor_count
+
+
+############################################################
+#  Pictures
+############################################################
+
+
+def test_pictures_of_all_stages(monkeypatch):
+    model, image = model_of("mmdet"), random_image(HEIGHT, WIDTH)
+    captions, display = [], visualize.display_refinement
+    monkeypatch.setattr(visualize, "display_refinement", lambda *a, **k: captions.append(a) or display(*a, **k))
+    pictures = stages.draw_stages(model, image, limit=3)
+    assert list(pictures) == ["1_anchors", "2_refinement", "3_masks", "4_composition", "5_mask_scoring"]
+    for name, picture in pictures.items():
+        assert (picture.dtype, picture.ndim) == (np.uint8, 3), name
+        assert picture.std() > 20, name
+    (_, rois, boxes, names), inside = captions[0], stages.look_inside(model, image)
+    assert boxes.tolist() == inside.result["rois"][:3].tolist()
+    assert rois.tolist() == inside.rois[:3].tolist()
+    assert names == [model.class_names[class_id] for class_id in inside.result["class_ids"][:3]]
+
+
+def test_without_detections_or_without_mask_scoring():
+    nothing = model_of("mmdet", DETECTION_MIN_CONFIDENCE=1.0)
+    pictures = stages.draw_stages(nothing, random_image(HEIGHT, WIDTH))
+    assert list(pictures) == ["1_anchors", "2_refinement", "3_masks", "4_composition"]
+    pictures = stages.draw_stages(model_of("mmdet", USE_MASKIOU_HEAD=False), random_image(HEIGHT, WIDTH))
+    assert list(pictures) == ["1_anchors", "2_refinement", "3_masks", "4_composition"]
+
+
+def inside_of(image, probs, boxes, masks) -> stages.Inside:
+    boxes = np.array(boxes, np.float32)
+    result = {
+        "rois": boxes,
+        "class_ids": np.ones(len(boxes), int),
+        "masks": [utils.mask_to_rle(m[..., None])[0] for m in masks],
+    }
+    return stages.Inside(1000, boxes, boxes, boxes, boxes, np.array(probs, np.float32), result)
+
+
+def test_masks_above_and_pasted_below():
+    """One mask whose left half is sure: white above on the left, the image tinted below on the left."""
+    image, mask, probs = np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60), bool), np.zeros((28, 28))
+    mask[10:30, 20:30], probs[:, :14] = True, 1
+    inside = inside_of(image, [probs], [(10, 20, 30, 40)], [mask])
+    crop = stages.pasted(image, inside.result, 0)
+    assert crop.shape == (20, 20, 3)
+    assert (crop[:, 10:] == 100).all()
+    assert (crop[:, :10] != 100).any(axis=2).all()
+    picture = stages.draw_masks(model_of("mmdet"), image, inside, 8)
+    height, width = picture.shape[:2]
+    assert width == pytest.approx(1400, abs=1)
+    cell = width // 4
+    assert (picture[height // 4, [cell // 4, 3 * cell // 4]] == [[255] * 3, [0] * 3]).all()
+    assert (picture[3 * height // 4, 3 * cell // 4] == 100).all()
+    assert (picture[3 * height // 4, cell // 4] != 100).any()
+    assert (picture[height // 2 + 60 :, cell + 20 :] == 255).all(), "few masks are not drawn huge"
+
+
+@pytest.mark.parametrize("box", [(-3, -2, 5, 4), (35, 55, 50, 70), (39.9, 59.9, 40, 60), (7.2, 3.9, 7.4, 4.1)])
+def test_a_crop_lies_in_the_image_and_is_never_empty(box):
+    image = random_image(40, 60)
+    crop = stages.pasted(image, inside_of(image, [np.zeros((28, 28))], [box], [np.zeros((40, 60), bool)]).result, 0)
+    assert min(crop.shape) >= 1
+    y1, x1 = (max(0, int(np.floor(side))) for side in box[:2])
+    assert (crop == image[y1 : y1 + crop.shape[0], x1 : x1 + crop.shape[1]]).all()
+
+
+def test_side_by_side():
+    one, other = np.zeros((3, 4, 3), np.uint8), np.full((5, 2, 3), 7, np.uint8)
+    row = stages.side_by_side([one, other], gap=6)
+    assert row.shape == (5, 12, 3)
+    assert (row[2:, :4] == 0).all()
+    assert (row[:, 10:] == 7).all()
+    assert (row[:, 4:10] == 255).all()
+    assert (row[:2, :4] == 255).all(), "aligned below"
+
+
+############################################################
+#  README's pictures
+############################################################
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "shapes.pth"
+    torch.manual_seed(0)
+    MaskRCNN(shapes.ShapesConfig(**TINY)).save(path)
+    return path
+
+
+def test_make_pictures(weights, tmp_path, capsys):
+    """Every picture, twice the same, small enough."""
+    for folder in ("one", "two"):
+        arguments = ["--model", str(weights), "--output", str(tmp_path / folder), "--images", "5", "--threshold", "0"]
+        assert make_pictures.main(arguments) == 0
+    names = ["1_anchors", "2_refinement", "3_masks", "4_composition", "5_mask_scoring", "calibration", "detections"]
+    one, two = (sorted((tmp_path / folder).iterdir()) for folder in ("one", "two"))
+    assert [path.name for path in one] == [f"shapes_{name}.png" for name in names]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert sum(path.stat().st_size for path in one) < 6e6
+    assert "shapes_detections.png: 1048 x 520" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(one[-1]))
+    dataset = shapes.make_dataset(shapes.ShapesConfig(), "test", 4)
+    for i in range(4):
+        above = sheet[:256, 264 * i : 264 * i + 256]
+        assert (above == shapes.enlarged(dataset.load_image(i))).all()
+        assert (sheet[264:, 264 * i : 264 * i + 256] != above).any(), "what is found is drawn below"
+
+
+def test_pictures_of_another_model_are_refused(tmp_path, capsys):
+    tiny_model().save(tmp_path / "other.pth")
+    for name, message in (("other.pth", "is not a model of samples/shapes.py"), ("none.pth", "none.pth")):
+        assert make_pictures.main(["--model", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("make_pictures.py: ")
+        assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_true_ious():
+    truth = np.zeros((10, 10, 2), bool)
+    truth[:4, :4, 0] = truth[6:, 6:, 1] = True
+    found = np.zeros((10, 10, 3), bool)
+    found[:4, :2, 0] = found[6:, 6:, 1] = found[5, 0, 2] = True
+    result = {"masks": utils.mask_to_rle(found)}
+    assert make_pictures.true_ious(result, truth).tolist() == [0.5, 1, 0]
+    assert make_pictures.true_ious({"masks": []}, truth).tolist() == []
+    assert make_pictures.true_ious(result, truth[..., :0]).tolist() == [0, 0, 0]
