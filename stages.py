@@ -134,7 +134,7 @@ def draw_masks(model: MaskRCNN, image: np.ndarray, inside: Inside, limit: int) -
     above = [f"{name}: {probs.shape[0]} x {probs.shape[1]}" for name, probs in zip(names, inside.probs, strict=False)]
     sizes = (result["rois"][:count, 2:] - result["rois"][:count, :2]).round().astype(int).tolist()
     below = [f"pasted: {height} x {width}" for height, width in sizes]
-    crops = [pasted(image, result, i) for i in range(count)]
+    crops = [_squared(pasted(image, result, i)) for i in range(count)]
     blank = [np.full((28, 28, 3), 255, np.uint8)] * max(0, 4 - count)  # so that few are not drawn huge
     above, below = above + [""] * len(blank), below + [""] * len(blank)
     figure = visualize.display_images(
@@ -151,6 +151,15 @@ def pasted(image: np.ndarray, result: dict[str, Any], i: int) -> np.ndarray:
     color = visualize.random_colors(i + 1)[i]
     painted = visualize.apply_mask(image.copy(), utils.rle_to_mask(result["masks"][i]), color)
     return painted[y1:y2, x1:x2]
+
+
+def _squared(picture: np.ndarray) -> np.ndarray:
+    """With white beside it, so that all are of one shape."""
+    height, width = picture.shape[:2]
+    above, left = max(width - height, 0), max(height - width, 0)
+    return np.pad(
+        picture, ((above // 2, above - above // 2), (left // 2, left - left // 2), (0, 0)), constant_values=255
+    )
 
 
 def side_by_side(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:

@@ -139,6 +139,17 @@ def test_masks_above_and_pasted_below():
     assert (picture[height // 2 + 60 :, cell + 20 :] == 255).all(), "few masks are not drawn huge"
 
 
+def test_pasted_masks_stand_in_squares():
+    """A low box: white above and below it, and the titles in one line."""
+    image = np.full((40, 60, 3), 100, np.uint8)
+    inside = inside_of(image, [np.zeros((28, 28))], [(10, 20, 20, 60)], [np.zeros((40, 60), bool)])
+    picture = stages.draw_masks(model_of("mmdet"), image, inside, 8)
+    column = picture[len(picture) - 344 :, 172]  # the middle of a square of 344 pixels
+    assert (column[140:200] == 100).all()
+    assert (column[:100] == 255).all()
+    assert (column[-100:] == 255).all()
+
+
 @pytest.mark.parametrize("box", [(-3, -2, 5, 4), (35, 55, 50, 70), (39.9, 59.9, 40, 60), (7.2, 3.9, 7.4, 4.1)])
 def test_a_crop_lies_in_the_image_and_is_never_empty(box):
     image = random_image(40, 60)
