@@ -160,6 +160,16 @@ def test_save_json(weights, photos, tmp_path, capsys):
     )
 
 
+def test_each_line_is_safe_at_once(weights, tmp_path):
+    model = convert_weights.load_model(weights, device="cpu")
+    (result,) = model.detect([random_image(40, 60)], masks="rle")
+    results = demo.Results(tmp_path / "lines.jsonl")
+    for count in (1, 2):
+        results.add("x.png", demo.Frame(random_image(40, 60), 0), result, model.category_ids)
+        assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == count, "before the file is closed"
+    results.close()
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, signals):
     """The first one finishes what is begun, the second stops at once; the list is written in both cases."""

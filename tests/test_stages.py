@@ -211,6 +211,24 @@ def test_pictures_of_another_model_are_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_detections_are_drawn_where_they_are():
+    """Twice as large: a box at 2 x its place, its mask tinted, and nothing else."""
+    image, mask = np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60), bool)
+    mask[12:18, 32:40] = True
+    result = inside_of(image, [np.zeros((28, 28))], [(10, 30, 20, 50)], [mask]).result
+    result["mask_scores"] = np.array([0.5])
+    sheet = make_pictures.draw_detections(tiny_model(), [image, image], [result, result])
+    assert sheet.shape == (80 + 8 + 80, 120 + 8 + 120, 3)
+    for drawn in (sheet[88:, :120], sheet[88:, 128:]):
+        changed = (drawn != 100).any(axis=2)
+        assert changed[24:36, 64:80].all(), "the mask"
+        assert changed[20, 60:100].all()
+        assert changed[20:40, [60, 99]].all(), "the box"
+        assert not changed[41:].any()
+        assert not changed[:, 101:].any()
+        assert changed[:19].any(), "the caption"
+
+
 def test_true_ious():
     truth = np.zeros((10, 10, 2), bool)
     truth[:4, :4, 0] = truth[6:, 6:, 1] = True
