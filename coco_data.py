@@ -1062,6 +1062,14 @@ class CocoDataset(utils.Dataset):
         return index
 
 
+def open_coco(dataset_dir: str | os.PathLike, subset: str, year: int | str | None = None) -> CocoDataset:
+    """A subset of COCO, ready to use: CocoDataset.load_coco and prepare()."""
+    dataset = CocoDataset()
+    dataset.load_coco(dataset_dir, subset, year)
+    dataset.prepare()
+    return dataset
+
+
 def _annotation(table: _Table, row: int, categories: Mapping[int, int] | None = None) -> dict[str, Any]:
     """An annotation of COCO without its segmentation. categories: what to call its category id instead."""
     category = int(table.category_ids[row])

@@ -17,6 +17,7 @@ The family computes this in four dialects (config.py); each difference is one br
 The sections follow the data, and use only what stands above them.
 """
 
+import copy
 import math
 import os
 import re
@@ -153,6 +154,52 @@ def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
         "scale": meta[:, 11],
         "active_class_ids": meta[:, 12:].astype(np.int64),
     }
+
+
+def load_image_gt(
+    dataset: utils.Dataset,
+    config,
+    image_id: int,
+    augment: bool = False,
+    augmentation: Any = None,
+    use_mini_mask: bool = False,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """An image with its objects as training takes it: resized and padded, not normalised. Crowds are left out.
+
+    dataset: prepared. image_id: one of dataset.image_ids.
+    augment: do what the config says of HORIZONTAL_FLIP, SCALE_JITTER ...; augmentation: and this before, see
+        train_model. Both follow from the seed.
+    use_mini_mask: masks shrunk to MINI_MASK_SHAPE, each filling its object's box.
+
+    Returns: image uint8 [H, W, C]; image_meta [12 + K], see compose_image_meta; class_ids int32 [G]; bbox float32
+        [G, (y1, x1, y2, x2)]; mask bool [H, W, G], or [*MINI_MASK_SHAPE, G].
+    Raises: as training.TrainingData.
+    Source: Matterport, whose masks are mini masks or not as here, and whose crowds have negative class_ids.
+    """
+    config = copy.copy(config)
+    config.USE_MINI_MASK = use_mini_mask
+    augment = augment or augmentation is not None
+    sample = training.TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
+    pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
+    y1, x1, y2, x2 = sample.window
+    image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
+    image[y1:y2, x1:x2] = pixels.numpy()
+    original = dataset.load_image(image_id)
+    ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
+    active = np.isin(np.arange(dataset.num_classes), ids_of_source)
+    shapes = (*original.shape[:2], image.shape[2]), image.shape
+    meta = compose_image_meta(image_id, *shapes, sample.window, plan_image(original, config).scale, active)
+    size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
+    masks = _whole_masks(sample.masks, size).permute(1, 2, 0).numpy()
+    return image, meta, sample.class_ids.numpy().astype(np.int32), sample.boxes.numpy(), masks
+
+
+def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
+    """G masks on their canvases, which all have this size: bool [G, *size]."""
+    count = len(masks.sizes)
+    canvas = torch.tensor([[0.0, 0.0, *size]]).expand(count, 4).contiguous()
+    return crop_masks(masks, canvas, torch.arange(count), size) >= 0.5
 
 
 ############################################################
@@ -1204,6 +1251,102 @@ def build_maskiou_targets(
     return inter / union.clamp(min=1)
 
 
+### Matterport's functions, which take the objects of one image as arrays
+
+
+def build_rpn_targets(
+    image_shape: Sequence[int], anchors: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, config, seed=0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The anchors of an image that the RPN learns from, and how those of objects are to move.
+
+    image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. seed: what the sample is drawn by.
+
+    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that do not count; rpn_bbox float32
+        [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then zeros.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
+    anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
+    window = shrink(anchors.new_tensor([[0, 0, *image_shape[:2]]]), config)
+    sample = sample_anchors(match_anchors(anchors, window, targets, config), targets.seeds, config)
+    is_object = sample.matched >= 0
+    rpn_match = torch.zeros(len(anchors), dtype=torch.int32)
+    rpn_match[sample.anchors] = torch.where(is_object, 1, -1).to(torch.int32)
+    gt = shrink(targets.boxes, config)[sample.matched[is_object]]
+    deltas = build_delta_targets(anchors[sample.anchors[is_object]], gt, config.RPN_BBOX_STD_DEV)
+    rpn_bbox = torch.zeros(config.RPN_TRAIN_ANCHORS_PER_IMAGE, 4)
+    rpn_bbox[: len(deltas)] = deltas
+    return rpn_match.numpy(), rpn_bbox.numpy()
+
+
+def build_detection_targets(
+    rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config, seed=0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The RoIs of an image that the heads learn from, and what they are to say of each.
+
+    rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: what the sample is drawn by.
+
+    Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
+        masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
+        each class.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
+    rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
+    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
+    is_object = matched >= 0
+    objects, own = rois[is_object], matched[is_object]
+    class_ids = torch.where(is_object, _at(targets.class_ids, matched), 0)
+    bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
+    bboxes[is_object] = build_delta_targets(objects, shrink(targets.boxes, config)[own], config.BBOX_STD_DEV)
+    masks[is_object] = build_mask_targets(unshrink(objects, config), own, targets, 2 * config.MASK_POOL_SIZE)
+    return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
+
+
+def generate_random_rois(
+    image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
+) -> np.ndarray:
+    """RoIs to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
+
+    Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
+    Source: Matterport: corners of an RoI around an object lie within the object's height and width of it.
+    """
+    rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
+    boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * [-1, -1, 1, 1]
+    around = int(0.9 * count) // max(1, len(boxes)) * len(boxes)
+    regions = np.concatenate(
+        [
+            np.resize((boxes + sides).clip(0, np.tile(limit, 2)), (around, 4)),
+            np.tile([0, 0, *limit], (count - around, 1)),
+        ]
+    )
+    low, high = regions[:, None, :2], regions[:, None, 2:]
+    corners = np.sort(low + rng.random((count, 2, 2)) * (high - low), axis=1)  # [count, (first, second), (y, x)]
+    first = np.minimum(corners[:, 0], limit - 1)
+    return np.concatenate([first, np.maximum(corners[:, 1], first + 1)], axis=1).astype(np.float32)
+
+
+def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
+    """One image's objects and crowds, of negative class, as Targets; masks [H, W, G], or None for none."""
+    class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
+    boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
+    if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
+        raise ValueError(
+            f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
+            f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
+        )
+    own = class_ids > 0
+    count, crowds = int(own.sum()), int((~own).sum())
+    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., own]
+    size = torch.tensor(masks.shape[:2]).expand(count, 2)
+    pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
+    offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
+    crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
+    index, crowd_index = torch.zeros(count, dtype=torch.int64), torch.zeros(crowds, dtype=torch.int64)
+    return Targets(boxes[own], class_ids[own], index, crops, boxes[~own], crowd_index, torch.tensor([seed]))
+
+
 ############################################################
 #  Losses
 ############################################################
@@ -1410,6 +1553,44 @@ _MATTERPORT_LAYERS = {
     "mrcnn_mask": "mask_head.mask_logits",
     "mrcnn_maskiou": "maskiou_head.maskious",
 }
+
+
+class Stages(NamedTuple):
+    """What becomes of one image on its way through the network, on the CPU. Boxes are in pixels of its input."""
+
+    image: np.ndarray  # uint8 [H, W, C], the input before it is normalised
+    gt_class_ids: np.ndarray  # int32 [G]
+    gt_boxes: np.ndarray  # float32 [G, 4]
+    gt_masks: np.ndarray  # bool [H, W, G]
+    anchors: Tensor  # [A, 4], of all levels
+    positive: Tensor  # indices of anchors that the RPN learns from: those of objects,
+    negative: Tensor  # and those of background
+    objectness: Tensor  # [A] in [0, 1]
+    refined_anchors: Tensor  # [A, 4], not clipped to the image
+    proposals: Tensor  # [R, 4], what is left of them, best first
+    roi_class_ids: Tensor  # [R], of each proposal the class that is most likely, 0 for background,
+    roi_scores: Tensor  # [R], its probability
+    refined_rois: Tensor  # [R, 4], and where its deltas move the proposal
+    target_class_ids: Tensor  # [T], of the RoIs that the mask head learns from
+    target_masks: Tensor  # [T, M, M], 0 or 1
+    mask_probs: Tensor  # [N, M, M], of the detections
+    result: dict[str, Any]  # the detections, as detect() returns them, in pixels of the input
+    out: dict[str, Any]  # everything else: what forward(out=) fills
+
+    @property
+    def truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, class ids and masks of the objects, as utils.compute_ap and display_differences take them."""
+        return self.gt_boxes, self.gt_class_ids, self.gt_masks
+
+    @property
+    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, class ids, class scores and masks of the detections, likewise."""
+        return tuple(self.result[name] for name in ("rois", "class_ids", "scores", "masks"))
+
+    @property
+    def true_ious(self) -> np.ndarray:
+        """Of the mask of each detection: float32 [N], see utils.compute_true_ious."""
+        return utils.compute_true_ious(*self.truth[1:], self.result["class_ids"], self.result["masks"])
 
 
 class MaskRCNN(nn.Module):
@@ -1949,6 +2130,50 @@ class MaskRCNN(nn.Module):
 
     def _add_seconds(self, stage: str, start: float) -> None:
         self.seconds[stage] += time.perf_counter() - start
+
+    @torch.no_grad()
+    def look_inside(self, dataset: utils.Dataset, image_id: int) -> Stages:
+        """Follow an image through the network, once with its objects, as in training, and once without.
+
+        dataset: prepared, its classes those of the model. image_id: one of dataset.image_ids.
+
+        Raises: as training.TrainingData.
+        """
+        config, learning, finding = self.config, {}, {}
+        image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
+        sample = training.TrainingData(dataset, config, augment=False).sample(image_id)
+        batch = training.collate([sample], config.USE_MINI_MASK)
+        images, targets = mold_batch(batch, self.device, config)
+        self(images, targets, out=learning)
+        found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))
+        anchors = torch.cat(finding["anchors"])
+        deltas = torch.cat(finding["rpn/anchor_deltas"], dim=1)[0]
+        roi_scores, roi_class_ids = finding["box/class_logits"].softmax(dim=1).max(dim=1)
+        proposals, which = finding["proposals"], torch.arange(len(roi_class_ids), device=self.device)
+        moved = decode_boxes(proposals, finding["box/box_deltas"][which, roi_class_ids], config.BBOX_STD_DEV, config)
+        learned, rois = learning["targets/anchors"], learning["targets/rois"].matched
+        shape = image.shape[:2]
+        boxes = unmold_boxes(found.boxes, (0, 0, *shape), shape, config)
+        tensors = {
+            "anchors": unshrink(anchors, config),
+            "positive": learned.anchors[learned.matched >= 0],
+            "negative": learned.anchors[learned.matched == BACKGROUND],
+            "objectness": torch.cat(finding["rpn/objectness_logits"], dim=1)[0].sigmoid(),
+            "refined_anchors": unshrink(decode_boxes(anchors, deltas, config.RPN_BBOX_STD_DEV, config), config),
+            "proposals": unshrink(proposals, config),
+            "roi_class_ids": roi_class_ids,
+            "roi_scores": roi_scores,
+            "refined_rois": unshrink(clip_to_windows(moved, shrink(images.windows, config), config), config),
+            "target_class_ids": targets.class_ids[rois[rois >= 0]],
+            "target_masks": learning["targets/masks"],
+            "mask_probs": found.mask_logits.sigmoid(),
+        }
+        return Stages(
+            *(image, gt_class_ids, gt_boxes, gt_masks),
+            **{name: tensor.cpu() for name, tensor in tensors.items()},
+            result=self._result(found, torch.arange(len(boxes)), boxes, shape, "array"),
+            out=finding,
+        )
 
     ### Weights
 

@@ -1378,6 +1378,26 @@ def compute_recall(pred_boxes: ArrayLike, gt_boxes: ArrayLike, iou: float) -> tu
     return len(found) / len(gt_boxes), positive_ids
 
 
+def compute_true_ious(
+    gt_class_ids: ArrayLike, gt_masks: ArrayLike, pred_class_ids: ArrayLike, pred_masks: ArrayLike
+) -> np.ndarray:
+    """What a MaskIoU head is to predict: the IoU of each mask with that object of its class that it overlaps most.
+
+    gt_class_ids: [G]. gt_masks: [H, W, G]. pred_class_ids: [P]. pred_masks: [H, W, P].
+
+    Returns: float32 [P] in [0, 1], 0 where there is no object of the class. Several may be of one object.
+    Raises: ValueError if masks and class ids differ in count, or the masks in size.
+    """
+    gt_ids, pred_ids = np.asarray(gt_class_ids), np.asarray(pred_class_ids)
+    overlaps = compute_overlaps_masks(pred_masks, gt_masks)  # [P, G]
+    if overlaps.shape != (len(pred_ids), len(gt_ids)):
+        raise ValueError(
+            f"there are {len(pred_ids)} pred_class_ids and {len(gt_ids)} gt_class_ids, but {overlaps.shape[0]} and "
+            f"{overlaps.shape[1]} masks; are the masks [H, W, N]?"
+        )
+    return np.where(pred_ids[:, None] == gt_ids, overlaps, 0).max(axis=1, initial=0).astype(np.float32)
+
+
 def _overlap_instances(
     gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -616,6 +616,7 @@ def display_differences(
     show_box=True,
     iou_threshold=0.5,
     score_threshold=0.5,
+    figsize=(16, 16),
     save_path=None,
     show=False,
 ) -> Any:
@@ -647,6 +648,7 @@ def display_differences(
         np.concatenate([pred_ids, np.abs(gt_ids)]),
         class_names,
         title=title or "Ground truth: mint. Predictions: red, with score / IoU.",
+        figsize=figsize,
         ax=ax,
         show_mask=show_mask,
         show_bbox=show_box,
@@ -759,6 +761,26 @@ def display_refinement(
         _plot_refinement(ax, before[i], after[i], colors[i], "dashed")
     _plot_captions(ax, after, _counted("captions", captions, count) or [""] * count, colors, image.shape)
     return _finish(ax.figure, save_path, show)
+
+
+def display_boxes(image, boxes, cols=4, limit=200, title="", save_path=None, show=False) -> Any:
+    """The same image with several sets of boxes, side by side: what each step of a filter leaves.
+
+    boxes: {title: [N, 4]}. limit: that many of each are drawn, the first ones; the titles say how many there are.
+
+    Returns: the figure.
+    """
+    image = _rgb(image)
+    sets = {name: _boxes(f"boxes[{name!r}]", some) for name, some in boxes.items()}
+    titles = [f"{name}: {len(some):,}" + f", {limit} shown" * (len(some) > limit) for name, some in sets.items()]
+    figure, axes = _panels([image.shape[0] / image.shape[1]] * len(sets), cols, titles, title, show, 14)
+    for ax, some in zip(axes, sets.values(), strict=True):
+        _image_axes(image, ax, None, ax.get_title(), show)
+        ax.title.set_fontsize(_TEXT)
+        shown = some[:limit]
+        for box, color in reversed(list(zip(shown, random_colors(len(shown)), strict=True))):
+            _plot_box(ax, box, color, width=1.2)
+    return _finish(figure, save_path, show)
 
 
 def draw_rois(image, rois, refined_rois, mask, class_ids, class_names, limit=10, save_path=None, show=False) -> Any:
@@ -1068,6 +1090,33 @@ def plot_overlaps(
         style = {"color": "white" if iou > 0.7 else "black", "weight": "bold" if reached else "normal"}
         if iou > 0:
             ax.text(column, row, f"{iou:.2f}{wrong}", ha="center", va="center", fontsize=8, **style)
+    return _finish(figure, save_path, show)
+
+
+def plot_histograms(values, bins=50, cols=4, title="", save_path=None, show=False) -> Any:
+    """How numbers are distributed, such as the weights of layers or the deltas of anchors.
+
+    values: {title: numbers of any shape}. Mean and standard deviation stand above each.
+
+    Returns: the figure.
+    Raises: ValueError for numbers that are not finite.
+    """
+    values = {name: _numbers(f"values[{name!r}]", _array(some).ravel()) for name, some in values.items()}
+    cols = max(1, min(cols, len(values)))
+    rows = max(1, -(-len(values) // cols))
+    figure = _new_figure(3.5 * cols, 2.3 * rows + _room(title), show, layout="constrained")
+    figure.suptitle(title, fontsize=_TITLE)
+    axes = figure.subplots(rows, cols, squeeze=False).flat
+    for ax, (name, some) in itertools.zip_longest(axes, values.items(), fillvalue=("", np.zeros(0))):
+        if len(some) == 0:
+            ax.set_axis_off()
+        else:
+            low, high = float(some.min()), float(some.max())
+            wide = high - low > 1e-5 * max(abs(low), abs(high))
+            ax.hist(some, bins=bins, color="C0", range=(low, high) if wide else (low - 0.5, high + 0.5))
+            name = f"{name}\nmean {some.mean():.3g}, std {some.std():.3g}"
+        ax.set_title(name, fontsize=9)
+        ax.tick_params(labelsize=8)
     return _finish(figure, save_path, show)
 
 

@@ -403,6 +403,10 @@ FIGURES = {
     "draw_rois, none": lambda **to: visualize.draw_rois(
         photo(), NONE[0], NONE[0], np.zeros((0, 28, 28)), NONE[2], NAMES, **to
     ),
+    "display_boxes": lambda **to: visualize.display_boxes(photo(), {"a": BOXES_OF_TWO, "b": BOXES_OF_TWO[:1]}, **to),
+    "display_boxes, none": lambda **to: visualize.display_boxes(photo(), {"none": NONE[0]}, **to),
+    "plot_histograms": lambda **to: visualize.plot_histograms({"w": np.arange(9.0), "b": [1.0, 2]}, **to),
+    "plot_histograms, none": lambda **to: visualize.plot_histograms({"none": []}, **to),
     "display_anchors": lambda **to: visualize.display_anchors(photo(), levels(), **to),
     "display_anchors, none": lambda **to: visualize.display_anchors(photo(), [NONE[0]], **to),
     "display_activations": lambda **to: visualize.display_activations(np.arange(24.0).reshape(2, 3, 4), **to),
@@ -418,6 +422,9 @@ FIGURES = {
     "plot_loss": lambda **to: visualize.plot_loss(LOSSES, LOSSES, save=False, **to),
     "plot_loss, none": lambda **to: visualize.plot_loss(LOSSES[:0], LOSSES[:0], save=False, **to),
 }
+
+
+BOXES_OF_TWO = np.array([[10.0, 20, 50, 60], [30, 80, 110, 150]])
 
 
 def differences(**options):
@@ -919,6 +926,44 @@ def test_draw_rois_draws_no_more_than_the_limit():
         visualize.draw_rois(photo(), boxes, boxes, targets(), np.zeros(60, int), NAMES)
     with pytest.raises(ValueError, match="refined_rois must have one entry for each RoI, 60, not 59"):
         visualize.draw_rois(photo(), boxes, boxes[1:], None, np.zeros(60, int), NAMES)
+
+
+def test_display_boxes():
+    many = np.tile(BOXES_OF_TWO, (600, 1)) + np.arange(1200)[:, None] / 100
+    sets = {"before": torch.from_numpy(many), "after": BOXES_OF_TWO, "none": np.zeros((0, 4))}
+    figure = visualize.display_boxes(photo(), sets, cols=2, limit=30)
+    assert [ax.get_title() for ax in figure.axes] == ["before: 1,200, 30 shown", "after: 2", "none: 0"]
+    assert [len(ax.lines) for ax in figure.axes] == [30, 2, 0]
+    assert {tuple(line.get_xydata()[0]) for line in figure.axes[1].lines} == {(20, 10), (80, 30)}
+    drawn = sorted(line.get_ydata().min() for line in figure.axes[0].lines)
+    np.testing.assert_allclose(drawn, sorted(many[:30, 0]), rtol=1e-6)  # the first ones
+    assert len({line.get_color() for line in figure.axes[1].lines}) == 2
+    for ax in figure.axes:
+        assert (ax.get_xlim(), ax.get_ylim()) == ((0, 160), (120, 0))
+    first, second, third = (ax.get_position() for ax in figure.axes)
+    assert first.x1 < second.x0
+    assert third.y1 < first.y0
+    exactly = visualize.display_boxes(photo(), {"two": BOXES_OF_TWO}, limit=2)
+    assert exactly.axes[0].get_title() == "two: 2"
+    with pytest.raises(ValueError, match=r"boxes\['a'\] must be \[N, \(y1, x1, y2, x2\)\]"):
+        visualize.display_boxes(photo(), {"a": np.zeros((2, 3))})
+
+
+def test_plot_histograms():
+    values = {"layer": torch.tensor([[0.0, 1.0], [1.0, 4.0]]), "one value": np.full(7, 3.0), "none": [], "d": [1, 2]}
+    values["e"] = np.array([1.0, 1 + 1e-7])
+    figure = visualize.plot_histograms(values, bins=4, cols=2, title="T")
+    axes = figure.axes
+    assert len(axes) == 6
+    assert axes[0].get_title() == "layer\nmean 1.5, std 1.5"
+    assert [patch.get_height() for patch in axes[0].patches] == [1, 2, 0, 1]
+    assert (axes[0].patches[0].get_x(), axes[0].patches[-1].get_x()) == (0, 3)
+    assert sum(patch.get_height() for patch in axes[1].patches) == 7
+    assert [ax.axison for ax in axes] == [True, True, False, True, True, False]
+    assert axes[2].get_title() == "none"
+    assert sum(patch.get_height() for patch in axes[4].patches) == 2
+    with pytest.raises(ValueError, match=r"values\['w'\] has values that are not finite"):
+        visualize.plot_histograms({"w": [np.nan]})
 
 
 def test_display_anchors():
