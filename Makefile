@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint format kernels sanitize bench pictures doctor gpu clean
+.PHONY: demo test check lint format kernels sanitize bench pictures doctor notebooks gpu clean
 
 demo: kernels  ## detect in assets/coffee.jpg; pictures and JSON come to output/
 	$(PY) demo.py
@@ -50,6 +50,9 @@ gpu:
 	$(PYTHON) benchmarks/bench_ops.py --device cuda $(if $(OUT),--output $(OUT)/ops-cuda.json)
 	$(PYTHON) benchmarks/bench_detect.py --device cuda $(if $(OUT),--output $(OUT)/detect-cuda.json)
 	$(PYTHON) benchmarks/bench_train.py --device cuda $(if $(OUT),--output $(OUT)/train-cuda.json)
+
+notebooks: kernels  ## run the notebooks, and write what they show to output/*.html
+	$(PY) -m nbconvert --log-level=ERROR --execute --to html --output-dir output notebooks/*.ipynb
 
 doctor:  ## what this machine has, what runs on what, and what to do about the rest
 	@$$([ -x $(PY) ] && echo $(PY) || echo $(PYTHON)) benchmarks/doctor.py

@@ -12,10 +12,13 @@ thin, concave and occluded shapes, textures, edges that fade into the background
 """
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
@@ -213,7 +216,7 @@ def spoil(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 ############################################################
-#  Command line
+#  Data and a model for a first look
 ############################################################
 
 
@@ -223,6 +226,44 @@ def make_dataset(config: Config, subset: str, count: int, seed: int = 0) -> Shap
     dataset.load_shapes(count, *config.IMAGE_SHAPE[:2], seed, subset)
     dataset.prepare()
     return dataset
+
+
+def is_quick() -> bool:
+    """Whether MASKSCORING_QUICK=1 asks for trainings of a few steps, to see that all runs rather than to learn."""
+    return os.environ.get("MASKSCORING_QUICK") == "1"
+
+
+def demo_model(logs: str | os.PathLike | None = None, **settings) -> MaskRCNN:
+    """A model that finds shapes, for a look inside, without a download.
+
+    It is assets/shapes.pth; or, where that does not exist, one that is trained now for some minutes, and kept in logs
+    for the next call. It says which.
+
+    logs: folder of that training; logs/demo by default. settings: of config.py, to change.
+    """
+    path = ROOT / "assets" / "shapes.pth"
+    if path.is_file():
+        print("model: assets/shapes.pth")
+        return convert_weights.load_model(path, **settings)
+    quick = is_quick()
+    logs = Path(logs or ROOT / "logs" / ("demo-quick" if quick else "demo"))
+    size = {"STEPS_PER_EPOCH": 10, "IMAGES_PER_GPU": 2} if quick else {"STEPS_PER_EPOCH": 300}
+    config = ShapesConfig(GPU_COUNT=int(torch.cuda.is_available()), **size)
+    model = MaskRCNN(config, logs)
+    with contextlib.suppress(FileNotFoundError):  # the first time
+        model.load_weights(model.find_last())
+    if model.epoch < 1:
+        steps = config.STEPS_PER_EPOCH
+        print(f"model: there is no assets/shapes.pth, so one is trained for {steps} steps. It will be a weak one.")
+        model.train_model(make_dataset(config, "train", steps * config.BATCH_SIZE), None, epochs=1)
+    path = model.find_last()
+    print(f"model: {path}, trained for {config.STEPS_PER_EPOCH} steps: a weak one")
+    return MaskRCNN.from_checkpoint(path, **settings)
+
+
+############################################################
+#  Command line
+############################################################
 
 
 def train(arguments: argparse.Namespace, settings: dict) -> int:
