@@ -12,7 +12,6 @@ thin, concave and occluded shapes, textures, edges that fade into the background
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -249,14 +248,13 @@ def demo_model(logs: str | os.PathLike | None = None, **settings) -> MaskRCNN:
     logs = Path(logs or ROOT / "logs" / ("demo-quick" if quick else "demo"))
     size = {"STEPS_PER_EPOCH": 10, "IMAGES_PER_GPU": 2} if quick else {"STEPS_PER_EPOCH": 300}
     config = ShapesConfig(GPU_COUNT=int(torch.cuda.is_available()), **size)
-    model = MaskRCNN(config, logs)
-    with contextlib.suppress(FileNotFoundError):  # the first time
-        model.load_weights(model.find_last())
-    if model.epoch < 1:
+    finished = "*/mask_rcnn_shapes_0001.pth"
+    if not list(logs.glob(finished)):
         steps = config.STEPS_PER_EPOCH
         print(f"model: there is no assets/shapes.pth, so one is trained for {steps} steps. It will be a weak one.")
+        model = MaskRCNN(config, logs)
         model.train_model(make_dataset(config, "train", steps * config.BATCH_SIZE), None, epochs=1)
-    path = model.find_last()
+    path = max(logs.glob(finished))
     print(f"model: {path}, trained for {config.STEPS_PER_EPOCH} steps: a weak one")
     return MaskRCNN.from_checkpoint(path, **settings)
 

@@ -246,6 +246,10 @@ def test_random_rois_find_the_objects():
     rois = modellib.generate_random_rois((128, 128), 1000, GT_IDS[:2], GT_BOXES[:2])
     assert utils.compute_recall(rois, GT_BOXES[:2], 0.5)[0] == 1
     np.testing.assert_array_equal(rois, modellib.generate_random_rois((128, 128), 1000, GT_IDS[:2], GT_BOXES[:2]))
+    around, box = rois[:900:2], GT_BOXES[0]  # of the first object: from 10 to 30, so within -10 to 50
+    assert around[:, :2].min() < 3
+    assert around[:, 2:].max() > 45
+    assert utils.compute_overlaps(around, box[None]).max() > 0.5
     anywhere = rois[900:]
     assert anywhere[:, 2].max() > 120
     assert anywhere[:, 0].min() < 8

@@ -951,7 +951,7 @@ def test_display_boxes():
 
 def test_plot_histograms():
     values = {"layer": torch.tensor([[0.0, 1.0], [1.0, 4.0]]), "one value": np.full(7, 3.0), "none": [], "d": [1, 2]}
-    values["e"] = np.array([1.0, 1 + 1e-7])
+    values["e"] = np.array([1, 1 + 2e-7], np.float32)
     figure = visualize.plot_histograms(values, bins=4, cols=2, title="T")
     axes = figure.axes
     assert len(axes) == 6
