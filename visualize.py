@@ -451,8 +451,9 @@ def _panels(aspects: Sequence[float], cols: int, titles: Sequence[str], title: s
 
     Returns: the figure and a list of axes without ticks.
     """
-    cols = max(1, min(cols, len(aspects)))
     gap, cell = 0.08, (width - 0.08 * (cols - 1)) / cols
+    cols = max(1, min(cols, len(aspects)))  # fewer panels are not larger
+    width = cols * (cell + gap) - gap
     titles = [_wrapped(text, cell, _TEXT) for text in titles]
     title = _wrapped(title, width)
     rows = [range(i, min(i + cols, len(aspects))) for i in range(0, len(aspects), cols)]

@@ -145,6 +145,7 @@ def test_notebooks_run_and_show_what_they_promise(name, place):
     assert (len(figures), len(tables)) == SHOWN[name]
     assert len(shown) == len(figures) + len(tables), "only figures and tables are shown"
     for number, figure in enumerate(figures):
+        assert hasattr(figure, "_repr_png_"), f"a notebook would show figure {number} as a line of text"
         picture = visualize.figure_to_image(figure)
         assert picture.shape[1] <= 1500, f"figure {number} is too wide for a page"
         assert picture.std() > 3, f"figure {number} is empty"

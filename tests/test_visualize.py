@@ -737,7 +737,11 @@ def test_display_images_in_a_grid():
     assert np.abs(parts[3] - parts[0]).mean() < 1, "floats of 0..255 or bytes"
     assert parts[1][20, 20].tolist() == [255] * 3, "gray from the least to the greatest"
     assert parts[1][-20, 20].tolist() == [0] * 3
-    colored = visualize.figure_to_image(visualize.display_images([gray], cmap="Reds_r"))
+    colored = visualize.figure_to_image(visualize.display_images([gray], cols=1, cmap="Reds_r"))
+    one, four = (visualize.figure_to_image(visualize.display_images([gray] * count)) for count in (1, 4))
+    assert four.shape[1] == 1400
+    assert one.shape[0] == four.shape[0], "fewer images are not larger"
+    assert one.shape[1] == 344
     assert colored.shape == (1050, 1400, 3), "one image has its own aspect"
     assert colored[-20, 20, 0] > colored[-20, 20, 1] + 50
     assert visualize.display_images([photo()] * 3, cols=2).axes[2].get_position().x0 == 0
