@@ -260,7 +260,7 @@ def test_folder_is_locked_until_its_process_dies(tmp_path, holder):
     try:
         assert process.stdout.readline() == "locked\n"
         with (
-            pytest.raises(ValueError, match=rf"in use by another training or evaluation \(process {process.pid} on .*\)"),
+            pytest.raises(ValueError, match=rf"by another training or evaluation \(process {process.pid} on .*\)"),
             checkpoints.locked_folder(tmp_path / "toy"),
         ):
             pass
