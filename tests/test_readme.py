@@ -99,3 +99,17 @@ def test_overfitting_is_the_committed_result():
     assert f"mask AP50 {facts['mask AP50']:.3f}" in README
     assert facts["mask AP50"] >= 0.9
     assert facts["training_s"] < 15 * 60
+
+
+def test_evaluation_speed_is_the_committed_result():
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-eval-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    assert not facts["quick"]
+    for case in facts["cases"]:
+        (row,) = re.findall(rf"^\| {re.escape(case['name'])} \| (.*) \|$", README, flags=re.MULTILINE)
+        ours, plain = case["ours_s"], case["plain_s"]
+        memory = f"{case['ours_mb']:.0f} | {case['plain_mb']:.0f}"
+        assert row == f"{ours:.1f} | {plain:.1f} | {plain / ours:.1f} x | {memory}"
+    loading = facts["loading"]
+    assert f"loads in {loading['seconds']:.1f} s with a peak of {loading['peak_mb']:.0f} MB" in README
