@@ -29,9 +29,9 @@ import evaluation
 import native
 import training
 import utils
-from coco_data import CocoDataset
+from coco_data import CocoDataset, choose_year
 from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings
-from model import TRAINABLE, MaskRCNN, read_checkpoint
+from model import TRAINABLE, MaskRCNN, is_backbone, read_checkpoint
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -399,11 +399,7 @@ def load_training_data(arguments: argparse.Namespace) -> tuple[CocoDataset, Coco
 
 def find_year(arguments: argparse.Namespace) -> str:
     """The year that was asked for, or that the folder has."""
-    if arguments.year:
-        return arguments.year
-    annotations = arguments.dataset / "annotations"
-    years = [year for year in ("2017", "2014") if (annotations / f"instances_val{year}.json").is_file()]
-    return years[0] if years else "2017"
+    return str(choose_year(arguments.dataset, "val", arguments.year))
 
 
 def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any] | None, Path | None]:
@@ -415,15 +411,13 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
     if name == "none":
         return None, None
     if name == "last":
-        path = Path(MaskRCNN(CocoConfig(BACKBONE="resnet18"), arguments.logs).find_last())
+        path = training.find_last(arguments.logs, CocoConfig.NAME)
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
         path = convert_weights.find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
         return convert_weights.convert(path), None
-    path = convert_weights.find_weights(name)
-    style = arguments.style or (convert_weights.PUBLISHED[name].style if name in convert_weights.PUBLISHED else None)
-    return convert_weights.convert(path, style), None
+    return convert_weights.load_checkpoint(name, arguments.style), None
 
 
 def training_config(
@@ -445,11 +439,6 @@ def training_config(
         "CATEGORY_IDS": dataset.category_ids,
     }
     return CocoConfig(**{**settings, **asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
-
-
-def is_backbone(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has a backbone and nothing else."""
-    return all(name.startswith("backbone.") for name in checkpoint["model"])
 
 
 def load_start(model: MaskRCNN, checkpoint: Mapping[str, Any] | None, path: Path | None) -> None:
@@ -511,7 +500,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
     if name in ("none", "imagenet"):
         raise ValueError(f"--model {name} has nothing to evaluate; train first, or name a checkpoint")
     if name == "last":
-        name = MaskRCNN(CocoConfig(BACKBONE="resnet18"), arguments.logs).find_last()
+        name = training.find_last(arguments.logs, CocoConfig.NAME)
     settings = asked_settings(arguments)
     settings.pop("GPU_COUNT", None)
     model = convert_weights.load_model(name, device, arguments.style, **settings)

@@ -74,7 +74,7 @@ ARCHIVES = {
 }  # fmt: skip
 
 
-def _choose_year(root: Path, subset: str, year: int | str | None) -> int:
+def choose_year(root: Path, subset: str, year: int | str | None) -> int:
     """The year meant. None: 2017 if its annotations of this subset are there, else 2014 if those are, else 2017."""
     if subset not in SUBSETS:
         raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, not {subset!r}")
@@ -128,7 +128,7 @@ def download_coco(
         not enough room; ConnectionError if the server cannot be reached.
     """
     root = Path(dataset_dir)
-    year = _choose_year(root, subset, year)
+    year = choose_year(root, subset, year)
     missing = _missing_archives(root, subset, year)
     _check_room(root, missing, keep_zip)
     for name in missing:
@@ -836,7 +836,7 @@ class CocoDataset(utils.Dataset):
         Returns, raises: as load_annotations; FileNotFoundError explains how the files must lie.
         """
         root = Path(dataset_dir)
-        year = _choose_year(root, subset, year)
+        year = choose_year(root, subset, year)
         if auto_download:
             self.auto_download(root, subset, year)
         files, folder = _annotation_files(root, subset, year), _image_folder(root, subset, year)

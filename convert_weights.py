@@ -37,7 +37,7 @@ from torch import Tensor
 
 import utils
 from config import BACKBONES, COCO_CATEGORIES, DIALECTS, Config
-from model import FORMAT, FORMAT_VERSION, MaskRCNN
+from model import FORMAT, FORMAT_VERSION, MaskRCNN, is_backbone
 
 CHECKPOINT_KEYS = ("format", "version", "config", "dialect", "class_names", "category_ids", "source", "model")
 STYLES = ("caffe", "pytorch")
@@ -1162,6 +1162,19 @@ def _check_sha256(path: Path, published: Published) -> None:
         )
 
 
+def load_checkpoint(
+    name_or_path: str | Path, style: str | None = None, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The contents of a checkpoint of ours, of a path, ours or foreign, or a published name, whose style is known.
+
+    style, class_names, raises: as find_weights and convert.
+    """
+    path, name = find_weights(name_or_path), str(name_or_path)
+    if style is None and name in PUBLISHED:
+        style = PUBLISHED[name].style
+    return convert(path, style, class_names)
+
+
 def load_model(
     name_or_path: str | Path,
     device: str | torch.device | None = None,
@@ -1180,12 +1193,9 @@ def load_model(
     name = str(name_or_path)
     if name == "imagenet" and not Path(name).is_file():
         raise ValueError("model imagenet is a backbone alone: training can start from it, detection cannot")
-    path = find_weights(name_or_path)
-    if style is None and name in PUBLISHED:
-        style = PUBLISHED[name].style
-    checkpoint = convert(path, style, class_names)
-    if all(tensor.startswith("backbone.") for tensor in checkpoint["model"]):
-        raise ValueError(f"{path} is a backbone alone: training can start from it, detection cannot")
+    checkpoint = load_checkpoint(name_or_path, style, class_names)
+    if is_backbone(checkpoint):
+        raise ValueError(f"{name} is a backbone alone: training can start from it, detection cannot")
     return MaskRCNN.from_checkpoint(checkpoint, device, **config_overrides)
 
 

@@ -2288,8 +2288,7 @@ class MaskRCNN(nn.Module):
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises ValueError for weights that would compute something else in this model."""
         stored, own = checkpoint["config"], self.config.to_dict()
-        heads = any(not name.startswith("backbone.") for name in checkpoint["model"])
-        for name in _MEANING if heads else _BACKBONE_MEANING:
+        for name in _BACKBONE_MEANING if is_backbone(checkpoint) else _MEANING:
             if name in stored and not _same(stored[name], own[name]):
                 raise ValueError(
                     f"these weights were made for {name} = {stored[name]}, but the model has {own[name]}; set {name} "
@@ -2436,6 +2435,11 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, 
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name}: {key} is not finite everywhere; the training diverged or the file is damaged")
     return checkpoint
+
+
+def is_backbone(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has a backbone and nothing else."""
+    return all(name.startswith("backbone.") for name in checkpoint["model"])
 
 
 def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:

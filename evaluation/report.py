@@ -22,9 +22,8 @@ from PIL import Image
 import utils
 
 from . import charts
-from .metrics import Evaluation, Example
+from .metrics import MEASURES, Evaluation, Example, gain_name
 
-MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # Rows of the table: title, and the name in Evaluation.metrics of a measure
 RANKINGS = {
     "boxes by class score": "box {}",
@@ -105,8 +104,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
 
 
 def _metric(pattern: str, measure: str) -> str:
-    name = pattern.format(measure)
-    return "re-scoring gain" if name == "re-scoring gain AP" else name
+    return gain_name(measure) if "gain" in pattern else pattern.format(measure)
 
 
 def _known(metrics: Mapping[str, float], pattern: str, measure: str) -> float | None:

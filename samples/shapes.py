@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import coco
 import convert_weights
+import training
 import utils
 import visualize
 from config import Config, parse_settings
@@ -279,7 +280,7 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
 
 def load_model(arguments: argparse.Namespace, settings: dict) -> MaskRCNN:
     """The model of a checkpoint, with the settings that it was trained with and those that are given."""
-    path = MaskRCNN(ShapesConfig(), arguments.logs).find_last() if arguments.model == "last" else arguments.model
+    path = training.find_last(arguments.logs, ShapesConfig.NAME) if arguments.model == "last" else arguments.model
     return convert_weights.load_model(path, arguments.device, **settings)
 
 

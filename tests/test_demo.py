@@ -170,21 +170,26 @@ def test_each_line_is_safe_at_once(weights, tmp_path):
     results.close()
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, signals):
-    """The first one finishes what is begun, the second stops at once; the list is written in both cases."""
+def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
+    """Press Ctrl-C so many times when the picture of this number is drawn; signals close together count, too."""
     monkeypatch.setattr(guards, "REPEAT_SECONDS", -1)
-    for i in range(40):
-        Image.fromarray(random_image(40, 60, i)).save(photos / f"d{i:02}.png")
     draw, calls = visualize.draw_instances, []
 
     def draw_and_interrupt(*arguments):
         calls.append(arguments)
-        for _ in range(signals if len(calls) == 2 else 0):
+        for _ in range(signals if len(calls) == number else 0):
             signal.raise_signal(signal.SIGINT)
         return draw(*arguments)
 
     monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, signals):
+    """The first one finishes what is begun, the second stops at once; the list is written in both cases."""
+    for i in range(40):
+        Image.fromarray(random_image(40, 60, i)).save(photos / f"d{i:02}.png")
+    interrupt_drawing(monkeypatch, 2, signals)
     handler = signal.getsignal(signal.SIGINT)
     arguments = [str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
     assert demo.main(arguments) == 130

@@ -30,12 +30,17 @@ def drawn(count, *arguments, **options) -> shapes.ShapesDataset:
     return dataset
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+def tiny_weights(folder):
+    """A checkpoint of a small untrained model of shapes, the same each time."""
+    path = folder / "tiny.pth"
     torch.manual_seed(0)
     MaskRCNN(shapes.ShapesConfig(**TINY)).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 ############################################################

@@ -5,13 +5,12 @@ import pytest
 import torch
 from PIL import Image
 from test_model import random_image, tiny_model
-from test_shapes import TINY
+from test_shapes import tiny_weights
 
 import stages
 import utils
 import visualize
 from assets import make_pictures
-from model import MaskRCNN
 from samples import shapes
 
 DIALECTS = ["mmdet", "benchmark", "torchvision", "matterport"]
@@ -176,10 +175,7 @@ def test_side_by_side():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "shapes.pth"
-    torch.manual_seed(0)
-    MaskRCNN(shapes.ShapesConfig(**TINY)).save(path)
-    return path
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 def test_make_pictures(weights, tmp_path, capsys):

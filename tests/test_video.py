@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import signal
 import struct
 import sys
 from fractions import Fraction
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_demo import weights  # noqa: F401
+from test_demo import interrupt_drawing, weights  # noqa: F401
 from test_model import random_image
 
 import demo
 import utils
 import video
 import visualize
-from training import guards
 from video import Frame, Source, VideoWriter
 
 HEIGHT, WIDTH, RATE = 48, 64, Fraction(30000, 1001)
@@ -159,17 +157,8 @@ def test_a_long_video_is_never_in_memory(film, detect, monkeypatch):
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_leaves_a_film_that_plays(av, detect, tmp_path, monkeypatch, signals):
-    monkeypatch.setattr(guards, "REPEAT_SECONDS", -1)
     film = write_video(av, tmp_path / "film.mp4", [scene(i) for i in range(60)])
-    draw, calls = visualize.draw_instances, []
-
-    def draw_and_interrupt(*given):
-        calls.append(given)
-        for _ in range(signals if len(calls) == 4 else 0):
-            signal.raise_signal(signal.SIGINT)
-        return draw(*given)
-
-    monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
+    interrupt_drawing(monkeypatch, 4, signals)
     assert detect(film.name) == 130
     images = decoded(av, tmp_path / "out" / "film.mp4")[0]
     assert len(images) == len(lines(tmp_path / "out" / "detections.jsonl"))
