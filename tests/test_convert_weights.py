@@ -1069,6 +1069,19 @@ def test_imagenet_as_a_name(monkeypatch):
         load_model("imagenet")
 
 
+def test_the_style_of_a_published_checkpoint_is_known(monkeypatch):
+    """A file in the cache may have any name, so the name of the model tells it; a wish is a wish."""
+    monkeypatch.setattr(convert_weights, "find_weights", lambda name: Path("cached.pth"))
+    monkeypatch.setattr(convert_weights, "convert", lambda *arguments: arguments)
+    for name, style, expected in (
+        ("ms_rcnn_r50_caffe_fpn_1x_coco", None, "caffe"),
+        ("ms_rcnn_x101_32x4d_fpn_1x_coco", None, "pytorch"),
+        ("ms_rcnn_r50_caffe_fpn_1x_coco", "pytorch", "pytorch"),
+        ("mine.pth", None, None),
+    ):
+        assert convert_weights.load_checkpoint(name, style, ["cell"]) == (Path("cached.pth"), expected, ["cell"])
+
+
 def test_load_model_of_a_foreign_file(light, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "initialise", lambda network: None)  # seconds of random numbers
     path = save(tmp_path / "ms_rcnn_r50_caffe.pth", {"state_dict": numbered("r50")})
