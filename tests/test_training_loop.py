@@ -1,6 +1,8 @@
 """The loop on a toy: continuing to the bit, signals, errors that help, processes together, schedules, the optimiser."""
 
 import errno
+import json
+import math
 import os
 import signal
 import subprocess
@@ -586,6 +588,7 @@ def test_groups_of_parameters(tmp_path):
 def test_factors_on_the_learning_rate_and_adamw():
     optimizer = training.make_optimizer(Toy(), Config(DIALECT="benchmark", OPTIMIZER="adamw"))
     assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["fused"], "on a CPU the other ways take longer than the gradients of a small network"
     training.set_learning_rate(optimizer, 0.25)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.25, 0.5]
 
@@ -616,6 +619,23 @@ def test_schedule_of_the_papers_code():
 
 def test_no_warmup():
     assert training.learning_rate_at(0, 0.5) == training.learning_rate_at(0, 0.5, (), 1, 0.1) == 0.5
+
+
+def test_cosine():
+    """Half a cosine over all updates, the warm-up as a factor on it."""
+    rates = [training.learning_rate_at(update, 0.5, (1,), cosine_updates=4) for update in (0, 1, 2, 3, 4, 9)]
+    root = 2**0.5
+    assert rates == pytest.approx([0.5, 0.125 * (2 + root), 0.25, 0.125 * (2 - root), 0, 0], abs=1e-15)
+    assert training.learning_rate_at(0, 0.5, (), 3, 0.1, cosine_updates=4) == pytest.approx(0.05)
+    assert training.learning_rate_at(1, 0.5, (), 3, 0.1, 4) == pytest.approx(0.55 * 0.125 * (2 + root))
+
+
+def test_cosine_over_the_epochs_of_a_training(tmp_path):
+    config = toy_config(LEARNING_RATE_DECAY="cosine", WARMUP_STEPS=0, ACCUMULATE_STEPS=1)
+    train_toy(tmp_path, config=config, epochs=2, learning_rate=0.5, steps_at=(1,))
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * update / 6)) for update in range(6)])
 
 
 def test_matterports_stages():

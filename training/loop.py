@@ -124,7 +124,8 @@ def train(
     prepare: batch -> arguments of the module, on its device.
     describe: () -> what a checkpoint says of the model, with its weights as they are then.
     log_dir: folder of checkpoints and logs; nobody else may be training into it.
-    learning_rate: after the warm-up. steps_at: epochs after which it falls to a tenth.
+    learning_rate: after the warm-up. steps_at: epochs after which it falls to a tenth, unless LEARNING_RATE_DECAY is
+        "cosine".
     epochs: completed ones at the end, counted from the start of the whole training.
     stage: which parameters learn. If it is another one than start's, the optimiser begins anew.
     start: the "training" part of the checkpoint whose weights the module has, or Progress.state. None: from the start.
@@ -352,9 +353,12 @@ class Trainer:
         return values, stops, saves
 
     def next_learning_rate(self) -> float:
-        update = self.at.epoch * self.updates + self.at.step // self.config.ACCUMULATE_STEPS
+        at, config = self.at, self.config
+        update = at.epoch * self.updates + at.step // config.ACCUMULATE_STEPS
         drops = [epoch * self.updates for epoch in self.steps_at]
-        return learning_rate_at(update, self.learning_rate, drops, self.config.WARMUP_STEPS, self.config.WARMUP_FACTOR)
+        cosine = at.epochs * self.updates if config.LEARNING_RATE_DECAY == "cosine" else None
+        warmup = config.WARMUP_STEPS, config.WARMUP_FACTOR
+        return learning_rate_at(update, self.learning_rate, drops, *warmup, cosine)
 
     def next_batch(self, batches: Iterator) -> Any:
         self.watchdog.stage("waiting for data")
