@@ -1,5 +1,6 @@
 """COCO-style evaluation of any data set: detections to results, results to numbers, numbers to a report."""
 
+from .bootstrap import Interval, bootstrap_gains
 from .metrics import (
     AREAS,
     MEASURES,
@@ -39,10 +40,12 @@ __all__ = [
     "RANKINGS",
     "Evaluation",
     "Example",
+    "Interval",
     "RankedEvaluation",
     "as_coco",
     "average_precision",
     "average_recall",
+    "bootstrap_gains",
     "categories_of_model",
     "category_numbers",
     "claim_folder",

@@ -108,6 +108,16 @@ class _Category(NamedTuple):
     ignored: dict[int, np.ndarray]  # image id: bool [A, G], whether A passes its objects over
 
 
+class Matches(NamedTuple):
+    """The results of a category, best score first."""
+
+    images: np.ndarray  # [D], the ids of their images
+    place: np.ndarray  # int64 [D], 0 for the best of its image
+    matched: np.ndarray  # bool [A, T, D], whether it has an object
+    counted: np.ndarray  # bool [A, T, D], whether it is right or wrong, and not passed over
+    objects: dict[int, np.ndarray]  # image id: int64 [A], how many of its objects are to be found
+
+
 class RankedEvaluation(COCOeval):
     """COCOeval of results that can be ranked by several scores, one after the other.
 
@@ -176,17 +186,24 @@ class RankedEvaluation(COCOeval):
         return self
 
     def _rank_category(self, k: int, category: int) -> None:
-        params, found = self.params, self.categories[category]
-        order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
-        place = np.arange(len(order)) - np.searchsorted(found.images, found.images)  # [D] in its image
-        matched, counted = self._match(category, order)  # [A, T, D]
-        by_score = np.argsort(-self.scores[found.results[order]], kind="mergesort")
+        params, matches = self.params, self.matches(category)
         for a in range(len(params.areaRng)):
-            objects = sum(np.count_nonzero(~ignored[a]) for ignored in found.ignored.values())
+            objects = sum(counts[a] for counts in matches.objects.values())
             for m, max_dets in enumerate(params.maxDets if objects else ()):
-                which = by_score[place[by_score] < max_dets]
-                precision, recall = _curves(matched[a][:, which], counted[a][:, which], objects, params.recThrs)
+                which = matches.place < max_dets
+                results = matches.matched[a][:, which], matches.counted[a][:, which]
+                precision, recall = precision_at(*results, objects, params.recThrs)
                 self.eval["precision"][:, :, k, a, m], self.eval["recall"][:, k, a, m] = precision, recall
+
+    def matches(self, category: int) -> Matches:
+        """The results of a category by the scores of the last rank(), best first, and what they match."""
+        found = self.categories[category]
+        order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
+        place = np.arange(len(order)) - np.searchsorted(found.images, found.images)
+        matched, counted = self._match(category, order)
+        best = np.argsort(-self.scores[found.results[order]], kind="mergesort")
+        objects = {image: np.count_nonzero(~ignored, axis=1) for image, ignored in found.ignored.items()}
+        return Matches(found.images[best], place[best], matched[..., best], counted[..., best], objects)
 
     def _match(self, category: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """bool [A, T, D] each: whether a result has an object, and whether it is right or wrong, and not passed over.
@@ -238,12 +255,18 @@ class RankedEvaluation(COCOeval):
         return ious
 
 
-def _curves(
-    matched: np.ndarray, counted: np.ndarray, objects: int, recalls: np.ndarray
+def precision_at(
+    matched: np.ndarray, counted: np.ndarray, objects: float, recalls: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, len(recalls)] and recall [T] of results by score: what COCOeval.accumulate computes."""
-    true = np.cumsum(matched & counted, axis=1, dtype=np.float64)  # [T, D]
-    false = np.cumsum(~matched & counted, axis=1, dtype=np.float64)
+    """Precision [T, len(recalls)] and recall [T] of results by score: what COCOeval.accumulate computes.
+
+    matched, counted: bool [T, D], see Matches. objects: how many there are to be found. weights: [D], how often each
+        result is there; once, by default.
+    """
+    true, false = matched & counted, ~matched & counted
+    if weights is not None:
+        true, false = true * weights, false * weights
+    true, false = (np.cumsum(each, axis=1, dtype=np.float64) for each in (true, false))  # [T, D]
     recall, precision = true / objects, true / (false + true + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 at recalls that are not reached
