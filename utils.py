@@ -1136,7 +1136,7 @@ def rle_to_mask(rle: dict | Sequence[dict]) -> np.ndarray:
         raise ValueError("an empty list of RLEs has no size; make np.zeros((H, W, 0), bool) yourself")
     if len({mask.shape for mask in masks}) > 1:
         raise ValueError(f"RLEs of several sizes have no stack: {sorted({mask.shape for mask in masks})}")
-    return np.stack(masks, axis=-1)
+    return np.stack([mask.T for mask in masks]).T  # as codes lie in memory: ten times as fast as C order
 
 
 def rle_area(rle: dict) -> int:

@@ -248,7 +248,7 @@ def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndar
             masks = fixed.augment_image(masks.astype(np.uint8), **_mask_hooks(augmentation))
         return image, masks
     if not _takes_keywords(augmentation):
-        return augmentation(image.copy(), masks.copy())
+        return augmentation(image.copy(), masks.copy("K"))
     planes = list(np.ascontiguousarray(np.moveaxis(masks, 2, 0), np.uint8))
     if not planes:
         return augmentation(image=image.copy())["image"], None

@@ -1,0 +1,395 @@
+"""Nuclei: cell nuclei in microscope images, the 2018 Data Science Bowl's task, or any images with one kind of object.
+
+    python samples/nucleus.py train --dataset DIR --subset train            from random weights
+    python samples/nucleus.py train --dataset DIR --subset train --model last      go on where the last one stopped
+    python samples/nucleus.py evaluate --dataset DIR --subset val --model last     COCO-style AP, 1000 results an image
+    python samples/nucleus.py detect --dataset DIR --subset stage1_test --model last   pictures, and submit.csv
+    python samples/nucleus.py detect --dataset PICTURES --model nuclei      a folder of images, or one image
+
+DIR has one of two layouts:
+    annotations/instances_SUBSET.json, SUBSET/...                          COCO's
+    SUBSET/IMAGE_ID/images/IMAGE_ID.png, SUBSET/IMAGE_ID/masks/*.png       the Bowl's: a file a nucleus
+Training is validated on the subset val. Where there is none, a tenth of the images (--val-share) is held out by a hash
+of their names, always the same ones; evaluate with the same --subset and --val-share looks at these alone.
+"""
+
+import argparse
+import copy
+import hashlib
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+import coco
+import convert_weights
+import training
+import utils
+from coco_data import CocoDataset
+from config import Config, parse_settings
+from model import MaskRCNN, is_backbone, read_checkpoint
+
+MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+############################################################
+#  Configuration
+############################################################
+
+
+class NucleusConfig(Config):
+    """A small model for nuclei of 5 to 100 pixels, to be trained from nothing on a few cores.
+
+    It learns from crops of images enlarged twice; INFERENCE_SETTINGS let it look at whole ones.
+    """
+
+    NAME = "nuclei"
+    NUM_CLASSES = 2
+    CLASS_NAMES = ("BG", "nucleus")
+
+    IMAGES_PER_GPU = 4
+    STEPS_PER_EPOCH = 500
+    VALIDATION_STEPS = 24
+    IMAGE_RESIZE_MODE = "crop"
+    IMAGE_MIN_DIM = IMAGE_MAX_DIM = 256
+    IMAGE_MIN_SCALE = 2
+
+    # Matterport's mean of the Bowl's images; 50 lies between the deviation inside of an image, averaged, and of all.
+    MEAN_PIXEL = (43.53, 39.56, 48.22)
+    STD_PIXEL = (50.0, 50.0, 50.0)
+
+    BACKBONE = "resnet18"
+    BACKBONE_WIDTH = 0.5
+    TOP_DOWN_PYRAMID_SIZE = 128
+    RPN_CHANNELS = 128
+    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
+    FPN_CLASSIF_FC_LAYERS_SIZE = 256
+    MASK_HEAD_CHANNELS = 64
+    MASKIOU_HEAD_CHANNELS = 64
+    MASKIOU_FC_LAYERS_SIZE = 256
+
+    POST_NMS_ROIS_TRAINING = 500
+    TRAIN_ROIS_PER_IMAGE = 128
+    ROI_POSITIVE_RATIO = 0.33
+    PRE_NMS_LIMIT = 2000
+    POST_NMS_ROIS_INFERENCE = 2000
+    DETECTION_MAX_INSTANCES = 500
+
+    COLOR_JITTER = 0.2
+    OPTIMIZER = "adamw"
+    LEARNING_RATE = 1e-3
+    LEARNING_RATE_DECAY = "cosine"
+    WARMUP_STEPS = 200
+
+
+# Whole images instead of crops, one at a time: they may be large.
+INFERENCE_SETTINGS = {"IMAGE_RESIZE_MODE": "pad64", "IMAGES_PER_GPU": 1}
+
+
+def detector_of(model: MaskRCNN) -> MaskRCNN:
+    """A second model of the same weights, not a copy of them, that looks at whole images while the first one learns
+    from crops."""
+    detector = copy.copy(model)
+    detector.config = copy.copy(model.config)
+    for name, value in INFERENCE_SETTINGS.items():
+        setattr(detector.config, name, value)
+    return detector
+
+
+############################################################
+#  Data set
+############################################################
+
+
+class NucleusDataset(CocoDataset):
+    """Images of nuclei in either layout, or without any, to look for nuclei in. Masks are kept as run-length codes.
+
+    layout: which was found, "COCO", "Data Science Bowl" or "images".
+    """
+
+    layout = ""
+
+    def load_nucleus(self, dataset_dir: str | Path, subset: str, masks: bool = True) -> None:
+        """Registers the images of a subset.
+
+        dataset_dir: the folder, see above. masks: whether images without masks are an error.
+
+        Raises: FileNotFoundError if the folder has neither layout, ValueError for images without masks; else as
+            CocoDataset.load_annotations.
+        """
+        folder, name = Path(dataset_dir), f"annotations/instances_{subset}.json"
+        if (folder / name).is_file():
+            self.layout = "COCO"
+            self.load_annotations(folder / name, folder / subset, "nuclei")
+            return
+        entries = sorted((folder / subset).glob("*/images/*"))
+        if not entries:
+            raise FileNotFoundError(_expected(folder, subset))
+        self.layout = "Data Science Bowl"
+        without = [entry.parents[1].name for entry in entries if masks and not (entry.parents[1] / "masks").is_dir()]
+        if without:
+            raise ValueError(
+                f"{folder / subset}: {len(without)} of {len(entries)} images have no folder masks, such as "
+                f"{without[0]}; nothing can be learned from them or compared with them. Is it a subset for detection?"
+            )
+        self.add_images(entries, [entry.parents[1].name for entry in entries])
+
+    def add_images(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
+        """Registers image files. names: what to call them in results; by default as the files, without the suffix.
+
+        Raises: ValueError if two have one name, or a file is no image.
+        """
+        names = [path.stem for path in paths] if names is None else names
+        twice = [name for name, other in zip(sorted(names), sorted(names)[1:], strict=False) if name == other]
+        if twice:
+            raise ValueError(f"two images are called {twice[0]}: results could not be told apart")
+        self.layout = self.layout or "images"
+        self.add_class("nuclei", 1, "nucleus")
+        for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+            self.add_image("nuclei", number, path, name=name)
+
+    def name(self, image_id: int) -> str:
+        """What an image is called in results: the Bowl's ImageId."""
+        info = self.image_info[image_id]
+        return info.get("name") or Path(info["path"]).stem
+
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Keeps these of the images. wanted: [num_images]. prepare() is due afterwards."""
+        self.image_info = [info for info, is_wanted in zip(self.image_info, wanted, strict=True) if is_wanted]
+        self._forget()
+
+    def load_instances(self, image_id: int) -> utils.Instances:
+        """The nuclei as run-length codes. The Bowl's files of masks are read once.
+
+        Raises: ValueError for a mask that is no image, or of another size than its image.
+        """
+        info = self.image_info[image_id]
+        if "name" not in info:
+            return super().load_instances(image_id)
+        if "rles" not in info:
+            folder = Path(info["path"]).parents[1] / "masks"
+            info["rles"] = [_read_mask(path) for path in sorted(folder.glob("*.png"))]
+        return utils.Instances(np.ones(len(info["rles"]), np.int32), info["rles"])
+
+    def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Masks bool [H, W, N], and class ids int32 [N]."""
+        class_ids, rles, _ = self.load_instances(image_id)
+        height, width = self.load_image(image_id).shape[:2]
+        return (utils.rle_to_mask(rles) if rles else np.zeros((height, width, 0), bool)), class_ids
+
+    def annotations(self, image_id: int) -> list[dict[str, Any]]:
+        """As CocoDataset, also of files of masks. Empty masks are no nuclei."""
+        info = self.image_info[image_id]
+        if "name" not in info:
+            return super().annotations(image_id)
+        found = []
+        for rle in self.load_instances(image_id).masks:
+            y1, x1, y2, x2 = utils.rle_to_bbox(rle)
+            entry = {"image_id": info["id"], "category_id": 1, "iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            found.append({**entry, "area": utils.rle_area(rle), "segmentation": utils.rle_to_json(rle)})
+        return [entry for entry in found if entry["area"]]
+
+
+def _read_mask(path: Path) -> dict:
+    return utils.mask_to_rle(utils.read_image(path).any(axis=2))
+
+
+def _expected(folder: Path, subset: str) -> str:
+    """What a folder should have had, and what it has."""
+    if not folder.is_dir():
+        return f"--dataset {folder}: there is no such folder"
+    there = utils.listed(sorted(entry.name for entry in folder.iterdir()), 8) or "nothing"
+    jsons = [path.stem.removeprefix("instances_") for path in sorted(folder.glob("annotations/instances_*.json"))]
+    bowl = sorted({path.parents[2].name for path in folder.glob("*/*/images/*.png")})
+    known = jsons + [name for name in bowl if name not in jsons]
+    return (
+        f"--dataset {folder} has no subset {subset!r}: expected annotations/instances_{subset}.json and {subset}/, or "
+        f"{subset}/IMAGE_ID/images/*.png; found {there}. "
+        + (f"--subset can be {utils.listed(known)}" if known else "Is it a folder too high or too deep?")
+    )
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether an image is for validation, by its name alone: other images do not change it. share: of all, [0, 1]."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
+
+
+def make_dataset(
+    dataset_dir: str | Path, subset: str, part: str = "all", val_share: float = 0.1, masks: bool = True
+) -> NucleusDataset:
+    """The images of a subset, ready to use. Whatever categories a COCO file has count as one: nucleus.
+
+    part: all, "held out" for validation, or the "rest", by is_held_out. masks: as of load_nucleus.
+
+    Raises: as load_nucleus; ValueError if val_share leaves no images, or part is something else.
+    """
+    if part not in ("all", "held out", "rest"):
+        raise ValueError(f"part must be 'all', 'held out' or 'rest', not {part!r}")
+    dataset = NucleusDataset()
+    dataset.load_nucleus(dataset_dir, subset, masks)
+    dataset.prepare()
+    count = dataset.num_images
+    if part != "all":
+        held_out = [is_held_out(dataset.name(image_id), val_share) for image_id in dataset.image_ids]
+        dataset.keep([held == (part == "held out") for held in held_out])
+        if not dataset.image_info:
+            raise ValueError(f"--val-share {val_share:g} of {count} images leaves none for the part {part!r}")
+    dataset.prepare({f"{info['source']}.{info['id']}": "nucleus" for info in dataset.class_info[1:]})
+    of_all = "" if part == "all" else f" of {count}, {part}"
+    print(f"{dataset_dir}: {subset}, layout {dataset.layout}, {dataset.num_images} images{of_all}")
+    return dataset
+
+
+############################################################
+#  Augmentation
+############################################################
+
+
+def augment(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random number of quarter turns, by the generator of `random`, which training seeds for each image.
+
+    With HORIZONTAL_FLIP, which comes after it, these are all eight ways to lay a slide, flips top to bottom included.
+
+    image: [H, W, 3]. masks: bool [H, W, N]. Returns: both, turned.
+    """
+    turns = random.randrange(4)
+    return np.rot90(image, turns), np.rot90(masks, turns)
+
+
+############################################################
+#  Command line
+############################################################
+
+
+class TimeLimit:
+    """A callback that ends training after the epoch during which the time is over."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def __call__(self, event: str, progress: training.Progress) -> None:
+        if event == "epoch_end" and time.monotonic() > self.deadline:
+            progress.stop = True
+            print("the time of --minutes is over")
+
+
+def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, NucleusDataset]:
+    """What is trained on, and what is validated with: the subset val, or what is held out."""
+    folder, subset = arguments.dataset, arguments.subset or "train"
+    has_val = (folder / "annotations" / "instances_val.json").is_file() or any(folder.glob("val/*/images"))
+    if has_val and arguments.val_share is None:
+        return make_dataset(folder, subset), make_dataset(folder, "val")
+    share = 0.1 if arguments.val_share is None else arguments.val_share
+    parts = [make_dataset(folder, subset, part, share) for part in ("rest", "held out")]
+    names = [parts[1].name(image_id) for image_id in parts[1].image_ids]
+    print(f"held out for validation, by a hash of their names: {utils.listed(names)}")
+    return parts[0], parts[1]
+
+
+# What belongs to weights; all else is this sample's.
+_NETWORK = (
+    *("DIALECT", "MEAN_PIXEL", "STD_PIXEL", "BACKBONE", "BACKBONE_STYLE", "BACKBONE_NORM", "BACKBONE_WIDTH"),
+    *("TOP_DOWN_PYRAMID_SIZE", "RPN_CONVS", "RPN_CHANNELS", "RPN_ANCHOR_RATIOS", "RPN_BBOX_STD_DEV", "BBOX_STD_DEV"),
+    *("POOL_SIZE", "MASK_POOL_SIZE", "MASK_SHAPE", "BOX_HEAD_CONVS", "BOX_HEAD_FC_LAYERS", "MASK_HEAD_CONVS"),
+    *("FPN_CLASSIF_FC_LAYERS_SIZE", "MASK_HEAD_CHANNELS", "MASKIOU_HEAD_CHANNELS", "MASKIOU_FC_LAYERS_SIZE"),
+)
+
+
+def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> MaskRCNN:
+    """The model that training starts from: new, of the training that goes on, or with the weights of another."""
+    name, logs = arguments.model, arguments.logs
+    if name == "none":
+        return MaskRCNN(NucleusConfig(**settings), logs)
+    if name == "last":
+        path = training.find_last(logs, NucleusConfig.NAME)
+        model = MaskRCNN(NucleusConfig(**{**read_checkpoint(path)["config"], **settings}), logs)
+        model.load_weights(path)
+        return model
+    if name == "imagenet":
+        config = NucleusConfig(**settings)
+        path = convert_weights.find_weights(name, config.BACKBONE, config.BACKBONE_STYLE)
+        checkpoint = convert_weights.convert(path)
+    else:
+        checkpoint = convert_weights.load_checkpoint(name)
+    return finetuned_model(checkpoint, logs, settings)
+
+
+def finetuned_model(checkpoint: Mapping[str, Any], logs: Path, settings: Mapping[str, Any]) -> MaskRCNN:
+    """A model that starts from the weights of a checkpoint as far as they fit, with its network and the anchors,
+    images and training of this sample, at a tenth of the learning rate."""
+    names = _NETWORK[1:5] if is_backbone(checkpoint) else _NETWORK
+    stored = {name: checkpoint["config"][name] for name in names if name in checkpoint["config"]}
+    if is_backbone(checkpoint):
+        stored["BACKBONE_WIDTH"] = 1.0
+    rate = NucleusConfig.LEARNING_RATE / 10
+    model = MaskRCNN(NucleusConfig(**{"LEARNING_RATE": rate, **stored, **settings}), logs)
+    anchors = {"RPN_ANCHOR_SCALES": model.config.RPN_ANCHOR_SCALES}  # the RPN learns what fits to new ones
+    model.load_weights({**checkpoint, "config": {**checkpoint["config"], **anchors}}, by_name=True)
+    return model
+
+
+def train(arguments: argparse.Namespace, settings: dict) -> int:
+    """Train, and validate each epoch on whole images; the best checkpoint is that of the highest mask AP."""
+    settings = {"GPU_COUNT": int(arguments.device != "cpu"), **settings}
+    if arguments.seed is not None:
+        settings = {"SEED": arguments.seed, **settings}
+    train_dataset, val_dataset = load_training_data(arguments)
+    model = starting_model(arguments, settings)
+    wanted = val_dataset.image_ids[: arguments.eval_images]
+
+    def evaluate(model: MaskRCNN) -> dict[str, float]:
+        return evaluate_nuclei(detector_of(model), val_dataset, wanted, verbose=False)
+
+    progress = model.train_model(
+        train_dataset,
+        val_dataset,
+        epochs=arguments.epochs,
+        augmentation=augment,
+        custom_callbacks=[TimeLimit(arguments.minutes)] if arguments.minutes is not None else [],
+        evaluate=evaluate,
+    )
+    return 128 + progress.interrupted if progress.interrupted else 0
+
+
+def evaluate_nuclei(
+    model: MaskRCNN, dataset: NucleusDataset, image_ids: Sequence[int] | None = None, verbose: bool = True
+) -> dict[str, float]:
+    """coco.evaluate_dataset with MAX_DETS. The one class of the model is that of the data set, whatever its number."""
+    model.category_ids = dataset.category_ids
+    return coco.evaluate_dataset(model, dataset, image_ids, MAX_DETS, verbose)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train"])
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="the folder of the data set")
+    parser.add_argument("--subset", help="default: train")
+    parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out for validation")
+    parser.add_argument("--model", default="none")
+    parser.add_argument("--epochs", type=int, default=12, help="when training ends, counted from nothing; default: 12")
+    parser.add_argument("--minutes", type=float, help="stop after the epoch during which they are over")
+    parser.add_argument("--seed", type=int, help="of all that is random; default: 0")
+    parser.add_argument("--eval-images", type=int, metavar="N", help="validate with the first N; default: all")
+    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="of trainings; default: logs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = parse_settings(arguments.set)
+        return {"train": train}[arguments.command](arguments, settings) or 0
+    except (OSError, ValueError) as error:
+        print(f"nucleus.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
