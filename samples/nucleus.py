@@ -16,6 +16,7 @@ of their names, always the same ones; evaluate with the same --subset and --val-
 import argparse
 import copy
 import hashlib
+import os
 import random
 import sys
 import time
@@ -83,11 +84,14 @@ class NucleusConfig(Config):
     POST_NMS_ROIS_INFERENCE = 2000
     DETECTION_MAX_INSTANCES = 500
 
+    SCALE_JITTER = (0.8, 1.25)
     COLOR_JITTER = 0.2
     OPTIMIZER = "adamw"
     LEARNING_RATE = 1e-3
     LEARNING_RATE_DECAY = "cosine"
     WARMUP_STEPS = 200
+    TRAIN_DTYPE = "bfloat16"  # float32 learns as much, and takes twice as long where the processor has bfloat16
+    EVAL_EVERY = 4
 
 
 # Whole images instead of crops, one at a time: they may be large.
@@ -338,6 +342,7 @@ def finetuned_model(checkpoint: Mapping[str, Any], logs: Path, settings: Mapping
 
 def train(arguments: argparse.Namespace, settings: dict) -> int:
     """Train, and validate each epoch on whole images; the best checkpoint is that of the highest mask AP."""
+    os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # it takes little, and is faster so
     settings = {"GPU_COUNT": int(arguments.device != "cpu"), **settings}
     if arguments.seed is not None:
         settings = {"SEED": arguments.seed, **settings}
@@ -375,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--subset", help="default: train")
     parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out for validation")
     parser.add_argument("--model", default="none")
-    parser.add_argument("--epochs", type=int, default=12, help="when training ends, counted from nothing; default: 12")
+    parser.add_argument("--epochs", type=int, default=24, help="when training ends, counted from nothing; default: 24")
     parser.add_argument("--minutes", type=float, help="stop after the epoch during which they are over")
     parser.add_argument("--seed", type=int, help="of all that is random; default: 0")
     parser.add_argument("--eval-images", type=int, metavar="N", help="validate with the first N; default: all")

@@ -69,8 +69,12 @@ class ShapesConfig(Config):
     PRE_NMS_LIMIT = 250
     POST_NMS_ROIS_INFERENCE = 250
 
-    LEARNING_RATE = 0.02
+    OPTIMIZER = "adamw"
+    LEARNING_RATE = 1e-3
+    LEARNING_RATE_DECAY = "cosine"
     WARMUP_STEPS = 100
+    TRAIN_DTYPE = "bfloat16"  # float32 learns as much, and takes twice as long where the processor has bfloat16
+    EVAL_EVERY = 4
 
 
 ############################################################
@@ -267,11 +271,12 @@ def demo_model(logs: str | os.PathLike | None = None, **settings) -> MaskRCNN:
 
 def train(arguments: argparse.Namespace, settings: dict) -> int:
     """Train from nothing or go on from a checkpoint. Runs of all seeds are validated on the same images."""
+    os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # it takes little, and is faster so
     config = ShapesConfig(**{"SEED": arguments.seed, "GPU_COUNT": int(arguments.device != "cpu"), **settings})
     model = MaskRCNN(config, arguments.logs)
     if arguments.model != "none":
         model.load_weights(model.find_last() if arguments.model == "last" else arguments.model)
-    train_dataset = make_dataset(config, "train", arguments.images or 10000, arguments.seed)
+    train_dataset = make_dataset(config, "train", arguments.images or 24000, arguments.seed)  # each is seen once
     val_dataset = make_dataset(config, "val", 100)
     evaluate = coco.evaluation_callback(val_dataset)
     progress = model.train_model(train_dataset, val_dataset, epochs=arguments.epochs, evaluate=evaluate)
@@ -326,9 +331,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["train", "evaluate", "show"])
     parser.add_argument("--model", help="none, last, or a checkpoint; default: last for evaluate, else none")
-    parser.add_argument("--epochs", type=int, default=20, help="when training ends, counted from nothing; default: 20")
+    parser.add_argument("--epochs", type=int, default=12, help="when training ends, counted from nothing; default: 12")
     parser.add_argument("--seed", type=int, default=0, help="of the images, and of all that is random; default: 0")
-    parser.add_argument("--images", type=int, help="default: 10000 to train on, 500 to evaluate, 12 to show")
+    parser.add_argument("--images", type=int, help="default: 24000 to train on, 500 to evaluate, 12 to show")
     parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="of trainings; default: logs")
     parser.add_argument("--output", type=Path, default="shapes.png", metavar="FILE", help="the sheet of show")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
