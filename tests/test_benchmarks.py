@@ -1,5 +1,7 @@
 """The scripts of benchmarks/ run and say what they promise. How fast anything is, is not tested."""
 
+import contextlib
+import io
 import json
 import os
 import platform
@@ -12,7 +14,17 @@ import torch
 
 import native
 import utils
-from benchmarks import bench_detect, bench_eval, bench_ops, bench_train, doctor, machine, overfit_nuclei
+from benchmarks import (
+    bench_detect,
+    bench_eval,
+    bench_ops,
+    bench_train,
+    doctor,
+    machine,
+    measure_gain,
+    overfit_nuclei,
+    reproduce,
+)
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -345,3 +357,111 @@ def test_doctor_without_torch():
 
 def test_doctor_without_compilers():
     assert doctor.tool([]) == "none"
+
+
+############################################################
+#  Results
+############################################################
+
+TINY_SHAPES = [
+    *("BACKBONE_WIDTH=0.125", "TOP_DOWN_PYRAMID_SIZE=16", "RPN_CHANNELS=16", "FPN_CLASSIF_FC_LAYERS_SIZE=16"),
+    *("MASK_HEAD_CHANNELS=8", "MASKIOU_HEAD_CHANNELS=8", "MASKIOU_FC_LAYERS_SIZE=16"),
+    *("IMAGES_PER_GPU=2", "STEPS_PER_EPOCH=2", "VALIDATION_STEPS=1", "EVAL_EVERY=0", "WORKERS=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """Two seeds, of two steps each, measured on a few images: the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    words = ["--folder", str(folder), "--seeds", "0", "1", "--images", "6", "--samples", "20"]
+    words += [
+        "--output",
+        str(folder / "results.json"),
+        "--train",
+        "--epochs",
+        "1",
+        "--images",
+        "8",
+        "--set",
+        *TINY_SHAPES,
+    ]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("MASKSCORING_KEEP_MEMORY", "0")
+        assert reproduce.main(words) == 0
+    return folder, printed.getvalue(), words
+
+
+def test_reproduce_trains_measures_and_compares(reproduced):
+    folder, printed, _ = reproduced
+    facts = json.loads((folder / "results.json").read_text())
+    assert printed.splitlines()[-1] == json.dumps(facts)
+    assert list(facts["models"]) == ["seed 0", "seed 1"]
+    for numbers in facts["models"].values():
+        assert numbers["images"] == 6
+        assert numbers["training_s"] > 0
+        assert list(numbers["gains"])[:3] == ["AP", "AP50", "AP75"]
+        assert numbers["gains"]["AP"][0] == pytest.approx(numbers["re-scoring gain"], abs=1e-12)
+    one, other = (torch.load(folder / f"seed-{seed}.pth", weights_only=True)["model"] for seed in (0, 1))
+    assert one["fpn.lateral.2.weight"].dtype == torch.float16
+    assert not torch.equal(one["fpn.lateral.2.weight"], other["fpn.lateral.2.weight"]), "each seed has its own weights"
+    assert "samples/shapes.py train --seed 1" in printed
+
+
+def test_reproduce_does_not_begin_again(reproduced, monkeypatch, capsys):
+    """What is measured is not measured again; what is trained to its end is not trained further."""
+    folder, _, words = reproduced
+    before = json.loads((folder / "results.json").read_text())["models"]
+    monkeypatch.setattr(reproduce.shapes, "main", lambda words: pytest.fail("it trains again"))
+    assert reproduce.main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["models"] == before
+    (folder / "seed-0.json").unlink()
+    asked = []
+    monkeypatch.setattr(reproduce.shapes, "main", lambda words: asked.append(words) or 130)
+    assert reproduce.main(words) == 130, "the signal that ended the training"
+    assert asked[0][asked[0].index("--model") + 1] == "last"
+    monkeypatch.setattr(reproduce.shapes, "main", lambda words: 2)
+    assert reproduce.main(words) == 2
+    assert "the training of seed 0 failed" in capsys.readouterr().err
+
+
+def test_comparison_with_committed_figures(monkeypatch, tmp_path):
+    row = {**dict.fromkeys(reproduce.COMPARED.values(), 0.25), "IoU correlation": 0.5}
+    here = {**row, "mask AP": 0.3, "IoU correlation": 0.75}
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    assert reproduce.committed() == ("no committed figures", {})
+    for day, known in (("02", row), ("01", here)):
+        text = json.dumps({"models": {"seed 0": known}})
+        (tmp_path / f"2026-11-{day}-shapes-x.json").write_text(text)
+    name, known = reproduce.committed()
+    assert (name, known) == ("2026-11-02-shapes-x.json", {"seed 0": row}), "the newest"
+    lines = reproduce.comparison({"seed 0": here, "seed 1": here}, known).splitlines()
+    assert len(lines) == 1 + len(reproduce.COMPARED), "seed 1 is not among the committed ones"
+    assert any(line.split()[-3:] == ["30.00", "25.00", "+5.00"] for line in lines)
+    assert lines[-1].split()[-3:] == ["0.75", "0.50", "+0.25"]
+
+
+def test_measure_gain_of_several_models(reproduced, tmp_path, capsys):
+    folder, _, _ = reproduced
+    output = tmp_path / "gain.json"
+    models = [str(folder / f"seed-{seed}.pth") for seed in (0, 1)]
+    words = ["shapes", "--images", "6", "--samples", "20", "--output", str(output), "--model", *models]
+    assert measure_gain.main(words) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    assert output.read_text() == line + "\n"
+    facts = json.loads(line)
+    known = json.loads((folder / "results.json").read_text())["models"]
+    for name, seed in zip(models, known.values(), strict=True):
+        assert facts["models"][name]["gains"] == seed["gains"], "reproduce.py measures the same"
+    assert [row.split("|")[1].strip() for row in table[-3:]] == [*models, "mean"]
+    assert measure_gain.main(["shapes", "--model", str(tmp_path / "none.pth")]) == 2
+    assert "none.pth does not exist" in capsys.readouterr().err
+
+
+def test_mean_over_seeds():
+    """By hand: 1, 2, 3 have the mean 2 and the standard error 1 / sqrt(3); t(0.975, 2) is 4.303."""
+    mean, low, high = measure_gain.mean_gain([1, 2, 3])
+    assert mean == 2
+    assert (low, high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
+    with pytest.raises(ValueError, match="two of them at least, not 1"):
+        measure_gain.mean_gain([1])

@@ -1,0 +1,114 @@
+"""The results on shapes, from nothing: train the model of samples/shapes.py with three seeds, measure, compare.
+
+    python benchmarks/reproduce.py [--seeds 0 1 2] [--folder FOLDER] [--output FILE]
+
+Each seed is the training of `python samples/shapes.py train --seed N`, into FOLDER/seed-N. What is finished stays, and
+what was interrupted goes on. Then each model, in half precision as it is published, is measured as measure_gain.py
+does, and the numbers stand beside those of benchmarks/results/. Other processors differ from them: sums are rounded in
+another order, and a training amplifies that.
+
+FOLDER/seed-N.pth are the models, FOLDER/seed-N.json their numbers. Prints tables and one line of JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import convert_weights
+import native
+import training
+import utils
+from benchmarks import machine, measure_gain
+from samples import shapes
+
+RESULTS = native.ROOT / "benchmarks" / "results"
+COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation": "IoU correlation"}
+
+
+def train(seed: int, folder: Path, settings: list[str]) -> Path:
+    """The last checkpoint of a seed's training, after what is left of it. settings: more words for the command line.
+
+    Raises: RuntimeError if the training fails, KeyboardInterrupt if a signal ended it.
+    """
+    logs = folder / f"seed-{seed}"
+    words = ["train", "--seed", str(seed), "--logs", str(logs), "--device", "cpu"]
+    words += ["--model", "last" if list(logs.glob("*/*.pth")) else "none", *settings]
+    print(f"python samples/shapes.py {' '.join(words)}", flush=True)
+    status = shapes.main(words)
+    if status > 128:
+        raise KeyboardInterrupt
+    if status:
+        raise RuntimeError(f"the training of seed {seed} failed, see above")
+    return training.find_last(logs, shapes.ShapesConfig.NAME)
+
+
+def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[str]) -> dict[str, Any]:
+    """The numbers of a seed: what FOLDER/seed-N.json says, or after training and measuring it."""
+    path = folder / f"seed-{seed}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    start = time.monotonic()
+    checkpoint = convert_weights.load_checkpoint(train(seed, folder, settings))
+    seconds = time.monotonic() - start
+    model_path = folder / f"seed-{seed}.pth"
+    convert_weights.save(convert_weights.halved(checkpoint), model_path)
+    model = convert_weights.load_model(model_path, "cpu")
+    numbers = measure_gain.measure(model, shapes.make_dataset(model.config, "test", images), 100, samples)
+    facts = {"training_s": seconds, "megabytes": model_path.stat().st_size / 1e6, **numbers}
+    utils.write_atomically(path, lambda file: file.write(json.dumps(facts).encode()))
+    return facts
+
+
+def committed() -> tuple[str, dict[str, dict[str, Any]]]:
+    """The newest results of shapes in benchmarks/results/: the file's name, and the numbers of each seed."""
+    path = max(RESULTS.glob("*-shapes-*.json"), default=None)
+    return (path.name, json.loads(path.read_text())["models"]) if path else ("no committed figures", {})
+
+
+def comparison(rows: dict[str, dict[str, Any]], known: dict[str, dict[str, Any]]) -> str:
+    """For each seed that both have: number here, number there, difference; AP in points."""
+    lines = [f"{'':26}{'here':>10}{'committed':>12}{'difference':>12}"]
+    for name in rows.keys() & known.keys():
+        for title, metric in COMPARED.items():
+            factor = 1 if "correlation" in metric else 100
+            here, there = factor * rows[name][metric], factor * known[name][metric]
+            lines.append(f"{name + ', ' + title.strip():26}{here:10.2f}{there:12.2f}{here - there:+12.2f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 130 after Ctrl-C, which loses nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=native.ROOT / "output" / "reproduce", help="of models and logs")
+    parser.add_argument("--images", type=int, default=measure_gain.SHAPES_IMAGES, help="to measure on")
+    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; default: 1000")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="what follows goes to samples/shapes.py")
+    arguments = parser.parse_args(argv)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    sizes = arguments.images, arguments.samples
+    try:
+        rows = {f"seed {seed}": run_seed(seed, arguments.folder, *sizes, arguments.train) for seed in arguments.seeds}
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        return 2
+    print(measure_gain.table(rows))
+    name, known = committed()
+    print(f"\nbeside {name}:\n{comparison(rows, known)}\n")
+    machine.finish(
+        {**machine.describe(), "data": "shapes", "images": arguments.images, "models": rows}, arguments.output
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
