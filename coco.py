@@ -278,8 +278,8 @@ def _add_model_arguments(group: Any) -> None:
     group.add_argument(
         "--model",
         help="where to start: imagenet (a backbone), last (the newest checkpoint in LOGS), none (random weights), a "
-        f"file of any format that convert_weights.py reads, or one of {', '.join(convert_weights.PUBLISHED)}. Default: "
-        "imagenet for train, last for evaluate",
+        f"file of any format that convert_weights.py reads, or one of {', '.join(convert_weights.MODEL_NAMES)}. "
+        "Default: imagenet for train, last for evaluate",
     )
     group.add_argument(
         "--config", choices=list(CONFIGS), metavar="NAME",

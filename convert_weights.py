@@ -1054,6 +1054,12 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
+
+# Models that this project trained and brings along, each by the script of its name in samples/.
+ROOT = Path(__file__).resolve().parent
+EMBEDDED: dict[str, Path] = {"shapes": ROOT / "assets" / "shapes.pth"}
+MODEL_NAMES = (*PUBLISHED, *EMBEDDED)
+
 # --model imagenet, by backbone and style. OpenMMLab's are what mmdetection's published models started from.
 _PRETRAIN_URL = "https://download.openmmlab.com/pretrain/third_party/"
 
@@ -1075,7 +1081,7 @@ IMAGENET: dict[tuple[str, str], Published] = {
     ("resnext101_64x4d", "pytorch"): _pretrained("resnext101_64x4d", "ee2c6f71", file="resnext101_64x4d"),
     ("resnext101_32x8d", "pytorch"): _pretrained("resnext101_32x8d", "8ba56ff5"),
 }
-MODELS = Path(__file__).resolve().parent / "models"
+MODELS = ROOT / "models"
 
 
 def cache_folder() -> Path:
@@ -1086,7 +1092,7 @@ def cache_folder() -> Path:
 
 
 def find_weights(name_or_path: str | Path, backbone: str | None = None, style: str | None = None) -> Path:
-    """The file of a model: a path as it is, a published name from models/, the cache, or the network.
+    """The file of a model: a path as it is, an embedded name, a published one from models/, the cache or the network.
 
     backbone, style: of the network that is to start from "imagenet".
 
@@ -1099,6 +1105,8 @@ def find_weights(name_or_path: str | Path, backbone: str | None = None, style: s
     name = str(name_or_path)
     if name == "imagenet":
         return _fetch(_imagenet(backbone, style))
+    if name in EMBEDDED:
+        return _embedded(name)
     if name not in PUBLISHED:
         raise _unknown_model(name, path)
     return _fetch(PUBLISHED[name])
@@ -1120,10 +1128,19 @@ def _imagenet(backbone: str | None, style: str | None) -> Published:
     return published
 
 
+def _embedded(name: str) -> Path:
+    path = EMBEDDED[name]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model {name} should be in {path}, which is missing; `git checkout {path}` restores it"
+        )
+    return path
+
+
 def _unknown_model(name: str, path: Path) -> Exception:
     if path.is_dir():
         return ValueError(f"model {name} is a folder; give a checkpoint file in it")
-    names = [*PUBLISHED, "imagenet"]
+    names = [*MODEL_NAMES, "imagenet"]
     if path.suffix or len(path.parts) > 1:
         return FileNotFoundError(f"model {name} does not exist; as a name, it is none of {', '.join(names)} either")
     close = difflib.get_close_matches(name, names, n=1)
@@ -1209,6 +1226,20 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     utils.write_atomically(path, lambda stream: torch.save(dict(checkpoint), stream))
 
 
+def halved(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint in half of the bytes: matrices and filters as float16, which is read as float32 again.
+
+    Vectors stay as they are: they are few, and variances may be beyond float16.
+
+    Raises: ValueError for weights that are beyond float16.
+    """
+    tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in checkpoint["model"].items()}
+    beyond = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if beyond:
+        raise ValueError(f"--half: {utils.listed(beyond)} has numbers beyond 65504, the most that float16 can hold")
+    return {**checkpoint, "model": tensors}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_weights.py",
@@ -1225,6 +1256,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of a torchvision ResNet-50 with frozen batch norm: 0 (default) if it was trained from the published "
         "detector, 1e-5 if from an ImageNet backbone; the file does not tell",
     )
+    parser.add_argument("--half", action="store_true", help="store weights in half precision, half of the bytes")
     parser.add_argument("--force", action="store_true", help="replace DST where it exists")
     return parser
 
@@ -1244,7 +1276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = find_weights(arguments.source)
         published = None if path == Path(arguments.source).expanduser() else PUBLISHED.get(arguments.source)
         checkpoint, report = _convert(path, arguments.style or (published and published.style), names, arguments.eps)
-        save(checkpoint, target)
+        save(halved(checkpoint) if arguments.half else checkpoint, target)
     except (ValueError, OSError) as error:
         parser.exit(1, f"convert_weights.py: {error}\n")
     print(report.text(len(checkpoint["model"])))

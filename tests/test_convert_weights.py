@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from test_model import tiny_model
 from torch.nn import functional as F
 
 import convert_weights
@@ -1123,6 +1124,30 @@ def test_command_line(light, tmp_path, capsys):
         assert target.read_bytes() == before
     assert "exists; --force replaces it" in capsys.readouterr().err
     main([*arguments, "--force"])
+
+
+def test_half_precision_is_stored_and_read_as_float32(tmp_path, capsys):
+    """Matrices and filters in half of the bytes, to 11 bits; vectors, such as variances, as they are."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.backbone.stem.norm.running_var.fill_(1e5)  # beyond float16
+    source, target = tmp_path / "a.pth", tmp_path / "b.pth"
+    model.save(source)
+    main([str(source), str(target), "--half"])
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    stored, loaded = torch.load(target, weights_only=True), load_model(target, "cpu")
+    for name, tensor in model.state_dict().items():
+        assert stored["model"][name].dtype == (torch.float16 if tensor.ndim > 1 else tensor.dtype), name
+        if tensor.is_floating_point():
+            found = loaded.state_dict()[name]
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, tensor, rtol=2**-11 if tensor.ndim > 1 else 0, atol=1e-7)
+    with torch.no_grad():
+        model.box_head.box_deltas.weight[0] = 1e5
+    model.save(source)
+    with pytest.raises(SystemExit):
+        main([str(source), str(target), "--half", "--force"])
+    assert "--half: box_head.box_deltas.weight has numbers beyond 65504" in capsys.readouterr().err
 
 
 def test_command_line_errors(tmp_path, capsys):
