@@ -15,6 +15,7 @@ import torch
 import native
 import utils
 from benchmarks import (
+    ablations,
     bench_detect,
     bench_eval,
     bench_ops,
@@ -465,3 +466,87 @@ def test_mean_over_seeds():
     assert (low, high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
     with pytest.raises(ValueError, match="two of them at least, not 1"):
         measure_gain.mean_gain([1])
+
+
+def ablate(folder, *words) -> tuple[int, str]:
+    """The exit status and what is printed, of runs of a few steps."""
+    sizes = ["--steps", "4", "--images", "4", "--samples", "10", "--folder", str(folder)]
+    settings = [word for word in TINY_SHAPES if not word.startswith("STEPS_PER_EPOCH")]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = ablations.main([*sizes, *words, "--set", *settings])
+    return status, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKSCORING_KEEP_MEMORY", "0")
+        assert ablate(folder, "--seeds", "1", "--variants", ablations.BASE)[0] == 0
+        status, printed = ablate(folder, "--seeds", "0", "--output", str(folder / "all.json"))
+    assert status == 0
+    return folder, printed
+
+
+def weights_of_run(folder, name):
+    (path,) = (ablations.run_folder(folder, name, 0) / "logs").glob("*/mask_rcnn_shapes_0004.pth")
+    return torch.load(path, weights_only=True)
+
+
+def test_each_ablation_trains_what_its_name_says(ablated):
+    folder, _ = ablated
+    base = weights_of_run(folder, ablations.BASE)
+    alike = set(ablations.ALIKE)
+    for name, settings in ablations.VARIANTS.items():
+        if name in alike:
+            assert not (ablations.run_folder(folder, name, 0) / "logs").exists(), "it has the weights of another"
+            continue
+        run = weights_of_run(folder, name)
+        changed = {key for key, value in run["config"].items() if value != base["config"][key]}
+        assert changed == set(settings)
+        assert {key: run["config"][key] for key in settings} == settings
+    plain = weights_of_run(folder, ablations.AFTERWARDS)["model"]
+    (path,) = (ablations.run_folder(folder, ablations.AFTERWARDS, 0) / "head").glob("*/mask_rcnn_shapes_0002.pth")
+    after = torch.load(path, weights_only=True)["model"]
+    learned = {name.split(".")[0] for name in plain if not torch.equal(plain[name], after[name])}
+    assert learned == {"maskiou_head"}, "the detector stays as it is"
+
+
+def test_ablations_are_not_run_again_and_are_told_together(ablated):
+    """Also those of other calls: each process says what is finished so far."""
+    folder, first = ablated
+    facts = json.loads((folder / "all.json").read_text())
+    assert list(facts["runs"]) == list(ablations.VARIANTS)
+    assert {name: sorted(runs) for name, runs in facts["runs"].items()} == {
+        name: ["0", "1"] if name == ablations.BASE else ["0"] for name in ablations.VARIANTS
+    }
+    before = {path: path.read_bytes() for path in folder.glob("*/numbers.json")}
+    assert len(before) == 1 + len(ablations.VARIANTS)
+    status, printed = ablate(folder, "--seeds", "0", "--variants", "detached")
+    assert status == 0
+    assert {path: path.read_bytes() for path in folder.glob("*/numbers.json")} == before
+    assert printed.splitlines()[-10:-1] == first.splitlines()[-10:-1], "the same table"
+
+
+def test_table_of_ablations():
+    """By hand: means, and differences seed by seed, of seeds that both have."""
+
+    def run(gain, correlation=0.5):
+        return {
+            "mask AP (class score)": 0.2,
+            "mask AP": 0.2 + gain,
+            "re-scoring gain": gain,
+            "IoU correlation": correlation,
+        }
+
+    runs = {
+        ablations.BASE: {0: run(0.01), 1: run(0.02), 2: run(0.03)},
+        "detached": {0: run(0.02, 0.6), 1: run(0.04, 0.7), 2: run(0.06, 0.8)},
+        "logit 0.5": {1: run(0.0)},
+    }
+    *_, base, detached, logit = (line.split(" | ") for line in ablations.table(runs).splitlines())
+    assert base[1:] == ["3", "20.00", "22.00", "+2.00", "0.500", "- |"]
+    assert detached[1:6] == ["3", "20.00", "24.00", "+4.00", "0.700"]
+    value, low, high = measure_gain.mean_gain([0.01, 0.02, 0.03])
+    assert detached[6] == f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) |"
+    assert logit[6] == "-2.00 |"
