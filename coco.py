@@ -484,8 +484,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def check_complete(dataset: CocoDataset) -> None:
     """Raises ValueError if images of the annotation file cannot be evaluated."""
-    lost = [f"{len(what)} {problem}: {utils.listed(map(str, what), 3)}" for problem, what in dataset.skipped.items()
-            if problem.startswith("images") and "(skipped)" in problem]  # fmt: skip
+    problems = dataset.lost_images.items()
+    lost = [f"{len(what)} {problem}: {utils.listed(map(str, what), 3)}" for problem, what in problems]
     if lost:
         raise ValueError(
             f"the data set is not complete, and without these images numbers are of another one: {'; '.join(lost)}. "

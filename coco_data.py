@@ -603,6 +603,16 @@ class _Images(NamedTuple):
     usable: np.ndarray  # bool [I]
 
 
+# Problems of which an image is lost.
+_LOST = {
+    "id": "images without an id that is a whole number (skipped)",
+    "name": "images without a file_name (skipped)",
+    "outside": "images whose file_name leads out of the data folder (skipped)",
+    "size": "images without a usable height and width (skipped)",
+    "file": "images without a file (skipped)",
+}
+
+
 def _check_images(path: Path, entries: list, folder: Path, coco: bool, skipped: Skipped) -> _Images:
     """The images that are usable: of a known size, with a file inside the folder."""
     by_id = _unique_images(path, entries, skipped)
@@ -615,18 +625,18 @@ def _check_images(path: Path, entries: list, folder: Path, coco: bool, skipped: 
         inside = _inside(name)
         names.append("/".join(inside or ()))
         if not isinstance(name, str) or not name:
-            _note(skipped, "images without a file_name (skipped)", [image_id])
+            _note(skipped, _LOST["name"], [image_id])
         elif not inside:
-            _note(skipped, "images whose file_name leads out of the data folder (skipped)", [name])
+            _note(skipped, _LOST["outside"], [name])
         elif min(size) < 1 or size[0] * size[1] > utils.MAX_IMAGE_PIXELS:
-            _note(skipped, "images without a usable height and width (skipped)", [name])
+            _note(skipped, _LOST["size"], [name])
         elif inside not in files:
             missing.append(names[i])
         else:
             usable[i], sizes[i] = True, size
     if missing and not usable.any():
         raise _missing_images(folder, missing[0], coco)
-    _note(skipped, "images without a file (skipped)", missing)
+    _note(skipped, _LOST["file"], missing)
     return _Images(ids, names, sizes, usable)
 
 
@@ -636,7 +646,7 @@ def _unique_images(path: Path, entries: list, skipped: Skipped) -> dict[int, dic
         image_id = _whole(entry.get("id")) if isinstance(entry, dict) else _NO_NUMBER
         if image_id == _NO_NUMBER:
             name = entry.get("file_name") if isinstance(entry, dict) else None
-            _note(skipped, "images without an id that is a whole number (skipped)", [name or f"#{i}"])
+            _note(skipped, _LOST["id"], [name or f"#{i}"])
             continue
         if by_id.setdefault(image_id, entry) != entry:
             raise ValueError(
@@ -812,6 +822,11 @@ class CocoDataset(utils.Dataset):
         self.skipped: Skipped = {}
         # Of each load: source, image ids [I], the first row of each and the end [I + 1], annotations by image
         self._tables: list[tuple[str, np.ndarray, np.ndarray, _Table]] = []
+
+    @property
+    def lost_images(self) -> dict[str, list]:
+        """The part of skipped that is of images which could not be used."""
+        return {problem: what for problem, what in self.skipped.items() if problem in _LOST.values()}
 
     def load_coco(
         self,

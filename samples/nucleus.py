@@ -380,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--subset", help="default: train")
     parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out for validation")
     parser.add_argument("--model", default="none")
-    parser.add_argument("--epochs", type=int, default=24, help="when training ends, counted from nothing; default: 24")
+    parser.add_argument("--epochs", type=int, default=16, help="when training ends, counted from nothing; default: 16")
     parser.add_argument("--minutes", type=float, help="stop after the epoch during which they are over")
     parser.add_argument("--seed", type=int, help="of all that is random; default: 0")
     parser.add_argument("--eval-images", type=int, metavar="N", help="validate with the first N; default: all")
