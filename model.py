@@ -2103,12 +2103,16 @@ class MaskRCNN(nn.Module):
         for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
             own = (found.batch_index == i).nonzero()[:, 0]
             boxes = unmold_boxes(found.boxes[own], window, shape, self.config)
-            chunk.results[index] = self._result(found, own, boxes, shape, masks)
+            chunk.results[index] = self.to_result(found, own, boxes, shape, masks)
         self._add_seconds("masks", start)
         return [chunk.results] if chunk.is_last else []
 
-    def _result(self, found: Detections, own: Tensor, boxes: Tensor, shape, masks: str) -> dict[str, Any]:
-        """detect()'s dict of one image. own: the indices of its detections. boxes: in its pixels."""
+    def to_result(self, found: Detections, own: Tensor, boxes: Tensor, shape, masks: str) -> dict[str, Any]:
+        """detect()'s dict of one image.
+
+        found: the detections of a batch, on the CPU. own: int64 [N], the image's among them. boxes: [N, 4], theirs, in
+            pixels of the image. shape: its (height, width). masks: "array" or "rle".
+        """
         if self.config.dialect.coordinates == "normalised":  # rounding may leave nothing of a box
             large = _larger_than(boxes, 0)
             own, boxes = own[large], boxes[large]
@@ -2171,7 +2175,7 @@ class MaskRCNN(nn.Module):
         return Stages(
             *(image, gt_class_ids, gt_boxes, gt_masks),
             **{name: tensor.cpu() for name, tensor in tensors.items()},
-            result=self._result(found, torch.arange(len(boxes)), boxes, shape, "array"),
+            result=self.to_result(found, torch.arange(len(boxes)), boxes, shape, "array"),
             out=finding,
         )
 

@@ -47,16 +47,17 @@ def look_inside(model: MaskRCNN, image: np.ndarray, best: int = 30) -> Inside:
     def in_image(boxes: Tensor) -> np.ndarray:
         return unmold_boxes(boxes.cpu(), windows[0], image.shape, config).numpy()
 
-    (result,) = model.detect([image], masks="rle")
-    boxes = in_image(found.boxes)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) if len(result["rois"]) < len(boxes) else slice(None)
+    found = Detections(*(None if column is None else column.cpu() for column in found))
+    boxes = unmold_boxes(found.boxes, windows[0], image.shape, config)
+    result = model.to_result(found, torch.arange(len(boxes)), boxes, image.shape[:2], "rle")
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).numpy() if len(result["rois"]) < len(boxes) else slice(None)
     return Inside(
         anchor_count=len(anchors),
         anchors=in_image(anchors[top]),
         refined=in_image(refined),
         proposals=in_image(out["proposals"]),
-        rois=in_image(rois)[kept],  # detect() leaves out what rounding leaves nothing of
-        probs=found.mask_logits.sigmoid().cpu().numpy()[kept],
+        rois=in_image(rois)[kept],  # results leave out what rounding leaves nothing of
+        probs=found.mask_logits.sigmoid().numpy()[kept],
         result=result,
     )
 

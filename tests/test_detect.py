@@ -209,7 +209,7 @@ def test_matterport_drops_what_rounding_leaves_nothing_of(dialect, kept):
         torch.zeros(2, 4), torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
     )
     boxes = torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]])
-    result = model._result(found, torch.arange(2), boxes, (40, 40), "array")
+    result = model.to_result(found, torch.arange(2), boxes, (40, 40), "array")
     assert result["scores"].tolist() == pytest.approx(kept)
     assert result["class_ids"][-1] == 2
     assert result["masks"].shape == (40, 40, len(kept))
