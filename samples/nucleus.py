@@ -9,13 +9,15 @@
 DIR has one of two layouts:
     annotations/instances_SUBSET.json, SUBSET/...                          COCO's
     SUBSET/IMAGE_ID/images/IMAGE_ID.png, SUBSET/IMAGE_ID/masks/*.png       the Bowl's: a file a nucleus
-Training is validated on the subset val. Where there is none, a tenth of the images (--val-share) is held out by a hash
-of their names, always the same ones; evaluate with the same --subset and --val-share looks at these alone.
+Training is validated on the subset val. Where there is none, a tenth of the images is held out by a hash of their
+names, always the same ones; evaluate --subset train --val-share 0.1 looks at these alone.
 """
 
 import argparse
 import copy
+import csv
 import hashlib
+import io
 import os
 import random
 import sys
@@ -29,16 +31,20 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from PIL import Image
+from tqdm import tqdm
 
 import coco
 import convert_weights
 import training
 import utils
+import visualize
 from coco_data import CocoDataset
 from config import Config, parse_settings
 from model import MaskRCNN, is_backbone, read_checkpoint
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
+VAL_SHARE = 0.1
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 ############################################################
@@ -134,7 +140,7 @@ class NucleusDataset(CocoDataset):
             self.layout = "COCO"
             self.load_annotations(folder / name, folder / subset, "nuclei")
             return
-        entries = sorted((folder / subset).glob("*/images/*"))
+        entries = [path for path in sorted((folder / subset).glob("*/images/*")) if path.suffix.lower() in SUFFIXES]
         if not entries:
             raise FileNotFoundError(_expected(folder, subset))
         self.layout = "Data Science Bowl"
@@ -142,19 +148,20 @@ class NucleusDataset(CocoDataset):
         if without:
             raise ValueError(
                 f"{folder / subset}: {len(without)} of {len(entries)} images have no folder masks, such as "
-                f"{without[0]}; nothing can be learned from them or compared with them. Is it a subset for detection?"
+                f"{without[0]}; without masks there is nothing to learn and nothing to compare with: only detect "
+                "takes such a subset"
             )
         self.add_images(entries, [entry.parents[1].name for entry in entries])
 
     def add_images(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
         """Registers image files. names: what to call them in results; by default as the files, without the suffix.
 
-        Raises: ValueError if two have one name, or a file is no image.
+        Raises: ValueError if two have one name.
         """
         names = [path.stem for path in paths] if names is None else names
         twice = [name for name, other in zip(sorted(names), sorted(names)[1:], strict=False) if name == other]
         if twice:
-            raise ValueError(f"two images are called {twice[0]}: results could not be told apart")
+            raise ValueError(f"two images are called {twice[0]}: their results could not be told apart")
         self.layout = self.layout or "images"
         self.add_class("nuclei", 1, "nucleus")
         for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
@@ -173,14 +180,15 @@ class NucleusDataset(CocoDataset):
     def load_instances(self, image_id: int) -> utils.Instances:
         """The nuclei as run-length codes. The Bowl's files of masks are read once.
 
-        Raises: ValueError for a mask that is no image, or of another size than its image.
+        Raises: ValueError for a mask that cannot be read, or is of another size than its image.
         """
         info = self.image_info[image_id]
         if "name" not in info:
             return super().load_instances(image_id)
         if "rles" not in info:
-            folder = Path(info["path"]).parents[1] / "masks"
-            info["rles"] = [_read_mask(path) for path in sorted(folder.glob("*.png"))]
+            paths = sorted((info["path"].parents[1] / "masks").glob("*.png"))
+            size = self.load_image(image_id).shape[:2]
+            info["rles"] = [utils.mask_to_rle(_read_mask(path, size)) for path in paths]
         return utils.Instances(np.ones(len(info["rles"]), np.int32), info["rles"])
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +210,16 @@ class NucleusDataset(CocoDataset):
         return [entry for entry in found if entry["area"]]
 
 
-def _read_mask(path: Path) -> dict:
-    return utils.mask_to_rle(utils.read_image(path).any(axis=2))
+def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W], what is not black in a file. size: (H, W), which it has to have."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L") if image.mode in ("LA", "PA", "RGBA") else image)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged PNG
+        raise ValueError(f"mask {path} cannot be read: {error}") from None
+    if pixels.shape[:2] != size:
+        raise ValueError(f"mask {path} has {pixels.shape[:2]} pixels (height, width), its image {size}")
+    return pixels.astype(bool) if pixels.ndim == 2 else pixels.any(axis=2)
 
 
 def _expected(folder: Path, subset: str) -> str:
@@ -214,10 +230,12 @@ def _expected(folder: Path, subset: str) -> str:
     jsons = [path.stem.removeprefix("instances_") for path in sorted(folder.glob("annotations/instances_*.json"))]
     bowl = sorted({path.parents[2].name for path in folder.glob("*/*/images/*.png")})
     known = jsons + [name for name in bowl if name not in jsons]
+    hint = f"--subset can be {utils.listed(known)}" if known else "Is it a folder too high or too deep?"
+    if (folder / subset).is_dir():
+        hint += f"; detect takes images alone by --dataset {folder / subset}, without --subset"
     return (
         f"--dataset {folder} has no subset {subset!r}: expected annotations/instances_{subset}.json and {subset}/, or "
-        f"{subset}/IMAGE_ID/images/*.png; found {there}. "
-        + (f"--subset can be {utils.listed(known)}" if known else "Is it a folder too high or too deep?")
+        f"{subset}/IMAGE_ID/images/*.png; found {there}. {hint}"
     )
 
 
@@ -227,7 +245,7 @@ def is_held_out(name: str, share: float) -> bool:
 
 
 def make_dataset(
-    dataset_dir: str | Path, subset: str, part: str = "all", val_share: float = 0.1, masks: bool = True
+    dataset_dir: str | Path, subset: str, part: str = "all", val_share: float = VAL_SHARE, masks: bool = True
 ) -> NucleusDataset:
     """The images of a subset, ready to use. Whatever categories a COCO file has count as one: nucleus.
 
@@ -245,7 +263,7 @@ def make_dataset(
         held_out = [is_held_out(dataset.name(image_id), val_share) for image_id in dataset.image_ids]
         dataset.keep([held == (part == "held out") for held in held_out])
         if not dataset.image_info:
-            raise ValueError(f"--val-share {val_share:g} of {count} images leaves none for the part {part!r}")
+            raise ValueError(f"--val-share {val_share:g} of {count} images leaves none that are {part!r}")
     dataset.prepare({f"{info['source']}.{info['id']}": "nucleus" for info in dataset.class_info[1:]})
     of_all = "" if part == "all" else f" of {count}, {part}"
     print(f"{dataset_dir}: {subset}, layout {dataset.layout}, {dataset.num_images} images{of_all}")
@@ -269,7 +287,77 @@ def augment(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 ############################################################
-#  Command line
+#  Submission
+############################################################
+
+# A line a nucleus: the image, and runs of its pixels as "start length start length", counted from 1 down the columns.
+
+
+def rle_encode(mask: np.ndarray) -> str:
+    """The runs of a mask, bool [H, W]; empty if it is."""
+    values, starts, lengths = _runs(np.asarray(mask) != 0)
+    return _text(starts[values == 1], lengths[values == 1])
+
+
+def rle_decode(text: str, shape: Sequence[int]) -> np.ndarray:
+    """The mask of runs: undoes rle_encode.
+
+    shape: (H, W). Returns: bool [H, W].
+    Raises: ValueError for what is not pairs of whole numbers, ascending and inside of the image.
+    """
+    height, width = map(int, shape)
+    words = text.split()
+    mask, end = np.zeros(height * width, bool), 0
+    if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f"EncodedPixels must be pairs of whole numbers, start and length, not {text[:60]!r}")
+    for start, length in zip(map(int, words[::2]), map(int, words[1::2]), strict=True):
+        first, end = end, start - 1 + length
+        if not first < start <= end <= height * width:
+            raise ValueError(
+                f"EncodedPixels: the run {start} {length} must have a pixel, begin after pixel {first} and end by "
+                f"pixel {height * width}, the last of {height} x {width}; is the shape (height, width)?"
+            )
+        mask[start - 1 : end] = True
+    return mask.reshape(width, height).T
+
+
+def mask_to_rle(image_id: str, masks: np.ndarray | list[dict], scores: Sequence[float]) -> str:
+    """The lines of an image, best first. A pixel belongs to the best of the masks that have it, for nuclei must not
+    overlap. One line with an empty field if nothing is left.
+
+    masks: bool [H, W, N], or N run-length codes of COCO's, as detect() returns. scores: [N].
+
+    Raises: ValueError if masks and scores differ in number.
+    """
+    rles = masks if isinstance(masks, list) else utils.mask_to_rle(np.asarray(masks))
+    if len(rles) != len(scores):
+        raise ValueError(f"masks and scores must be of the same nuclei, not {len(rles)} and {len(scores)}")
+    labels = np.zeros(rles[0]["size"] if rles else (0, 0), np.int32)  # 1 for the best
+    ranks = np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()
+    for label, i in reversed(list(enumerate(ranks, start=1))):
+        y, x, crop = utils.rle_to_crop(rles[i])
+        labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = label
+    values, starts, lengths = _runs(labels)
+    own = [values == label for label in range(1, len(rles) + 1)]
+    rows = [(image_id, _text(starts[runs], lengths[runs])) for runs in own if runs.any()]
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows or [(image_id, "")])
+    return lines.getvalue().removesuffix("\n")
+
+
+def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The value, first pixel and length of each run of equal numbers [H, W], down the columns."""
+    flat = labels.ravel("F").astype(np.int32)
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] - 1))
+    return flat[starts], starts, np.diff(starts, append=flat.size)
+
+
+def _text(starts: np.ndarray, lengths: np.ndarray) -> str:
+    return " ".join(map(str, np.stack([starts + 1, lengths], axis=1).ravel().tolist()))
+
+
+############################################################
+#  Train
 ############################################################
 
 
@@ -287,15 +375,15 @@ class TimeLimit:
 
 def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, NucleusDataset]:
     """What is trained on, and what is validated with: the subset val, or what is held out."""
-    folder, subset = arguments.dataset, arguments.subset or "train"
+    folder, subset, share = arguments.dataset, arguments.subset or "train", arguments.val_share
     has_val = (folder / "annotations" / "instances_val.json").is_file() or any(folder.glob("val/*/images"))
-    if has_val and arguments.val_share is None:
+    if has_val and share is None and subset != "val":
         return make_dataset(folder, subset), make_dataset(folder, "val")
-    share = 0.1 if arguments.val_share is None else arguments.val_share
-    parts = [make_dataset(folder, subset, part, share) for part in ("rest", "held out")]
-    names = [parts[1].name(image_id) for image_id in parts[1].image_ids]
+    share = VAL_SHARE if share is None else share
+    rest, held_out = (make_dataset(folder, subset, part, share) for part in ("rest", "held out"))
+    names = [held_out.name(image_id) for image_id in held_out.image_ids]
     print(f"held out for validation, by a hash of their names: {utils.listed(names)}")
-    return parts[0], parts[1]
+    return rest, held_out
 
 
 # What belongs to weights; all else is this sample's.
@@ -364,6 +452,26 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
     return 128 + progress.interrupted if progress.interrupted else 0
 
 
+############################################################
+#  Evaluate and detect
+############################################################
+
+
+def load_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> MaskRCNN:
+    """The model of a checkpoint, to look at whole images.
+
+    Raises: ValueError for a model of other classes; else as convert_weights.load_model.
+    """
+    name = arguments.model
+    path = training.find_last(arguments.logs, NucleusConfig.NAME) if name == "last" else name
+    model = convert_weights.load_model(path, arguments.device, **{**INFERENCE_SETTINGS, **settings})
+    if model.config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
+        raise ValueError(
+            f"--model {name} knows {utils.listed(model.class_names[1:], 3)}, not nuclei; training can start from it"
+        )
+    return model
+
+
 def evaluate_nuclei(
     model: MaskRCNN, dataset: NucleusDataset, image_ids: Sequence[int] | None = None, verbose: bool = True
 ) -> dict[str, float]:
@@ -372,28 +480,114 @@ def evaluate_nuclei(
     return coco.evaluate_dataset(model, dataset, image_ids, MAX_DETS, verbose)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
+def evaluate(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Print COCO-style AP of a subset, or of what is held out of it; with --output, write a report."""
+    model = load_model(arguments, settings)
+    part = "all" if arguments.val_share is None else "held out"
+    dataset = make_dataset(arguments.dataset, arguments.subset or "val", part, arguments.val_share or 0)
+    image_ids = dataset.image_ids[: arguments.eval_images]
+    if arguments.output is None:
+        evaluate_nuclei(model, dataset, image_ids)
+        return
+    model.category_ids = dataset.category_ids
+    facts = {"data": f"{arguments.subset or 'val'} in {arguments.dataset}"}
+    coco.evaluate_to_folder(model, dataset, arguments.output, image_ids, MAX_DETS, facts=facts)
+
+
+def find_images(path: Path, subset: str | None) -> NucleusDataset:
+    """What to look for nuclei in: a subset of a data set, the images of a folder, or one image.
+
+    Raises: FileNotFoundError if there is none; ValueError as NucleusDataset.add_images.
+    """
+    if subset is not None:
+        return make_dataset(path, subset, masks=False)
+    if not path.exists():
+        raise FileNotFoundError(f"--dataset {path}: there is no such file or folder")
+    paths = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not paths:
+        raise FileNotFoundError(
+            f"--dataset {path} has no images ({', '.join(sorted(SUFFIXES))}); of a data set, name the --subset, too"
+        )
+    dataset = NucleusDataset()
+    dataset.add_images(paths)
+    dataset.prepare()
+    return dataset
+
+
+def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Write a picture of each image with its nuclei, and submit.csv. Images that cannot be read are told at the end."""
+    dataset, folder = find_images(arguments.dataset, arguments.subset), arguments.output or Path("results")
+    pictures = [folder / f"{dataset.name(image_id)}.png" for image_id in dataset.image_ids]
+    replaced = {path.resolve() for path in pictures} & {Path(info["path"]).resolve() for info in dataset.image_info}
+    if replaced:
+        raise ValueError(f"--output {folder} would replace {min(replaced)} and others; choose another folder")
+    model = load_model(arguments, {"DETECTION_MIN_CONFIDENCE": 0.5, **settings})
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, failures = ["ImageId,EncodedPixels"], []
+    for image_id, path in zip(tqdm(dataset.image_ids, unit="image"), pictures, strict=True):
+        try:
+            image = dataset.load_image(image_id)
+        except (OSError, ValueError) as error:
+            failures.append(str(error))
+            continue
+        (found,) = model.detect([image], masks="rle")
+        scores = found["mask_scores"]
+        lines.append(mask_to_rle(dataset.name(image_id), found["masks"], scores))
+        picture = visualize.draw_instances(image, found["rois"], found["masks"], alpha=0.3)
+        utils.write_atomically(path, lambda file, picture=picture: Image.fromarray(picture).save(file, "PNG"))
+    text = "\n".join([*lines, ""])
+    utils.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
+    nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))
+    print(f"{folder}: {len(lines) - 1} pictures and submit.csv with {nuclei} nuclei")
+    if failures:
+        raise ValueError(f"{len(failures)} images could not be read: {utils.listed(failures, 3)}")
+
+
+############################################################
+#  Command line
+############################################################
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train"])
-    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="the folder of the data set")
-    parser.add_argument("--subset", help="default: train")
-    parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out for validation")
-    parser.add_argument("--model", default="none")
+    parser.add_argument("command", choices=["train", "evaluate", "detect"])
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="see above")
+    parser.add_argument("--subset", help="default: train for train, val for evaluate; detect without it: images of DIR")
+    parser.add_argument(
+        "--model", help="last, a checkpoint, or a name that convert_weights.py knows; to train, also none (random "
+        "weights) and imagenet. Default: none for train, else last",
+    )  # fmt: skip
+    parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out; default: see above")
     parser.add_argument("--epochs", type=int, default=16, help="when training ends, counted from nothing; default: 16")
-    parser.add_argument("--minutes", type=float, help="stop after the epoch during which they are over")
-    parser.add_argument("--seed", type=int, help="of all that is random; default: 0")
-    parser.add_argument("--eval-images", type=int, metavar="N", help="validate with the first N; default: all")
-    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="of trainings; default: logs")
+    parser.add_argument("--minutes", type=float, help="training stops after the epoch during which they are over")
+    parser.add_argument("--seed", type=int, help="of all that is random in training; default: 0")
+    parser.add_argument("--eval-images", type=int, metavar="N", help="evaluate the first N images only; default: all")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="of trainings; default: logs")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="of detect; default: results. Of evaluate, to get a report"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
+    arguments = build_parser().parse_args(argv)
+    arguments.model = arguments.model or ("none" if arguments.command == "train" else "last")
     try:
+        for name in ("epochs", "minutes", "eval_images"):
+            if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {getattr(arguments, name)}")
         settings = parse_settings(arguments.set)
-        return {"train": train}[arguments.command](arguments, settings) or 0
+        return {"train": train, "evaluate": evaluate, "detect": detect}[arguments.command](arguments, settings) or 0
     except (OSError, ValueError) as error:
         print(f"nucleus.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nnucleus.py: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

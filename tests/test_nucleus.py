@@ -1,0 +1,675 @@
+"""samples/nucleus.py: both layouts of its data set, submissions, and its command line on a tiny model."""
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_layout import ROOT
+from test_shapes import TINY
+
+import coco
+import convert_weights
+import evaluation
+import training
+import utils
+from config import Config
+from model import MaskRCNN, read_checkpoint
+from samples import nucleus
+
+DATA = ROOT.parent / "shared" / "data" / "nuclei"
+SETTINGS = {
+    **TINY, "IMAGE_MIN_DIM": 64, "IMAGE_MAX_DIM": 64, "IMAGES_PER_GPU": 2, "STEPS_PER_EPOCH": 2, "VALIDATION_STEPS": 1,
+    "EVAL_EVERY": 1, "TRAIN_DTYPE": "float32", "SCALE_JITTER": None,
+}  # fmt: skip
+SET = ["--set", *(f"{name}={value}" for name, value in SETTINGS.items())]
+IDS = ("a005", "b2e1", "c008", "d001")  # only the third is held out, of shares from 0.1 to 0.6
+
+
+def picture(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bright discs on black, no two overlapping, of other places and sizes in each image: [H, W, 3] and [H, W, N]."""
+    rng = np.random.default_rng(number)
+    height, width = 40 + 8 * (number % 2), 48
+    y, x = np.mgrid[:height, :width]
+    radii = rng.uniform(4, 7, (2, 3))
+    discs = [(y - 12 - 18 * i) ** 2 + (x - 8 - 16 * j) ** 2 < radii[i, j] ** 2 for i in range(2) for j in range(3)]
+    masks = np.stack(discs[: 4 + number % 3], axis=-1)
+    image = np.where(masks.any(axis=2), 200, 10) + rng.integers(0, 10, (height, width))
+    return image.astype(np.uint8)[..., None].repeat(3, axis=2), masks
+
+
+def write_coco(folder, subset, numbers=range(4), category_ids=(1,), first=528):
+    """COCO's layout, with uncompressed RLEs that are no crowds. Ids count from `first`, as in the real val."""
+    (folder / subset).mkdir(parents=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images, annotations = [], []
+    for number in numbers:
+        image, masks = picture(number)
+        Image.fromarray(image).save(folder / subset / f"{IDS[number]}.png")
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        images.append({"id": first + number, "file_name": f"{IDS[number]}.png", **size})
+        for i, rle in enumerate(utils.mask_to_rle(masks)):
+            annotations.append({
+                "id": 100 * number + i + 1, "image_id": first + number, "iscrowd": 0, "area": utils.rle_area(rle),
+                "category_id": category_ids[i % len(category_ids)], "segmentation": utils.rle_to_json(rle),
+            })  # fmt: skip
+    categories = [{"id": category, "name": f"kind {category}"} for category in category_ids]
+    contents = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(contents))
+    return folder
+
+
+def write_bowl(folder, subset, numbers=range(4), has_masks=True):
+    """The Bowl's layout: RGBA images, and a file a mask."""
+    for number in numbers:
+        image, masks = picture(number)
+        own = folder / subset / IDS[number]
+        (own / "images").mkdir(parents=True)
+        Image.fromarray(image).convert("RGBA").save(own / "images" / f"{IDS[number]}.png")
+        if has_masks:
+            (own / "masks").mkdir()
+            for i in range(masks.shape[2]):
+                Image.fromarray(masks[..., i].astype(np.uint8) * 255).save(own / "masks" / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of a tiny untrained model, as training would write it: of crops."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.manual_seed(0)
+    MaskRCNN(nucleus.NucleusConfig(**SETTINGS)).save(path)
+    return path
+
+
+############################################################
+#  Data set
+############################################################
+
+
+@pytest.mark.parametrize(("write", "layout"), [(write_coco, "COCO"), (write_bowl, "Data Science Bowl")])
+def test_both_layouts_hold_the_same(write, layout, tmp_path, capsys):
+    dataset = nucleus.make_dataset(write(tmp_path, "train"), "train")
+    assert capsys.readouterr().out == f"{tmp_path}: train, layout {layout}, 4 images\n"
+    assert dataset.layout == layout
+    assert dataset.class_names == ["BG", "nucleus"]
+    assert [dataset.name(image_id) for image_id in dataset.image_ids] == list(IDS)
+    for image_id in dataset.image_ids:
+        image, masks = picture(image_id)
+        np.testing.assert_array_equal(dataset.load_image(image_id), image)
+        class_ids, rles, _ = dataset.load_instances(image_id)
+        assert isinstance(rles, list)
+        assert class_ids.tolist() == [1] * masks.shape[2], "no crowds, though they are RLEs"
+        np.testing.assert_array_equal(utils.rle_to_mask(rles), masks)
+        np.testing.assert_array_equal(dataset.load_mask(image_id)[0], masks)
+        assert dataset.load_mask(image_id)[1].tolist() == [1] * masks.shape[2]
+
+
+@pytest.mark.parametrize("write", [write_coco, write_bowl])
+def test_both_layouts_can_be_evaluated(write, tmp_path):
+    dataset = nucleus.make_dataset(write(tmp_path, "val"), "val")
+    contents = evaluation.ground_truth(dataset)
+    first = 528 if write is write_coco else 1  # ids are those of the file
+    assert [image["id"] for image in contents["images"]] == [first + number for number in range(4)]
+    _, masks = picture(2)
+    found = [entry for entry in contents["annotations"] if entry["image_id"] == first + 2]
+    assert [entry["area"] for entry in found] == masks.sum(axis=(0, 1)).tolist()
+    rows, columns = np.nonzero(masks[..., 1])
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert found[1]["bbox"] == [columns.min(), rows.min(), width, height]
+    assert [entry["iscrowd"] for entry in found] == [0] * masks.shape[2]
+    np.testing.assert_array_equal(utils.rle_to_mask(found[1]["segmentation"]), masks[..., 1])
+
+
+def test_all_categories_are_nuclei(tmp_path):
+    dataset = nucleus.make_dataset(write_coco(tmp_path, "train", category_ids=(5, 7, 0)), "train")
+    assert dataset.class_names == ["BG", "nucleus"]
+    assert dataset.load_instances(1).class_ids.tolist() == [1] * 5
+    assert dataset.category_ids == [0, 0]  # the first one's
+    assert {entry["category_id"] for entry in dataset.annotations(1)} == {0}
+
+
+def test_masks_are_read_once(tmp_path):
+    dataset = nucleus.make_dataset(write_bowl(tmp_path, "train"), "train")
+    before = dataset.load_instances(0)
+    for path in (tmp_path / "train" / IDS[0] / "masks").iterdir():
+        path.unlink()
+    assert dataset.load_instances(0).masks == before.masks
+    assert dataset.load_instances(1).masks != before.masks
+
+
+@pytest.mark.parametrize("kind", ["1", "0 and 1", "16 bits", "RGB", "RGBA", "palette"])
+def test_masks_are_what_is_not_black(kind, tmp_path):
+    mask = picture(0)[1][..., 0]
+    dataset = nucleus.make_dataset(write_bowl(tmp_path, "train"), "train")
+    image = {
+        "1": lambda: Image.fromarray(mask),
+        "0 and 1": lambda: Image.fromarray(mask.astype(np.uint8)),
+        "16 bits": lambda: Image.fromarray(mask.astype(np.uint16)),
+        "RGB": lambda: Image.fromarray(mask[..., None] * np.array([0, 0, 90], np.uint8)),
+        "RGBA": lambda: Image.fromarray(mask.astype(np.uint8) * 255).convert("RGBA"),
+        "palette": lambda: Image.fromarray(mask.astype(np.uint8) * 255).convert("P"),
+    }[kind]()
+    image.save(tmp_path / "train" / IDS[0] / "masks" / "0.png")
+    np.testing.assert_array_equal(dataset.load_mask(0)[0][..., 0], mask)
+
+
+def test_an_image_without_nuclei_and_an_empty_mask(tmp_path):
+    write_bowl(tmp_path, "train")
+    for path in (tmp_path / "train" / IDS[0] / "masks").iterdir():
+        path.unlink()
+    Image.new("L", (48, 48)).save(tmp_path / "train" / IDS[1] / "masks" / "empty.png")
+    dataset = nucleus.make_dataset(tmp_path, "train")
+    assert dataset.load_mask(0)[0].shape == (40, 48, 0)
+    assert dataset.annotations(0) == []
+    assert len(dataset.load_instances(1).masks) == 6
+    assert len(dataset.annotations(1)) == 5
+
+
+def test_masks_that_do_not_fit_are_named(tmp_path):
+    dataset = nucleus.make_dataset(write_bowl(tmp_path, "train"), "train")
+    path = tmp_path / "train" / IDS[0] / "masks" / "0.png"
+    Image.new("L", (40, 48)).save(path)
+    with pytest.raises(ValueError, match=r"0.png has \(48, 40\) pixels \(height, width\), its image \(40, 48\)"):
+        dataset.load_instances(0)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"mask .*0.png cannot be read"):
+        dataset.load_instances(0)
+    path.write_text("no picture")
+    with pytest.raises(ValueError, match=r"mask .*0.png cannot be read"):
+        dataset.load_mask(0)
+
+
+def test_wrong_folders_are_explained(tmp_path):
+    write_coco(tmp_path / "coco", "val")
+    write_bowl(tmp_path / "bowl", "stage1_train", [0])
+    write_bowl(tmp_path / "bowl", "stage1_test", [1, 2], has_masks=False)
+    (tmp_path / "flat").mkdir()
+    for folder, subset, expected in [
+        ("nowhere", "train", "nowhere: there is no such folder"),
+        ("coco", "train", r"expected annotations/instances_train.json and train/, or train/IMAGE_ID/images/\*.png; "
+         "found annotations, val. --subset can be val"),
+        ("bowl", "train", "found stage1_test, stage1_train. --subset can be stage1_test, stage1_train"),
+        ("flat", "train", "found nothing. Is it a folder too high or too deep?"),
+        ("bowl/stage1_train", IDS[0], "images alone by --dataset .*without --subset"),
+    ]:  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=expected):
+            nucleus.make_dataset(tmp_path / folder, subset)
+    with pytest.raises(ValueError, match=r"2 of 2 images have no folder masks, such as b2e1; .*only detect takes"):
+        nucleus.make_dataset(tmp_path / "bowl", "stage1_test")
+    assert nucleus.make_dataset(tmp_path / "bowl", "stage1_test", masks=False).num_images == 2
+
+
+def test_two_images_of_one_name(tmp_path):
+    for path in ("x.png", "x.tif"):
+        Image.new("L", (8, 8)).save(tmp_path / path)
+    with pytest.raises(ValueError, match="two images are called x"):
+        nucleus.find_images(tmp_path, None)
+
+
+@given(names=st.sets(st.text(min_size=1), min_size=1), share=st.floats(0, 1))
+def test_what_is_held_out_depends_on_its_name_alone(names, share):
+    held_out = {name for name in names if nucleus.is_held_out(name, share)}
+    assert all(nucleus.is_held_out(name, min(1, share * 1.5)) for name in held_out), "a larger share holds more"
+    assert not any(nucleus.is_held_out(name, 0) for name in names)
+    assert all(nucleus.is_held_out(name, 1) for name in names)
+
+
+def test_a_tenth_is_held_out():
+    names = [f"{number:064x}" for number in range(2000)]
+    assert sum(nucleus.is_held_out(name, 0.1) for name in names) == pytest.approx(200, abs=40)
+    assert [nucleus.is_held_out(name, 0.5) for name in IDS] == [False, False, True, False]  # on any machine
+
+
+@pytest.mark.parametrize("write", [write_coco, write_bowl])
+def test_the_parts_make_up_the_whole(write, tmp_path, capsys):
+    write(tmp_path, "train")
+    rest, held_out = (nucleus.make_dataset(tmp_path, "train", part, 0.5) for part in ("rest", "held out"))
+    assert [held_out.name(i) for i in held_out.image_ids] == ["c008"]
+    assert [rest.name(i) for i in rest.image_ids] == ["a005", "b2e1", "d001"]
+    np.testing.assert_array_equal(held_out.load_mask(0)[0], picture(2)[1])
+    np.testing.assert_array_equal(rest.load_mask(2)[0], picture(3)[1])
+    assert "1 images of 4, held out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--val-share 0 of 4 images leaves none that are 'held out'"):
+        nucleus.make_dataset(tmp_path, "train", "held out", 0)
+    with pytest.raises(ValueError, match="--val-share 1 of 4 images leaves none that are 'rest'"):
+        nucleus.make_dataset(tmp_path, "train", "rest", 1)
+    with pytest.raises(ValueError, match="part must be 'all', 'held out' or 'rest', not 'half'"):
+        nucleus.make_dataset(tmp_path, "train", "half")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/ is not here: the images may not be in the repository")
+@pytest.mark.parametrize(("subset", "images", "nuclei", "most"), [("train", 527, 23084, 369), ("val", 95, 4844, 375)])
+def test_the_real_data(subset, images, nuclei, most):
+    dataset = nucleus.make_dataset(DATA, subset)
+    counts = [len(dataset.load_instances(image_id).masks) for image_id in dataset.image_ids]
+    assert (dataset.num_images, sum(counts), max(counts)) == (images, nuclei, most)
+    assert dataset.skipped == {}
+    assert (dataset.load_instances(0).class_ids == 1).all()
+    crowded = int(np.argmax(counts))
+    assert dataset.load_mask(crowded)[0].shape == (*dataset.load_image(crowded).shape[:2], most)
+
+
+############################################################
+#  Configuration and augmentation
+############################################################
+
+
+def test_the_detector_has_the_very_weights_and_other_settings():
+    model = MaskRCNN(nucleus.NucleusConfig(**SETTINGS))
+    detector = nucleus.detector_of(model)
+    image = picture(0)[0]
+    detector.eval()
+    before = detector.detect([image])[0]["scores"]
+    with torch.no_grad():
+        model.box_head.class_logits.bias.add_(torch.tensor([0.0, 1.0]))
+    assert not np.allclose(detector.detect([image])[0]["scores"], before)
+    plan_of = training.TrainingData
+    assert plan_of(nucleus_of_one(image), model.config).sample(0).shape == (64, 64), "training sees crops"
+    assert detector.mold_inputs([image])[0].shape == (1, 128, 128, 3), "40 x 48 enlarged twice and padded"
+    assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("crop", 2)
+    detector.category_ids = [0, 7]
+    assert model.category_ids == [0, 1]
+
+
+def nucleus_of_one(image: np.ndarray) -> utils.Dataset:
+    """A data set of this one image without nuclei."""
+    dataset = utils.Dataset()
+    dataset.add_class("nuclei", 1, "nucleus")
+    dataset.add_image("nuclei", 1, None)
+    dataset.load_image = lambda image_id: image
+    dataset.load_mask = lambda image_id: (np.zeros((*image.shape[:2], 0), bool), np.zeros(0, np.int32))
+    dataset.prepare()
+    return dataset
+
+
+def test_image_and_masks_turn_together():
+    image, masks = picture(1)
+    seen = set()
+    for seed in range(30):
+        random.seed(seed)
+        turned, turned_masks = nucleus.augment(image, masks)
+        np.testing.assert_array_equal(turned[..., 0] >= 100, turned_masks.any(axis=2))
+        assert turned_masks.shape == (*turned.shape[:2], masks.shape[2])
+        seen.add(turned.tobytes())
+    assert seen == {np.rot90(image, turns).tobytes() for turns in range(4)}
+
+
+def test_samples_are_repeatable_and_in_eight_ways(tmp_path):
+    dataset = nucleus.make_dataset(write_coco(tmp_path, "train"), "train")
+    config = nucleus.NucleusConfig(IMAGE_RESIZE_MODE="none", COLOR_JITTER=0, SCALE_JITTER=None)
+    data = training.TrainingData(dataset, config, nucleus.augment)
+    samples = [data.sample(0, seed) for seed in range(60)]
+    assert len({(sample.shape, sample.image.numpy().tobytes()) for sample in samples}) == 8
+    for seed in (0, 1, 2):
+        again = data.sample(0, seed)
+        assert torch.equal(again.image, samples[seed].image)
+        assert torch.equal(again.masks.pixels, samples[seed].masks.pixels)
+    for sample in samples[:8]:
+        for box in sample.boxes.int().tolist():
+            assert sample.image[box[0] : box[2], box[1] : box[3]].max() >= 200
+
+
+############################################################
+#  Submission
+############################################################
+
+MASKS = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9))
+
+
+def test_runs_by_hand():
+    mask = np.array([[1, 1, 0], [0, 1, 1]], bool)  # down the columns: 1 0, 1 1, 0 1
+    assert nucleus.rle_encode(mask) == "1 1 3 2 6 1"
+    assert nucleus.rle_encode(mask.T) == "1 2 5 2"
+    assert nucleus.rle_encode(np.zeros((2, 3))) == ""
+    assert nucleus.rle_encode(np.full((2, 3), 255)) == "1 6"
+    np.testing.assert_array_equal(nucleus.rle_decode("2 2 5 1", (2, 3)), [[0, 1, 1], [1, 0, 0]])
+
+
+@given(MASKS)
+def test_decoding_undoes_encoding(mask):
+    text = nucleus.rle_encode(mask)
+    np.testing.assert_array_equal(nucleus.rle_decode(text, mask.shape), mask)
+    numbers = [int(word) for word in text.split()]
+    assert sum(numbers[1::2]) == mask.sum()
+    assert all(end < start for end, start in zip(np.add(numbers[::2], numbers[1::2])[:-1], numbers[2::2], strict=True))
+
+
+@pytest.mark.parametrize("text", ["1", "0 2", "1 0", "3 1 1 1", "1 2 2 1", "6 2", "1 -1", "a b", "1.0 2", "9 99999999"])
+def test_bad_runs_are_refused(text):
+    with pytest.raises(ValueError, match="EncodedPixels"):
+        nucleus.rle_decode(text, (2, 3))
+
+
+@st.composite
+def scored_masks(draw):
+    """Masks [H, W, N] and scores [N], of which some are equal."""
+    height, width, count = draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(0, 6))
+    masks = draw(arrays.arrays(bool, (height, width, count)))
+    return masks, np.array(draw(st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=count, max_size=count)))
+
+
+@given(scored_masks())
+def test_nuclei_do_not_overlap_and_the_better_has_the_pixel(case):
+    masks, scores = case
+    lines = nucleus.mask_to_rle("cell", masks, scores).split("\n")
+    assert lines == nucleus.mask_to_rle("cell", utils.mask_to_rle(masks), scores).split("\n"), "of any kind of masks"
+    found = [nucleus.rle_decode(line.removeprefix("cell,"), masks.shape[:2]) for line in lines]
+    free, expected = np.ones(masks.shape[:2], bool), []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        expected.append(masks[..., i] & free)
+        free &= ~masks[..., i]
+    expected = [mask for mask in expected if mask.any()] or [np.zeros(masks.shape[:2], bool)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_lines_by_hand():
+    masks = np.zeros((2, 3, 3), bool)
+    masks[:, :2, 0] = masks[0, :, 1] = masks[0, 0, 2] = True
+    assert nucleus.mask_to_rle("x", masks, [0.2, 0.7, 0.1]) == "x,1 1 3 1 5 1\nx,2 1 4 1"
+    assert nucleus.mask_to_rle("x", masks[..., :0], []) == "x,"
+    assert nucleus.mask_to_rle("x", [], []) == "x,"
+    assert nucleus.mask_to_rle("a,b", masks[..., 2:], [1]) == '"a,b",1 1'
+    with pytest.raises(ValueError, match="masks and scores must be of the same nuclei, not 3 and 2"):
+        nucleus.mask_to_rle("x", masks, [0.2, 0.7])
+
+
+############################################################
+#  Command line
+############################################################
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data set in COCO's layout, and the logs of two epochs of training on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    for subset in ("train", "val"):
+        write_coco(folder / "data", subset)
+    command = ["train", "--dataset", str(folder / "data"), "--logs", str(folder / "logs"), "--device", "cpu"]
+    assert nucleus.main([*command, "--epochs", "2", "--seed", "3", "--eval-images", "2", *SET]) == 0
+    return folder
+
+
+def test_training_writes_what_all_else_needs(trained):
+    path = training.find_last(trained / "logs", "nuclei")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["training"]["epoch"] == 2
+    assert checkpoint["class_names"] == ["BG", "nucleus"]
+    assert (checkpoint["config"]["SEED"], checkpoint["config"]["IMAGE_RESIZE_MODE"]) == (3, "crop")
+    lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    assert sum("mask AP" in json.dumps(line) for line in lines) == 2, "each epoch is evaluated"
+    assert checkpoint["training"]["best"]["metric"] == "mask AP"
+
+
+def test_training_goes_on(trained, capsys):
+    command = ["train", "--dataset", str(trained / "data"), "--logs", str(trained / "logs"), "--device", "cpu"]
+    assert nucleus.main([*command, "--model", "last", "--epochs", "3"]) == 0
+    assert "training continues after epoch 2" in capsys.readouterr().out
+    checkpoint = read_checkpoint(training.find_last(trained / "logs", "nuclei"))
+    assert checkpoint["training"]["epoch"] == 3
+    assert checkpoint["config"]["SEED"] == 3, "what is not asked for stays"
+
+
+def test_evaluate(trained, tmp_path, capsys):
+    command = ["evaluate", "--dataset", str(trained / "data"), "--device", "cpu", "--logs", str(trained / "logs")]
+    assert nucleus.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "val, layout COCO, 4 images" in printed
+    assert "at most 1000 of a class in an image" in printed
+    assert nucleus.main([*command, "--subset", "train", "--eval-images", "2", "--output", str(tmp_path / "out")]) == 0
+    contents = json.loads((tmp_path / "out" / "segm.json").read_text())
+    assert {result["image_id"] for result in contents} == {528, 529}
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "pad64" in report
+    assert f"train in {trained / 'data'}" in report
+    capsys.readouterr()
+    assert nucleus.main([*command, "--subset", "train", "--val-share", "0.5"]) == 0
+    assert "1 images of 4, held out" in capsys.readouterr().out
+
+
+def test_perfect_detections_of_any_category_and_number_are_perfect(tmp_path, monkeypatch):
+    """400 nuclei of category 7, found wholly: AP 1. With COCO's 100 results an image it would be a quarter."""
+    write_coco(tmp_path, "val", [0], category_ids=(7,))
+    path = tmp_path / "annotations" / "instances_val.json"
+    contents = json.loads(path.read_text())
+    masks = np.zeros((40, 48, 400), bool)
+    places = np.arange(400)
+    masks[places // 20 * 2, places % 20 * 2, places] = True
+    contents["annotations"] = [
+        {**contents["annotations"][0], "id": i + 1, "segmentation": utils.rle_to_json(rle), "area": 1}
+        for i, rle in enumerate(utils.mask_to_rle(masks))
+    ]
+    path.write_text(json.dumps(contents))
+    dataset = nucleus.make_dataset(tmp_path, "val")
+    ones = np.ones(400, np.float32)
+    found = {
+        "rois": utils.extract_bboxes(masks).astype(np.float32), "class_ids": ones.astype(np.int32), "scores": ones,
+        "mask_ious": ones, "mask_scores": ones, "masks": utils.mask_to_rle(masks),
+    }  # fmt: skip
+    model = MaskRCNN(nucleus.NucleusConfig(**SETTINGS))
+    monkeypatch.setattr(MaskRCNN, "detect_batches", lambda self, batches, *_: ([found] for _ in batches))
+    metrics = nucleus.evaluate_nuclei(model, dataset, verbose=False)
+    assert metrics["mask AP"] == metrics["box AP"] == pytest.approx(1)
+
+
+def read_submission(path) -> list[tuple[str, str]]:
+    with path.open(newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)]
+    assert rows[0] == ("ImageId", "EncodedPixels")
+    return rows[1:]
+
+
+def test_detect_in_a_subset_without_masks(weights, tmp_path, capsys):
+    write_bowl(tmp_path, "stage1_test", has_masks=False)
+    output = tmp_path / "out"
+    command = ["detect", "--dataset", str(tmp_path), "--subset", "stage1_test", "--model", str(weights)]
+    command += ["--device", "cpu", "--output", str(output), "--set"]
+    assert nucleus.main([*command, "DETECTION_MIN_CONFIDENCE=0"]) == 0
+    rows = read_submission(output / "submit.csv")
+    assert {row[0] for row in rows} == set(IDS)
+    assert f"{output}: 4 pictures and submit.csv with {len(rows)} nuclei" in capsys.readouterr().out
+    model = MaskRCNN.from_checkpoint(weights, "cpu", **nucleus.INFERENCE_SETTINGS, DETECTION_MIN_CONFIDENCE=0.0)
+    for number, name in enumerate(IDS):
+        image = picture(number)[0]
+        (found,) = model.detect([image])
+        own = nucleus.mask_to_rle(name, found["masks"], found["mask_scores"]).split("\n")
+        assert [",".join(row) for row in rows if row[0] == name] == own
+        drawn = np.asarray(Image.open(output / f"{name}.png"))
+        assert drawn.shape == image.shape
+        assert (drawn != image).any()
+    assert nucleus.main([*command, "DETECTION_MIN_CONFIDENCE=0.99"]) == 0
+    assert read_submission(output / "submit.csv") == [(name, "") for name in IDS]
+    assert "submit.csv with 0 nuclei" in capsys.readouterr().out
+
+
+def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").mkdir()
+    Image.fromarray(picture(0)[0]).save(tmp_path / "plain" / "one.tif")
+    Image.fromarray(picture(1)[0]).save(tmp_path / "plain" / "two.PNG")
+    (tmp_path / "plain" / "notes.txt").write_text("no image")
+    command = ["detect", "--model", str(weights), "--device", "cpu", "--dataset"]
+    assert nucleus.main([*command, "plain"]) == 0
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one.png", "submit.csv", "two.png"]
+    assert nucleus.main([*command, "plain/one.tif", "--output", "single"]) == 0
+    assert sorted(path.name for path in (tmp_path / "single").iterdir()) == ["one.png", "submit.csv"]
+    (tmp_path / "plain" / "broken.png").write_text("no image")
+    capsys.readouterr()
+    assert nucleus.main([*command, "plain", "--output", "rest"]) == 2
+    assert {row[0] for row in read_submission(tmp_path / "rest" / "submit.csv")} == {"one", "two"}
+    assert "1 images could not be read: image plain/broken.png" in capsys.readouterr().err
+
+
+def test_detect_replaces_no_image(weights, tmp_path, capsys):
+    path = tmp_path / "cell.png"
+    Image.fromarray(picture(0)[0]).save(path)
+    before = path.read_bytes()
+    command = ["detect", "--model", str(weights), "--device", "cpu", "--dataset", str(tmp_path)]
+    assert nucleus.main([*command, "--output", str(tmp_path)]) == 2
+    assert f"would replace {path}" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Calls of train_model, which does nothing but report the signal in `calls.interrupted`."""
+    noted = SimpleNamespace(all=[], interrupted=None)
+
+    def train_model(*args, **named):
+        noted.all.append((args, named))
+        return training.Progress(None, tmp_path, 3, 1, interrupted=noted.interrupted)
+
+    monkeypatch.setattr(MaskRCNN, "train_model", train_model)
+    return noted
+
+
+def test_train_holds_out_what_has_no_val(calls, tmp_path, capsys):
+    write_bowl(tmp_path, "stage1_train")
+    command = ["train", "--dataset", str(tmp_path), "--subset", "stage1_train", "--device", "cpu", "--epochs", "3"]
+    assert nucleus.main([*command, "--val-share", "0.5", *SET]) == 0
+    assert "held out for validation, by a hash of their names: c008\n" in capsys.readouterr().out
+    (((model, train_data, val_data), named),) = calls.all
+    assert [train_data.name(i) for i in train_data.image_ids] == ["a005", "b2e1", "d001"]
+    assert [val_data.name(i) for i in val_data.image_ids] == ["c008"]
+    assert named["epochs"] == 3
+    assert named["augmentation"] is nucleus.augment
+    assert named["custom_callbacks"] == []
+    assert model.config.SEED == 0
+    calls.interrupted = 15
+    assert nucleus.main([*command, "--val-share", "0.5", *SET]) == 143
+
+
+def test_train_takes_val_where_there_is_one(calls, tmp_path):
+    for subset, numbers in (("train", [0, 1]), ("val", [2]), ("test", [3])):
+        write_bowl(tmp_path, subset, numbers)
+    command = ["train", "--dataset", str(tmp_path), "--device", "cpu", *SET]
+    assert nucleus.main(command) == 0
+    ((_, train_data, val_data), _) = calls.all[0]
+    assert [train_data.name(i) for i in train_data.image_ids] == ["a005", "b2e1"]
+    assert [val_data.name(i) for i in val_data.image_ids] == ["c008"]
+
+
+@pytest.mark.parametrize("subset", ["train", "val"])
+def test_nothing_is_trained_on_and_validated_with(subset, calls, tmp_path):
+    for name in ("train", "val"):
+        write_coco(tmp_path, name)
+    share = [] if subset == "train" else ["--val-share", "0.5"]
+    assert nucleus.main(["train", "--dataset", str(tmp_path), "--subset", subset, *share, "--device", "cpu", *SET]) == 0
+    ((_, train_data, val_data), _) = calls.all[0]
+    paths = [{info["path"] for info in dataset.image_info} for dataset in (train_data, val_data)]
+    assert not paths[0] & paths[1]
+    assert len(paths[0]) == (4 if subset == "train" else 3)
+
+
+def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypatch):
+    for name in ("train", "val"):
+        write_coco(tmp_path, name)
+    command = ["train", "--dataset", str(tmp_path), "--device", "cpu", "--eval-images", "3", "--minutes", "5", *SET]
+    assert nucleus.main(command) == 0
+    (((model, _, val_data), named),) = calls.all
+    monkeypatch.setattr(coco, "evaluate_dataset", lambda *arguments: arguments)
+    detector, dataset, image_ids, max_dets, verbose = named["evaluate"](model)
+    assert detector.config.IMAGE_RESIZE_MODE == "pad64"
+    assert detector.backbone is model.backbone
+    assert (dataset, image_ids.tolist(), max_dets, verbose) == (val_data, [0, 1, 2], 1000, False)
+    assert model.config.IMAGE_RESIZE_MODE == "crop"
+    assert isinstance(named["custom_callbacks"][0], nucleus.TimeLimit)
+
+
+def test_the_time_is_over(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(nucleus.time, "monotonic", lambda: now[0])
+    limit, progress = nucleus.TimeLimit(2), SimpleNamespace(stop=False)
+    for event, seconds, stops in [("epoch_end", 219, False), ("train_end", 230, False), ("epoch_end", 221, True)]:
+        now[0] = seconds
+        limit(event, progress)
+        assert progress.stop is stops
+    assert "the time of --minutes is over" in capsys.readouterr().out
+
+
+def test_another_detector_starts_a_training(calls, tmp_path, capsys):
+    """Of other classes and sizes: its network and weights are taken, its training and its anchors are not."""
+    write_coco(tmp_path, "train")
+    network = {**TINY, "BACKBONE": "resnet34", "NUM_CLASSES": 4, "MEAN_PIXEL": (1.0, 2.0, 3.0)}
+    other = MaskRCNN(Config(**network, LEARNING_RATE=0.7, IMAGE_MIN_DIM=512))
+    other.save(tmp_path / "other.pth")
+    command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu"]
+    assert nucleus.main([*command, "--model", str(tmp_path / "other.pth")]) == 0
+    (((model, *_), _),) = calls.all
+    config = model.config
+    assert (config.BACKBONE, config.MEAN_PIXEL, config.RPN_CHANNELS) == ("resnet34", (1.0, 2.0, 3.0), 8)
+    assert (config.IMAGE_MIN_DIM, config.LEARNING_RATE) == (256, 1e-4)
+    assert config.RPN_ANCHOR_SCALES == (8, 16, 32, 64, 128)
+    assert (config.NUM_CLASSES, model.class_names) == (2, ["BG", "nucleus"])
+    assert torch.equal(model.box_head.fcs[0].weight, other.box_head.fcs[0].weight)
+    assert model.box_head.class_logits.weight.shape[0] == 2
+
+
+def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
+    write_coco(tmp_path, "train")
+    source = MaskRCNN(Config(BACKBONE="resnet18", MEAN_PIXEL=(7.0, 8.0, 9.0)))
+    stored = source.to_checkpoint()
+    stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
+    stored["class_names"] = stored["category_ids"] = None
+    path, asked = tmp_path / "backbone.pth", []
+    convert_weights.save(stored, path)
+    monkeypatch.setattr(convert_weights, "find_weights", lambda *names: asked.append(names) or path)
+    command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
+    assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0
+    (((model, *_), _),) = calls.all
+    assert asked == [("imagenet", "resnet18", "pytorch")]
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+    assert (model.config.BACKBONE_WIDTH, model.config.MEAN_PIXEL) == (1.0, (7.0, 8.0, 9.0))
+    assert (model.config.LEARNING_RATE, model.config.RPN_CHANNELS) == (0.002, 128)
+
+
+def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
+    write_coco(tmp_path, "val")
+    MaskRCNN(Config(**TINY, NUM_CLASSES=3, CLASS_NAMES=("BG", "cat", "dog"))).save(tmp_path / "pets.pth")
+    for command in ("evaluate", "detect"):
+        arguments = [command, "--dataset", str(tmp_path), "--subset", "val", "--model", str(tmp_path / "pets.pth")]
+        assert nucleus.main([*arguments, "--device", "cpu"]) == 2
+        assert "pets.pth knows cat, dog, not nuclei" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--dataset", "nowhere"], "there is no checkpoint"),
+        (["train", "--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
+        (["train", "--dataset", ".", "--epochs", "0"], "--epochs must be above 0, not 0"),
+        (["train", "--dataset", ".", "--minutes", "-1"], "--minutes must be above 0, not -1"),
+        (["train", "--dataset", ".", "--eval-images", "0"], "--eval-images must be above 0, not 0"),
+        (["detect", "--dataset", "nowhere"], "--dataset nowhere: there is no such file or folder"),
+        (["detect", "--dataset", "."], "--dataset . has no images"),
+        (["train", "--dataset", ".", "--set", "EPOCHS=3"], "EPOCHS is not a setting"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nucleus.main(arguments) == 2
+    assert f"nucleus.py: {message}" in capsys.readouterr().err
+
+
+def test_ctrl_c(monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nucleus, "find_images", interrupted)
+    assert nucleus.main(["detect", "--dataset", "."]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_help_runs_from_anywhere(tmp_path):
+    command = [sys.executable, str(ROOT / "samples" / "nucleus.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "submit.csv" in done.stdout
