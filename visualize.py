@@ -273,11 +273,12 @@ def draw_instances(
     captions: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
     alpha: float = 0.5,
+    show_bbox: bool = True,
 ) -> np.ndarray:
     """The image with masks, boxes and captions, at its own resolution. Fast enough for video, most of all with RLEs.
 
     image: uint8 [H, W, 3]. boxes: [N, 4]. masks: of any kind, or None for none.
-    captions: N texts. colors: N of RGB in [0, 1]; random_colors by default.
+    captions: N texts. colors: N of RGB in [0, 1]; random_colors by default. show_bbox: draw the boxes.
 
     Returns: a new image. The first instance lies on top: detections come best first.
     Raises: ValueError if boxes, masks, captions and colors differ in number, or the masks do not fit the image.
@@ -293,7 +294,7 @@ def draw_instances(
     picture = Image.fromarray(drawn)
     pen = ImageDraw.Draw(picture)
     width = max(1, round(max(image.shape[:2]) / 500))
-    for (y1, x1, y2, x2), color in reversed(list(zip(boxes.tolist(), colors, strict=True))):
+    for (y1, x1, y2, x2), color in reversed(list(zip(boxes.tolist(), colors, strict=True)) if show_bbox else []):
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=_bytes(color), width=width)
     if captions is not None:
         _write_captions(pen, boxes, captions, colors, image.shape)

@@ -514,6 +514,13 @@ def find_images(path: Path, subset: str | None) -> NucleusDataset:
     return dataset
 
 
+def draw_nuclei(image: np.ndarray, found: Mapping[str, Any]) -> np.ndarray:
+    """The image with the outlines of what detect() found in it with RLEs, the best mask on top; boxes would hide it."""
+    best = np.argsort(-found["mask_scores"], kind="stable")
+    masks = [found["masks"][i] for i in best]
+    return visualize.draw_instances(image, found["rois"][best], masks, alpha=0.25, show_bbox=False)
+
+
 def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Write a picture of each image with its nuclei, and submit.csv. Images that cannot be read are told at the end."""
     dataset, folder = find_images(arguments.dataset, arguments.subset), arguments.output or Path("results")
@@ -531,10 +538,9 @@ def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
             failures.append(str(error))
             continue
         (found,) = model.detect([image], masks="rle")
-        scores = found["mask_scores"]
-        lines.append(mask_to_rle(dataset.name(image_id), found["masks"], scores))
-        picture = visualize.draw_instances(image, found["rois"], found["masks"], alpha=0.3)
-        utils.write_atomically(path, lambda file, picture=picture: Image.fromarray(picture).save(file, "PNG"))
+        lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
+        picture = Image.fromarray(draw_nuclei(image, found))
+        utils.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
     text = "\n".join([*lines, ""])
     utils.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))

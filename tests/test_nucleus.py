@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.extra.numpy as arrays
@@ -155,7 +156,7 @@ def test_masks_are_what_is_not_black(kind, tmp_path):
         "1": lambda: Image.fromarray(mask),
         "0 and 1": lambda: Image.fromarray(mask.astype(np.uint8)),
         "16 bits": lambda: Image.fromarray(mask.astype(np.uint16)),
-        "RGB": lambda: Image.fromarray(mask[..., None] * np.array([0, 0, 90], np.uint8)),
+        "RGB": lambda: Image.fromarray(mask[..., None] * np.array([0, 0, 1], np.uint8)),
         "RGBA": lambda: Image.fromarray(mask.astype(np.uint8) * 255).convert("RGBA"),
         "palette": lambda: Image.fromarray(mask.astype(np.uint8) * 255).convert("P"),
     }[kind]()
@@ -192,6 +193,7 @@ def test_masks_that_do_not_fit_are_named(tmp_path):
 def test_wrong_folders_are_explained(tmp_path):
     write_coco(tmp_path / "coco", "val")
     write_bowl(tmp_path / "bowl", "stage1_train", [0])
+    (tmp_path / "bowl" / "stage1_train" / IDS[0] / "images" / "notes.txt").write_text("no image")
     write_bowl(tmp_path / "bowl", "stage1_test", [1, 2], has_masks=False)
     (tmp_path / "flat").mkdir()
     for folder, subset, expected in [
@@ -207,6 +209,7 @@ def test_wrong_folders_are_explained(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 2 images have no folder masks, such as b2e1; .*only detect takes"):
         nucleus.make_dataset(tmp_path / "bowl", "stage1_test")
     assert nucleus.make_dataset(tmp_path / "bowl", "stage1_test", masks=False).num_images == 2
+    assert nucleus.make_dataset(tmp_path / "bowl", "stage1_train").num_images == 1
 
 
 def test_two_images_of_one_name(tmp_path):
@@ -388,6 +391,15 @@ def test_lines_by_hand():
 ############################################################
 
 
+def test_of_equal_scores_the_first_is_the_best():
+    """Each mask has the first pixel, and one of its own."""
+    masks, scores = np.zeros((1, 101, 100), bool), np.arange(100) % 3
+    masks[0, 0, :] = masks[0, np.arange(1, 101), np.arange(100)] = True
+    order = [i for score in (2, 1, 0) for i in range(100) if scores[i] == score]
+    expected = ["x,1 1 4 1", *(f"x,{i + 2} 1" for i in order[1:])]
+    assert nucleus.mask_to_rle("x", masks, scores).split("\n") == expected
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A data set in COCO's layout, and the logs of two epochs of training on it."""
@@ -425,15 +437,22 @@ def test_evaluate(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "val, layout COCO, 4 images" in printed
     assert "at most 1000 of a class in an image" in printed
-    assert nucleus.main([*command, "--subset", "train", "--eval-images", "2", "--output", str(tmp_path / "out")]) == 0
-    contents = json.loads((tmp_path / "out" / "segm.json").read_text())
-    assert {result["image_id"] for result in contents} == {528, 529}
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert "pad64" in report
-    assert f"train in {trained / 'data'}" in report
     capsys.readouterr()
     assert nucleus.main([*command, "--subset", "train", "--val-share", "0.5"]) == 0
     assert "1 images of 4, held out" in capsys.readouterr().out
+
+
+def test_evaluate_to_a_folder(trained, tmp_path):
+    """Results have the ids of the file: of images from 528, and the category 7."""
+    write_coco(tmp_path, "test", category_ids=(7,))
+    command = ["evaluate", "--dataset", str(tmp_path), "--subset", "test", "--logs", str(trained / "logs")]
+    command += ["--device", "cpu", "--eval-images", "2", "--output", str(tmp_path / "out")]
+    assert nucleus.main([*command, "--set", "DETECTION_MIN_CONFIDENCE=0"]) == 0
+    contents = json.loads((tmp_path / "out" / "segm.json").read_text())
+    assert {(result["image_id"], result["category_id"]) for result in contents} == {(528, 7), (529, 7)}
+    report = (tmp_path / "out" / "report.html").read_text()
+    for text in ("pad64", f"test in {tmp_path}", "the best 1000 of a class in an image"):
+        assert text in report
 
 
 def test_perfect_detections_of_any_category_and_number_are_perfect(tmp_path, monkeypatch):
@@ -491,12 +510,24 @@ def test_detect_in_a_subset_without_masks(weights, tmp_path, capsys):
     assert "submit.csv with 0 nuclei" in capsys.readouterr().out
 
 
+def test_the_best_mask_is_drawn_on_top():
+    image, masks = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30, 2), bool)
+    masks[2:12, 2:12, 0] = masks[6:18, 6:28, 1] = True
+    masks[17, 27, 1] = False
+    scores = {"mask_scores": np.array([0.3, 0.8]), "rois": utils.extract_bboxes(masks).astype(np.float32)}
+    drawn = nucleus.draw_nuclei(image, {**scores, "masks": utils.mask_to_rle(masks)})
+    assert not drawn[~masks.any(axis=2)].any(), "no boxes"
+    assert (drawn[6, 6:28] == drawn[6, 20]).all(), "its outline is whole"
+    assert (drawn[11, 2:12] != drawn[11, 2]).any(), "the other's is hidden by it"
+
+
 def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").mkdir()
     Image.fromarray(picture(0)[0]).save(tmp_path / "plain" / "one.tif")
     Image.fromarray(picture(1)[0]).save(tmp_path / "plain" / "two.PNG")
     (tmp_path / "plain" / "notes.txt").write_text("no image")
+    assert nucleus.find_images(tmp_path / "plain", None).layout == "images"
     command = ["detect", "--model", str(weights), "--device", "cpu", "--dataset"]
     assert nucleus.main([*command, "plain"]) == 0
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one.png", "submit.csv", "two.png"]
@@ -509,6 +540,19 @@ def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
     assert "1 images could not be read: image plain/broken.png" in capsys.readouterr().err
 
 
+def test_what_is_more_likely_no_nucleus_is_not_shown(weights, tmp_path):
+    checkpoint = read_checkpoint(weights)
+    bias = {"box_head.class_logits.bias": torch.tensor([1.0, 0.0])}
+    convert_weights.save({**checkpoint, "model": {**checkpoint["model"], **bias}}, tmp_path / "doubtful.pth")
+    Image.fromarray(picture(0)[0]).save(tmp_path / "cell.png")
+    command = ["detect", "--dataset", str(tmp_path / "cell.png"), "--model", str(tmp_path / "doubtful.pth")]
+    command += ["--device", "cpu", "--output", str(tmp_path / "out")]
+    assert nucleus.main(command) == 0
+    assert read_submission(tmp_path / "out" / "submit.csv") == [("cell", "")]
+    assert nucleus.main([*command, "--set", "DETECTION_MIN_CONFIDENCE=0.05"]) == 0
+    assert len(read_submission(tmp_path / "out" / "submit.csv")) > 1
+
+
 def test_detect_replaces_no_image(weights, tmp_path, capsys):
     path = tmp_path / "cell.png"
     Image.fromarray(picture(0)[0]).save(path)
@@ -517,6 +561,13 @@ def test_detect_replaces_no_image(weights, tmp_path, capsys):
     assert nucleus.main([*command, "--output", str(tmp_path)]) == 2
     assert f"would replace {path}" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def test_settings_are_those_of_the_command_line_then_of_detection(weights, tmp_path):
+    arguments = SimpleNamespace(model=str(weights), logs=tmp_path, device="cpu")
+    config = nucleus.load_model(arguments, {"IMAGE_MIN_SCALE": 3}).config
+    assert (config.IMAGE_RESIZE_MODE, config.IMAGES_PER_GPU, config.IMAGE_MIN_SCALE) == ("pad64", 1, 3)
+    assert nucleus.load_model(arguments, {"IMAGE_RESIZE_MODE": "none"}).config.IMAGE_RESIZE_MODE == "none"
 
 
 @pytest.fixture
@@ -558,16 +609,26 @@ def test_train_takes_val_where_there_is_one(calls, tmp_path):
     assert [val_data.name(i) for i in val_data.image_ids] == ["c008"]
 
 
-@pytest.mark.parametrize("subset", ["train", "val"])
-def test_nothing_is_trained_on_and_validated_with(subset, calls, tmp_path):
+@pytest.mark.parametrize(
+    ("subset", "share", "expected"),
+    [
+        ("train", [], "train a005, b2e1, c008, d001; val a005, b2e1, c008, d001"),
+        ("train", ["--val-share", "0.1"], "train a005, b2e1, d001; train c008"),
+        ("train", ["--val-share", "0.7"], "train a005; train b2e1, c008, d001"),
+        ("val", [], "val a005, b2e1, d001; val c008"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_coco, write_bowl])
+def test_nothing_is_trained_on_and_validated_with(write, subset, share, expected, calls, tmp_path):
     for name in ("train", "val"):
-        write_coco(tmp_path, name)
-    share = [] if subset == "train" else ["--val-share", "0.5"]
+        write(tmp_path, name)
     assert nucleus.main(["train", "--dataset", str(tmp_path), "--subset", subset, *share, "--device", "cpu", *SET]) == 0
-    ((_, train_data, val_data), _) = calls.all[0]
-    paths = [{info["path"] for info in dataset.image_info} for dataset in (train_data, val_data)]
-    assert not paths[0] & paths[1]
-    assert len(paths[0]) == (4 if subset == "train" else 3)
+    ((_, *datasets), _) = calls.all[0]
+    found = []
+    for dataset in datasets:
+        path = Path(dataset.image_info[0]["path"]).relative_to(tmp_path)
+        found.append(f"{path.parts[0]} {', '.join(map(dataset.name, dataset.image_ids))}")
+    assert "; ".join(found) == expected
 
 
 def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypatch):

@@ -149,6 +149,7 @@ def test_masks_of_any_kind_draw_the_same():
 def test_captions_stand_above_their_boxes():
     image, boxes, _ = scene()
     plain = visualize.draw_instances(image, boxes, None)
+    assert (visualize.draw_instances(image, boxes, None, show_bbox=False) == image).all()
     named = visualize.draw_instances(image, boxes, None, ["cat 0.91", "dog 0.55"])
     rows, columns = np.nonzero((plain != named).any(axis=2))
     first = rows < 45
