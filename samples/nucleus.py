@@ -485,6 +485,7 @@ def evaluate(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None
     model = load_model(arguments, settings)
     part = "all" if arguments.val_share is None else "held out"
     dataset = make_dataset(arguments.dataset, arguments.subset or "val", part, arguments.val_share or 0)
+    coco.check_complete(dataset)
     image_ids = dataset.image_ids[: arguments.eval_images]
     if arguments.output is None:
         evaluate_nuclei(model, dataset, image_ids)

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -440,6 +441,14 @@ def test_evaluate(trained, tmp_path, capsys):
     capsys.readouterr()
     assert nucleus.main([*command, "--subset", "train", "--val-share", "0.5"]) == 0
     assert "1 images of 4, held out" in capsys.readouterr().out
+
+
+def test_numbers_are_of_all_images_or_none(trained, tmp_path, capsys):
+    write_coco(tmp_path, "val")
+    (tmp_path / "val" / f"{IDS[1]}.png").unlink()
+    command = ["evaluate", "--dataset", str(tmp_path), "--logs", str(trained / "logs"), "--device", "cpu"]
+    assert nucleus.main(command) == 2
+    assert re.search(rf"nucleus.py: the data set is not complete, .*{IDS[1]}.png", capsys.readouterr().err)
 
 
 def test_evaluate_to_a_folder(trained, tmp_path):
