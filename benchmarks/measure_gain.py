@@ -2,6 +2,7 @@
 
     python benchmarks/measure_gain.py shapes                              the embedded model, on 1,000 images
     python benchmarks/measure_gain.py shapes --model a.pth b.pth c.pth    models of several seeds, and their mean
+    python benchmarks/measure_gain.py nuclei --dataset ../shared/data/nuclei --subset val
 
 For each model, one pass of detection ranks the same masks by class score, by mask score, and by class score x true IoU,
 the most that any MaskIoU head could give. The interval of a gain holds it with a confidence of 95 %: AP over images
@@ -28,7 +29,7 @@ import evaluation
 import utils
 from benchmarks import machine
 from model import MaskRCNN
-from samples import shapes
+from samples import nucleus, shapes
 
 SHAPES_IMAGES = 1000
 
@@ -45,15 +46,22 @@ COLUMNS = {
 }
 
 
-def measure(model: MaskRCNN, dataset: utils.Dataset, max_dets: int, samples: int = 1000) -> dict[str, Any]:
+def measure(
+    model: MaskRCNN,
+    dataset: utils.Dataset,
+    max_dets: int,
+    samples: int = 1000,
+    image_ids: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Every number of a model: the metrics of evaluation.evaluate_results, and "gains" of bootstrap_gains.
 
     dataset: prepared. max_dets: how many of an image's best results of a class count. samples: of the bootstrap.
+    image_ids: the images wanted; all by default.
     """
     start = time.perf_counter()
-    boxes, masks = evaluation.detect_dataset(model, dataset, verbose=True)
+    boxes, masks = evaluation.detect_dataset(model, dataset, image_ids, verbose=True)
     seconds = time.perf_counter() - start
-    contents = evaluation.ground_truth(dataset)
+    contents = evaluation.ground_truth(dataset, image_ids)
     metrics = evaluation.evaluate_results(contents, boxes, masks, max_dets).metrics
     gains = evaluation.bootstrap_gains(contents, masks, max_dets, samples)
     return {**metrics, "gains": {name: list(interval) for name, interval in gains.items()}, "detection_s": seconds}
@@ -90,17 +98,31 @@ def _line(name: str, cells: list[str], gain: evaluation.Interval, correlation: f
     return " | ".join([f"| {name}", *cells, f"{value} ({low} to {high})", f"{correlation:.2f} |"])
 
 
-def open_dataset(arguments: argparse.Namespace, model: MaskRCNN) -> tuple[utils.Dataset, int]:
-    """Images that training has not seen, and how many detections of one count."""
-    return shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
+def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, utils.Dataset, int]:
+    """A model, images that its training has not seen, and how many detections of an image count.
+
+    Raises: ValueError without --dataset where one is needed, and as what opens them.
+    """
+    settings = {"DETECTION_MIN_CONFIDENCE": 0.05}
+    if arguments.data == "shapes":
+        model = convert_weights.load_model(name, arguments.device, **settings)
+        return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
+    if arguments.dataset is None:
+        raise ValueError("nuclei need --dataset, the folder of the data set")
+    model = convert_weights.load_model(name, arguments.device, **settings, **nucleus.INFERENCE_SETTINGS)
+    dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
+    model.category_ids = dataset.category_ids  # the one class of the model, whatever its number
+    return model, dataset, nucleus.MAX_DETS
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=["shapes"])
+    parser.add_argument("data", choices=["shapes", "nuclei"])
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="the folder of nuclei")
+    parser.add_argument("--subset", default="val", help="of nuclei; default: val")
     parser.add_argument("--model", nargs="+", metavar="NAME", help="checkpoints; default: the embedded one")
-    parser.add_argument("--images", type=int, help=f"the first so many; default: {SHAPES_IMAGES} of shapes")
+    parser.add_argument("--images", type=int, help=f"the first so many; default: {SHAPES_IMAGES} of shapes, all nuclei")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; default: 1000")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
@@ -108,9 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = {}
     try:
         for name in arguments.model or [arguments.data]:
-            model = convert_weights.load_model(name, arguments.device, DETECTION_MIN_CONFIDENCE=0.05)
-            dataset, max_dets = open_dataset(arguments, model)
-            rows[name] = {"source": model.source, **measure(model, dataset, max_dets, arguments.samples)}
+            model, dataset, max_dets = open_model(arguments, name)
+            wanted = dataset.image_ids[: arguments.images]
+            numbers = measure(model, dataset, max_dets, arguments.samples, wanted)
+            rows[name] = {"source": model.source, **numbers}
     except (OSError, ValueError) as error:
         print(f"measure_gain.py: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ import convert_weights
 import evaluation
 import training
 import utils
+from benchmarks import measure_gain
 from config import Config
 from model import MaskRCNN, read_checkpoint
 from samples import nucleus
@@ -743,3 +744,30 @@ def test_help_runs_from_anywhere(tmp_path):
     command = [sys.executable, str(ROOT / "samples" / "nucleus.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "submit.csv" in done.stdout
+
+
+############################################################
+#  Results
+############################################################
+
+
+def test_measure_gain_looks_at_whole_images_and_counts_all_nuclei(weights, tmp_path, monkeypatch, capsys):
+    folder, output = write_coco(tmp_path / "data", "val"), tmp_path / "gain.json"
+    models = []
+
+    def measure(model, dataset, max_dets, samples, image_ids):
+        models.append(model)
+        return {"max_dets asked for": max_dets, **original(model, dataset, max_dets, samples, image_ids)}
+
+    original = measure_gain.measure
+    monkeypatch.setattr(measure_gain, "measure", measure)
+    words = ["nuclei", "--dataset", str(folder), "--model", str(weights), "--samples", "10"]
+    assert measure_gain.main([*words, "--images", "3", "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())["models"].values()
+    assert (row["images"], row["max_dets asked for"]) == (3, nucleus.MAX_DETS)
+    (model,) = models
+    assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
+    numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(folder, "val"), [0, 1, 2], verbose=False)
+    assert {name: row[name] for name in numbers} == numbers
+    assert measure_gain.main(["nuclei", "--model", str(weights)]) == 2
+    assert "nuclei need --dataset" in capsys.readouterr().err
