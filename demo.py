@@ -1,6 +1,7 @@
 """Detect objects in images, videos and webcams: pictures with boxes, masks and scores, and the results as JSON.
 
-    python demo.py                                    the image in assets/, with the model "coco"
+    python demo.py                                    assets/coffee.jpg, with the model "coco"
+    python demo.py --model shapes                     an image of shapes, with a model that needs no download
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
@@ -36,7 +37,6 @@ import stages
 import utils
 import video
 import visualize
-from coco import CocoConfig
 from config import parse_settings
 from model import MaskRCNN
 from training.guards import StopSignals
@@ -44,6 +44,7 @@ from video import Frame, Source
 
 ROOT = Path(__file__).parent
 EXAMPLE = ROOT / "assets" / "coffee.jpg"
+SHAPES_EXAMPLE = ROOT / "assets" / "shapes.jpg"  # of the subset test of samples/shapes.py: no training sees it
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 ############################################################
@@ -270,24 +271,31 @@ def detect_all(
 ############################################################
 
 
+def choose(arguments: argparse.Namespace) -> None:
+    """The model and what to look at, where the command line does not say.
+
+    Where it says nothing and the model "coco" cannot be had, it is the embedded model of shapes, with an image.
+    """
+    if arguments.model is None and not arguments.sources:
+        try:
+            convert_weights.find_weights("coco")
+        except OSError as error:
+            print(
+                f"{error}\n\nSo a small model shows what it can do, which this project trained from nothing and brings "
+                "along (samples/shapes.py), in an image that it has never seen.\n"
+            )
+            arguments.model = "shapes"
+    arguments.model = arguments.model or "coco"
+    arguments.sources = arguments.sources or [str(SHAPES_EXAMPLE if arguments.model == "shapes" else EXAMPLE)]
+
+
 def load_model(arguments: argparse.Namespace) -> MaskRCNN:
-    """The model that was asked for. Without a wish, an untrained one where the default cannot be had; it says so."""
+    """The model that was asked for."""
     settings = parse_settings(arguments.set)
+    settings.setdefault("DETECTION_MIN_CONFIDENCE", 0.5)
     if arguments.threshold is not None:
         settings["DETECTION_MIN_CONFIDENCE"] = arguments.threshold
-    elif not {"DETECTION_MIN_CONFIDENCE"} & settings.keys():
-        settings["DETECTION_MIN_CONFIDENCE"] = 0.5
-    name = arguments.model or "coco"
-    try:
-        return convert_weights.load_model(name, device=arguments.device, style=arguments.style, **settings)
-    except (OSError, ConnectionError) as error:
-        if arguments.model is not None:
-            raise
-        print(
-            f"{error}\n\nThe default model could not be had, so an UNTRAINED network runs instead: it shows that all "
-            "works and how long it takes. What it finds, if anything, means nothing.\n"
-        )
-        return MaskRCNN(CocoConfig(**settings)).to(arguments.device or "cpu").eval()
+    return convert_weights.load_model(arguments.model, arguments.device, arguments.style, **settings)
 
 
 def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Path:
@@ -318,9 +326,9 @@ def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: the image in assets/")
+    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: assets/coffee.jpg")
     parser.add_argument(
-        "--model", help=f"a checkpoint, or one of {', '.join(convert_weights.PUBLISHED)}; default: coco"
+        "--model", help=f"a checkpoint, or one of {', '.join(convert_weights.MODEL_NAMES)}; default: coco"
     )
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
@@ -360,7 +368,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """What main does, but for its errors."""
-    sources = find_sources(arguments.sources or [str(EXAMPLE)])
+    choose(arguments)
+    sources = find_sources(arguments.sources)
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)
     counts = [video.count_frames(source, arguments.every) for source in sources]

@@ -2,9 +2,9 @@
 
     python assets/make_pictures.py [--model CHECKPOINT] [--output FOLDER] [--threshold SCORE]
 
-All images are those of samples/shapes.py, of the subset test, which no training sees. detections.png has the first four
-with what the model finds. The stages are those of the image in which it finds most, of the first 50. calibration.png
-is of the detections in the first 200.
+All images are those of samples/shapes.py, of the subset test, which no training sees. shapes.jpg is what demo.py looks
+at, and what the stages are of: one of the first twelve images, chosen for the variety of its shapes, and drawn larger.
+detections.png has the first four with what the model finds. calibration.png is of the detections in the first 200.
 """
 
 import argparse
@@ -25,6 +25,16 @@ import utils
 import visualize
 from model import MaskRCNN
 from samples import shapes
+
+SAMPLE = 7
+
+
+def draw_sample() -> tuple[np.ndarray, np.ndarray]:
+    """What demo.py looks at: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
+    dataset = shapes.ShapesDataset()
+    dataset.load_shapes(SAMPLE + 1, 512, 512, subset="test")
+    dataset.prepare()
+    return dataset.load_image(SAMPLE), dataset.load_mask(SAMPLE)[0]
 
 
 def true_ious(result: dict[str, Any], masks: np.ndarray) -> np.ndarray:
@@ -65,11 +75,12 @@ def make_pictures(model: MaskRCNN, dataset: utils.Dataset) -> dict[str, np.ndarr
         columns["scores"],
         title=f"Does a score know how good the mask is? Detections in {len(images)} images that training has not seen",
     )
-    best = max(range(min(50, len(images))), key=lambda i: len(results[i]["rois"]))
-    scoring = visualize.display_mask_scoring(images[best], results[best], model.class_names, ious[best])
+    sample, truth = draw_sample()
+    (found,) = model.detect([sample], masks="rle")
+    scoring = visualize.display_mask_scoring(sample, found, model.class_names, true_ious(found, truth))
     return {
         "detections": draw_detections(model, images[:4], results[:4]),
-        **stages.draw_stages(model, images[best]),
+        **stages.draw_stages(model, sample),
         "5_mask_scoring": visualize.figure_to_image(scoring),
         "calibration": visualize.figure_to_image(calibration),
     }
@@ -88,10 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
             raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
         dataset = shapes.make_dataset(model.config, "test", max(4, arguments.images))
-        pictures = make_pictures(model, dataset)
+        pictures = {"shapes.jpg": draw_sample()[0]}
+        pictures |= {f"shapes_{name}.png": picture for name, picture in make_pictures(model, dataset).items()}
         arguments.output.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
-            path = arguments.output / f"shapes_{name}.png"
+            path = arguments.output / name
             demo.save_picture(picture, path)
             print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size / 1e3:.0f} kB")
     except (OSError, ValueError) as error:

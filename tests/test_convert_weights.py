@@ -27,7 +27,7 @@ import model
 import utils
 from benchmarks import golden_weights
 from config import COCO_CATEGORIES, Config
-from convert_weights import PUBLISHED, convert, find_weights, load_model, main
+from convert_weights import EMBEDDED, PUBLISHED, convert, find_weights, load_model, main
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]
@@ -1148,6 +1148,18 @@ def test_half_precision_is_stored_and_read_as_float32(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(source), str(target), "--half", "--force"])
     assert "--half: box_head.box_deltas.weight has numbers beyond 65504" in capsys.readouterr().err
+
+
+def test_embedded_models(tmp_path, monkeypatch):
+    """Those that come with the project: by name, from assets/, and never from the network."""
+    for name, path in EMBEDDED.items():
+        found = find_weights(name)
+        assert found == path
+        assert name == load_model(name, "cpu").config.NAME
+        assert path.stat().st_size < 24e6
+    monkeypatch.setitem(EMBEDDED, "shapes", tmp_path / "shapes.pth")
+    with pytest.raises(FileNotFoundError, match=r"shapes should be in .*; `git checkout .*` restores it"):
+        find_weights("shapes")
 
 
 def test_command_line_errors(tmp_path, capsys):

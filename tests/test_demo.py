@@ -241,23 +241,40 @@ def test_stages_are_written_for_the_first_image(weights, photos, tmp_path, capsy
     assert "--stages has no image to look at: image" in capsys.readouterr().err
 
 
-def test_without_the_default_model_it_says_so_and_what_it_did(monkeypatch, tmp_path, capsys):
-    def offline(*_, **__):
-        raise FileNotFoundError("coco is not on this machine; fetch http://x/y.pth and put it into models/")
+@pytest.fixture
+def offline(monkeypatch):
+    """The model "coco" cannot be had; others can."""
 
-    built = []
+    def fetch(published):
+        raise FileNotFoundError(f"{published.name} is not on this machine; fetch http://x/y.pth")
 
-    def tiny(config):
-        built.append(config)
-        return tiny_model()
+    monkeypatch.setattr(convert_weights, "_fetch", fetch)
 
-    monkeypatch.setattr(convert_weights, "load_model", offline)
-    monkeypatch.setattr(demo, "MaskRCNN", tiny)
+
+def test_without_the_default_model_the_embedded_one_shows_what_it_can(offline, tmp_path, capsys):
+    """It says so, and finds what is in the image; a model or a photograph that was named has no stand-in."""
     assert demo.main(["--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "fetch http://x/y.pth" in printed
-    assert "UNTRAINED network runs instead" in printed
-    assert "weights: untrained" in printed
-    assert built[0].NUM_CLASSES == 81
-    assert (tmp_path / "out" / "coffee.jpg").exists(), "the image in assets/"
-    assert demo.main(["--model", "coco", "--output", str(tmp_path / "out")]) == 2, "asked for by name: no stand-in"
+    assert "a small model shows what it can do" in printed
+    assert "never seen" in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "shapes.jpg"]
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()), "it finds something"
+    for named in (["--model", "coco"], [str(demo.EXAMPLE)]):
+        assert demo.main([*named, "--output", str(tmp_path / "other")]) == 2
+        assert "fetch http://x/y.pth" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_it_looks_at_by_default(weights, monkeypatch, tmp_path):
+    arguments = ["--output", str(tmp_path / "out"), "--threshold", "0"]
+    assert demo.main(["--model", str(weights), *arguments]) == 0
+    assert (tmp_path / "out" / "coffee.jpg").exists()
+    monkeypatch.setitem(convert_weights.EMBEDDED, "shapes", weights)
+    assert demo.main(["--model", "shapes", *arguments]) == 0
+    assert (tmp_path / "out" / "shapes.jpg").exists()
+    (tmp_path / "out" / "coffee.jpg").unlink()
+    tiny_model(BACKBONE_STYLE="caffe").save(tmp_path / "coco.pth")
+    monkeypatch.setattr(convert_weights, "_fetch", lambda published: tmp_path / "coco.pth")
+    assert demo.main(arguments) == 0
+    assert (tmp_path / "out" / "coffee.jpg").exists(), "with the model coco, which is there"

@@ -7,6 +7,7 @@ from PIL import Image
 from test_model import random_image, tiny_model
 from test_shapes import tiny_weights
 
+import demo
 import stages
 import utils
 import visualize
@@ -185,7 +186,7 @@ def test_make_pictures(weights, tmp_path, capsys):
         assert make_pictures.main(arguments) == 0
     names = ["1_anchors", "2_refinement", "3_masks", "4_composition", "5_mask_scoring", "calibration", "detections"]
     one, two = (sorted((tmp_path / folder).iterdir()) for folder in ("one", "two"))
-    assert [path.name for path in one] == [f"shapes_{name}.png" for name in names]
+    assert [path.name for path in one] == ["shapes.jpg", *(f"shapes_{name}.png" for name in names)]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert sum(path.stat().st_size for path in one) < 6e6
     assert "shapes_detections.png: 1048 x 520" in capsys.readouterr().out
@@ -195,6 +196,18 @@ def test_make_pictures(weights, tmp_path, capsys):
         above = sheet[:256, 264 * i : 264 * i + 256]
         assert (above == shapes.enlarged(dataset.load_image(i))).all()
         assert (sheet[264:, 264 * i : 264 * i + 256] != above).any(), "what is found is drawn below"
+
+
+def test_the_sample_is_of_the_subset_test():
+    """And what demo.py looks at is the committed picture of it."""
+    sample, masks = make_pictures.draw_sample()
+    assert sample.shape == (512, 512, 3)
+    dataset = shapes.ShapesDataset()
+    dataset.load_shapes(12, 512, 512, 0, "test")
+    assert (sample == dataset.load_image(make_pictures.SAMPLE)).all()
+    assert masks.shape == (512, 512, dataset.load_mask(make_pictures.SAMPLE)[0].shape[2])
+    stored = np.asarray(Image.open(demo.SHAPES_EXAMPLE)).astype(int)
+    assert np.abs(stored - sample).mean() < 6, "but for JPEG's losses"
 
 
 def test_pictures_of_another_model_are_refused(tmp_path, capsys):
