@@ -7,7 +7,8 @@ what was interrupted goes on. Then each model, in half precision as it is publis
 does, and the numbers stand beside those of benchmarks/results/. Other processors differ from them: sums are rounded in
 another order, and a training amplifies that.
 
-FOLDER/seed-N.pth are the models, FOLDER/seed-N.json their numbers. Prints tables and one line of JSON.
+FOLDER/seed-N.pth are the models, FOLDER/seed-N.json their numbers; without the latter a model is measured again. Prints
+tables and one line of JSON.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from benchmarks import machine, measure_gain
 from samples import shapes
 
 RESULTS = native.ROOT / "benchmarks" / "results"
-COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation": "IoU correlation"}
+COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation": "correlation on objects"}
 
 
 def train(seed: int, folder: Path, settings: list[str]) -> Path:
@@ -52,16 +53,22 @@ def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[
     path = folder / f"seed-{seed}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    start = time.monotonic()
-    checkpoint = convert_weights.load_checkpoint(train(seed, folder, settings))
-    seconds = time.monotonic() - start
-    model_path = folder / f"seed-{seed}.pth"
-    convert_weights.save(convert_weights.halved(checkpoint), model_path)
+    time_path, model_path = folder / f"seed-{seed}-training.json", folder / f"seed-{seed}.pth"
+    if not time_path.is_file():
+        start = time.monotonic()
+        checkpoint = convert_weights.load_checkpoint(train(seed, folder, settings))
+        convert_weights.save(convert_weights.halved(checkpoint), model_path)
+        write_json(time_path, {"training_s": time.monotonic() - start})  # of the last part, if it was interrupted
     model = convert_weights.load_model(model_path, "cpu")
     numbers = measure_gain.measure(model, shapes.make_dataset(model.config, "test", images), 100, samples)
-    facts = {"training_s": seconds, "megabytes": model_path.stat().st_size / 1e6, **numbers}
-    utils.write_atomically(path, lambda file: file.write(json.dumps(facts).encode()))
+    facts = {**json.loads(time_path.read_text()), "megabytes": model_path.stat().st_size / 1e6, **numbers}
+    write_json(path, facts)
     return facts
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts, wholly or not at all."""
+    utils.write_atomically(path, lambda file: file.write(json.dumps(facts).encode()))
 
 
 def committed() -> tuple[str, dict[str, dict[str, Any]]]:

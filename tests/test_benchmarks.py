@@ -11,7 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_bootstrap import two_rankings
+from test_evaluation_metrics import rectangle, result
 
+import evaluation
 import native
 import utils
 from benchmarks import (
@@ -417,6 +420,11 @@ def test_reproduce_does_not_begin_again(reproduced, monkeypatch, capsys):
     assert reproduce.main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["models"] == before
     (folder / "seed-0.json").unlink()
+    assert reproduce.main(words) == 0, "measured again, not trained again"
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert {**again["seed 0"], "detection_s": 0} == {**before["seed 0"], "detection_s": 0}
+    for path in folder.glob("seed-0*.json"):
+        path.unlink()
     asked = []
     monkeypatch.setattr(reproduce.shapes, "main", lambda words: asked.append(words) or 130)
     assert reproduce.main(words) == 130, "the signal that ended the training"
@@ -427,8 +435,8 @@ def test_reproduce_does_not_begin_again(reproduced, monkeypatch, capsys):
 
 
 def test_comparison_with_committed_figures(monkeypatch, tmp_path):
-    row = {**dict.fromkeys(reproduce.COMPARED.values(), 0.25), "IoU correlation": 0.5}
-    here = {**row, "mask AP": 0.3, "IoU correlation": 0.75}
+    row = {**dict.fromkeys(reproduce.COMPARED.values(), 0.25), "correlation on objects": 0.5}
+    here = {**row, "mask AP": 0.3, "correlation on objects": 0.75}
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     assert reproduce.committed() == ("no committed figures", {})
     for day, known in (("02", row), ("01", here)):
@@ -457,6 +465,19 @@ def test_measure_gain_of_several_models(reproduced, tmp_path, capsys):
     assert [row.split("|")[1].strip() for row in table[-3:]] == [*models, "mean"]
     assert measure_gain.main(["shapes", "--model", str(tmp_path / "none.pth")]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err
+
+
+def test_correlation_on_objects_leaves_out_what_is_on_none(monkeypatch):
+    contents, masks = two_rankings(4, 2)
+    nowhere = [result(image, 1, rectangle(80, 80, 99, 99), 0.6, 0.9) for image in range(4)]
+    monkeypatch.setattr(evaluation, "detect_dataset", lambda *_, **__: ([], masks + nowhere))
+    monkeypatch.setattr(evaluation, "ground_truth", lambda *_: contents)
+    numbers = measure_gain.measure(None, None, 100, samples=5)
+    predicted, true = [each["mask_iou"] for each in masks], [0.55, 1.0] * 4
+    assert numbers["correlation on objects"] == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+    everywhere = np.corrcoef([*predicted, *[0.9] * 4], [*true, *[0] * 4])[0, 1]
+    assert numbers["IoU correlation"] == pytest.approx(everywhere)
+    assert numbers["detections"] == 12
 
 
 def test_mean_over_seeds():
