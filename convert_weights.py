@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 import utils
-from config import BACKBONES, COCO_CATEGORIES, DIALECTS, Config
+from config import BACKBONES, COCO_CATEGORIES, DIALECTS, Config, parse_settings
 from model import FORMAT, FORMAT_VERSION, MaskRCNN, is_backbone
 
 CHECKPOINT_KEYS = ("format", "version", "config", "dialect", "class_names", "category_ids", "source", "model")
@@ -1226,6 +1226,22 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     utils.write_atomically(path, lambda stream: torch.save(dict(checkpoint), stream))
 
 
+def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint with other settings of Config, such as those that detection is to have by default.
+
+    Raises: ValueError for settings of a network that the weights do not fit.
+    """
+    config = Config.from_dict({**checkpoint["config"], **settings})
+    tensors = {name: tensor.shape for name, tensor in checkpoint["model"].items()}
+    expected = _expected(config, is_backbone(checkpoint))
+    other = sorted(name for name in tensors.keys() | expected.keys() if tensors.get(name) != expected.get(name))
+    if other:
+        raise ValueError(f"--set {', '.join(settings)}: the weights are of another network; {utils.listed(other, 3)}")
+    plain = config.to_dict()
+    names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
+    return {**checkpoint, "config": plain, "dialect": config.DIALECT, **names}
+
+
 def halved(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint in half of the bytes: matrices and filters as float16, which is read as float32 again.
 
@@ -1256,6 +1272,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of a torchvision ResNet-50 with frozen batch norm: 0 (default) if it was trained from the published "
         "detector, 1e-5 if from an ImageNet backbone; the file does not tell",
     )
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to store")
     parser.add_argument("--half", action="store_true", help="store weights in half precision, half of the bytes")
     parser.add_argument("--force", action="store_true", help="replace DST where it exists")
     return parser
@@ -1275,7 +1292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = read_class_names(arguments.classes) if arguments.classes else None
         path = find_weights(arguments.source)
         published = None if path == Path(arguments.source).expanduser() else PUBLISHED.get(arguments.source)
+        settings = parse_settings(arguments.set)
         checkpoint, report = _convert(path, arguments.style or (published and published.style), names, arguments.eps)
+        checkpoint = with_settings(checkpoint, settings) if settings else checkpoint
         save(halved(checkpoint) if arguments.half else checkpoint, target)
     except (ValueError, OSError) as error:
         parser.exit(1, f"convert_weights.py: {error}\n")

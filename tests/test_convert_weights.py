@@ -1150,6 +1150,31 @@ def test_half_precision_is_stored_and_read_as_float32(tmp_path, capsys):
     assert "--half: box_head.box_deltas.weight has numbers beyond 65504" in capsys.readouterr().err
 
 
+def test_settings_are_stored_with_the_weights(tmp_path, capsys):
+    model = tiny_model(IMAGE_RESIZE_MODE="crop", CLASS_NAMES=("BG", "a", "b", "c"))
+    source, target = tmp_path / "a.pth", tmp_path / "b.pth"
+    model.save(source)
+    main([str(source), str(target), "--set", "IMAGE_RESIZE_MODE=pad64", "CLASS_NAMES=BG,x,y,z"])
+    loaded = load_model(target, "cpu")
+    assert loaded.config.IMAGE_RESIZE_MODE == "pad64"
+    assert loaded.class_names == ["BG", "x", "y", "z"]
+    stored = {**loaded.config.to_dict(), "IMAGE_RESIZE_MODE": "crop", "CLASS_NAMES": model.config.CLASS_NAMES}
+    assert stored == {**model.config.to_dict(), "CLASS_NAMES": model.config.CLASS_NAMES}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    before = target.read_bytes()
+    for setting, message in {
+        "NUM_CLASSES=9": "CLASS_NAMES",
+        "RPN_CHANNELS=24": "--set RPN_CHANNELS: the weights are of another network; rpn.conv",
+        "USE_MASKIOU_HEAD=False": "of another network; maskiou_head",
+        "RPN_CHANELS=24": "did you mean RPN_CHANNELS?",
+    }.items():
+        with pytest.raises(SystemExit):
+            main([str(source), str(target), "--force", "--set", setting])
+        assert message in capsys.readouterr().err
+    assert target.read_bytes() == before
+
+
 def test_embedded_models(tmp_path, monkeypatch):
     """Those that come with the project: by name, from assets/, and never from the network."""
     for name, path in EMBEDDED.items():
