@@ -69,6 +69,7 @@ def _colors_of(count: int, class_ids: np.ndarray, colors: Sequence[Color] | None
         return _counted("colors", list(colors), count)
     if color_by == "instance":
         return random_colors(count)
+    class_ids = np.abs(class_ids)  # crowds have the colour of their class
     of_class = random_colors(int(class_ids.max(initial=0)) + 1)
     return [of_class[max(0, class_id - 1)] for class_id in class_ids.tolist()]  # background has none to waste
 
@@ -128,7 +129,11 @@ def _boxes(name: str, boxes: Any) -> np.ndarray:
     return boxes
 
 
-def _names_of(class_ids: np.ndarray, class_names: Sequence[str]) -> list[str]:
+def _names_of(class_ids: np.ndarray, class_names: Sequence[str], crowds: bool = False) -> list[str]:
+    """crowds: negative ids are good, too: of crowds, as data sets have them."""
+    if crowds:
+        names = _names_of(np.abs(class_ids), class_names)
+        return [f"{name} (crowd)" if i < 0 else name for name, i in zip(names, class_ids.tolist(), strict=True)]
     if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() < len(class_names)):
         raise ValueError(
             f"class_ids lie in {class_ids.min()}..{class_ids.max()}, but class_names has {len(class_names)} names, "
@@ -523,7 +528,7 @@ def display_top_masks(image, mask, class_ids, class_names, limit=4, save_path=No
     areas = np.array([crop.sum() for _, _, crop in crops])
     classes = sorted(set(class_ids.tolist()), key=lambda class_id: -areas[class_ids == class_id].sum())[:limit]
     panels, titles = [image], [f"{image.shape[0]} x {image.shape[1]}"]
-    for class_id, name in zip(classes, _names_of(np.array(classes, int), class_names), strict=True):
+    for class_id, name in zip(classes, _names_of(np.array(classes, int), class_names, crowds=True), strict=True):
         own = [crop for crop, one in zip(crops, class_ids, strict=True) if one == class_id]
         panels.append(np.zeros_like(image))
         for crop, color in zip(own, random_colors(len(own)), strict=True):
@@ -560,7 +565,8 @@ def display_instances(
     """The image with masks, outlines, dashed boxes and captions.
 
     image: [H, W, 3]. boxes: [N, 4]; one of zeros is left out with all that belongs to it, as Matterport's padding.
-    masks: of any kind, or None for none. class_ids: [N]. scores, mask_ious, mask_scores: [N], for the captions.
+    masks: of any kind, or None for none. class_ids: [N], negative ones are of crowds. scores, mask_ious, mask_scores:
+        [N], for the captions.
     figsize: the most inches that the image may take, at 100 pixels an inch.
     color_by: "instance", or "class", whose colour then is the same in every picture. colors: N of RGB, instead.
 
@@ -575,7 +581,7 @@ def display_instances(
     if captions is None:
         values = {"scores": scores, "mask_ious": mask_ious, "mask_scores": mask_scores}
         values = [_numbers(name, column, count) for name, column in values.items()]
-        captions = _captions(_names_of(class_ids, class_names), *values)
+        captions = _captions(_names_of(class_ids, class_names, crowds=True), *values)
     captions = ["" if caption is None else str(caption) for caption in _counted("captions", captions, count)]
     there = np.flatnonzero(boxes.any(axis=1)).tolist()
     crops = crops if show_mask else []

@@ -756,6 +756,24 @@ def test_display_images_explains_what_is_wrong(image):
         visualize.display_images([photo()], ["a", "b"])
 
 
+def test_crowds_are_named():
+    """Data sets have them as negative class ids, COCO among them. Results have none."""
+    image, boxes, masks, _ = shapes()
+    ids = np.array([-1, 2, 1])
+    figure = visualize.display_top_masks(image, masks, ids, NAMES)
+    assert sorted(ax.get_title() for ax in figure.axes[1:]) == ["cat (crowd): 1", "cat: 1", "dog: 1"]
+    figure = visualize.display_instances(image, boxes, masks, ids, NAMES, color_by="class")
+    assert texts(figure) == ["cat (crowd)", "dog", "cat"]
+    options = {"captions": [""] * 3, "show_bbox": False, "color_by": "class"}
+    drawn = show_at_four(visualize.display_instances, image, boxes, masks, ids, NAMES, **options)
+    same = show_at_four(visualize.display_instances, image, boxes, masks, np.abs(ids), NAMES, **options)
+    assert (drawn == same).all(), "in the colour of their class"
+    with pytest.raises(ValueError, match=r"class_ids lie in 1\.\.9, but class_names has 4 names"):
+        visualize.display_instances(image, boxes, masks, np.array([-1, 2, -9]), NAMES)
+    with pytest.raises(ValueError, match=r"class_ids lie in -1\.\.2"):
+        visualize.captions_of({"class_ids": ids, "scores": np.ones(3)}, NAMES)
+
+
 def test_display_top_masks_sorts_by_area():
     image, _, masks, class_ids = shapes()
     figure = visualize.display_top_masks(image, masks, class_ids, NAMES)
