@@ -1057,7 +1057,7 @@ PUBLISHED: dict[str, Published] = {
 
 # Models that this project trained and brings along, each by the script of its name in samples/.
 ROOT = Path(__file__).resolve().parent
-EMBEDDED: dict[str, Path] = {"shapes": ROOT / "assets" / "shapes.pth"}
+EMBEDDED: dict[str, Path] = {name: ROOT / "assets" / f"{name}.pth" for name in ("shapes", "nuclei")}
 MODEL_NAMES = (*PUBLISHED, *EMBEDDED)
 
 # --model imagenet, by backbone and style. OpenMMLab's are what mmdetection's published models started from.

@@ -771,3 +771,18 @@ def test_measure_gain_looks_at_whole_images_and_counts_all_nuclei(weights, tmp_p
     assert {name: row[name] for name in numbers} == numbers
     assert measure_gain.main(["nuclei", "--model", str(weights)]) == 2
     assert "nuclei need --dataset" in capsys.readouterr().err
+
+
+LITE = DATA.parent / "nuclei_lite"
+
+
+@pytest.mark.skipif(not LITE.is_dir(), reason="the data of ../shared is not here")
+def test_the_embedded_model_finds_nuclei_that_it_has_not_seen(capsys):
+    """On the small part of the subset val; README has the numbers of all of it."""
+    model = convert_weights.load_model("nuclei", "cpu")
+    assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
+    numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(LITE, "val"), verbose=False)
+    assert numbers["images"] == 12
+    assert numbers["mask AP"] > 0.45
+    assert numbers["mask AP50"] > 0.7
+    assert numbers["IoU correlation"] > 0.5

@@ -12,6 +12,7 @@ from PIL import Image
 from test_layout import ROOT
 
 import coco
+import convert_weights
 import training
 from model import MaskRCNN
 from samples import shapes
@@ -251,3 +252,17 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     assert "shapes.py: there is no checkpoint" in capsys.readouterr().err
     assert shapes.main(["show", "--set", "IMAGE_MAX=1"]) == 2
     assert "did you mean IMAGE_MAX_DIM?" in capsys.readouterr().err
+
+
+############################################################
+#  The embedded model
+############################################################
+
+
+def test_the_embedded_model_finds_shapes_that_it_has_not_seen():
+    """On a few images of the subset test; README has the numbers of many."""
+    model = convert_weights.load_model("shapes", "cpu")
+    numbers = coco.evaluate_dataset(model, shapes.make_dataset(model.config, "test", 40), verbose=False)
+    assert numbers["mask AP"] > 0.35
+    assert numbers["mask AP50"] > 0.5
+    assert numbers["re-scoring gain"] > 0.005
