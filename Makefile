@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint format kernels sanitize bench pictures doctor notebooks gpu clean
+.PHONY: demo test check lint format kernels sanitize bench reproduce ablations pictures doctor notebooks gpu clean
 
 demo: kernels  ## detect in assets/coffee.jpg; pictures and JSON come to output/
 	$(PY) demo.py
@@ -38,6 +38,12 @@ bench: kernels
 	$(PY) benchmarks/bench_ops.py
 	$(PY) benchmarks/bench_detect.py
 	$(PY) benchmarks/bench_train.py
+
+reproduce: kernels  ## README's results on shapes, from nothing, and how they differ from the committed ones
+	$(PY) benchmarks/reproduce.py
+
+ablations: kernels  ## what decides how much mask scoring gains
+	$(PY) benchmarks/ablations.py
 
 pictures: kernels  ## README's, into assets/ (MODEL=checkpoint: of samples/shapes.py)
 	$(PY) assets/make_pictures.py $(if $(MODEL),--model $(MODEL))

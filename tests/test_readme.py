@@ -6,6 +6,7 @@ import re
 import pytest
 
 import native
+from benchmarks import measure_gain
 
 README = (native.ROOT / "README.md").read_text()
 
@@ -113,3 +114,16 @@ def test_evaluation_speed_is_the_committed_result():
         assert row == f"{ours:.1f} | {plain:.1f} | {plain / ours:.1f} x | {memory}"
     loading = facts["loading"]
     assert f"loads in {loading['seconds']:.1f} s with a peak of {loading['peak_mb']:.0f} MB" in README
+
+
+@pytest.mark.parametrize("data", ["shapes", "nuclei"])
+def test_results_are_the_committed_ones(data):
+    """The table of each model is what measure_gain.py makes of the file that README names."""
+    path = native.ROOT / re.search(rf"\((benchmarks/results/[\w.-]+-{data}-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    assert measure_gain.table(facts["models"]) in README
+    for row in facts["models"].values():
+        value, low, high = row["gains"]["AP"]
+        assert low < value < high
+        assert value == pytest.approx(row["mask AP"] - row["mask AP (class score)"], abs=1e-12)
