@@ -127,3 +127,12 @@ def test_results_are_the_committed_ones(data):
         value, low, high = row["gains"]["AP"]
         assert low < value < high
         assert value == pytest.approx(row["mask AP"] - row["mask AP (class score)"], abs=1e-12)
+
+
+def test_drawing_speed_is_the_committed_result():
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-visualize-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    fast, *_, figure = (case["ms"] for case in facts["cases"])
+    assert f"take {fast:.0f} ms on one core of an {facts['cpu'].split(',')[0]}" in " ".join(README.split())
+    assert f"through matplotlib take {figure / 1000:.1f} s" in README
