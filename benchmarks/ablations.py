@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluation
 import native
 import training
-import utils
 from benchmarks import machine, measure_gain
 from config import Config, parse_settings
 from model import MaskRCNN
@@ -56,11 +55,13 @@ def run_folder(folder: Path, variant: str, seed: int) -> Path:
     return folder / f"{variant.replace(' ', '-')}-seed-{seed}"
 
 
-def continued(config: Config, logs: Path) -> MaskRCNN:
-    """A model that goes on where a training into logs ended or stopped, or a new one."""
+def continued(config: Config, logs: Path, start: Mapping[str, Any] | None = None) -> MaskRCNN:
+    """A model that goes on where a training into logs ended or stopped, or a new one, with the weights of start."""
     model = MaskRCNN(config, logs)
     if list(logs.glob("*/*.pth")):
         model.load_weights(training.find_last(logs, config.NAME))
+    elif start is not None:
+        model.load_weights(start)
     return model
 
 
@@ -80,9 +81,8 @@ def trained_model(folder: Path, variant: str, seed: int, steps: int, settings: M
     model = continued(config, folder / "logs")
     train(model, images, EPOCHS, "all")
     if variant == AFTERWARDS:
-        head = continued(shapes.ShapesConfig(**{**common, "FROZEN_STAGES": 0, "TRAIN_BN": False}), folder / "head")
-        if head.epoch == 0:
-            head.load_weights(model.to_checkpoint())
+        config = shapes.ShapesConfig(**{**common, "FROZEN_STAGES": 0, "TRAIN_BN": False})
+        head = continued(config, folder / "head", start=model.to_checkpoint())
         train(head, images, round(HEAD_SHARE * EPOCHS), "maskiou")
         model = head
     return MaskRCNN.from_checkpoint(model.to_checkpoint(), "cpu", **VARIANTS[variant])
@@ -98,7 +98,7 @@ def run(folder: Path, variant: str, seed: int, steps: int, images: int, samples:
     numbers = measure_gain.measure(model, shapes.make_dataset(model.config, "val", images), 100, samples)
     facts = {"variant": variant, "seed": seed, "steps": steps, "seconds": time.monotonic() - start, **numbers}
     path.parent.mkdir(parents=True, exist_ok=True)
-    utils.write_atomically(path, lambda file: file.write(json.dumps(facts).encode()))
+    machine.write_json(facts, path)
     return facts
 
 

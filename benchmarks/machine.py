@@ -37,10 +37,14 @@ def describe(device: str = "cpu") -> dict:
 
 def finish(facts: dict, output: Path | None) -> None:
     """What every benchmark ends with: its figures as a line of JSON, and the same in a file if one is wanted."""
-    line = json.dumps(facts)
-    print(line)
+    print(json.dumps(facts))
     if output:
-        utils.write_atomically(output, lambda file: file.write(f"{line}\n".encode()))
+        write_json(facts, output)
+
+
+def write_json(facts: dict, path: Path) -> None:
+    """Write figures as a line of JSON, wholly or not at all."""
+    utils.write_atomically(path, lambda file: file.write(f"{json.dumps(facts)}\n".encode()))
 
 
 def cpu_name() -> str:

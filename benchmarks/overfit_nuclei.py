@@ -28,6 +28,7 @@ import utils
 from benchmarks import machine
 from config import Config
 from model import MaskRCNN
+from samples import nucleus
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "nuclei_lite"
 TARGET = 0.9
@@ -106,18 +107,6 @@ class NucleiDataset(utils.Dataset):
         return np.stack([utils.rle_to_mask(rle) for rle in rles], axis=-1), class_ids
 
 
-class TimeLimit:
-    """A callback that ends training after the first epoch that is over later than this."""
-
-    def __init__(self, minutes: float) -> None:
-        self.deadline = time.monotonic() + 60 * minutes
-
-    def __call__(self, event: str, progress: Any) -> None:
-        if event == "epoch_end" and time.monotonic() > self.deadline:
-            progress.stop = True
-            print("the time is over")
-
-
 def load_dataset(folder: str | Path = DATA) -> NucleiDataset:
     """The 32 images, ready to use."""
     dataset = NucleiDataset()
@@ -137,7 +126,7 @@ def overfit(dataset: utils.Dataset, log_dir: str | Path, minutes: float = 15.0, 
     torch.manual_seed(config.SEED)
     model = MaskRCNN(config, log_dir)
     model.train_model(
-        dataset, None, learning_rate=config.LEARNING_RATE, layers="all", custom_callbacks=[TimeLimit(minutes)]
+        dataset, None, learning_rate=config.LEARNING_RATE, layers="all", custom_callbacks=[nucleus.TimeLimit(minutes)]
     )
     return model
 

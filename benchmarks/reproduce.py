@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import convert_weights
 import native
 import training
-import utils
 from benchmarks import machine, measure_gain
 from samples import shapes
 
@@ -58,17 +57,13 @@ def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[
         start = time.monotonic()
         checkpoint = convert_weights.load_checkpoint(train(seed, folder, settings))
         convert_weights.save(convert_weights.halved(checkpoint), model_path)
-        write_json(time_path, {"training_s": time.monotonic() - start})  # of the last part, if it was interrupted
+        seconds = time.monotonic() - start  # of the last part, if it was interrupted
+        machine.write_json({"training_s": seconds}, time_path)
     model = convert_weights.load_model(model_path, "cpu")
     numbers = measure_gain.measure(model, shapes.make_dataset(model.config, "test", images), 100, samples)
     facts = {**json.loads(time_path.read_text()), "megabytes": model_path.stat().st_size / 1e6, **numbers}
-    write_json(path, facts)
+    machine.write_json(facts, path)
     return facts
-
-
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Write facts, wholly or not at all."""
-    utils.write_atomically(path, lambda file: file.write(json.dumps(facts).encode()))
 
 
 def committed() -> tuple[str, dict[str, dict[str, Any]]]:

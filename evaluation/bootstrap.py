@@ -45,7 +45,7 @@ def bootstrap_gains(
     counts = [dict.fromkeys(images, 1), *(dict(zip(images, draw.tolist(), strict=True)) for draw in draws)]
     values = {}
     for ranking, score in RANKINGS.items():
-        evaluation.rank(score(*scores))
+        evaluation.set_scores(score(*scores))
         matches = [evaluation.matches(category) for category in evaluation.categories]
         values[ranking] = np.array([_precisions(matches, each, evaluation.params) for each in counts])  # [1 + S, 3]
     gains = {}

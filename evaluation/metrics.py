@@ -169,10 +169,7 @@ class RankedEvaluation(COCOeval):
         does, to the bit. Its summarize() is no good: it prints, and wants the 100 of COCO among several max_dets.
         average_precision and average_recall read the result.
         """
-        if scores is not None:
-            for entry, score in zip(self.entries, scores, strict=True):
-                entry["score"] = float(score)
-        self.scores = np.array([entry["score"] for entry in self.entries], np.float64)
+        self.set_scores(scores)
         params = self.params
         areas, counts = len(params.areaRng), len(params.maxDets)
         shape = len(params.iouThrs), len(params.catIds), areas, counts
@@ -185,6 +182,13 @@ class RankedEvaluation(COCOeval):
                 self._rank_category(k, category)
         return self
 
+    def set_scores(self, scores: Sequence[float] | None = None) -> None:
+        """Give the results these scores [N]; by default, those that they have. matches() is by them."""
+        if scores is not None:
+            for entry, score in zip(self.entries, scores, strict=True):
+                entry["score"] = float(score)
+        self.scores = np.array([entry["score"] for entry in self.entries], np.float64)
+
     def _rank_category(self, k: int, category: int) -> None:
         params, matches = self.params, self.matches(category)
         for a in range(len(params.areaRng)):
@@ -196,7 +200,7 @@ class RankedEvaluation(COCOeval):
                 self.eval["precision"][:, :, k, a, m], self.eval["recall"][:, k, a, m] = precision, recall
 
     def matches(self, category: int) -> Matches:
-        """The results of a category by the scores of the last rank(), best first, and what they match."""
+        """The results of a category by the scores of set_scores() or rank(), best first, and what they match."""
         found = self.categories[category]
         order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
         place = np.arange(len(order)) - np.searchsorted(found.images, found.images)

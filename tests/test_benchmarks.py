@@ -29,6 +29,7 @@ from benchmarks import (
     overfit_nuclei,
     reproduce,
 )
+from config import Config
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -547,6 +548,18 @@ def test_ablations_are_not_run_again_and_are_told_together(ablated):
     assert status == 0
     assert {path: path.read_bytes() for path in folder.glob("*/numbers.json")} == before
     assert printed.splitlines()[-10:-1] == first.splitlines()[-10:-1], "the same table"
+
+
+def test_an_ablation_that_was_interrupted_goes_on_from_its_own_weights(ablated, tmp_path):
+    """Not from the detector's again, which its head started from."""
+    folder, _ = ablated
+    start = weights_of_run(folder, ablations.AFTERWARDS)
+    new = ablations.continued(Config.from_dict(start["config"]), tmp_path, start)
+    assert torch.equal(new.maskiou_head.maskious.weight, start["model"]["maskiou_head.maskious.weight"])
+    (path,) = (ablations.run_folder(folder, ablations.AFTERWARDS, 0) / "head").glob("*/mask_rcnn_shapes_0001.pth")
+    stored = torch.load(path, weights_only=True)
+    gone_on = ablations.continued(Config.from_dict(stored["config"]), path.parent.parent, start)
+    assert not torch.equal(gone_on.maskiou_head.maskious.weight, new.maskiou_head.maskious.weight)
 
 
 def test_table_of_ablations():
