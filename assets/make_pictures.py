@@ -89,7 +89,7 @@ def make_pictures(model: MaskRCNN, dataset: utils.Dataset) -> dict[str, np.ndarr
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=ROOT / "assets" / "shapes.pth", help="of shapes; default: assets/shapes.pth")
+    parser.add_argument("--model", default="shapes", help="of shapes; default: the embedded one")
     parser.add_argument("--output", type=Path, default=ROOT / "assets", metavar="FOLDER", help="default: assets")
     parser.add_argument("--images", type=int, default=200, help="4 or more; default: 200")
     parser.add_argument("--threshold", type=float, default=0.5, help="least class score of what is shown; default: 0.5")

@@ -237,33 +237,6 @@ def is_quick() -> bool:
     return os.environ.get("MASKSCORING_QUICK") == "1"
 
 
-def demo_model(logs: str | os.PathLike | None = None, **settings) -> MaskRCNN:
-    """A model that finds shapes, for a look inside, without a download.
-
-    It is assets/shapes.pth; or, where that does not exist, one that is trained now for some minutes, and kept in logs
-    for the next call. It says which.
-
-    logs: folder of that training; logs/demo by default. settings: of config.py, to change.
-    """
-    path = ROOT / "assets" / "shapes.pth"
-    if path.is_file():
-        print("model: assets/shapes.pth")
-        return convert_weights.load_model(path, **settings)
-    quick = is_quick()
-    logs = Path(logs or ROOT / "logs" / ("demo-quick" if quick else "demo"))
-    size = {"STEPS_PER_EPOCH": 10, "IMAGES_PER_GPU": 2} if quick else {"STEPS_PER_EPOCH": 300}
-    config = ShapesConfig(GPU_COUNT=int(torch.cuda.is_available()), **size)
-    finished = "*/mask_rcnn_shapes_0001.pth"
-    if not list(logs.glob(finished)):
-        steps = config.STEPS_PER_EPOCH
-        print(f"model: there is no assets/shapes.pth, so one is trained for {steps} steps. It will be a weak one.")
-        model = MaskRCNN(config, logs)
-        model.train_model(make_dataset(config, "train", steps * config.BATCH_SIZE), None, epochs=1)
-    path = max(logs.glob(finished))
-    print(f"model: {path}, trained for {config.STEPS_PER_EPOCH} steps: a weak one")
-    return MaskRCNN.from_checkpoint(path, **settings)
-
-
 ############################################################
 #  Command line
 ############################################################

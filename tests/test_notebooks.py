@@ -6,7 +6,6 @@ runs in a kernel, the way of `make notebooks`.
 
 import ast
 import base64
-import functools
 import itertools
 import json
 import re
@@ -19,7 +18,6 @@ import pytest
 from test_layout import ROOT
 
 import visualize
-from samples import shapes
 
 FOLDER = ROOT / "notebooks"
 # How many figures and tables each shows.
@@ -119,17 +117,10 @@ def run(name, folder):
     return display, namespace
 
 
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory):
-    """Where the model is kept that is trained where there are no weights: once for all notebooks."""
-    return tmp_path_factory.mktemp("logs")
-
-
 @pytest.fixture
-def place(monkeypatch, tmp_path, logs):
+def place(monkeypatch, tmp_path):
     """A folder to run in, beside which training may write."""
     monkeypatch.setenv("MASKSCORING_QUICK", "1")
-    monkeypatch.setattr(shapes, "demo_model", functools.partial(shapes.demo_model, logs=logs))
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "notebooks"
     folder.mkdir()
@@ -171,41 +162,6 @@ def check_data(namespace):
     )
     nearest = np.abs(moved[:, None] - namespace["boxes"]).max(axis=2).min(axis=1)
     assert nearest.max() < 0.01, "where they should move is their object's box"
-
-
-def test_the_weights_that_are_there_are_taken(place, monkeypatch, tmp_path, capsys):
-    """assets/shapes.pth, if it exists; otherwise the model that an earlier call trained."""
-    tiny = {"BACKBONE_WIDTH": 0.0625, "TOP_DOWN_PYRAMID_SIZE": 8, "RPN_CHANNELS": 8, "FPN_CLASSIF_FC_LAYERS_SIZE": 8}
-    config = shapes.ShapesConfig(**tiny, NAME="other")
-    (tmp_path / "assets").mkdir()
-    shapes.MaskRCNN(config).save(tmp_path / "assets" / "shapes.pth")
-    monkeypatch.setattr(shapes, "ROOT", tmp_path)
-    model = shapes.demo_model(DETECTION_MAX_INSTANCES=7)
-    assert (model.config.NAME, model.config.DETECTION_MAX_INSTANCES) == ("other", 7)
-    assert capsys.readouterr().out == "model: assets/shapes.pth\n"
-
-
-def test_without_weights_a_model_is_trained_once(monkeypatch, tmp_path, capsys):
-    class Tiny(shapes.ShapesConfig):
-        BACKBONE_WIDTH, TOP_DOWN_PYRAMID_SIZE, RPN_CHANNELS, FPN_CLASSIF_FC_LAYERS_SIZE = 0.0625, 8, 8, 8
-        MASK_HEAD_CHANNELS = MASKIOU_HEAD_CHANNELS = MASKIOU_FC_LAYERS_SIZE = 8
-        IMAGE_MIN_DIM = IMAGE_MAX_DIM = 64
-        WORKERS = 0
-
-    monkeypatch.setattr(shapes, "ShapesConfig", Tiny)
-    monkeypatch.setattr(shapes, "ROOT", tmp_path)
-    monkeypatch.setenv("MASKSCORING_QUICK", "1")
-    first = shapes.demo_model()
-    assert "there is no assets/shapes.pth" in capsys.readouterr().out
-    assert list((tmp_path / "logs" / "demo-quick").glob("*/mask_rcnn_shapes_0001.pth"))
-    again = shapes.demo_model(DETECTION_MAX_INSTANCES=7)
-    printed = capsys.readouterr().out
-    assert "there is no" not in printed
-    assert "a weak one" in printed
-    assert again.config.DETECTION_MAX_INSTANCES == 7
-    for one, other in zip(first.parameters(), again.parameters(), strict=True):
-        assert (one == other).all()
-    assert not again.training
 
 
 def test_make_notebooks_renders_one(tmp_path):
