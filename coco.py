@@ -30,7 +30,7 @@ import native
 import training
 import utils
 from coco_data import CocoDataset, choose_year
-from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings
+from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings, whole_number
 from model import TRAINABLE, MaskRCNN, is_backbone, read_checkpoint
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
@@ -267,7 +267,7 @@ def _add_data_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--limit",
-        type=_count,
+        type=whole_number(0),
         metavar="N",
         help="evaluate the first N images only, which gives no standard numbers; 0: all. Default: all for evaluate; "
         f"{VALIDATION_IMAGES} for the evaluation after each epoch of train",
@@ -297,16 +297,20 @@ def _add_run_arguments(group: Any) -> None:
     group.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the convolutions; default: float32, or as trained"
     )
-    group.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time on each device; default: 2")
-    group.add_argument("--workers", type=_count, metavar="N", help="processes (train) or threads that load images")
+    group.add_argument(
+        "--batch-size", type=whole_number(1), metavar="N", help="images at a time on each device; default: 2"
+    )
+    group.add_argument(
+        "--workers", type=whole_number(0), metavar="N", help="processes (train) or threads that load images"
+    )
     group.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=f"of trainings; default: {LOGS}")
 
 
 def _add_training_arguments(group: Any) -> None:
     group.add_argument("--layers", help=f"what learns: {', '.join(TRAINABLE)}, or a regular expression; default: all")
     group.add_argument("--schedule", choices=list(training.SCHEDULES), help="default: 1x, 12 epochs")
-    group.add_argument("--epochs", type=_positive, metavar="N", help="when training ends, counted from its start")
-    group.add_argument("--seed", type=_count, metavar="N", help="of all that is random; default: 0")
+    group.add_argument("--epochs", type=whole_number(1), metavar="N", help="when training ends, counted from its start")
+    group.add_argument("--seed", type=whole_number(0), metavar="N", help="of all that is random; default: 0")
     group.add_argument(
         "--empty-images", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
         help="train on images without objects, too; the references leave them out",
@@ -319,7 +323,7 @@ def _add_evaluation_arguments(group: Any) -> None:
         help="of results and report; one evaluation each. Default: a folder in output/, called after what is evaluated",
     )  # fmt: skip
     group.add_argument(
-        "--max-dets", type=_positive, metavar="N",
+        "--max-dets", type=whole_number(1), metavar="N",
         help="results of a class in an image that count; default: 100, COCO's, or DETECTION_MAX_INSTANCES if larger",
     )  # fmt: skip
 
@@ -329,18 +333,6 @@ def _boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
     return values[text.lower()]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, not {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {text!r}")
-    return int(text)
 
 
 def asked_settings(arguments: argparse.Namespace) -> dict[str, Any]:

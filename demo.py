@@ -37,7 +37,7 @@ import stages
 import utils
 import video
 import visualize
-from config import parse_settings
+from config import parse_settings, whole_number
 from model import MaskRCNN
 from training.guards import StopSignals
 from video import Frame, Source
@@ -45,7 +45,6 @@ from video import Frame, Source
 ROOT = Path(__file__).parent
 EXAMPLE = ROOT / "assets" / "coffee.jpg"
 SHAPES_EXAMPLE = ROOT / "assets" / "shapes.jpg"  # of the subset test of samples/shapes.py: no training sees it
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 ############################################################
 #  What to look at
@@ -62,8 +61,7 @@ def find_sources(names: list[str]) -> list[Source]:
         path = Path(name)
         missing = f"there is no file, folder or match of {name!r}"
         if path.is_dir():
-            paths = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            missing = f"folder {name} has no images ({', '.join(sorted(SUFFIXES))}); videos have to be named"
+            paths = utils.image_files(path, "; videos have to be named")
         elif name.startswith("camera:") or (name.isdecimal() and not path.exists()):
             found[Source(name.removeprefix("camera:"), "camera")] = None
             continue
@@ -336,19 +334,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
     parser.add_argument("--stages", action="store_true", help="also draw each stage of the first image: DIR/NAME_*.png")
     parser.add_argument(
-        "--every", type=_positive, default=1, metavar="N", help="look at each Nth frame of a video only"
+        "--every", type=whole_number(1), default=1, metavar="N", help="look at each Nth frame of a video only"
     )
     parser.add_argument("--threshold", type=float, help="least class score of an instance; default: 0.5")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the convolutions")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -267,6 +267,7 @@ def denorm_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
 
 # More than this is refused before it is decoded: about 0.5 GB as RGB, and where Pillow itself refuses, too.
 MAX_IMAGE_PIXELS = 178_956_970
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # that a folder is searched for
 # A side that no photograph has (JPEG ends at 65,535). Squares of this side, and tables along it, would fill the memory.
 MAX_IMAGE_SIDE = 100_000
 
@@ -281,6 +282,17 @@ _EXIF_TURNS = {
     7: (True, -1, -1),
     8: (True, -1, 1),
 }
+
+
+def image_files(folder: str | os.PathLike, hint: str = "") -> list[Path]:
+    """The files of a folder, not of folders in it, that are images by IMAGE_SUFFIXES, sorted.
+
+    Raises: FileNotFoundError if it has none, with the hint.
+    """
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"folder {folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
+    return found
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS, upright: bool = True) -> np.ndarray:

@@ -3,8 +3,8 @@
     python benchmarks/overfit_nuclei.py [--data FOLDER] [--minutes N] [--threads N] [--output FOLDER]
 
 A training that cannot do this has an error in its targets, losses, optimiser or detection, whatever its tests say. The
-images are nuclei_lite's (2018 Data Science Bowl, 756 nuclei), its --data folder has train/ and annotations/. Nothing is
-augmented, nothing is validated: how well it generalises is not asked. The last line printed is JSON.
+images are nuclei_lite's (2018 Data Science Bowl, 756 nuclei); --data takes any folder that samples/nucleus.py takes.
+Nothing is augmented, nothing is validated: how well it generalises is not asked. The last line printed is JSON.
 
 --output gets overfit_nuclei.jsonl, the losses of every step, and overfit_nuclei.json, that last line.
 """
@@ -75,46 +75,6 @@ class NucleiConfig(Config):
     CHECKPOINTS_KEPT = 1
 
 
-class NucleiDataset(utils.Dataset):
-    """The images of one split, and their masks as run-length codes."""
-
-    def load_nuclei(self, folder: str | Path, split: str = "train") -> None:
-        """Registers the images of a split.
-
-        Raises: FileNotFoundError if the folder does not have the annotations.
-        """
-        folder = Path(folder)
-        path = folder / "annotations" / f"instances_{split}.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; --data must name the folder nuclei_lite")
-        annotations = json.loads(path.read_text())
-        self.add_class("nuclei", 1, "nucleus")
-        codes: dict[int, list[dict]] = {image["id"]: [] for image in annotations["images"]}
-        for annotation in annotations["annotations"]:
-            codes[annotation["image_id"]].append(annotation["segmentation"])
-        for image in annotations["images"]:
-            size = {"height": image["height"], "width": image["width"]}
-            path = folder / split / image["file_name"]
-            self.add_image("nuclei", image["id"], path=path, codes=codes[image["id"]], **size)
-
-    def load_instances(self, image_id: int) -> utils.Instances:
-        info = self.image_info[image_id]
-        rles = [utils.annotation_to_rle(code, info["height"], info["width"]) for code in info["codes"]]
-        return utils.Instances(np.ones(len(rles), np.int32), rles)
-
-    def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
-        class_ids, rles, _ = self.load_instances(image_id)
-        return np.stack([utils.rle_to_mask(rle) for rle in rles], axis=-1), class_ids
-
-
-def load_dataset(folder: str | Path = DATA) -> NucleiDataset:
-    """The 32 images, ready to use."""
-    dataset = NucleiDataset()
-    dataset.load_nuclei(folder)
-    dataset.prepare()
-    return dataset
-
-
 def overfit(dataset: utils.Dataset, log_dir: str | Path, minutes: float = 15.0, **settings: Any) -> MaskRCNN:
     """Train on a data set from random weights, into a new folder of log_dir.
 
@@ -148,7 +108,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start = time.monotonic()
-    dataset = load_dataset(arguments.data)
+    dataset = nucleus.make_dataset(arguments.data, "train")
     settings = {"STEPS_PER_EPOCH": 2, "IMAGE_MIN_DIM": 128, "IMAGE_MAX_DIM": 128} if arguments.quick else {}
     with tempfile.TemporaryDirectory() as folder:
         model = overfit(dataset, folder, 0.0 if arguments.quick else arguments.minutes, **settings)

@@ -45,7 +45,6 @@ from model import MaskRCNN, is_backbone, read_checkpoint
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
 VAL_SHARE = 0.1
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 ############################################################
 #  Configuration
@@ -140,7 +139,8 @@ class NucleusDataset(CocoDataset):
             self.layout = "COCO"
             self.load_annotations(folder / name, folder / subset, "nuclei")
             return
-        entries = [path for path in sorted((folder / subset).glob("*/images/*")) if path.suffix.lower() in SUFFIXES]
+        entries = sorted((folder / subset).glob("*/images/*"))
+        entries = [path for path in entries if path.suffix.lower() in utils.IMAGE_SUFFIXES]
         if not entries:
             raise FileNotFoundError(_expected(folder, subset))
         self.layout = "Data Science Bowl"
@@ -504,11 +504,7 @@ def find_images(path: Path, subset: str | None) -> NucleusDataset:
         return make_dataset(path, subset, masks=False)
     if not path.exists():
         raise FileNotFoundError(f"--dataset {path}: there is no such file or folder")
-    paths = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not paths:
-        raise FileNotFoundError(
-            f"--dataset {path} has no images ({', '.join(sorted(SUFFIXES))}); of a data set, name the --subset, too"
-        )
+    paths = utils.image_files(path, "; of a data set, name the --subset, too") if path.is_dir() else [path]
     dataset = NucleusDataset()
     dataset.add_images(paths)
     dataset.prepare()

@@ -30,6 +30,7 @@ from benchmarks import (
     reproduce,
 )
 from config import Config
+from samples import nucleus
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -243,25 +244,6 @@ def test_bench_train_compares_with_torchvision():
     assert " 2.00 x " in bench_train.format_row(rows[3])
 
 
-def test_nuclei_are_read_as_codes(tmp_path):
-    masks = np.zeros((6, 8, 2), bool)
-    masks[1:3, 2:7, 0] = masks[4:, :3, 1] = True
-    codes = [utils.rle_to_json(rle) for rle in utils.mask_to_rle(masks)]
-    annotations = {
-        "images": [{"id": 7, "file_name": "a.png", "height": 6, "width": 8}],
-        "annotations": [{"image_id": 7, "segmentation": code} for code in codes],
-    }
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(annotations))
-    dataset = overfit_nuclei.load_dataset(tmp_path)
-    assert dataset.image_info[0]["path"] == tmp_path / "train" / "a.png"
-    loaded, class_ids = dataset.load_mask(0)
-    assert np.array_equal(loaded, masks)
-    assert class_ids.tolist() == [1, 1]
-    with pytest.raises(FileNotFoundError, match="--data must name the folder nuclei_lite"):
-        overfit_nuclei.load_dataset(tmp_path / "train")
-
-
 needs_nuclei = pytest.mark.skipif(
     not overfit_nuclei.DATA.is_dir(), reason="shared/ is not here: the images may not be in the repository"
 )
@@ -284,7 +266,7 @@ def test_overfit_nuclei_ends_with_a_json_line(tmp_path):
 def test_training_from_nothing_learns(tmp_path):
     """The two minutes of benchmarks/overfit_nuclei.py: the loss halves."""
     settings = {"STEPS_PER_EPOCH": 7, "WARMUP_STEPS": 10, "CHECKPOINT_MINUTES": 0}
-    model = overfit_nuclei.overfit(overfit_nuclei.load_dataset(), tmp_path, **settings)
+    model = overfit_nuclei.overfit(nucleus.make_dataset(overfit_nuclei.DATA, "train"), tmp_path, **settings)
     losses = overfit_nuclei.read_losses(model.log_dir)
     assert len(losses) == 12 * 7
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 2

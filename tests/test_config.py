@@ -1,5 +1,6 @@
 """Settings: defaults by dialect, names and types that are checked, round trips, and what --set means."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import config as configlib
 from coco import CocoConfig
-from config import COCO_CATEGORIES, DIALECTS, Config, parse_settings
+from config import COCO_CATEGORIES, DIALECTS, Config, parse_settings, whole_number
 
 MATTERPORT_NAMES = """NAME GPU_COUNT IMAGES_PER_GPU STEPS_PER_EPOCH VALIDATION_STEPS BACKBONE COMPUTE_BACKBONE_SHAPE
 BACKBONE_STRIDES FPN_CLASSIF_FC_LAYERS_SIZE TOP_DOWN_PYRAMID_SIZE NUM_CLASSES RPN_ANCHOR_SCALES RPN_ANCHOR_RATIOS
@@ -207,6 +208,13 @@ def test_set(text, value):
 def test_set_refuses(text, message):
     with pytest.raises(ValueError, match=message):
         parse_settings([text])
+
+
+def test_whole_numbers_of_a_command_line():
+    assert [whole_number(least)(text) for least, text in ((0, "0"), (1, "1"), (1, "12"))] == [0, 1, 12]
+    for least, text in ((0, "-1"), (1, "0"), (1, "1.5"), (1, "x"), (1, ""), (3, "2")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"a whole number from {least} up, not {text!r}"):
+            whole_number(least)(text)
 
 
 def test_coco_config():

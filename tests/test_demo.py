@@ -203,7 +203,7 @@ def test_every_has_to_be_positive(capsys):
     for wrong in ("0", "-1", "1.5", "x"):
         with pytest.raises(SystemExit):
             demo.parse_arguments(["--every", wrong])
-        assert "must be a whole number from 1 on" in capsys.readouterr().err
+        assert "must be a whole number from 1 up" in capsys.readouterr().err
     assert demo.parse_arguments(["--every", "3"]).every == 3
 
 

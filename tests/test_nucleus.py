@@ -721,7 +721,7 @@ def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
         (["train", "--dataset", ".", "--minutes", "-1"], "--minutes must be above 0, not -1"),
         (["train", "--dataset", ".", "--eval-images", "0"], "--eval-images must be above 0, not 0"),
         (["detect", "--dataset", "nowhere"], "--dataset nowhere: there is no such file or folder"),
-        (["detect", "--dataset", "."], "--dataset . has no images"),
+        (["detect", "--dataset", "."], "folder . has no images"),
         (["train", "--dataset", ".", "--set", "EPOCHS=3"], "EPOCHS is not a setting"),
     ],
 )

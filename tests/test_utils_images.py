@@ -620,3 +620,13 @@ def test_nearest_floor_is_opencvs_at_a_border():
     resized = utils.resize_mask(np.arange(15)[:, None, None], 1, [(0, 0)] * 3, size=(85, 1), nearest="floor")[:, 0, 0]
     expected = [0, 2, 5, 9, 11]
     assert resized[::17].tolist() == expected  # cv2 4.10: a multiple of 17 lies on a border
+
+
+def test_images_of_a_folder_are_found_by_their_suffix(tmp_path):
+    for name in ("b.PNG", "a.tif", "notes.txt", "inside/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in utils.image_files(tmp_path)] == ["a.tif", "b.PNG"]
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"nothing has no images \(\.bmp, .*\); look elsewhere"):
+        utils.image_files(tmp_path / "nothing", "; look elsewhere")
