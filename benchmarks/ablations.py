@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py [--seeds 0 1 2] [--variants NAME ...] [--folder FOLDER] [--output FILE]
 
-Each run trains the model of samples/shapes.py from nothing for --steps steps, a third of its usual training, and
+Each run trains the model of samples/shapes.py from nothing for --steps steps, a fifth of its usual training, and
 measures on the subset val, so that nothing is chosen by the subset test, which results are of. FOLDER/VARIANT-seed-N
 has its checkpoints and numbers: what is finished stays, what was interrupted goes on, and several processes can share
 the folder if they have different seeds. Runs of one seed see the same images in the same order, so the difference to
@@ -150,9 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--steps", type=int, default=1000, help="of a training; default: 1000")
+    parser.add_argument("--steps", type=int, default=600, help="of a training; default: 600")
     parser.add_argument("--images", type=int, default=500, help="to measure on; default: 500")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; default: 1000")
+    parser.add_argument("--samples", type=int, default=200, help="of the bootstrap; default: 200")
     parser.add_argument("--folder", type=Path, default=native.ROOT / "output" / "ablations", help="of runs")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
