@@ -359,6 +359,10 @@ class Config:
     # True: the MaskIoU loss does not reach the mask head and the features. The references let it.
     MASKIOU_DETACH: bool = False
 
+    # True: the MaskIoU head learns from the RoIs as the box head moves them, which is what it sees in detection; False:
+    # from those that the mask head learns from, as the references do. It costs a second pass of both heads.
+    MASKIOU_REFINED_ROIS: bool = False
+
     # "target": only the output of the object's class learns. "all": the others learn 0.
     MASKIOU_LOSS_CLASSES: str = "target"
 

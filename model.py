@@ -1205,6 +1205,22 @@ def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
     return (rois - boxes[:, :2].repeat(1, 2)) * scale.repeat(1, 2)
 
 
+@torch.no_grad()
+def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config) -> RoiSample:
+    """RoIs of objects, moved as the box head says for the object's class: those that detection makes masks of.
+
+    box_deltas: [P, K, 4]. windows: [B, 4], of the images in pixels of the input.
+
+    Returns: the same objects, with boxes inside of their images; where that leaves no box, the RoI as it was. Carries
+        no gradient.
+    """
+    rois, image, matched = objects
+    deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()
+    moved = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
+    moved = clip_to_windows(moved, shrink(windows, config)[image], config)
+    return objects._replace(rois=torch.where(_larger_than(moved, 0)[:, None], moved, rois))
+
+
 def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
     """The fraction of each RoI's object that lies inside of the RoI: [P] in [0, 1].
 
@@ -1747,30 +1763,36 @@ class MaskRCNN(nn.Module):
         objects = RoiSample(*(column[sample.matched >= 0] for column in sample))
         size = config.MASK_POOL_SIZE
         features = pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, config)
+        judged = objects, features
+        if self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS:
+            moved = refine_objects(objects, predicted[1][sample.matched >= 0], targets, windows, config)
+            judged = moved, pool_rois(pyramid, moved.rois, moved.batch_index, size, image_shape, config)
         pyramid.clear()  # gradients do not need it: its memory is free for the heads
-        losses += self._mask_losses(features, objects, targets, out)
+        logits, masks = self._training_masks(objects, features, targets)
+        out.update({"mask/features": features, "mask/logits": logits, "targets/masks": masks})
+        losses.append(mask_loss(logits, masks))
+        if self.maskiou_head is not None:
+            if judged[0] is not objects:
+                logits, masks = self._training_masks(*judged, targets)
+            losses.append(self._maskiou_loss(*judged, logits, masks, targets, out))
         return average_losses(losses, config)
 
-    def _mask_losses(self, features: Tensor, objects: RoiSample, targets: Targets, out) -> list[LossSums]:
-        """Those of the mask head and, if there is one, of the MaskIoU head, on the RoIs of objects."""
-        config, (rois, _, matched) = self.config, objects
-        class_ids = targets.class_ids[matched]
-        logits = self.mask_head(features, class_ids)
-        rois = unshrink(rois, config)
-        masks = build_mask_targets(rois, matched, targets, logits.shape[-1])
-        out.update({"mask/features": features, "mask/logits": logits, "targets/masks": masks})
-        losses = [mask_loss(logits, masks)]
-        if self.maskiou_head is not None:
-            fractions = inside_fractions(rois, matched, targets, config)
-            wanted = build_maskiou_targets(logits, masks, fractions, config.MASKIOU_TARGET_LOGIT)
-            seen = (features.detach(), logits.detach()) if config.MASKIOU_DETACH else (features, logits)
-            maskious = self.maskiou_head(*seen)  # [P, K]
-            out.update(
-                {"maskiou/maskious": maskious, "targets/inside_fractions": fractions, "targets/maskious": wanted}
-            )
-            has_area = masks.flatten(1).any(dim=1)
-            losses.append(maskiou_loss(maskious, class_ids, wanted, has_area, config))
-        return losses
+    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Of RoIs of objects, the logits of the mask of the object's class, and the object in them: [P, M, M] each."""
+        logits = self.mask_head(features, targets.class_ids[objects.matched])
+        rois = unshrink(objects.rois, self.config)
+        return logits, build_mask_targets(rois, objects.matched, targets, logits.shape[-1])
+
+    def _maskiou_loss(self, objects: RoiSample, features, logits, masks, targets: Targets, out) -> LossSums:
+        """That of the MaskIoU head. features, logits, masks: of these RoIs of objects."""
+        config, matched = self.config, objects.matched
+        fractions = inside_fractions(unshrink(objects.rois, config), matched, targets, config)
+        wanted = build_maskiou_targets(logits, masks, fractions, config.MASKIOU_TARGET_LOGIT)
+        seen = (features.detach(), logits.detach()) if config.MASKIOU_DETACH else (features, logits)
+        maskious = self.maskiou_head(*seen)  # [P, K]
+        out.update({"maskiou/maskious": maskious, "targets/inside_fractions": fractions, "targets/maskious": wanted})
+        has_area = masks.flatten(1).any(dim=1)
+        return maskiou_loss(maskious, targets.class_ids[matched], wanted, has_area, config)
 
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> list[Tensor]:
         """generate_pyramid_anchors on the model's device; those of the last call are kept."""

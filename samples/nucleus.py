@@ -40,7 +40,7 @@ import training
 import utils
 import visualize
 from coco_data import CocoDataset
-from config import Config, parse_settings
+from config import Config, parse_settings, whole_number
 from model import MaskRCNN, is_backbone, read_checkpoint
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
@@ -429,7 +429,10 @@ def finetuned_model(checkpoint: Mapping[str, Any], logs: Path, settings: Mapping
 
 
 def train(arguments: argparse.Namespace, settings: dict) -> int:
-    """Train, and validate each epoch on whole images; the best checkpoint is that of the highest mask AP."""
+    """Train all, then the MaskIoU head alone on the boxes and masks that are final.
+
+    The best checkpoint is that of the highest mask AP on whole images, every EVAL_EVERY epochs and after each part.
+    """
     os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # it takes little, and is faster so
     settings = {"GPU_COUNT": int(arguments.device != "cpu"), **settings}
     if arguments.seed is not None:
@@ -441,14 +444,24 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
     def evaluate(model: MaskRCNN) -> dict[str, float]:
         return evaluate_nuclei(detector_of(model), val_dataset, wanted, verbose=False)
 
-    progress = model.train_model(
-        train_dataset,
-        val_dataset,
-        epochs=arguments.epochs,
-        augmentation=augment,
-        custom_callbacks=[TimeLimit(arguments.minutes)] if arguments.minutes is not None else [],
-        evaluate=evaluate,
-    )
+    limits = [TimeLimit(arguments.minutes)] if arguments.minutes is not None else []
+    head_epochs = arguments.head_epochs if model.config.USE_MASKIOU_HEAD else 0
+    parts = [("all", arguments.epochs)] + [("maskiou", arguments.epochs + head_epochs)] * bool(head_epochs)
+    for layers, epochs in parts:
+        if epochs < parts[-1][1] and model.epoch >= epochs:
+            continue  # a training goes on that is in its last part
+        model.config.MASKIOU_REFINED_ROIS = layers == "maskiou"
+        progress = model.train_model(
+            train_dataset,
+            val_dataset,
+            epochs=epochs,
+            layers=layers,
+            augmentation=augment,
+            custom_callbacks=limits,
+            evaluate=evaluate,
+        )
+        if progress.interrupted or progress.stop:
+            break
     return 128 + progress.interrupted if progress.interrupted else 0
 
 
@@ -563,6 +576,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--val-share", type=float, metavar="SHARE", help="of the images, held out; default: see above")
     parser.add_argument("--epochs", type=int, default=16, help="when training ends, counted from nothing; default: 16")
+    parser.add_argument(
+        "--head-epochs", type=whole_number(0), default=2, metavar="N", help="of the MaskIoU head alone; default: 2"
+    )
     parser.add_argument("--minutes", type=float, help="training stops after the epoch during which they are over")
     parser.add_argument("--seed", type=int, help="of all that is random in training; default: 0")
     parser.add_argument("--eval-images", type=int, metavar="N", help="evaluate the first N images only; default: all")

@@ -404,32 +404,44 @@ def test_of_equal_scores_the_first_is_the_best():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A data set in COCO's layout, and the logs of two epochs of training on it."""
+    """A data set in COCO's layout, and the logs of training on it: two epochs, and one of the MaskIoU head."""
     folder = tmp_path_factory.mktemp("trained")
     for subset in ("train", "val"):
         write_coco(folder / "data", subset)
     command = ["train", "--dataset", str(folder / "data"), "--logs", str(folder / "logs"), "--device", "cpu"]
-    assert nucleus.main([*command, "--epochs", "2", "--seed", "3", "--eval-images", "2", *SET]) == 0
+    command += ["--epochs", "2", "--head-epochs", "1", "--seed", "3", "--eval-images", "2", *SET]
+    assert nucleus.main(command) == 0
     return folder
 
 
 def test_training_writes_what_all_else_needs(trained):
     path = training.find_last(trained / "logs", "nuclei")
     checkpoint = read_checkpoint(path)
-    assert checkpoint["training"]["epoch"] == 2
+    assert checkpoint["training"]["epoch"] == 3
     assert checkpoint["class_names"] == ["BG", "nucleus"]
     assert (checkpoint["config"]["SEED"], checkpoint["config"]["IMAGE_RESIZE_MODE"]) == (3, "crop")
     lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-    assert sum("mask AP" in json.dumps(line) for line in lines) == 2, "each epoch is evaluated"
+    assert sum("mask AP" in json.dumps(line) for line in lines) == 3, "each epoch is evaluated"
     assert checkpoint["training"]["best"]["metric"] == "mask AP"
+
+
+def test_the_maskiou_head_learns_at_last_and_alone(trained):
+    path = training.find_last(trained / "logs", "nuclei")
+    before, after = (read_checkpoint(path.with_name(f"mask_rcnn_nuclei_000{epoch}.pth")) for epoch in (2, 3))
+    changed = {name for name, tensor in before["model"].items() if not torch.equal(tensor, after["model"][name])}
+    learned = {name for name in after["model"] if name.startswith("maskiou_head")}
+    assert changed == learned
+    assert [each["config"]["MASKIOU_REFINED_ROIS"] for each in (before, after)] == [False, True]
 
 
 def test_training_goes_on(trained, capsys):
     command = ["train", "--dataset", str(trained / "data"), "--logs", str(trained / "logs"), "--device", "cpu"]
-    assert nucleus.main([*command, "--model", "last", "--epochs", "3"]) == 0
-    assert "training continues after epoch 2" in capsys.readouterr().out
+    assert nucleus.main([*command, "--model", "last", "--epochs", "2", "--head-epochs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "training continues after epoch 3" in printed
+    assert "(all)" not in printed, "the head is what was learning"
     checkpoint = read_checkpoint(training.find_last(trained / "logs", "nuclei"))
-    assert checkpoint["training"]["epoch"] == 3
+    assert checkpoint["training"]["epoch"] == 4
     assert checkpoint["config"]["SEED"] == 3, "what is not asked for stays"
 
 
@@ -598,15 +610,27 @@ def test_train_holds_out_what_has_no_val(calls, tmp_path, capsys):
     command = ["train", "--dataset", str(tmp_path), "--subset", "stage1_train", "--device", "cpu", "--epochs", "3"]
     assert nucleus.main([*command, "--val-share", "0.5", *SET]) == 0
     assert "held out for validation, by a hash of their names: c008\n" in capsys.readouterr().out
-    (((model, train_data, val_data), named),) = calls.all
+    ((model, train_data, val_data), named), (_, head) = calls.all
     assert [train_data.name(i) for i in train_data.image_ids] == ["a005", "b2e1", "d001"]
     assert [val_data.name(i) for i in val_data.image_ids] == ["c008"]
-    assert named["epochs"] == 3
+    assert [(each["layers"], each["epochs"]) for each in (named, head)] == [("all", 3), ("maskiou", 5)]
     assert named["augmentation"] is nucleus.augment
     assert named["custom_callbacks"] == []
     assert model.config.SEED == 0
+
+
+def test_an_interrupted_training_ends_there(calls, tmp_path):
+    write_coco(tmp_path, "train")
     calls.interrupted = 15
-    assert nucleus.main([*command, "--val-share", "0.5", *SET]) == 143
+    assert nucleus.main(["train", "--dataset", str(tmp_path), "--device", "cpu", *SET]) == 143
+    assert [named["layers"] for _, named in calls.all] == ["all"]
+
+
+@pytest.mark.parametrize("without", [["--head-epochs", "0"], ["--set", "USE_MASKIOU_HEAD=False"]])
+def test_training_without_an_own_part_for_the_head(without, calls, tmp_path):
+    write_coco(tmp_path, "train")
+    assert nucleus.main(["train", "--dataset", str(tmp_path), "--device", "cpu", *without]) == 0
+    assert [named["layers"] for _, named in calls.all] == ["all"]
 
 
 def test_train_takes_val_where_there_is_one(calls, tmp_path):
@@ -646,7 +670,7 @@ def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypa
         write_coco(tmp_path, name)
     command = ["train", "--dataset", str(tmp_path), "--device", "cpu", "--eval-images", "3", "--minutes", "5", *SET]
     assert nucleus.main(command) == 0
-    (((model, _, val_data), named),) = calls.all
+    ((model, _, val_data), named), _ = calls.all
     monkeypatch.setattr(coco, "evaluate_dataset", lambda *arguments: arguments)
     detector, dataset, image_ids, max_dets, verbose = named["evaluate"](model)
     assert detector.config.IMAGE_RESIZE_MODE == "pad64"
@@ -675,7 +699,7 @@ def test_another_detector_starts_a_training(calls, tmp_path, capsys):
     other.save(tmp_path / "other.pth")
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu"]
     assert nucleus.main([*command, "--model", str(tmp_path / "other.pth")]) == 0
-    (((model, *_), _),) = calls.all
+    ((model, *_), _), _ = calls.all
     config = model.config
     assert (config.BACKBONE, config.MEAN_PIXEL, config.RPN_CHANNELS) == ("resnet34", (1.0, 2.0, 3.0), 8)
     assert (config.IMAGE_MIN_DIM, config.LEARNING_RATE) == (256, 1e-4)
@@ -696,7 +720,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_weights, "find_weights", lambda *names: asked.append(names) or path)
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
     assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0
-    (((model, *_), _),) = calls.all
+    ((model, *_), _), _ = calls.all
     assert asked == [("imagenet", "resnet18", "pytorch")]
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
     assert (model.config.BACKBONE_WIDTH, model.config.MEAN_PIXEL) == (1.0, (7.0, 8.0, 9.0))

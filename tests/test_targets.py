@@ -915,6 +915,37 @@ def test_maskiou_loss_reaches_mask_head_and_backbone_unless_detached(detach):
     assert {name.split(".")[0] for name in reached} == learns
 
 
+def test_objects_are_refined_as_in_detection():
+    """By the deltas of the object's class, into the image; a RoI of which nothing is left stays as it was."""
+    config = Config(DIALECT="mmdet", BBOX_STD_DEV=(0.1, 0.1, 0.2, 0.2))
+    targets = make_targets([one_image([[10, 10, 30, 50], [0, 0, 8, 8]], class_ids=[2, 1])])
+    rois = torch.tensor([[10.0, 10, 30, 50], [40, 40, 60, 60], [0, 0, 10, 10]])
+    objects = RoiSample(rois, torch.zeros(3, dtype=torch.int64), torch.tensor([0, 0, 1]))
+    deltas = torch.full((3, 3, 4), 9.0)
+    deltas[0, 2] = torch.tensor([1.0, -0.5, 0, 0])  # 2 down, 2 to the left
+    deltas[1, 2] = torch.tensor([0, 0, 0, 5 * math.log(4)])  # 80 wide
+    deltas[2, 1] = torch.tensor([-20.0, 0, 0, 0])  # out of the image
+    moved = modellib.refine_objects(objects, deltas, targets, torch.tensor([[0.0, 0, 64, 64]]), config)
+    torch.testing.assert_close(moved.rois, torch.tensor([[12.0, 8, 32, 48], [40, 10, 60, 64], [0, 0, 10, 10]]))
+    assert moved[1:] == objects[1:]
+
+
+def test_the_maskiou_head_learns_from_refined_boxes_if_asked():
+    """What it is told to predict is the IoU of the masks that detection would make; all other losses stay."""
+    images, targets, plain, refined = tiny_images(2), make_targets(CASES["usual"]), {}, {}
+    with torch.no_grad():
+        losses = tiny_model()(images, targets, plain)
+        judge = tiny_model(MASKIOU_REFINED_ROIS=True)
+        changed = judge(images, targets, refined)
+        assert {name for name in losses if losses[name] != changed[name]} == {"mrcnn_maskiou_loss"}
+        assert not torch.equal(plain["targets/maskious"], refined["targets/maskious"])
+        judge.box_head.box_deltas.weight.zero_()
+        judge.box_head.box_deltas.bias.zero_()
+        unmoved = judge(images, targets, refined)
+    torch.testing.assert_close(refined["targets/maskious"], plain["targets/maskious"])
+    torch.testing.assert_close(unmoved["mrcnn_maskiou_loss"], losses["mrcnn_maskiou_loss"])
+
+
 def test_without_a_maskiou_head_there_is_no_such_loss():
     losses = tiny_model(USE_MASKIOU_HEAD=False)(tiny_images(1), make_targets([one_image([[8, 8, 40, 40]])]))
     assert list(losses) == [name for name in Config.LOSS_WEIGHTS if name != "mrcnn_maskiou_loss"]

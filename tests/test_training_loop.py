@@ -658,6 +658,19 @@ def test_cosine_over_the_epochs_of_a_training(tmp_path):
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * update / 6)) for update in range(6)])
 
 
+def test_each_stage_has_its_own_cosine_wherever_it_was_interrupted(tmp_path):
+    config = toy_config(LEARNING_RATE_DECAY="cosine", WARMUP_STEPS=0, ACCUMULATE_STEPS=1, CHECKPOINTS_KEPT=9)
+    cosine = {"config": config, "learning_rate": 0.5, "steps_at": ()}
+    first = train_toy(tmp_path, epochs=1, **cosine)
+    train_toy(tmp_path, first.module, epochs=3, stage="other", start=first.state, **cosine)
+    (path,) = tmp_path.glob("*_0002.pth")
+    continue_toy(path, epochs=3, stage="other", **cosine)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"]
+    expected = [update / steps for steps in (3, 6) for update in range(steps)]
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * share)) for share in expected])
+
+
 def test_matterports_stages():
     heads, upper, everything = training.SCHEDULES["matterport"]
     assert (heads.layers, heads.epochs, heads.factor) == ("heads", 40, 1.0)

@@ -168,6 +168,7 @@ class Trainer:
         self.revision = checkpoints.git_revision() if self.is_main else None
         self.saved_at = time.monotonic()
         self.seconds_waiting = 0.0  # for data, in this update
+        self.begin = 0  # the epoch that the optimiser began in
         self.checked = False
 
     ### Before the first epoch
@@ -213,7 +214,9 @@ class Trainer:
         if start.get("optimizer"):
             if start.get("learning") == self.what_learns():
                 self.optimizer.load_state_dict(copy.deepcopy(start["optimizer"]))  # start stays as it is
+                self.begin = start.get("begin", 0)
             else:
+                self.begin = at.epoch
                 self.say("other layers learn, or by another optimiser: the optimiser begins anew")
         states = start.get("random", ())
         if distributed.rank() < len(states):
@@ -356,7 +359,9 @@ class Trainer:
         at, config = self.at, self.config
         update = at.epoch * self.updates + at.step // config.ACCUMULATE_STEPS
         drops = [epoch * self.updates for epoch in self.steps_at]
-        cosine = at.epochs * self.updates if config.LEARNING_RATE_DECAY == "cosine" else None
+        cosine = None
+        if config.LEARNING_RATE_DECAY == "cosine":  # each stage has its own
+            update, cosine = update - self.begin * self.updates, (at.epochs - self.begin) * self.updates
         warmup = config.WARMUP_STEPS, config.WARMUP_FACTOR
         return learning_rate_at(update, self.learning_rate, drops, *warmup, cosine)
 
@@ -577,6 +582,7 @@ class Trainer:
             "epochs": at.epochs,
             "schedule": {"learning_rate": self.learning_rate, "steps_at": list(self.steps_at)},
             "learning": self.what_learns(),
+            "begin": self.begin,
             "optimizer": plain(self.optimizer.state_dict()),
             "sums": dict(self.sums),
             "best": at.best,
