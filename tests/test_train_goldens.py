@@ -582,7 +582,8 @@ def test_maskiou_loss_trains_what_is_before_it(run_b):
     assert len(expected) == 5
     for name, norm in expected.items():
         ours = name if name == "P2" else our_name(name)
-        assert float(gradients[ours].norm()) == pytest.approx(norm, rel=1e-3), name
+        # Threads sum in their own order, which makes 1.1e-3 of it on a single one.
+        assert float(gradients[ours].norm()) == pytest.approx(norm, rel=2e-3), name
     assert not [name for name in gradients if name.startswith(("rpn.", "box_head."))]
 
 
