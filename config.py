@@ -412,7 +412,7 @@ class Config:
     SCHEDULE: str | None = None
 
     # How the learning rate falls: "steps", as SCHEDULE says, or not at all; "cosine", along half a cosine to 0 at the
-    # last epoch, which gets more out of short trainings.
+    # last epoch, which gets more out of short trainings. Where other layers learn on, that is a new cosine.
     LEARNING_RATE_DECAY: str = "steps"
 
     # Steps over which the learning rate rises linearly from this share of it.

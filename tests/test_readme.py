@@ -6,7 +6,7 @@ import re
 import pytest
 
 import native
-from benchmarks import measure_gain
+from benchmarks import ablations, measure_gain
 
 README = (native.ROOT / "README.md").read_text()
 
@@ -127,6 +127,16 @@ def test_results_are_the_committed_ones(data):
         value, low, high = row["gains"]["AP"]
         assert low < value < high
         assert value == pytest.approx(row["mask AP"] - row["mask AP (class score)"], abs=1e-12)
+
+
+def test_ablations_are_the_committed_ones():
+    path = native.ROOT / re.search(r"\((benchmarks/results/[\w.-]+-ablations-[\w.-]+\.json)\)", README)[1]
+    facts = json.loads(path.read_text())
+    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    runs = {variant: {int(seed): run for seed, run in seeds.items()} for variant, seeds in facts["runs"].items()}
+    assert list(runs) == list(ablations.VARIANTS)
+    assert all(len(seeds) == 3 for seeds in runs.values())
+    assert ablations.table(runs) in README
 
 
 def test_drawing_speed_is_the_committed_result():
