@@ -267,9 +267,9 @@ def denorm_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
 
 # More than this is refused before it is decoded: about 0.5 GB as RGB, and where Pillow itself refuses, too.
 MAX_IMAGE_PIXELS = 178_956_970
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # that a folder is searched for
 # A side that no photograph has (JPEG ends at 65,535). Squares of this side, and tables along it, would fill the memory.
 MAX_IMAGE_SIDE = 100_000
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # that a folder is searched for
 
 _EXIF_ORIENTATION = 0x0112
 # How to turn what is stored upright: transpose first, then reverse (rows, columns).

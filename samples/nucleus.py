@@ -450,7 +450,7 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
     for layers, epochs in parts:
         if epochs < parts[-1][1] and model.epoch >= epochs:
             continue  # a training goes on that is in its last part
-        model.config.MASKIOU_REFINED_ROIS = layers == "maskiou"
+        model.config.MASKIOU_REFINED_ROIS = settings.get("MASKIOU_REFINED_ROIS", layers == "maskiou")
         progress = model.train_model(
             train_dataset,
             val_dataset,

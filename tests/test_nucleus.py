@@ -626,6 +626,20 @@ def test_an_interrupted_training_ends_there(calls, tmp_path):
     assert [named["layers"] for _, named in calls.all] == ["all"]
 
 
+@pytest.mark.parametrize("asked", [[], ["--set", "MASKIOU_REFINED_ROIS=False"], ["--set", "MASKIOU_REFINED_ROIS=True"]])
+def test_the_boxes_that_the_head_learns_from_can_be_chosen(asked, calls, tmp_path, monkeypatch):
+    write_coco(tmp_path, "train")
+    train_model, seen = MaskRCNN.train_model, []
+
+    def note(model, *args, **named):
+        seen.append(model.config.MASKIOU_REFINED_ROIS)
+        return train_model(model, *args, **named)
+
+    monkeypatch.setattr(MaskRCNN, "train_model", note)
+    assert nucleus.main(["train", "--dataset", str(tmp_path), "--device", "cpu", *asked]) == 0
+    assert seen == ([asked[1].endswith("True")] * 2 if asked else [False, True])
+
+
 @pytest.mark.parametrize("without", [["--head-epochs", "0"], ["--set", "USE_MASKIOU_HEAD=False"]])
 def test_training_without_an_own_part_for_the_head(without, calls, tmp_path):
     write_coco(tmp_path, "train")
