@@ -25,13 +25,19 @@ import numpy as np
 import torch
 
 import convert_weights
-import evaluation
 import native
-import training
+import runtime
 import utils
+from cli import whole_number
 from coco_data import CocoDataset, choose_year
-from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings, whole_number
+from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings
+from evaluation.metrics import Evaluation, evaluate_results, metrics_table
+from evaluation.report import write_report
+from evaluation.results import category_numbers, ground_truth, image_number
+from evaluation.stream import detect_dataset, detect_to_folder, identify, load_results, write_submission
 from model import TRAINABLE, MaskRCNN, is_backbone, read_checkpoint
+from training.checkpoints import find_last
+from training.optimizer import SCHEDULES
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -90,10 +96,10 @@ def evaluate_dataset(
     Raises: ValueError if model and data set differ in classes, or max_dets is below 1.
     """
     max_dets = _max_dets(model, max_dets)
-    results = evaluation.detect_dataset(model, dataset, image_ids, verbose=verbose)
-    metrics = evaluation.evaluate_results(evaluation.ground_truth(dataset, image_ids), *results, max_dets).metrics
+    results = detect_dataset(model, dataset, image_ids, verbose=verbose)
+    metrics = evaluate_results(ground_truth(dataset, image_ids), *results, max_dets).metrics
     if verbose:
-        print(evaluation.metrics_table(metrics))
+        print(metrics_table(metrics))
     return metrics
 
 
@@ -124,7 +130,7 @@ def evaluate_to_folder(
     workers: int = 2,
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
-) -> evaluation.Evaluation | None:
+) -> Evaluation | None:
     """evaluate_dataset on the disk: it goes on where it was interrupted, processes of a group share it, and it reports.
 
     folder: gets detections/ (the stream), bbox.json and segm.json (COCO's submission format), metrics.json,
@@ -138,20 +144,20 @@ def evaluate_to_folder(
     """
     max_dets = _max_dets(model, max_dets)
     image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
-    seconds = evaluation.detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose)
-    if training.rank() > 0:
+    seconds = detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose)
+    if runtime.rank() > 0:
         return None
     start = time.perf_counter()
-    by_number = {evaluation.image_number(dataset, image_id): image_id for image_id in image_ids}
-    boxes, masks = evaluation.load_results(folder, list(by_number))
-    evaluation.write_submission(folder, boxes, masks)
-    contents = evaluation.ground_truth(dataset, image_ids)
-    found = evaluation.evaluate_results(contents, boxes, masks, max_dets)
+    by_number = {image_number(dataset, image_id): image_id for image_id in image_ids}
+    boxes, masks = load_results(folder, list(by_number))
+    write_submission(folder, boxes, masks)
+    contents = ground_truth(dataset, image_ids)
+    found = evaluate_results(contents, boxes, masks, max_dets)
     found.seconds = {**seconds, "evaluation": time.perf_counter() - start}
     found.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
-    report = evaluation.write_report(found, folder, lambda number: dataset.load_image(by_number[number]))
+    report = write_report(found, folder, lambda number: dataset.load_image(by_number[number]))
     if verbose:
-        print(evaluation.metrics_table(found.metrics))
+        print(metrics_table(found.metrics))
         print(f"report: {report}")
     return found
 
@@ -168,9 +174,9 @@ def _facts(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], max_det
         "input": f"{config.IMAGE_RESIZE_MODE} {config.IMAGE_MIN_DIM} to {config.IMAGE_MAX_DIM} pixels, {dtype}",
         "least class score": f"{config.DETECTION_MIN_CONFIDENCE:g}",
         "most detections of an image": str(config.DETECTION_MAX_INSTANCES),
-        "device": f"{model.device}, {training.world_size()} process(es), torch {torch.__version__}",
+        "device": f"{model.device}, {runtime.world_size()} process(es), torch {torch.__version__}",
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "revision": training.git_revision() or "unknown",
+        "revision": runtime.git_revision() or "unknown",
     }
 
 
@@ -184,7 +190,7 @@ def build_coco_results(
     """
     if rois is None:
         return []
-    categories = evaluation.category_numbers(dataset)
+    categories = category_numbers(dataset)
     results = []
     for image_id in image_ids:
         for i, (y1, x1, y2, x2) in enumerate(np.asarray(rois, np.float64).tolist()):
@@ -308,7 +314,7 @@ def _add_run_arguments(group: Any) -> None:
 
 def _add_training_arguments(group: Any) -> None:
     group.add_argument("--layers", help=f"what learns: {', '.join(TRAINABLE)}, or a regular expression; default: all")
-    group.add_argument("--schedule", choices=list(training.SCHEDULES), help="default: 1x, 12 epochs")
+    group.add_argument("--schedule", choices=list(SCHEDULES), help="default: 1x, 12 epochs")
     group.add_argument("--epochs", type=whole_number(1), metavar="N", help="when training ends, counted from its start")
     group.add_argument("--seed", type=whole_number(0), metavar="N", help="of all that is random; default: 0")
     group.add_argument(
@@ -403,7 +409,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
     if name == "none":
         return None, None
     if name == "last":
-        path = training.find_last(arguments.logs, CocoConfig.NAME)
+        path = find_last(arguments.logs, CocoConfig.NAME)
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
@@ -454,14 +460,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
     dataset.prepare()
     check_complete(dataset)
-    device = training.setup_distributed(arguments.device)
+    device = runtime.setup_distributed(arguments.device)
     model = evaluated_model(arguments, device)
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()
     dtype = arguments.dtype or "float32"
     folder = arguments.output or default_output(model, dataset, image_ids, dtype, VALIDATION_SUBSETS[year] + year)
     command = shlex.join(["python", "coco.py", *arguments.words])
     facts = {"command": command, "data": f"{VALIDATION_SUBSETS[year]}{year} in {arguments.dataset}"}
-    if training.rank() == 0:
+    if runtime.rank() == 0:
         print(f"weights: {model.source}\nresults go to {folder}")
         print(native.status())
     workers = 2 if arguments.workers is None else max(1, arguments.workers)
@@ -470,7 +476,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; what was detected is in {folder}, and the same command goes on", file=sys.stderr)
         return 130
-    training.close_distributed()
+    runtime.close_distributed()
     return 0
 
 
@@ -492,7 +498,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
     if name in ("none", "imagenet"):
         raise ValueError(f"--model {name} has nothing to evaluate; train first, or name a checkpoint")
     if name == "last":
-        name = training.find_last(arguments.logs, CocoConfig.NAME)
+        name = find_last(arguments.logs, CocoConfig.NAME)
     settings = asked_settings(arguments)
     settings.pop("GPU_COUNT", None)
     model = convert_weights.load_model(name, device, arguments.style, **settings)
@@ -504,7 +510,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
 
 def default_output(model: MaskRCNN, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
     """The same folder for the same evaluation, and for no other."""
-    identity = evaluation.identify(model, dataset, image_ids, dtype)
+    identity = identify(model, dataset, image_ids, dtype)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     limit = "" if len(image_ids) == dataset.num_images else f"-first{len(image_ids)}"
     return Path("output") / f"{subset}{limit}-{digest}"

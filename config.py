@@ -13,7 +13,6 @@ keyword arguments of the constructor (`--set NAME=VALUE` on every command line),
 Imports nothing of this project.
 """
 
-import argparse
 import ast
 import difflib
 import math
@@ -737,17 +736,6 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
             raise _unknown(name, name)
         settings[name] = _convert(name, _literal(name, value.strip()))
     return settings
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number that is not below the least one."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, not {text!r}")
-        return int(text)
-
-    return parse
 
 
 def _literal(name: str, text: str) -> Any:

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import runtime
 import utils
 from config import BACKBONES, COCO_CATEGORIES, DIALECTS, Config, parse_settings
 from model import FORMAT, FORMAT_VERSION, MaskRCNN, is_backbone
@@ -1223,7 +1224,7 @@ def load_model(
 
 def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint, wholly or not at all."""
-    utils.write_atomically(path, lambda stream: torch.save(dict(checkpoint), stream))
+    runtime.write_atomically(path, lambda stream: torch.save(dict(checkpoint), stream))
 
 
 def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,15 @@ from PIL import Image
 from tqdm import tqdm
 
 import convert_weights
-import evaluation
+import runtime
 import stages
 import utils
 import video
 import visualize
-from config import parse_settings, whole_number
+from cli import whole_number
+from config import parse_settings
+from evaluation.results import to_results
 from model import MaskRCNN
-from training.guards import StopSignals
 from video import Frame, Source
 
 ROOT = Path(__file__).parent
@@ -109,7 +110,7 @@ def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
 
 def to_coco(result: dict[str, Any], image_id: int, name: str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """One image's detections as COCO results: masks with their scores, each with its box (x, y, width, height)."""
-    boxes, masks = evaluation.to_results(result, image_id, category_ids)
+    boxes, masks = to_results(result, image_id, category_ids)
     return [{**mask, "bbox": box["bbox"], "file_name": name} for box, mask in zip(boxes, masks, strict=True)]
 
 
@@ -135,7 +136,7 @@ class Results:
     def close(self) -> None:
         """Finish the file."""
         if self.lines is None:
-            utils.write_atomically(self.path, lambda file: file.write(json.dumps(self.entries).encode()))
+            runtime.write_atomically(self.path, lambda file: file.write(json.dumps(self.entries).encode()))
         else:
             self.lines.close()
 
@@ -166,7 +167,7 @@ class Pictures:
 def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write an image [H, W, 3] atomically, in the format of its suffix."""
     kind = {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG")
-    utils.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
+    runtime.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
 
 
 class Stopwatch:
@@ -242,7 +243,7 @@ def detect_all(
     frames = read_frames(sources, arguments.every, failures)
     size = 1 if any(source.kind == "camera" for source in sources) else model.config.IMAGES_PER_GPU
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
+        signals = stack.enter_context(runtime.StopSignals())
         bar = stack.enter_context(tqdm(total=total, unit="image"))
         results = stack.enter_context(contextlib.closing(Results(arguments.save_json)))
         pictures = stack.enter_context(contextlib.closing(Pictures(paths)))

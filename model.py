@@ -36,12 +36,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import native
-import training
+import runtime
 import utils
 from config import Config
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
+from training import checkpoints, loop
+from training.checkpoints import make_log_dir
+from training.data import Batch, TrainingData, collate, make_loader
+from training.loop import Progress
+from training.optimizer import SCHEDULES, Stage, schedule_learning_rate
 
 ############################################################
 #  Images In
@@ -117,7 +121,7 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
     return padded
 
 
-def mold_batch(batch: training.Batch, device: torch.device, config) -> tuple[Images, "Targets"]:
+def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, "Targets"]:
     """A Batch of the loader as the network takes it, on its device."""
     windows = batch.windows.tolist()
     batch = batch.to(device)
@@ -180,7 +184,7 @@ def load_image_gt(
     config = copy.copy(config)
     config.USE_MINI_MASK = use_mini_mask
     augment = augment or augmentation is not None
-    sample = training.TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
+    sample = TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
     pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
     y1, x1, y2, x2 = sample.window
     image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
@@ -1442,7 +1446,7 @@ def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
     so that the gradients' average is what one process with all images would compute."""
     sums = {name: value for part in parts for name, value in part.sums.items()}
     counts = {name: value for part in parts for name, value in part.counts.items()}
-    shared = training.world_mean(torch.stack([counts[name] for name in sums]).detach())
+    shared = runtime.world_mean(torch.stack([counts[name] for name in sums]).detach())
     losses = {}
     for name, count in zip(sums, shared, strict=True):
         losses[name] = config.LOSS_WEIGHTS.get(name, 1.0) * sums[name] / torch.where(count > 0, count, 1)
@@ -1823,7 +1827,7 @@ class MaskRCNN(nn.Module):
         custom_callbacks: Sequence[Any] | None = None,
         no_augmentation_sources: Sequence[str] | None = None,
         evaluate: Callable[["MaskRCNN"], Mapping[str, float]] | None = None,
-    ) -> training.Progress:
+    ) -> Progress:
         """Train on a data set, from where the model is: new, with weights loaded, or in the middle of a training.
 
         Checkpoints, metrics and curves come to log_dir. After load_weights of a checkpoint in model_dir, training
@@ -1845,8 +1849,8 @@ class MaskRCNN(nn.Module):
         self._check_datasets(train_dataset, val_dataset)
         self._settle()
         data = [
-            training.TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
-            None if val_dataset is None else training.TrainingData(val_dataset, self.config, augment=False),
+            TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
+            None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False),
         ]
         for stage in self._stages(learning_rate, epochs, layers):
             progress = self._train_stage(stage, data, custom_callbacks or (), evaluate)
@@ -1870,41 +1874,41 @@ class MaskRCNN(nn.Module):
             self.source = "trained from nothing"
         elif "trained" not in self.source:
             self.source += ", trained further"
-        self.to(training.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
-        if config.GPU_COUNT > 1 and self.device.type == "cuda" and training.world_size() == 1:
+        self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
+        if config.GPU_COUNT > 1 and self.device.type == "cuda" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
         if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
-            native.keep_memory()  # a fifth faster, a fifth more memory
+            runtime.keep_memory()  # a fifth faster, a fifth more memory
         if config.COMPILE:
             self.backbone.compile()
             self.fpn.compile()
 
-    def _stages(self, learning_rate: float | None, epochs: int | None, layers: str) -> list[training.Stage]:
+    def _stages(self, learning_rate: float | None, epochs: int | None, layers: str) -> list[Stage]:
         """What is to do, with learning rates as factors of 1."""
         config = self.config
         if epochs is None and config.SCHEDULE is None:
             raise ValueError("train_model needs epochs, the total number of them, or a config with a SCHEDULE")
         if learning_rate is None:
-            learning_rate, reason = training.schedule_learning_rate(config)
-            if training.rank() == 0:
+            learning_rate, reason = schedule_learning_rate(config)
+            if runtime.rank() == 0:
                 print(reason)
-        stages = [training.Stage(layers, epochs)]
+        stages = [Stage(layers, epochs)]
         if config.SCHEDULE is not None and (epochs is None or config.SCHEDULE != "matterport"):
-            stages = training.SCHEDULES[config.SCHEDULE]
+            stages = SCHEDULES[config.SCHEDULE]
             if len(stages) == 1:
                 stages = [stages[0]._replace(layers=layers, epochs=epochs or stages[0].epochs)]
         return [stage._replace(factor=stage.factor * learning_rate) for stage in stages]
 
-    def _train_stage(self, stage: training.Stage, data, callbacks, evaluate) -> training.Progress:
+    def _train_stage(self, stage: Stage, data, callbacks, evaluate) -> Progress:
         self.set_trainable(stage.layers)
         if self.log_dir is None:
             self.set_log_dir()
-        processes = {"rank": training.rank(), "world": training.world_size()}
+        processes = {"rank": runtime.rank(), "world": runtime.world_size()}
         loaders = [
-            None if source is None else training.make_loader(source, shuffle=shuffle, **processes)
+            None if source is None else make_loader(source, shuffle=shuffle, **processes)
             for source, shuffle in zip(data, (True, False), strict=True)
         ]
-        progress = training.train(
+        progress = loop.train(
             self,
             *loaders,
             self.config,
@@ -1932,8 +1936,8 @@ class MaskRCNN(nn.Module):
         """Choose the folder of checkpoints and logs: that of a checkpoint, or a new one in model_dir."""
         if model_path is not None:
             self.log_dir = Path(model_path).parent
-        elif training.rank() == 0:
-            self.log_dir = training.make_log_dir(self.model_dir, self.config.NAME)
+        elif runtime.rank() == 0:
+            self.log_dir = make_log_dir(self.model_dir, self.config.NAME)
         else:
             self.log_dir = self.model_dir  # the first process writes
 
@@ -2025,7 +2029,7 @@ class MaskRCNN(nn.Module):
         if masks not in ("array", "rle"):
             raise ValueError(f"masks must be 'array' or 'rle', not {masks!r}")
         if self.device.type == "cpu":
-            native.keep_memory()
+            runtime.keep_memory()
         self.seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
         chunks, unfinished, failure = self._molded_chunks(batches), deque(), None
         try:
@@ -2167,8 +2171,8 @@ class MaskRCNN(nn.Module):
         """
         config, learning, finding = self.config, {}, {}
         image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
-        sample = training.TrainingData(dataset, config, augment=False).sample(image_id)
-        batch = training.collate([sample], config.USE_MINI_MASK)
+        sample = TrainingData(dataset, config, augment=False).sample(image_id)
+        batch = collate([sample], config.USE_MINI_MASK)
         images, targets = mold_batch(batch, self.device, config)
         self(images, targets, out=learning)
         found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))
@@ -2245,7 +2249,7 @@ class MaskRCNN(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write config, class names and weights, atomically. torch.load(path, weights_only=True) reads it."""
         checkpoint = self.to_checkpoint()
-        utils.write_atomically(path, lambda file: torch.save(checkpoint, file))
+        runtime.write_atomically(path, lambda file: torch.save(checkpoint, file))
 
     def load_weights(
         self,
@@ -2348,7 +2352,7 @@ class MaskRCNN(nn.Module):
 
         Raises: FileNotFoundError when there is none.
         """
-        return str(training.find_last(self.model_dir, self.config.NAME))
+        return str(checkpoints.find_last(self.model_dir, self.config.NAME))
 
 
 class _Chunk(NamedTuple):

@@ -36,35 +36,6 @@ class BuildError(RuntimeError):
 
 
 ############################################################
-#  Memory
-############################################################
-
-
-def keep_memory() -> bool:
-    """Make the C library keep large blocks that are freed, instead of giving them back to the system at once.
-
-    By default glibc maps every block of 32 MB or more anew and the system clears it, page by page: a network on a CPU,
-    which allocates a feature map a layer, spends a quarter of its time there. Afterwards, up to 2 GB of freed memory
-    stay with the process. MASKSCORING_KEEP_MEMORY=0 leaves the C library as it is; so do MALLOC_TRIM_THRESHOLD_ and
-    MALLOC_MMAP_THRESHOLD_, by which users set the same themselves.
-
-    Returns: whether it is so.
-    """
-    global _keeps_memory
-    own = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-    if os.environ.get("MASKSCORING_KEEP_MEMORY") == "0" or any(name in os.environ for name in own):
-        return False
-    if _keeps_memory is None:
-        libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-        _keeps_memory = libc is not None and all(libc.mallopt(*option) == 1 for option in _MALLOC_OPTIONS)
-    return _keeps_memory
-
-
-_MALLOC_OPTIONS = ((-3, 1 << 29), (-1, (1 << 31) - 1))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, bytes
-_keeps_memory: bool | None = None  # None: not asked for yet
-
-
-############################################################
 #  Names
 ############################################################
 

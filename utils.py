@@ -22,7 +22,6 @@ import operator
 import os
 import pickle
 import re
-import secrets
 import shutil
 import sqlite3
 import stat
@@ -427,30 +426,6 @@ def _eight_bits(image: np.ndarray, name: str) -> np.ndarray:
     if not (low >= 0 and high <= 1):  # so written, NaN is caught, too
         raise ValueError(f"{name} is floating and must lie in [0, 1], got {low}..{high}; divide by 255?")
     return np.rint(image * 255.0).astype(np.uint8)
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file so that, whatever happens, it is there in full or as it was before.
-
-    path: the file; a link is followed. Its directory has to exist.
-    write: is handed a binary file to write to, such as lambda file: torch.save(state, file).
-
-    Raises: what write raises; then nothing is left behind. FileNotFoundError without the directory.
-    """
-    path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
 
 
 ############################################################

@@ -29,6 +29,7 @@ import numpy as np
 import skimage.measure
 from PIL import Image, ImageDraw, ImageFont
 
+import runtime
 import utils
 
 Color = Sequence[float]  # RGB in [0, 1]
@@ -381,7 +382,7 @@ def _finish(figure: Any, save_path: Any, show: bool) -> Any:
     if save_path is not None:
         kind = Path(save_path).suffix[1:].lower() or "png"
         options = {"pil_kwargs": {"quality": 92}} if kind in ("jpg", "jpeg") else {}
-        utils.write_atomically(save_path, lambda file: figure.savefig(file, format=kind, dpi=figure.dpi, **options))
+        runtime.write_atomically(save_path, lambda file: figure.savefig(file, format=kind, dpi=figure.dpi, **options))
     if show:
         import matplotlib.pyplot as plt
 
@@ -1210,7 +1211,7 @@ def display_table(table: Iterable[Iterable[Any]], save_path: Any = None, show: b
     made = Table([[str(value) for value in row] for row in table])
     if save_path is not None:
         text = made._repr_html_() if Path(save_path).suffix.lower() in (".html", ".htm") else f"{made}\n"
-        utils.write_atomically(save_path, lambda file: file.write(text.encode()))
+        runtime.write_atomically(save_path, lambda file: file.write(text.encode()))
     if show:
         print(made)
     return made

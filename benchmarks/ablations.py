@@ -22,13 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import evaluation
 import native
-import training
 from benchmarks import machine, measure_gain
 from config import Config, parse_settings
+from evaluation.bootstrap import Interval
 from model import MaskRCNN
 from samples import shapes
+from training.checkpoints import find_last
 
 EPOCHS = 4  # of which the learning rate's cosine has as many pieces; the steps are divided among them
 HEAD_SHARE = 0.5  # of the steps, again, for a head that is trained afterwards
@@ -59,7 +59,7 @@ def continued(config: Config, logs: Path, start: Mapping[str, Any] | None = None
     """A model that goes on where a training into logs ended or stopped, or a new one, with the weights of start."""
     model = MaskRCNN(config, logs)
     if list(logs.glob("*/*.pth")):
-        model.load_weights(training.find_last(logs, config.NAME))
+        model.load_weights(find_last(logs, config.NAME))
     elif start is not None:
         model.load_weights(start)
     return model
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in arguments.seeds:
             for variant in arguments.variants:
                 facts = run(arguments.folder, variant, seed, *sizes, settings)
-                gain = evaluation.Interval(*facts["gains"]["AP"])
+                gain = Interval(*facts["gains"]["AP"])
                 print(f"{variant}, seed {seed}: gain {100 * gain.value:+.2f}, {facts['seconds']:.0f} s", flush=True)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)

@@ -5,7 +5,7 @@
 A photograph of 640 x 480 at 800/1333 gives 100 detections with the deterministic weights of golden_weights.py: Mask
 R-CNN R-50 in torchvision's layout, which torchvision loads too, and Mask Scoring R-CNN R-50 in the paper's. Both go
 through convert_weights. torchvision runs in this process, with the same threads and image, before anything of ours,
-as the C library is by default, and once more while that keeps freed memory, as ours makes it (native.keep_memory). Its
+as the C library is by default, and once more while that keeps freed memory, as ours makes it (runtime.keep_memory). Its
 results are compared with ours. Times are medians of whole calls; those of stages are means and include waiting for
 the device.
 
@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import convert_weights
-import native
+import runtime
 import utils
 from benchmarks import golden_weights, machine
 from model import MaskRCNN
@@ -209,7 +209,7 @@ def large_photograph_mb(model: MaskRCNN) -> dict[str, float | None]:
 
 
 def peak_mb(model: MaskRCNN, image: np.ndarray, **options: str) -> float | None:
-    """Megabytes that a call takes, while the C library gives freed memory back: only before native.keep_memory."""
+    """Megabytes that a call takes, while the C library gives freed memory back: only before runtime.keep_memory."""
     before = os.environ.get("MASKSCORING_KEEP_MEMORY")
     os.environ["MASKSCORING_KEEP_MEMORY"] = "0"
     try:
@@ -283,7 +283,7 @@ def main() -> None:
     models = {name: our_model(weights, device) for name, weights in list(names.items())[arguments.quick :]}
     memory = {(name, dtype): peak_mb(model, image, dtype=dtype) for name, model in models.items() for dtype in DTYPES}
     facts["large_photograph_mb"] = None if arguments.quick else large_photograph_mb(models["MS R-CNN R-50"])
-    facts["keeps_memory"] = device == "cpu" and native.keep_memory()
+    facts["keeps_memory"] = device == "cpu" and runtime.keep_memory()
     if other is not None:
         other["ms_keeping_memory"] = machine.median_ms(theirs, device, seconds)
     facts["torchvision"] = other

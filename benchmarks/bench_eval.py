@@ -32,11 +32,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import evaluation
 import utils
 from benchmarks import machine, synthetic_coco
 from config import COCO_CATEGORIES
-from evaluation.metrics import RANKINGS, RankedEvaluation
+from evaluation.metrics import RANKINGS, RankedEvaluation, as_coco, evaluate_results, summary
+from evaluation.report import write_report
+from evaluation.results import to_results
+from evaluation.stream import write_submission
 
 CATEGORIES = sorted(COCO_CATEGORIES)
 OBJECTS = 7.27  # of an image of COCO, on average
@@ -147,7 +149,7 @@ def results_of(found: Found, masks: list[dict], number: int) -> tuple[list[dict]
         "mask_scores": found.scores * found.mask_ious,
         "masks": masks,
     }
-    return evaluation.to_results(detections, number + 1, [0, *CATEGORIES])
+    return to_results(detections, number + 1, [0, *CATEGORIES])
 
 
 ############################################################
@@ -157,13 +159,13 @@ def results_of(found: Found, masks: list[dict], number: int) -> tuple[list[dict]
 
 def our_evaluation(contents: dict, boxes: list[dict], masks: list[dict]) -> dict[str, float]:
     """AP of boxes and of the three rankings of masks, as evaluation.evaluate_results gets them."""
-    truth = evaluation.as_coco(contents)
-    numbers = {"box": evaluation.summary(RankedEvaluation(truth, boxes, "bbox", 100).rank())["AP"]}
+    truth = as_coco(contents)
+    numbers = {"box": summary(RankedEvaluation(truth, boxes, "bbox", 100).rank())["AP"]}
     ranked = RankedEvaluation(truth, masks, "segm", 100)
     ious = ranked.true_ious()
     scores = [np.array([entry[name] for entry in masks]) for name in ("class_score", "score")]
     for name, score in RANKINGS.items():
-        numbers[f"mask{name}"] = evaluation.summary(ranked.rank(score(*scores, ious)))["AP"]
+        numbers[f"mask{name}"] = summary(ranked.rank(score(*scores, ious)))["AP"]
     return numbers
 
 
@@ -245,7 +247,7 @@ def measure_masks(images: int, detections: int, plain_images: int) -> tuple[dict
 
 def measure_evaluation(contents: dict, boxes: list[dict], masks: list[dict]) -> dict[str, Any]:
     """Both ways, on the same results; they have to agree."""
-    ious = RankedEvaluation(evaluation.as_coco(contents), masks, "segm", 100).true_ious()
+    ious = RankedEvaluation(as_coco(contents), masks, "segm", 100).true_ious()
     ours, ours_s, ours_mb = timed(lambda: our_evaluation(contents, boxes, masks))
     copies = copy.deepcopy((contents, boxes, masks))  # the plain way changes them
     plain, plain_s, plain_mb = timed(lambda: plain_evaluation(*copies, ious))
@@ -266,10 +268,10 @@ def measure_evaluation(contents: dict, boxes: list[dict], masks: list[dict]) -> 
 def measure_report(contents: dict, boxes: list[dict], masks: list[dict]) -> dict[str, float]:
     """Seconds of everything that evaluate_results does, and of writing."""
     with tempfile.TemporaryDirectory() as folder:
-        found, all_numbers, _ = timed(lambda: evaluation.evaluate_results(contents, boxes, masks, 100))
-        _, files, _ = timed(lambda: evaluation.write_submission(folder, boxes, masks))
+        found, all_numbers, _ = timed(lambda: evaluate_results(contents, boxes, masks, 100))
+        _, files, _ = timed(lambda: write_submission(folder, boxes, masks))
         blank = np.zeros((640, 640, 3), np.uint8)
-        _, report, _ = timed(lambda: evaluation.write_report(found, folder, lambda number: blank))
+        _, report, _ = timed(lambda: write_report(found, folder, lambda number: blank))
         size = (Path(folder) / "report.html").stat().st_size / 1e6
     return {"all_numbers_s": all_numbers, "submission_s": files, "report_s": report, "report_mb": size}
 

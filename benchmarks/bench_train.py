@@ -9,7 +9,7 @@ same 504 RoIs an image instead, which with the 8 objects' own boxes make 128 pos
 torchvision's transform normalises and batches, without resizing; our mold_batch does the same.
 
 Every case runs in a process of its own, so that none is helped by memory that another freed, and the cases take turns,
---rounds times. The C library is as it is by default; "keeping memory" is with native.keep_memory.
+--rounds times. The C library is as it is by default; "keeping memory" is with runtime.keep_memory.
 ms is the median of all steps. Stages are means of further steps: inside the forward they are what is listed behind it,
 backward and optimiser are not split. Peak MB is what a process takes beyond its imports: weights, gradients, momentum,
 batch and all else; on CUDA, what torch allocated. Saved MB is what the graph keeps for the backward pass, each storage
@@ -42,11 +42,13 @@ from torch import Tensor, nn
 import convert_weights
 import model
 import native
-import training
+import runtime
 import utils
 from benchmarks import golden_weights, machine
 from config import Config
 from roialign import MaskCrops
+from training.data import Sample, collate
+from training.optimizer import make_optimizer
 
 try:
     import torchvision
@@ -200,8 +202,8 @@ class Ours:
         self.model.load_state_dict(trained_weights(), strict=False)  # random in the MaskIoU head
         self.model.to(device).train()
         self.model.set_trainable("all")
-        self.optimizer = training.make_optimizer(self.model, config)
-        self.batch = training.collate([_sample(scene, seed) for seed, scene in enumerate(scenes)])
+        self.optimizer = make_optimizer(self.model, config)
+        self.batch = collate([_sample(scene, seed) for seed, scene in enumerate(scenes)])
         self.device = torch.device(device)
         if all(len(scene.rois) for scene in scenes):
             rois = torch.cat([scene.rois for scene in scenes]).to(device)
@@ -226,7 +228,7 @@ class Ours:
         return found
 
 
-def _sample(scene: Scene, seed: int) -> training.Sample:
+def _sample(scene: Scene, seed: int) -> Sample:
     height, width = scene.image.shape[:2]
     sizes = torch.tensor([crop.shape for crop in scene.crops])
     areas = sizes.prod(dim=1)
@@ -237,7 +239,7 @@ def _sample(scene: Scene, seed: int) -> training.Sample:
         origins=scene.boxes[:, :2].long(),
         canvases=torch.tensor([[height, width]]).expand(len(sizes), 2),
     )
-    return training.Sample(
+    return Sample(
         image=torch.from_numpy(scene.image),
         window=(0, 0, height, width),
         shape=(height, width),
@@ -374,7 +376,7 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every figure of a case, in this process."""
     device = arguments.device
     if device == "cpu" and case.keeps_memory:
-        native.keep_memory()
+        runtime.keep_memory()
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def clock() -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import native
-import utils
+import runtime
 
 
 def describe(device: str = "cpu") -> dict:
@@ -44,7 +44,7 @@ def finish(facts: dict, output: Path | None) -> None:
 
 def write_json(facts: dict, path: Path) -> None:
     """Write figures as a line of JSON, wholly or not at all."""
-    utils.write_atomically(path, lambda file: file.write(f"{json.dumps(facts)}\n".encode()))
+    runtime.write_atomically(path, lambda file: file.write(f"{json.dumps(facts)}\n".encode()))
 
 
 def cpu_name() -> str:

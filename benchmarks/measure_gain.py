@@ -29,9 +29,12 @@ import numpy as np
 from scipy import stats
 
 import convert_weights
-import evaluation
 import utils
 from benchmarks import machine
+from evaluation.bootstrap import Interval, bootstrap_gains
+from evaluation.metrics import correlation, evaluate_results
+from evaluation.results import ground_truth
+from evaluation.stream import detect_dataset
 from model import MaskRCNN
 from samples import nucleus, shapes
 
@@ -64,22 +67,22 @@ def measure(
     image_ids: the images wanted; all by default.
     """
     start = time.perf_counter()
-    boxes, masks = evaluation.detect_dataset(model, dataset, image_ids, verbose=True)
+    boxes, masks = detect_dataset(model, dataset, image_ids, verbose=True)
     seconds = time.perf_counter() - start
-    contents = evaluation.ground_truth(dataset, image_ids)
-    found = evaluation.evaluate_results(contents, boxes, masks, max_dets)
+    contents = ground_truth(dataset, image_ids)
+    found = evaluate_results(contents, boxes, masks, max_dets)
     there = found.true_ious >= ON_OBJECT
     predicted = None if found.mask_ious is None else found.mask_ious[there]
-    gains = evaluation.bootstrap_gains(contents, masks, max_dets, samples)
+    gains = bootstrap_gains(contents, masks, max_dets, samples)
     return {
         **found.metrics,
-        "correlation on objects": evaluation.correlation(predicted, found.true_ious[there]),
+        "correlation on objects": correlation(predicted, found.true_ious[there]),
         "gains": {name: list(interval) for name, interval in gains.items()},
         "detection_s": seconds,
     }
 
 
-def mean_gain(gains: Sequence[float]) -> evaluation.Interval:
+def mean_gain(gains: Sequence[float]) -> Interval:
     """The mean over seeds, with the interval of Student's t: what the mean over all seeds may be.
 
     Raises: ValueError for fewer than two.
@@ -88,7 +91,7 @@ def mean_gain(gains: Sequence[float]) -> evaluation.Interval:
         raise ValueError(f"an interval over seeds needs two of them at least, not {len(gains)}")
     mean, error = float(np.mean(gains)), float(stats.sem(gains))
     reach = error * float(stats.t.ppf(0.975, len(gains) - 1))
-    return evaluation.Interval(mean, mean - reach, mean + reach)
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -96,14 +99,14 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| | " + " | ".join(name.strip() for name in COLUMNS) + " | gain, 95 % interval | IoU correlation |"]
     lines.append("| --- |" + " --- |" * (len(COLUMNS) + 2))
     numbers = (*COLUMNS.values(), "IoU correlation", "correlation on objects")
-    lines += [_line(name, row, evaluation.Interval(*row["gains"]["AP"])) for name, row in rows.items()]
+    lines += [_line(name, row, Interval(*row["gains"]["AP"])) for name, row in rows.items()]
     if len(rows) > 1:
         means = {metric: float(np.mean([row[metric] for row in rows.values()])) for metric in numbers}
         lines.append(_line("mean", means, mean_gain([row["gains"]["AP"][0] for row in rows.values()])))
     return "\n".join(lines)
 
 
-def _line(name: str, row: Mapping[str, Any], gain: evaluation.Interval) -> str:
+def _line(name: str, row: Mapping[str, Any], gain: Interval) -> str:
     value, low, high = (f"{100 * each:+.2f}" for each in gain)
     correlations = f"{row['IoU correlation']:.2f}, on objects {row['correlation on objects']:.2f}"
     cells = [f"{100 * row[metric]:.1f}" for metric in COLUMNS.values()]

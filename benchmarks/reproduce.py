@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import convert_weights
 import native
-import training
 from benchmarks import machine, measure_gain
 from samples import shapes
+from training.checkpoints import find_last
 
 RESULTS = native.ROOT / "benchmarks" / "results"
 COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation": "correlation on objects"}
@@ -44,7 +44,7 @@ def train(seed: int, folder: Path, settings: list[str]) -> Path:
         raise KeyboardInterrupt
     if status:
         raise RuntimeError(f"the training of seed {seed} failed, see above")
-    return training.find_last(logs, shapes.ShapesConfig.NAME)
+    return find_last(logs, shapes.ShapesConfig.NAME)
 
 
 def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import coco_data as coco
-import utils
+import runtime
 from benchmarks import machine
 from config import COCO_CATEGORIES
 
@@ -53,7 +53,7 @@ def write_annotations(path: str | Path, images: int, seed: int = 0, annotations_
         _write_list(file, _annotations(counts, seed))
         file.write(b'], "categories": ' + json.dumps(categories).encode() + b"}")
 
-    utils.write_atomically(path, write)
+    runtime.write_atomically(path, write)
     return int(counts.sum())
 
 

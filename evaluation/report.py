@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import runtime
 import utils
 
 from . import charts
@@ -72,7 +73,7 @@ def write_report(evaluation: Evaluation, folder: str | Path, load_image: Callabl
 
 def _write(path: Path, content: str) -> None:
     data = content.encode("utf-8", "replace")  # file names may hold bytes that are no text
-    utils.write_atomically(path, lambda file: file.write(data))
+    runtime.write_atomically(path, lambda file: file.write(data))
 
 
 ############################################################

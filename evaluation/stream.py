@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import training
+import runtime
 import utils
 
 from .results import categories_of_model, image_number, image_numbers, to_results
@@ -78,7 +78,7 @@ def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         contents = {"format": FORMAT, "version": FORMAT_VERSION, "identity": identity}
-        utils.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
+        runtime.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
         return
     found = _read_identity(path)
     if found != identity:
@@ -206,7 +206,7 @@ class _Writer:
     """Appends chunks to the part of this process."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "detections" / f"part-{training.rank():03d}.jsonl"
+        path = folder / "detections" / f"part-{runtime.rank():03d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab", buffering=0)
 
@@ -282,7 +282,7 @@ def detect_to_folder(
     with contextlib.ExitStack() as stack:
         folder, start = Path(folder), time.perf_counter()
         chunks = _agree(model, dataset, image_ids, folder, dtype, stack)
-        mine = chunks[training.rank() :: training.world_size()]
+        mine = chunks[runtime.rank() :: runtime.world_size()]
         seconds = _detect_chunks(model, dataset, mine, folder, dtype, workers, verbose)
     return {**seconds, "total": time.perf_counter() - start}
 
@@ -300,7 +300,7 @@ def _detect_chunks(model: Any, dataset: utils.Dataset, mine, folder, dtype, work
 
     writer = _Writer(folder)
     count = sum(map(len, mine))
-    silent = not verbose or training.rank() > 0
+    silent = not verbose or runtime.rank() > 0
     images = 0
     try:
         with tqdm(total=count, unit="image", desc="detecting", disable=silent) as progress:
@@ -320,10 +320,10 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
     """The chunks that are left, as the first process sees it, which keeps others out as long as the stack is open. Its
     errors are everybody's."""
     answer: list[Any] = [None]
-    if training.rank() == 0:
+    if runtime.rank() == 0:
         try:
             identity = identify(model, dataset, image_ids, dtype)
-            stack.enter_context(training.locked_folder(folder))
+            stack.enter_context(runtime.locked_folder(folder))
             claim_folder(folder, identity)
             done = done_images(folder)
             left = [
@@ -334,7 +334,7 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
             answer = [left]
         except Exception as error:
             answer = [error]
-    if training.world_size() > 1:
+    if runtime.world_size() > 1:
         dist.broadcast_object_list(answer)
     if isinstance(answer[0], Exception):
         raise answer[0]
@@ -344,8 +344,8 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
 def _check_failures(dataset: utils.Dataset, failures: dict[int, str], folder: Path) -> None:
     """Raises in all processes if one could not read an image."""
     everywhere: list[Any] = [failures]
-    if training.world_size() > 1:
-        everywhere = [None] * training.world_size()
+    if runtime.world_size() > 1:
+        everywhere = [None] * runtime.world_size()
         dist.all_gather_object(everywhere, failures)
     together = {image_id: reason for some in everywhere for image_id, reason in some.items()}
     reasons = [f"{dataset.image_info[image_id]['id']} ({together[image_id]})" for image_id in sorted(together)]
@@ -392,7 +392,7 @@ def write_submission(
     """bbox.json and segm.json, as COCO's evaluation server takes them. Each appears whole, or stays as it was."""
     paths = Path(folder) / "bbox.json", Path(folder) / "segm.json"
     for path, entries in zip(paths, (boxes, masks), strict=True):
-        utils.write_atomically(path, lambda file, entries=entries: _write_list(file, entries))
+        runtime.write_atomically(path, lambda file, entries=entries: _write_list(file, entries))
     return paths
 
 

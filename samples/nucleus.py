@@ -36,12 +36,15 @@ from tqdm import tqdm
 
 import coco
 import convert_weights
-import training
+import runtime
 import utils
 import visualize
+from cli import whole_number
 from coco_data import CocoDataset
-from config import Config, parse_settings, whole_number
+from config import Config, parse_settings
 from model import MaskRCNN, is_backbone, read_checkpoint
+from training.checkpoints import find_last
+from training.loop import Progress
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
 VAL_SHARE = 0.1
@@ -367,7 +370,7 @@ class TimeLimit:
     def __init__(self, minutes: float) -> None:
         self.deadline = time.monotonic() + 60 * minutes
 
-    def __call__(self, event: str, progress: training.Progress) -> None:
+    def __call__(self, event: str, progress: Progress) -> None:
         if event == "epoch_end" and time.monotonic() > self.deadline:
             progress.stop = True
             print("the time of --minutes is over")
@@ -401,7 +404,7 @@ def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -
     if name == "none":
         return MaskRCNN(NucleusConfig(**settings), logs)
     if name == "last":
-        path = training.find_last(logs, NucleusConfig.NAME)
+        path = find_last(logs, NucleusConfig.NAME)
         model = MaskRCNN(NucleusConfig(**{**read_checkpoint(path)["config"], **settings}), logs)
         model.load_weights(path)
         return model
@@ -476,7 +479,7 @@ def load_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> Ma
     Raises: ValueError for a model of other classes; else as convert_weights.load_model.
     """
     name = arguments.model
-    path = training.find_last(arguments.logs, NucleusConfig.NAME) if name == "last" else name
+    path = find_last(arguments.logs, NucleusConfig.NAME) if name == "last" else name
     model = convert_weights.load_model(path, arguments.device, **{**INFERENCE_SETTINGS, **settings})
     if model.config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
         raise ValueError(
@@ -550,9 +553,9 @@ def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
         (found,) = model.detect([image], masks="rle")
         lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
         picture = Image.fromarray(draw_nuclei(image, found))
-        utils.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
+        runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
     text = "\n".join([*lines, ""])
-    utils.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
+    runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))
     print(f"{folder}: {len(lines) - 1} pictures and submit.csv with {nuclei} nuclei")
     if failures:

@@ -25,11 +25,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import coco
 import convert_weights
-import training
+import runtime
 import utils
 import visualize
 from config import Config, parse_settings
 from model import MaskRCNN
+from training.checkpoints import find_last
 
 CLASSES = ("square", "circle", "triangle", "star", "ring", "crescent", "cross")
 SUBSETS = ("train", "val", "test")
@@ -258,7 +259,7 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
 
 def load_model(arguments: argparse.Namespace, settings: dict) -> MaskRCNN:
     """The model of a checkpoint, with the settings that it was trained with and those that are given."""
-    path = training.find_last(arguments.logs, ShapesConfig.NAME) if arguments.model == "last" else arguments.model
+    path = find_last(arguments.logs, ShapesConfig.NAME) if arguments.model == "last" else arguments.model
     return convert_weights.load_model(path, arguments.device, **settings)
 
 
@@ -285,7 +286,7 @@ def show(arguments: argparse.Namespace, settings: dict) -> None:
         tiles.append(np.concatenate(tile))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % 4)
     sheet = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)])
-    utils.write_atomically(arguments.output, lambda file: Image.fromarray(sheet).save(file, "PNG"))
+    runtime.write_atomically(arguments.output, lambda file: Image.fromarray(sheet).save(file, "PNG"))
     print(f"{arguments.output}: {dataset.num_images} images")
 
 

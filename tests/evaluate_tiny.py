@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from test_model import tiny_model
 
-import evaluation
-import training
+import runtime
 import utils
 from evaluation import stream
+from evaluation.results import image_numbers
+from evaluation.stream import detect_to_folder, load_results, write_submission
 
 
 class Noise(utils.Dataset):
@@ -64,7 +65,7 @@ def kill_at(rank: int, size: int) -> None:
 
     def deadly(self, folder):
         start(self, folder)
-        self.file = Deadly(self.file, size) if training.rank() == rank else self.file
+        self.file = Deadly(self.file, size) if runtime.rank() == rank else self.file
 
     stream._Writer.__init__ = deadly
 
@@ -74,26 +75,26 @@ def errors(folder: Path, model, count: int) -> None:
     texts = []
     for name, each, broken in (("whole", tiny_model(seed=1), ()), ("broken", model, [2])):
         try:
-            evaluation.detect_to_folder(each, Noise(count, broken), range(count), folder / name, verbose=False)
+            detect_to_folder(each, Noise(count, broken), range(count), folder / name, verbose=False)
         except ValueError as error:
             texts.append(str(error))
-    (folder / f"errors-{training.rank()}.json").write_text(json.dumps(texts))
+    (folder / f"errors-{runtime.rank()}.json").write_text(json.dumps(texts))
 
 
 def main(folder: Path, images_per_gpu=1, count=13, kill=None, fails=None, role="detect") -> None:
     torch.set_num_threads(1)
-    training.setup_distributed("cpu")
+    runtime.setup_distributed("cpu")
     model, dataset = tiny_model(IMAGES_PER_GPU=images_per_gpu, GPU_COUNT=0), Noise(count, fails=fails)
     if kill:
         kill_at(*kill)
     if role == "errors":
         errors(folder, model, count)
     else:
-        evaluation.detect_to_folder(model, dataset, dataset.image_ids, folder, verbose=False)
-        if training.rank() == 0:
-            numbers = evaluation.image_numbers(dataset)
-            evaluation.write_submission(folder, *evaluation.load_results(folder, numbers))
-    training.close_distributed()
+        detect_to_folder(model, dataset, dataset.image_ids, folder, verbose=False)
+        if runtime.rank() == 0:
+            numbers = image_numbers(dataset)
+            write_submission(folder, *load_results(folder, numbers))
+    runtime.close_distributed()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_evaluation_metrics import boxes_of, direct, random_case, rectangle, result, truth_of
 
-import evaluation
 from evaluation import bootstrap
-from evaluation.metrics import RankedEvaluation, as_coco
+from evaluation.bootstrap import bootstrap_gains
+from evaluation.metrics import RankedEvaluation, as_coco, evaluate_results
 
 MEASURES = ("AP", "AP50", "AP75")
 
@@ -54,8 +54,8 @@ def test_a_sample_is_a_data_set_whose_images_are_there_so_often(seed, draw):
 def test_values_are_those_of_the_evaluation(seed, max_dets):
     contents, masks = random_case(seed)
     assume(any(not each["iscrowd"] for each in contents["annotations"]))
-    gains = evaluation.bootstrap_gains(contents, masks, max_dets, samples=20)
-    metrics = evaluation.evaluate_results(contents, boxes_of(masks), masks, max_dets).metrics
+    gains = bootstrap_gains(contents, masks, max_dets, samples=20)
+    metrics = evaluate_results(contents, boxes_of(masks), masks, max_dets).metrics
     for name in MEASURES:
         base = metrics[f"mask {name} (class score)"]
         assert gains[name].value == pytest.approx(metrics[f"mask {name}"] - base, abs=1e-12)
@@ -76,14 +76,14 @@ def two_rankings(images: int, right: int) -> tuple[dict, list[dict]]:
 
 
 def test_intervals_hold_the_value_and_narrow_with_more_images():
-    few, many = (evaluation.bootstrap_gains(*two_rankings(n, n // 2), samples=300)["AP75"] for n in (8, 128))
+    few, many = (bootstrap_gains(*two_rankings(n, n // 2), samples=300)["AP75"] for n in (8, 128))
     assert few.low < few.value < few.high
     assert many.low < many.value < many.high
     assert many.high - many.low < 0.5 * (few.high - few.low), "a quarter, for 16 times as many"
 
 
 def test_no_doubt_where_all_images_are_the_same():
-    gains = evaluation.bootstrap_gains(*two_rankings(6, 6), samples=50)
+    gains = bootstrap_gains(*two_rankings(6, 6), samples=50)
     assert gains["AP75"].low == pytest.approx(gains["AP75"].high, abs=1e-6)
     assert gains["AP75"].value == pytest.approx(0.5, abs=0.01), "precision 1 instead of 1/2"
     assert gains["AP50"].value == pytest.approx(0, abs=1e-6), "at IoU 0.5 the bad mask will do"
@@ -91,7 +91,7 @@ def test_no_doubt_where_all_images_are_the_same():
 
 def test_the_same_seed_draws_the_same_images():
     case = two_rankings(12, 5)
-    one, again, other = (evaluation.bootstrap_gains(*case, samples=40, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (bootstrap_gains(*case, samples=40, seed=seed) for seed in (3, 3, 4))
     assert one == again
     assert one["AP75"].value == other["AP75"].value
     assert one["AP75"] != other["AP75"]
@@ -99,6 +99,6 @@ def test_the_same_seed_draws_the_same_images():
 
 def test_without_objects_or_results():
     contents, masks = two_rankings(3, 1)
-    assert evaluation.bootstrap_gains(contents, [], samples=5)["AP"] == (0, 0, 0)
+    assert bootstrap_gains(contents, [], samples=5)["AP"] == (0, 0, 0)
     with pytest.raises(ValueError, match="no objects"):
-        evaluation.bootstrap_gains({**contents, "annotations": []}, masks)
+        bootstrap_gains({**contents, "annotations": []}, masks)

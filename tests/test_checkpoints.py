@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import runtime
 from training import checkpoints
 from training.checkpoints import Position, checkpoint_path, find_last, list_checkpoints
 
@@ -194,11 +195,11 @@ def test_set_aside(tmp_path):
 
 
 def test_git_revision(monkeypatch, tmp_path):
-    revision = checkpoints.git_revision()
+    revision = runtime.git_revision()
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
     assert revision is None if head.returncode else revision.removesuffix("-dirty") == head.stdout.strip()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert checkpoints.git_revision() is None
+    assert runtime.git_revision() is None
 
 
 ############################################################
@@ -211,27 +212,27 @@ def draw():
 
 
 def test_random_states_through_a_file(tmp_path):
-    with checkpoints.random_states_kept():
-        checkpoints.seed_all(3)
+    with runtime.random_states_kept():
+        runtime.seed_all(3)
         draw()
-        checkpoints.save_checkpoint(tmp_path / "states.pth", checkpoints.random_states())
+        checkpoints.save_checkpoint(tmp_path / "states.pth", runtime.random_states())
         expected = draw()
-        checkpoints.set_random_states(torch.load(tmp_path / "states.pth", weights_only=True))
+        runtime.set_random_states(torch.load(tmp_path / "states.pth", weights_only=True))
         assert draw() == expected
-        checkpoints.seed_all(3, rank=1)
+        runtime.seed_all(3, rank=1)
         draw()
         assert draw() != expected
 
 
 def test_random_states_kept():
-    state = checkpoints.random_states()
-    with checkpoints.random_states_kept():
-        checkpoints.seed_all(0)
+    state = runtime.random_states()
+    with runtime.random_states_kept():
+        runtime.seed_all(0)
         draw()
-    with checkpoints.random_states_kept():
+    with runtime.random_states_kept():
         expected = draw()
-    checkpoints.set_random_states(state)
-    with checkpoints.random_states_kept():
+    runtime.set_random_states(state)
+    with runtime.random_states_kept():
         assert draw() == expected
 
 
@@ -242,7 +243,7 @@ def test_random_states_kept():
 HOLDER = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from training.checkpoints import locked_folder
+from runtime import locked_folder
 with locked_folder(sys.argv[2]):
     if sys.argv[3] == "forks" and os.fork() == 0:
         time.sleep(60)
@@ -261,12 +262,12 @@ def test_folder_is_locked_until_its_process_dies(tmp_path, holder):
         assert process.stdout.readline() == "locked\n"
         with (
             pytest.raises(ValueError, match=rf"by another training or evaluation \(process {process.pid} on .*\)"),
-            checkpoints.locked_folder(tmp_path / "toy"),
+            runtime.locked_folder(tmp_path / "toy"),
         ):
             pass
         process.kill()
         process.wait()
-        with checkpoints.locked_folder(tmp_path / "toy"):  # though a loader that it forked may live on
+        with runtime.locked_folder(tmp_path / "toy"):  # though a loader that it forked may live on
             assert (tmp_path / "toy" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     finally:
         os.killpg(process.pid, 9) if holder == "forks" else process.kill()
@@ -276,7 +277,7 @@ def test_folder_is_locked_until_its_process_dies(tmp_path, holder):
 
 def test_lock_is_released(tmp_path):
     for _ in range(2):
-        with pytest.raises(KeyError), checkpoints.locked_folder(tmp_path):
+        with pytest.raises(KeyError), runtime.locked_folder(tmp_path):
             raise KeyError
-    with checkpoints.locked_folder(tmp_path), checkpoints.locked_folder(tmp_path / "other"):
+    with runtime.locked_folder(tmp_path), runtime.locked_folder(tmp_path / "other"):
         pass

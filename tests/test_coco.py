@@ -17,12 +17,13 @@ from test_train_model import vars_of
 
 import coco
 import convert_weights
-import evaluation
 import native
-import training
 import utils
 from config import Config
+from evaluation.results import ground_truth
 from model import MaskRCNN, read_checkpoint
+from training.checkpoints import find_last
+from training.loop import Progress
 
 DATA = native.ROOT.parent / "shared" / "data"
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
@@ -105,7 +106,7 @@ def logs(data, tmp_path_factory) -> Path:
 
 
 def test_a_training_knows_its_data(logs, data):
-    checkpoint = read_checkpoint(training.find_last(logs, "coco"))
+    checkpoint = read_checkpoint(find_last(logs, "coco"))
     assert checkpoint["class_names"] == ["BG", "person", "car", "toothbrush"]
     assert checkpoint["category_ids"] == [0, 1, 3, 90]
     assert (checkpoint["training"]["epoch"], checkpoint["training"]["epochs"]) == (1, 1)
@@ -122,7 +123,7 @@ def test_last_goes_on_with_its_own_settings(logs, data, tmp_path, capsys):
     more = ["--model", "last", "--logs", str(tmp_path / "logs"), "--epochs", "2", "--workers", "0"]
     assert run("train", data, *more, "--set", "LEARNING_RATE=0.5", "SCHEDULE=None") == 0
     assert "training continues after epoch 1" in capsys.readouterr().out
-    checkpoint = read_checkpoint(training.find_last(tmp_path / "logs", "coco"))
+    checkpoint = read_checkpoint(find_last(tmp_path / "logs", "coco"))
     assert (checkpoint["training"]["epoch"], checkpoint["config"]["LEARNING_RATE"]) == (2, 0.5)
     assert checkpoint["config"]["BACKBONE_WIDTH"] == 0.125
     assert len(list((tmp_path / "logs").iterdir())) == 1
@@ -148,7 +149,7 @@ def test_evaluate(logs, data, tmp_path, capsys):
 def test_what_is_written_is_what_the_model_detects(logs, data, tmp_path):
     output = tmp_path / "out"
     assert run("evaluate", data, "--logs", str(logs), "--output", str(output), "--batch-size", "1") == 0
-    model = MaskRCNN.from_checkpoint(training.find_last(logs, "coco"), "cpu", IMAGES_PER_GPU=1)
+    model = MaskRCNN.from_checkpoint(find_last(logs, "coco"), "cpu", IMAGES_PER_GPU=1)
     (found,) = model.detect([utils.read_image(data / "val2017" / "000000000102.png")], masks="rle")
     entries = [entry for entry in json.loads((output / "segm.json").read_text()) if entry["image_id"] == 102]
     assert [entry["segmentation"] for entry in entries] == [utils.rle_to_json(rle) for rle in found["masks"]]
@@ -260,7 +261,7 @@ def started(monkeypatch):
 
     def noted(*arguments, **named):
         calls.append((arguments, named))
-        return training.Progress(None, Path(), 1, 1)
+        return Progress(None, Path(), 1, 1)
 
     monkeypatch.setattr(MaskRCNN, "train_model", noted)
     return calls
@@ -319,7 +320,7 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
 
 def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs, tmp_path):
     """A checkpoint of other classes: what fits is taken, and settings of its run are not."""
-    checkpoint = dict(read_checkpoint(training.find_last(logs, "coco")))
+    checkpoint = dict(read_checkpoint(find_last(logs, "coco")))
     checkpoint = renamed(checkpoint, class_names=["BG", "car", "bicycle", "cow"])
     checkpoint["config"] = {**checkpoint["config"], "LEARNING_RATE": 7.0, "RPN_NMS_THRESHOLD": 0.61}
     path = tmp_path / "other.pth"
@@ -441,7 +442,7 @@ def test_an_incomplete_data_set_is_not_evaluated(logs, tmp_path, capsys):
 
 
 def test_a_model_of_other_categories_is_not_evaluated(data, logs, tmp_path, capsys):
-    checkpoint = dict(read_checkpoint(training.find_last(logs, "coco")))
+    checkpoint = dict(read_checkpoint(find_last(logs, "coco")))
     path = tmp_path / "other.pth"
     for change, message in (
         ({"class_names": ["BG", "person", "tank", "toothbrush"]}, "3 is 'tank', here 'car'"),
@@ -454,7 +455,7 @@ def test_a_model_of_other_categories_is_not_evaluated(data, logs, tmp_path, caps
 
 def test_class_scores_that_evaluation_asks_for(data, logs, tmp_path):
     """Trained with 0.7, evaluated from 0.05 on, as all others are; a wish is a wish."""
-    checkpoint = dict(read_checkpoint(training.find_last(logs, "coco")))
+    checkpoint = dict(read_checkpoint(find_last(logs, "coco")))
     path = tmp_path / "strict.pth"
     for stored, words, expected in (
         (0.7, [], 0.05),
@@ -494,7 +495,7 @@ def test_evaluate_coco(data, logs):
     dataset = coco.CocoDataset()
     index = dataset.load_coco(data, "val", return_coco=True)
     dataset.prepare()
-    model = MaskRCNN.from_checkpoint(training.find_last(logs, "coco"), "cpu")
+    model = MaskRCNN.from_checkpoint(find_last(logs, "coco"), "cpu")
     expected = coco.evaluate_dataset(model, dataset, [0, 1], verbose=False)
     boxes = coco.evaluate_coco(model, dataset, index, "bbox", limit=2)
     assert boxes["AP"] == expected["box AP"]
@@ -508,7 +509,7 @@ def test_ground_truth_in_the_numbers_of_the_file(data):
     dataset = coco.CocoDataset()
     dataset.load_coco(data, "val")
     dataset.prepare()
-    contents = evaluation.ground_truth(dataset)
+    contents = ground_truth(dataset)
     assert [entry["id"] for entry in contents["categories"]] == [1, 3, 90]
     assert [entry["id"] for entry in contents["images"]] == [101, 102, 103, 104, 105]
     assert [entry["image_id"] for entry in contents["annotations"]] == [101, 101, 103, 103, 104, 104]

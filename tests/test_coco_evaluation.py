@@ -12,6 +12,16 @@ import coco
 import evaluation
 import utils
 from config import Config
+from evaluation.metrics import MEASURES, RankedEvaluation, as_coco, average_precision, metrics_table, run_cocoeval
+from evaluation.results import (
+    categories_of_model,
+    category_numbers,
+    ground_truth,
+    image_number,
+    image_numbers,
+    to_results,
+)
+from evaluation.stream import detect_dataset
 
 
 class Drawn(utils.Dataset):
@@ -144,7 +154,7 @@ def test_no_detections():
 def test_no_objects_at_all():
     metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles(), [])), verbose=False)
     assert metrics["box AP"] == metrics["mask AP"] == -1
-    assert "-" in evaluation.metrics_table(metrics)
+    assert "-" in metrics_table(metrics)
 
 
 def test_false_positives_in_an_image_without_objects_count():
@@ -173,9 +183,9 @@ def test_true_ious():
     truth = rectangles((0, 0, 40, 40), (0, 60, 40, 100), (50, 0, 90, 40), (15, 0, 22, 9)), [1, 2, -1, 1]
     dataset = Drawn(truth)
     masks = rectangles((0, 0, 20, 40), (0, 60, 40, 100), (50, 0, 90, 40), (95, 100, 99, 110))
-    _, results = evaluation.detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
-    truth = evaluation.as_coco(evaluation.ground_truth(dataset))
-    ious = evaluation.RankedEvaluation(truth, results, "segm", 100).true_ious()
+    _, results = detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
+    truth = as_coco(ground_truth(dataset))
+    ious = RankedEvaluation(truth, results, "segm", 100).true_ious()
     assert ious.tolist() == [0.5, 0, 0, 0]
 
 
@@ -201,7 +211,7 @@ def test_without_a_maskiou_head():
 
 def test_masks_without_pixels_are_no_objects():
     masks = rectangles((0, 0, 40, 40), (0, 0, 0, 0))
-    assert len(evaluation.ground_truth(Drawn((masks, [1, 1])))["annotations"]) == 1
+    assert len(ground_truth(Drawn((masks, [1, 1])))["annotations"]) == 1
 
 
 def test_rles_and_boxes_of_load_instances():
@@ -213,10 +223,10 @@ def test_rles_and_boxes_of_load_instances():
             boxes = np.array([[10, 20, 30, 61.5], [0, 0, 5, 5]], np.float32)
             return utils.Instances(np.array([1, -2]), utils.mask_to_rle(masks), boxes)
 
-    first, second = evaluation.ground_truth(Annotated((masks, [1, 1])))["annotations"]
+    first, second = ground_truth(Annotated((masks, [1, 1])))["annotations"]
     assert first["bbox"] == [20, 10, 41.5, 20]
     assert (second["category_id"], second["iscrowd"], second["area"]) == (2, 1, 25)
-    assert evaluation.ground_truth(Drawn((masks, [1, 1])))["annotations"][0]["bbox"] == [20, 10, 40, 20]
+    assert ground_truth(Drawn((masks, [1, 1])))["annotations"][0]["bbox"] == [20, 10, 40, 20]
 
 
 ############################################################
@@ -247,15 +257,15 @@ def test_numbers_are_pycocotools(capsys):
         predictions.append(found(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
     dataset, model = Drawn(*images), Oracle(*predictions)
     metrics = coco.evaluate_dataset(model, dataset, verbose=False)
-    truth = evaluation.ground_truth(dataset)
-    boxes, masks = evaluation.detect_dataset(model, dataset)
+    truth = ground_truth(dataset)
+    boxes, masks = detect_dataset(model, dataset)
     by_class = [{**entry, "score": entry["class_score"]} for entry in masks]
     for kind, results, pattern in (
         ("bbox", boxes, "box {}"),
         ("segm", masks, "mask {}"),
         ("segm", by_class, "mask {} (class score)"),
     ):
-        ours = [metrics[pattern.format(name)] for name in evaluation.MEASURES]
+        ours = [metrics[pattern.format(name)] for name in MEASURES]
         np.testing.assert_allclose(ours, summary(truth, results, kind, capsys), rtol=0, atol=1e-12)
     assert 0.01 < metrics["mask AP"] < 0.99
     assert metrics["mask AP (true IoU)"] > metrics["mask AP"]
@@ -264,11 +274,11 @@ def test_numbers_are_pycocotools(capsys):
 def test_ap_of_a_category():
     truth = rectangles((0, 0, 40, 40), (50, 0, 90, 40)), [1, 2]
     dataset = Drawn(truth)
-    _, masks = evaluation.detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
-    ranked = evaluation.run_cocoeval(evaluation.as_coco(evaluation.ground_truth(dataset)), masks, "segm", 100)
-    assert evaluation.average_precision(ranked, category=1) == pytest.approx(1)
-    assert evaluation.average_precision(ranked, category=2) == 0
-    assert evaluation.average_precision(ranked) == pytest.approx(0.5)
+    _, masks = detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
+    ranked = run_cocoeval(as_coco(ground_truth(dataset)), masks, "segm", 100)
+    assert average_precision(ranked, category=1) == pytest.approx(1)
+    assert average_precision(ranked, category=2) == 0
+    assert average_precision(ranked) == pytest.approx(0.5)
 
 
 ############################################################
@@ -308,28 +318,28 @@ def empty_images(count: int, kind=Drawn, **arguments):
 
 def test_numbers_of_images_and_categories():
     ours, theirs = empty_images(3), empty_images(3, Filed)
-    assert evaluation.image_numbers(ours) == [1, 2, 3]
-    assert evaluation.image_numbers(ours, np.array([2, 0])) == [3, 1]
-    assert evaluation.image_numbers(theirs, [2, 0]) == [98, 100]
-    assert {type(number) for number in evaluation.image_numbers(theirs)} == {int}
-    assert [evaluation.image_number(each, 1) for each in (ours, theirs)] == [2, 99]
-    assert evaluation.category_numbers(ours) == [0, 1, 2]
-    assert evaluation.category_numbers(theirs) == [0, 7, 18]
+    assert image_numbers(ours) == [1, 2, 3]
+    assert image_numbers(ours, np.array([2, 0])) == [3, 1]
+    assert image_numbers(theirs, [2, 0]) == [98, 100]
+    assert {type(number) for number in image_numbers(theirs)} == {int}
+    assert [image_number(each, 1) for each in (ours, theirs)] == [2, 99]
+    assert category_numbers(ours) == [0, 1, 2]
+    assert category_numbers(theirs) == [0, 7, 18]
     theirs.image_info[2]["id"] = 99
     with pytest.raises(ValueError, match=r"images have the same id: 99; .* images of the same id from several sources"):
-        evaluation.image_numbers(theirs)
+        image_numbers(theirs)
     with pytest.raises(ValueError, match=r"images have the same id: 99"):
-        evaluation.ground_truth(theirs)
+        ground_truth(theirs)
 
 
 def test_ground_truth_of_annotations():
     """As the file has them, objects without a pixel too; but counted from 1."""
-    contents = evaluation.ground_truth(empty_images(3, Filed), [0, 2, 1])
+    contents = ground_truth(empty_images(3, Filed), [0, 2, 1])
     assert contents["images"] == [{"id": number, "height": 100, "width": 120} for number in (100, 98, 99)]
     assert contents["categories"] == [{"id": 7, "name": "cat"}, {"id": 18, "name": "dog"}]
     assert [(entry["id"], entry["image_id"]) for entry in contents["annotations"]] == [(1, 98), (2, 99)]
     assert all(entry["area"] == 0.5 and entry["bbox"] == [1, 2, 3, 4] for entry in contents["annotations"])
-    zero = evaluation.ground_truth(empty_images(1, Filed, category_ids=[0, 0, 5]))
+    zero = ground_truth(empty_images(1, Filed, category_ids=[0, 0, 5]))
     assert [entry["id"] for entry in zero["categories"]] == [0, 5]
     assert json.loads(json.dumps(contents)) == contents
 
@@ -351,36 +361,36 @@ def test_sizes_of_images():
     (["BG", "dog", "dog"], [0, 1, 2]),
 ])  # fmt: skip
 def test_classes_go_by_name_or_by_place(names, expected):
-    assert evaluation.categories_of_model(Named(names), empty_images(1)) == expected
+    assert categories_of_model(Named(names), empty_images(1)) == expected
 
 
 def test_classes_of_the_same_name_go_by_place():
     dataset = empty_images(1)
     dataset.class_names = ["BG", "dog", "dog"]
-    assert evaluation.categories_of_model(Named(["BG", "dog", "dog"]), dataset) == [0, 1, 2]
+    assert categories_of_model(Named(["BG", "dog", "dog"]), dataset) == [0, 1, 2]
 
 
 def test_categories_go_by_the_checkpoint():
     """In any order, with categories that the data set does not have, and names that differ in spelling."""
     dataset = empty_images(1, Filed)
     model = Named(["BG", "Dog", "horse", "c-a t"], [0, 18, np.int64(3), 7])
-    categories = evaluation.categories_of_model(model, dataset)
+    categories = categories_of_model(model, dataset)
     assert categories == [0, 18, 3, 7]
     assert {type(category) for category in categories} == {int}
-    assert evaluation.categories_of_model(Named(["BG", "dog"], [0, 18]), dataset) == [0, 18]
+    assert categories_of_model(Named(["BG", "dog"], [0, 18]), dataset) == [0, 18]
     zero = empty_images(1, Filed, category_ids=[0, 0, 5])
-    assert evaluation.categories_of_model(Named(["BG", "cat"], [0, 0]), zero) == [0, 0]
+    assert categories_of_model(Named(["BG", "cat"], [0, 0]), zero) == [0, 0]
 
 
 def test_models_of_other_categories():
     dataset = empty_images(1, Filed)
     message = r"knows none of the data set's categories: its are 1, 2, the data set's 7, 18; was the model trained on"
     with pytest.raises(ValueError, match=message):
-        evaluation.categories_of_model(Named(["BG", "cat", "dog"]), dataset)
+        categories_of_model(Named(["BG", "cat", "dog"]), dataset)
     with pytest.raises(
         ValueError, match=r"have other names than the data set's: 7 is 'dog', here 'cat'; was the model"
     ):
-        evaluation.categories_of_model(Named(["BG", "dog", "dog"], [0, 7, 18]), dataset)
+        categories_of_model(Named(["BG", "dog", "dog"], [0, 7, 18]), dataset)
 
 
 ############################################################
@@ -390,7 +400,7 @@ def test_models_of_other_categories():
 
 def test_results_are_submissions():
     masks = rectangles((10, 20, 30, 60))
-    boxes, segments = evaluation.to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
+    boxes, segments = to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
     assert boxes == [{"image_id": 7, "category_id": 18, "bbox": [20, 10, 40, 20], "score": 0.5}]
     (segment,) = json.loads(json.dumps(segments))
     np.testing.assert_array_equal(utils.rle_to_mask(segment.pop("segmentation")), masks[..., 0])

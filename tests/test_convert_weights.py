@@ -741,7 +741,7 @@ def test_containers_of_published_files(light, tmp_path, monkeypatch):
             "state_dict": stand_in("x101-32x4d"),
         }
         path = save(tmp_path / "epoch_12.pth", contents)
-    checkpoint, report = convert_weights._convert(path, None, None)
+    checkpoint, report = convert_weights.convert_with_report(path, None, None)
     assert checkpoint["config"]["BACKBONE"] == "resnext101_32x4d"
     assert {"message_hub", "optimizer", "meta"} <= set(report.dropped)
 

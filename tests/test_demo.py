@@ -10,10 +10,9 @@ from test_model import random_image, tiny_model
 
 import convert_weights
 import demo
-import evaluation
 import utils
 import visualize
-from training import guards
+from evaluation.results import to_results
 from video import Source
 
 
@@ -59,7 +58,7 @@ def test_boxes_are_cocos(weights):
     model = convert_weights.load_model(weights, device="cpu")
     (result,) = model.detect([random_image(40, 60)], masks="rle")
     entries = demo.to_coco(result, 7, "x.png", model.category_ids)
-    boxes, masks = evaluation.to_results(result, 7, model.category_ids)
+    boxes, masks = to_results(result, 7, model.category_ids)
     assert entries == [
         {**mask, "bbox": box["bbox"], "file_name": "x.png"} for box, mask in zip(boxes, masks, strict=True)
     ]
@@ -172,7 +171,7 @@ def test_each_line_is_safe_at_once(weights, tmp_path):
 
 def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
     """Press Ctrl-C so many times when the picture of this number is drawn; signals close together count, too."""
-    monkeypatch.setattr(guards, "REPEAT_SECONDS", -1)
+    monkeypatch.setattr("runtime.REPEAT_SECONDS", -1)
     draw, calls = visualize.draw_instances, []
 
     def draw_and_interrupt(*arguments):

@@ -14,10 +14,24 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import evaluation
 import native
 import utils
 from evaluation import metrics
+from evaluation.metrics import (
+    MEASURES,
+    RankedEvaluation,
+    as_coco,
+    average_precision,
+    average_recall,
+    confusion_matrix,
+    correlation,
+    evaluate_results,
+    find_examples,
+    metrics_table,
+    precision_curve,
+    run_cocoeval,
+    summary,
+)
 
 DATA = native.ROOT.parent / "shared" / "data"
 HEIGHT, WIDTH = 120, 130  # room for an object of every size: large is from 96 x 96
@@ -133,7 +147,7 @@ def direct(contents, results, kind, max_dets=(1, 10, 100)) -> COCOeval:
 
 
 def evaluate(contents, results, kind, max_dets=100):
-    return evaluation.run_cocoeval(evaluation.as_coco(contents), results, kind, max_dets)
+    return run_cocoeval(as_coco(contents), results, kind, max_dets)
 
 
 def assert_pycocotools(contents, results, kind):
@@ -141,8 +155,8 @@ def assert_pycocotools(contents, results, kind):
     np.testing.assert_array_equal(ours.eval["precision"], theirs.eval["precision"])
     np.testing.assert_array_equal(ours.eval["recall"], theirs.eval["recall"])
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-    assert list(evaluation.summary(ours)) == names
-    np.testing.assert_allclose(list(evaluation.summary(ours).values()), theirs.stats[:12], rtol=0, atol=1e-12)
+    assert list(summary(ours)) == names
+    np.testing.assert_allclose(list(summary(ours).values()), theirs.stats[:12], rtol=0, atol=1e-12)
 
 
 ############################################################
@@ -170,7 +184,7 @@ def test_other_max_dets(case, max_dets):
         for m, count in enumerate(counts):
             recall = theirs.eval["recall"][:, :, 0, m]
             expected = recall[recall > -1].mean() if (recall > -1).any() else -1
-            assert evaluation.summary(ours)[f"AR{count}"] == pytest.approx(expected, abs=1e-12)
+            assert summary(ours)[f"AR{count}"] == pytest.approx(expected, abs=1e-12)
 
 
 @given(cases)
@@ -178,7 +192,7 @@ def test_each_ranking_is_an_evaluation_of_its_own(case):
     """One after the other, in any order: nothing of the first ranking stays."""
     contents, masks = case
     assume(masks)
-    ranked = evaluation.RankedEvaluation(evaluation.as_coco(contents), masks, "segm", 3)
+    ranked = RankedEvaluation(as_coco(contents), masks, "segm", 3)
     for name in ("class_score", "mask_iou", "class_score"):
         scores = [entry[name] for entry in masks]
         theirs = direct(contents, [{**entry, "score": entry[name]} for entry in masks], "segm", (1, 3))
@@ -216,12 +230,10 @@ def test_polygons_and_uncompressed_codes_are_ground_truth_too():
     assert_pycocotools(contents, masks, "segm")
     encoded = copy.deepcopy(contents)
     for entry in encoded["annotations"]:
-        entry["segmentation"] = evaluation.as_coco(contents).anns[entry["id"]]["segmentation"]
-    np.testing.assert_array_equal(
-        evaluation.confusion_matrix(contents, masks), evaluation.confusion_matrix(encoded, masks)
-    )
-    ious = evaluation.evaluate_results(contents, boxes_of(masks), masks).true_ious
-    assert evaluation.find_examples(contents, masks, ious) == evaluation.find_examples(encoded, masks, ious)
+        entry["segmentation"] = as_coco(contents).anns[entry["id"]]["segmentation"]
+    np.testing.assert_array_equal(confusion_matrix(contents, masks), confusion_matrix(encoded, masks))
+    ious = evaluate_results(contents, boxes_of(masks), masks).true_ious
+    assert find_examples(contents, masks, ious) == find_examples(encoded, masks, ious)
 
 
 @given(cases)
@@ -234,7 +246,7 @@ def test_results_are_those_of_load_res(case):
         with contextlib.redirect_stdout(io.StringIO()):
             index.createIndex()
             theirs = index.loadRes(copy.deepcopy(results)).anns
-        ours = evaluation.as_coco(contents, results).anns
+        ours = as_coco(contents, results).anns
         assert ours.keys() == theirs.keys()
         for number, entry in ours.items():
             assert entry == {name: theirs[number][name] for name in entry}
@@ -260,7 +272,7 @@ def real_annotations(name: str, split: str, images: int | None = None) -> dict:
 
 def fed_back(contents) -> tuple[list[dict], list[dict]]:
     """The ground truth as results: its boxes and its masks."""
-    entries = [entry for entry in evaluation.as_coco(contents).dataset["annotations"] if not entry["iscrowd"]]
+    entries = [entry for entry in as_coco(contents).dataset["annotations"] if not entry["iscrowd"]]
     common = [{"image_id": entry["image_id"], "category_id": entry["category_id"], "score": 1.0} for entry in entries]
     boxes = [{**some, "bbox": entry["bbox"]} for some, entry in zip(common, entries, strict=True)]
     masks = [
@@ -275,7 +287,7 @@ def made_by_hand(contents, copies=4) -> list[dict]:
     rng = np.random.default_rng(0)
     categories = [entry["id"] for entry in contents["categories"]]
     masks = []
-    for entry in evaluation.as_coco(contents).dataset["annotations"]:
+    for entry in as_coco(contents).dataset["annotations"]:
         original = utils.rle_to_mask(entry["segmentation"])
         for _ in range(copies):
             mask = np.roll(original, rng.integers(-6, 7, 2), axis=(0, 1))
@@ -295,7 +307,7 @@ def test_real_annotations_give_the_numbers_of_pycocotools():
     assert any(entry["iscrowd"] for entry in contents["annotations"])
     assert_pycocotools(contents, boxes_of(masks), "bbox")
     assert_pycocotools(contents, masks, "segm")
-    assert 0.05 < evaluation.summary(evaluate(contents, masks, "segm"))["AP"] < 0.95
+    assert 0.05 < summary(evaluate(contents, masks, "segm"))["AP"] < 0.95
 
 
 def test_many_nuclei_give_the_numbers_of_pycocotools():
@@ -305,7 +317,7 @@ def test_many_nuclei_give_the_numbers_of_pycocotools():
         ours, theirs = evaluate(contents, results, kind, 400), direct(contents, results, kind, (1, 10, 400))
         np.testing.assert_array_equal(ours.eval["precision"], theirs.eval["precision"])
         np.testing.assert_array_equal(ours.eval["recall"], theirs.eval["recall"])
-        numbers = evaluation.summary(ours)
+        numbers = summary(ours)
         assert numbers["AP"] == pytest.approx(theirs.eval["precision"][:, :, 0, 0, 2].mean(), abs=1e-12)
         assert numbers["AR400"] == pytest.approx(theirs.eval["recall"][:, 0, 0, 2].mean(), abs=1e-12)
 
@@ -317,7 +329,7 @@ def test_many_nuclei_give_the_numbers_of_pycocotools():
 def test_ground_truth_fed_back_has_ap_1(name, split, images, max_dets):
     contents = real_annotations(name, split, images)
     boxes, masks = fed_back(contents)
-    numbers = evaluation.evaluate_results(contents, boxes, masks, max_dets).metrics
+    numbers = evaluate_results(contents, boxes, masks, max_dets).metrics
     assert numbers["box AP"] == numbers["mask AP"] == numbers["mask AP (true IoU)"] == pytest.approx(1, abs=1e-12)
     assert numbers["objects"] == numbers["detections"] == len(masks)
 
@@ -333,11 +345,11 @@ def test_nothing_is_changed_in_the_inputs():
     boxes = boxes_of(masks)
     inputs = contents, boxes, masks
     before = copy.deepcopy(inputs)
-    found = evaluation.evaluate_results(*inputs)
-    evaluation.find_examples(contents, masks, found.true_ious)
-    evaluation.confusion_matrix(contents, masks)
-    evaluation.RankedEvaluation(evaluation.as_coco(contents), masks, "segm", 5).rank(np.arange(len(masks)))
-    evaluation.as_coco(contents, boxes)
+    found = evaluate_results(*inputs)
+    find_examples(contents, masks, found.true_ious)
+    confusion_matrix(contents, masks)
+    RankedEvaluation(as_coco(contents), masks, "segm", 5).rank(np.arange(len(masks)))
+    as_coco(contents, boxes)
     assert inputs == before
     assert json.loads(json.dumps(inputs)) == json.loads(json.dumps(before))
 
@@ -346,11 +358,11 @@ def test_nothing_is_changed_in_the_inputs():
 def test_numbers_of_annotations_do_not_matter(case):
     """0 and repeated ones, in which pycocotools would see no object, and one object twice."""
     contents, masks = case
-    expected = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    expected = evaluate_results(contents, boxes_of(masks), masks)
     contents = copy.deepcopy(contents)
     for i, entry in enumerate(contents["annotations"]):
         entry["id"] = i // 2
-    found = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    found = evaluate_results(contents, boxes_of(masks), masks)
     assert found.metrics == expected.metrics
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     np.testing.assert_array_equal(found.true_ious, expected.true_ious)
@@ -359,17 +371,17 @@ def test_numbers_of_annotations_do_not_matter(case):
 @given(cases)
 def test_what_belongs_to_no_category_or_image_is_left_out(case):
     contents, masks = case
-    expected = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    expected = evaluate_results(contents, boxes_of(masks), masks)
     more = copy.deepcopy(contents)
     for entry in contents["annotations"]:
         more["annotations"] += [{**entry, "category_id": 5000}, {**entry, "image_id": 5000}]
     others = [{**entry, "category_id": 5000, "class_score": 1.0, "score": 1.0} for entry in masks]
-    found = evaluation.evaluate_results(more, boxes_of(others + masks), others + masks)
+    found = evaluate_results(more, boxes_of(others + masks), others + masks)
     assert found.metrics == expected.metrics
     assert found.classes == expected.classes
     assert found.examples == expected.examples
     np.testing.assert_array_equal(found.confusion, expected.confusion)
-    np.testing.assert_array_equal(evaluation.confusion_matrix(more, others + masks), expected.confusion)
+    np.testing.assert_array_equal(confusion_matrix(more, others + masks), expected.confusion)
     np.testing.assert_array_equal(found.mask_scores, expected.mask_scores)
 
 
@@ -378,13 +390,13 @@ def test_results_of_unknown_images_are_an_error():
     contents, masks = truth_of((1, 1, mask)), [result(image, 1, mask, 0.9) for image in (7, 1, 8, 7)]
     message = r"results of 2 images that the ground truth does not have: 7, 8; are they of another data set"
     with pytest.raises(ValueError, match=message):
-        evaluation.as_coco(contents, masks)
+        as_coco(contents, masks)
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate_results(contents, [], masks)
+        evaluate_results(contents, [], masks)
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate_results(contents, boxes_of(masks), [])
+        evaluate_results(contents, boxes_of(masks), [])
     with pytest.raises(ValueError, match=message):
-        evaluation.confusion_matrix(contents, masks)
+        confusion_matrix(contents, masks)
 
 
 @pytest.mark.parametrize("name", ["images", "categories"])
@@ -392,14 +404,14 @@ def test_images_and_categories_of_the_same_id_are_an_error(name):
     contents = truth_of((1, 1, rectangle(0, 0, 9, 9)))
     contents[name].append(contents[name][0])
     with pytest.raises(ValueError, match=rf"several {name} of the ground truth have the same id: 1"):
-        evaluation.evaluate_results(contents, [], [])
+        evaluate_results(contents, [], [])
 
 
 def test_category_and_image_0_are_as_good_as_others():
     mask, far = rectangle(0, 0, 40, 40), rectangle(50, 0, 90, 40)
     contents = truth_of((0, 0, mask), (0, 5, far), images=(0,), categories=(0, 5))
     masks = [result(0, 0, mask, 0.9), result(0, 0, far, 0.8)]
-    found = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    found = evaluate_results(contents, boxes_of(masks), masks)
     assert [row["mask AP"] for row in found.classes] == [pytest.approx(1), 0]
     assert found.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
     assert found.true_ious.tolist() == [1, 0]
@@ -414,7 +426,7 @@ def test_category_and_image_0_are_as_good_as_others():
     (truth_of((1, 1, rectangle(0, 0, 40, 40))), 2, 0),
 ])  # fmt: skip
 def test_without_results(contents, classes, expected):
-    found = evaluation.evaluate_results(contents, [], [])
+    found = evaluate_results(contents, [], [])
     assert {found.metrics[f"{kind} AP"] for kind in ("box", "mask")} == {expected}
     assert found.metrics["re-scoring gain"] == found.metrics["IoU correlation"] == found.metrics["detections"] == 0
     assert len(found.classes) == classes
@@ -424,12 +436,12 @@ def test_without_results(contents, classes, expected):
     assert len(found.true_ious) == len(found.class_scores) == len(found.mask_scores) == 0
     assert found.mask_ious is None
     assert all(curve.shape == (101,) for curve in found.curves.values())
-    assert "-" in evaluation.metrics_table(found.metrics)
+    assert "-" in metrics_table(found.metrics)
 
 
 def test_a_truth_of_no_categories_has_no_results_either():
     masks = [result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
-    found = evaluation.evaluate_results(truth_of(categories=()), boxes_of(masks), masks)
+    found = evaluate_results(truth_of(categories=()), boxes_of(masks), masks)
     assert found.metrics["mask AP"] == -1
     assert found.metrics["detections"] == 0
 
@@ -438,12 +450,12 @@ def test_boxes_need_no_masks():
     contents = truth_of((1, 1, rectangle(0, 0, 40, 40)))
     del contents["annotations"][0]["segmentation"], contents["annotations"][0]["iscrowd"]
     results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "score": 0.5}]
-    assert evaluation.average_precision(evaluate(contents, results, "bbox")) == pytest.approx(1)
+    assert average_precision(evaluate(contents, results, "bbox")) == pytest.approx(1)
 
 
 def test_scores_are_one_for_each_result():
     contents, masks = truth_of((1, 1, rectangle(0, 0, 9, 9))), [result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
-    ranked = evaluation.RankedEvaluation(evaluation.as_coco(contents), masks, "segm", 100)
+    ranked = RankedEvaluation(as_coco(contents), masks, "segm", 100)
     with pytest.raises(ValueError, match="zip"):
         ranked.rank([0.5, 0.6])
 
@@ -466,10 +478,10 @@ def test_the_true_iou_never_lowers_ap75(seed):
                 height, score = rng.integers(10, 31), float(rng.choice([0.3, 0.6, rng.uniform(0.05, 1)]))
                 masks.append(result(image, category, rectangle(y, 0, y + height, 100), score, float(rng.random())))
     contents = truth_of(*objects, images=(1, 2, 3))
-    numbers = evaluation.evaluate_results(contents, boxes_of(masks), masks).metrics
+    numbers = evaluate_results(contents, boxes_of(masks), masks).metrics
     assert numbers["mask AP75 (true IoU)"] >= numbers["mask AP75 (class score)"]
-    ranked = evaluation.RankedEvaluation(evaluation.as_coco(contents), masks, "segm", 100)
-    best = evaluation.average_precision(ranked.rank(ranked.true_ious()), 0.75)
+    ranked = RankedEvaluation(as_coco(contents), masks, "segm", 100)
+    best = average_precision(ranked.rank(ranked.true_ious()), 0.75)
     assert best >= numbers["mask AP75 (class score)"]
     assert best >= numbers["mask AP75"]
 
@@ -478,7 +490,7 @@ def test_the_true_iou_never_lowers_ap75(seed):
 def test_every_number_of_an_evaluation(case):
     """Each from an evaluation of its own, and of the category alone."""
     contents, masks = case
-    found = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    found = evaluate_results(contents, boxes_of(masks), masks)
     ious = slow_true_ious(contents, masks)
     np.testing.assert_allclose(found.true_ious, ious, rtol=0, atol=1e-12)
     assert found.class_scores.tolist() == [entry["class_score"] for entry in masks]
@@ -495,14 +507,14 @@ def test_every_number_of_an_evaluation(case):
         evaluations[f"mask {{}}{ranking}"] = evaluate(contents, ranked, "segm")
     assert [row["category_id"] for row in found.classes] == sorted(entry["id"] for entry in contents["categories"])
     for pattern, one in evaluations.items():
-        for name, value in evaluation.summary(one).items():
+        for name, value in summary(one).items():
             assert found.metrics[pattern.format(name)] == pytest.approx(value, abs=1e-12)
         for name, iou in {"AP": None, "AP50": 0.5, "AP75": 0.75}.items():
-            np.testing.assert_array_equal(found.curves[pattern.format(name)], evaluation.precision_curve(one, iou))
+            np.testing.assert_array_equal(found.curves[pattern.format(name)], precision_curve(one, iou))
             for row in found.classes:
-                value = evaluation.average_precision(one, iou, category=row["category_id"])
+                value = average_precision(one, iou, category=row["category_id"])
                 assert row[pattern.format(name)] == value
-    for name in evaluation.MEASURES:
+    for name in MEASURES:
         gain = found.metrics[f"mask {name}"] - found.metrics[f"mask {name} (class score)"]
         assert found.metrics[metrics.gain_name(name)] == gain
     for row in found.classes:
@@ -514,12 +526,12 @@ def test_every_number_of_an_evaluation(case):
     counts = [found.metrics[name] for name in ("images", "detections", "objects", "max_dets")]
     objects = sum(row["objects"] for row in found.classes)
     assert counts == [len(contents["images"]), len(masks), objects, 100]
-    expected = evaluation.correlation(found.mask_ious, found.true_ious)
+    expected = correlation(found.mask_ious, found.true_ious)
     assert found.metrics["IoU correlation"] == expected
-    expected = evaluation.correlation(found.class_scores, found.true_ious)
+    expected = correlation(found.class_scores, found.true_ious)
     assert found.metrics["class score correlation"] == expected
-    np.testing.assert_array_equal(found.confusion, evaluation.confusion_matrix(contents, masks))
-    assert found.examples == evaluation.find_examples(contents, masks, found.true_ious)
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(contents, masks))
+    assert found.examples == find_examples(contents, masks, found.true_ious)
     names = {entry["id"]: entry["name"] for entry in contents["categories"]}
     assert found.class_names == ["BG", *(names[number] for number in sorted(names))]
     assert found.confusion_rule == metrics.CONFUSION_RULE
@@ -543,7 +555,7 @@ def slow_true_ious(contents, masks) -> list[float]:
 def test_without_a_head_masks_are_ranked_by_class_score():
     contents, masks = random_case(5, images=4, objects=6, results=12)
     masks = [{**entry, "score": entry["class_score"], "mask_iou": None} for entry in masks]
-    found = evaluation.evaluate_results(contents, boxes_of(masks), masks)
+    found = evaluate_results(contents, boxes_of(masks), masks)
     assert found.mask_ious is None
     assert found.metrics["mask AP"] == found.metrics["mask AP (class score)"] > 0
     assert found.metrics["IoU correlation"] == 0 != found.metrics["class score correlation"]
@@ -553,15 +565,15 @@ def test_without_a_head_masks_are_ranked_by_class_score():
 
 def test_correlation():
     one, other = np.array([1.0, 2, 3, 5]), np.array([2.0, 1, 4, 6])
-    assert evaluation.correlation(one, one) == pytest.approx(1)
-    assert evaluation.correlation(one, -2 * one + 7) == pytest.approx(-1)
+    assert correlation(one, one) == pytest.approx(1)
+    assert correlation(one, -2 * one + 7) == pytest.approx(-1)
     # deviations (-1.75 -.75 .25 2.25) and (-1.25 -2.25 .75 2.75): 10.25 / sqrt(8.75 * 14.75)
-    assert evaluation.correlation(one, other) == pytest.approx(10.25 / (8.75 * 14.75) ** 0.5)
-    assert evaluation.correlation(None, other) == 0
-    assert evaluation.correlation(one[:1], other[:1]) == 0
-    assert evaluation.correlation(np.zeros(0), np.zeros(0)) == 0
-    assert evaluation.correlation(np.full(4, 0.1), other) == 0
-    assert evaluation.correlation(other, np.full(4, 0.1)) == 0
+    assert correlation(one, other) == pytest.approx(10.25 / (8.75 * 14.75) ** 0.5)
+    assert correlation(None, other) == 0
+    assert correlation(one[:1], other[:1]) == 0
+    assert correlation(np.zeros(0), np.zeros(0)) == 0
+    assert correlation(np.full(4, 0.1), other) == 0
+    assert correlation(other, np.full(4, 0.1)) == 0
 
 
 ############################################################
@@ -583,48 +595,48 @@ def test_precision_curve_by_hand():
     ]  # fmt: skip
     ranked = evaluate(contents, masks, "segm")
     first = np.array([1.0] * 34 + [2 / 3] * 33 + [0] * 34)
-    np.testing.assert_allclose(evaluation.precision_curve(ranked, 0.5), (first + 1) / 2, atol=1e-12)
-    np.testing.assert_allclose(evaluation.precision_curve(ranked, 0.85), first / 2, atol=1e-12)
-    np.testing.assert_allclose(evaluation.precision_curve(ranked), (first + 0.7) / 2, atol=1e-12)
-    assert evaluation.average_precision(ranked, 0.5, category=1) == pytest.approx((34 + 22) / 101)
-    assert evaluation.average_precision(ranked, category=3) == -1
-    assert evaluation.average_recall(ranked) == pytest.approx((2 / 3 + 0.7) / 2)
-    assert evaluation.average_recall(ranked, 1) == pytest.approx((1 / 3 + 0.7) / 2)
-    assert evaluation.average_recall(ranked, area="small") == evaluation.average_recall(ranked)
-    assert evaluation.average_recall(ranked, area="large") == -1
+    np.testing.assert_allclose(precision_curve(ranked, 0.5), (first + 1) / 2, atol=1e-12)
+    np.testing.assert_allclose(precision_curve(ranked, 0.85), first / 2, atol=1e-12)
+    np.testing.assert_allclose(precision_curve(ranked), (first + 0.7) / 2, atol=1e-12)
+    assert average_precision(ranked, 0.5, category=1) == pytest.approx((34 + 22) / 101)
+    assert average_precision(ranked, category=3) == -1
+    assert average_recall(ranked) == pytest.approx((2 / 3 + 0.7) / 2)
+    assert average_recall(ranked, 1) == pytest.approx((1 / 3 + 0.7) / 2)
+    assert average_recall(ranked, area="small") == average_recall(ranked)
+    assert average_recall(ranked, area="large") == -1
 
 
 @given(cases, st.sampled_from([None, *np.linspace(0.5, 0.95, 10).tolist(), 0.55, 0.6, 0.95]))
 def test_the_mean_of_the_curve_is_ap(case, iou):
     contents, masks = case
     ranked = evaluate(contents, masks, "segm")
-    curve = evaluation.precision_curve(ranked, iou)
-    assert curve.mean() == pytest.approx(evaluation.average_precision(ranked, iou))
+    curve = precision_curve(ranked, iou)
+    assert curve.mean() == pytest.approx(average_precision(ranked, iou))
     assert (np.diff(curve) <= 1e-12).all()
 
 
 def test_wrong_questions():
     ranked = evaluate(truth_of((1, 1, rectangle(0, 0, 9, 9))), [], "segm")
     with pytest.raises(ValueError, match=r"iou must be one of 0.5, 0.55, .*, 0.95, not 0.72"):
-        evaluation.average_precision(ranked, 0.72)
+        average_precision(ranked, 0.72)
     with pytest.raises(ValueError, match=r"iou must be one of .*, not 0"):
-        evaluation.precision_curve(ranked, 0)
+        precision_curve(ranked, 0)
     with pytest.raises(ValueError, match=r"area must be one of all, small, medium, large, not 'tiny'"):
-        evaluation.average_precision(ranked, area="tiny")
+        average_precision(ranked, area="tiny")
     with pytest.raises(ValueError, match=r"area must be one of all, small, medium, large, not 'tiny'"):
-        evaluation.average_recall(ranked, area="tiny")
+        average_recall(ranked, area="tiny")
     with pytest.raises(ValueError, match=r"category must be one of 1, 2, not 3"):
-        evaluation.average_precision(ranked, category=3)
+        average_precision(ranked, category=3)
     with pytest.raises(ValueError, match=r"max_dets must be one of 1, 10, 100, not 50"):
-        evaluation.average_recall(ranked, 50)
+        average_recall(ranked, 50)
     with pytest.raises(ValueError, match=r"max_dets must be at least 1, not -3"):
-        evaluation.evaluate_results(truth_of(), [], [], -3)
+        evaluate_results(truth_of(), [], [], -3)
 
 
 def test_the_table_in_words():
     contents = truth_of((1, 1, rectangle(0, 0, 40, 40)))  # medium
     masks = [result(1, 1, rectangle(0, 0, 25, 40), 0.9, 0.6), result(1, 1, rectangle(0, 0, 40, 40), 0.8, 1.0)]
-    lines = evaluation.metrics_table(evaluation.evaluate_results(contents, boxes_of(masks), masks).metrics).splitlines()
+    lines = metrics_table(evaluate_results(contents, boxes_of(masks), masks).metrics).splitlines()
     assert lines[0].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert lines[1].split() == ["boxes", "by", "class", "score", "65.0", "100.0", "50.0", "-", "100.0", "-"]
     assert lines[2].split()[-6:] == ["65.0", "100.0", "50.0", "-", "100.0", "-"]  # the part is a small one
@@ -635,7 +647,7 @@ def test_the_table_in_words():
         "1 images, 2 detections, at most 100 of a class in an image; correlation of predicted and true IoU: 1.00"
     )
     assert len({len(line) for line in lines[:6]}) == 1, "columns"
-    nothing = evaluation.metrics_table(evaluation.evaluate_results(contents, [], []).metrics).splitlines()
+    nothing = metrics_table(evaluate_results(contents, [], []).metrics).splitlines()
     assert nothing[3].split()[-6:] == ["0.0", "0.0", "0.0", "-", "0.0", "-"]
 
 
@@ -659,7 +671,7 @@ def test_confusion_by_hand():
         result(2, 2, left, 0.5, 0.1),  # it is the class score that counts
         result(3, 2, left, 0.9),  # an image without objects
     ]
-    matrix = evaluation.confusion_matrix(contents, masks)
+    matrix = confusion_matrix(contents, masks)
     assert matrix.dtype == np.int64
     assert matrix.tolist() == [[0, 2, 1], [0, 0, 1], [1, 0, 2]]
 
@@ -667,9 +679,9 @@ def test_confusion_by_hand():
 def test_of_two_free_objects_the_nearer_is_taken():
     contents = truth_of((1, 1, rectangle(0, 0, 30, 40)), (1, 2, rectangle(0, 0, 40, 40)))
     whole, part = rectangle(0, 0, 40, 40), rectangle(0, 0, 36, 40)
-    assert evaluation.confusion_matrix(contents, [result(1, 1, whole, 0.9)]).tolist() == [[0] * 3, [1, 0, 0], [0, 1, 0]]
+    assert confusion_matrix(contents, [result(1, 1, whole, 0.9)]).tolist() == [[0] * 3, [1, 0, 0], [0, 1, 0]]
     masks = [result(1, 1, part, 0.8), result(1, 1, whole, 0.9)]  # the second best object is left
-    assert evaluation.confusion_matrix(contents, masks).tolist() == [[0] * 3, [0, 1, 0], [0, 1, 0]]
+    assert confusion_matrix(contents, masks).tolist() == [[0] * 3, [0, 1, 0], [0, 1, 0]]
 
 
 def slow_confusion(contents, masks) -> np.ndarray:
@@ -706,7 +718,7 @@ def slow_confusion(contents, masks) -> np.ndarray:
 
 @given(cases)
 def test_confusion_is_that_of_the_slow_version(case):
-    matrix = evaluation.confusion_matrix(*case)
+    matrix = confusion_matrix(*case)
     np.testing.assert_array_equal(matrix, slow_confusion(*case))
     assert matrix[0, 0] == 0
     assert matrix[1:].sum() == sum(not entry["iscrowd"] for entry in case[0]["annotations"])
@@ -728,7 +740,7 @@ def test_examples_by_hand():
         result(2, 2, half, 0.99, 0.0),  # there is nothing
     ]
     ious = np.array([0.5, 1, 0.5, 0])
-    found = evaluation.find_examples(contents, masks, ious)
+    found = find_examples(contents, masks, ious)
     assert [example.class_score for example in found["overrated"]] == [0.9, 0.7]
     assert [example.class_score for example in found["corrected"]] == [0.9]
     assert [example.class_score for example in found["best"]] == [0.8, 0.7]  # two of an image
@@ -738,10 +750,10 @@ def test_examples_by_hand():
     )
     np.testing.assert_array_equal(utils.rle_to_mask(example.truth), whole)
     np.testing.assert_array_equal(utils.rle_to_mask(found["best"][0].truth), other)
-    nowhere = evaluation.find_examples(contents, masks[3:], np.array([0.6]))["overrated"][0]
+    nowhere = find_examples(contents, masks[3:], np.array([0.6]))["overrated"][0]
     assert nowhere.title == "image 2"
     assert nowhere.truth is None
-    apart = evaluation.find_examples(contents, [result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
+    apart = find_examples(contents, [result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
     assert apart.truth is None
 
 
@@ -749,7 +761,7 @@ def test_examples_by_hand():
 def test_examples_are_those_of_the_slow_version(case):
     contents, masks = case
     ious = np.array(slow_true_ious(contents, masks))
-    found = evaluation.find_examples(contents, masks, ious)
+    found = find_examples(contents, masks, ious)
     for kind, examples in found.items():
         worths = []
         for i, (entry, iou) in enumerate(zip(masks, ious.tolist(), strict=True)):
@@ -780,8 +792,8 @@ def test_examples_are_few():
     mask = rectangle(0, 0, 40, 40)
     contents = truth_of(*((image, 1, mask) for image in range(1, 21)), images=range(1, 21))
     masks = [result(image, 1, mask, 0.9) for image in range(1, 21) for _ in range(3)]
-    best = evaluation.find_examples(contents, masks, np.ones(60))["best"]
+    best = find_examples(contents, masks, np.ones(60))["best"]
     assert [example.image_id for example in best] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     ious = np.where(np.arange(60) % 7 == 3, 1, 0.9)  # the 4th, 11th, 18th ...
-    best = evaluation.find_examples(contents, masks, ious)["best"]
+    best = find_examples(contents, masks, ious)["best"]
     assert [example.image_id for example in best] == [2, 4, 6, 9, 11, 13, 16, 18, 20, 1, 1, 2]

@@ -18,10 +18,20 @@ from test_coco_evaluation import found, random_rectangles, rectangles
 from test_model import tiny_model
 from torch import nn
 
-import evaluation
-import training
 from config import Config
 from evaluation import stream
+from evaluation.results import ground_truth, to_results
+from evaluation.stream import (
+    claim_folder,
+    detect_dataset,
+    detect_to_folder,
+    done_images,
+    identify,
+    load_results,
+    plan_chunks,
+    read_batches,
+    write_submission,
+)
 
 SCRIPT = Path(__file__).parent / "evaluate_tiny.py"
 
@@ -61,12 +71,12 @@ class Plain(Noise):
 def detect(folder, model=None, dataset=None, image_ids=None, **options) -> Told:
     model, dataset = model or Told(), dataset or Plain(7)
     ids = dataset.image_ids if image_ids is None else image_ids
-    evaluation.detect_to_folder(model, dataset, ids, folder, verbose=False, **options)
+    detect_to_folder(model, dataset, ids, folder, verbose=False, **options)
     return model
 
 
 def results_in(folder, count=7):
-    return evaluation.load_results(folder, range(1, count + 1))
+    return load_results(folder, range(1, count + 1))
 
 
 @pytest.fixture
@@ -83,22 +93,22 @@ def part(tmp_path):
 
 def test_results_are_those_of_detect_dataset(tmp_path):
     model = detect(tmp_path)
-    boxes, masks = evaluation.detect_dataset(Told(), Plain(7))
+    boxes, masks = detect_dataset(Told(), Plain(7))
     assert model.batches == [[0, 1], [2, 3], [4, 5], [6]]
     assert results_in(tmp_path) == (boxes, masks)
     assert [entry["image_id"] for entry in boxes] == [2, 3, 3, 5, 6, 6]
-    assert evaluation.done_images(tmp_path) == set(range(1, 8))
-    ordered = [evaluation.load_results(tmp_path, [number])[1] for number in (6, 2)]
-    assert evaluation.load_results(tmp_path, [6, 2])[1] == ordered[0] + ordered[1], "the order is the caller's"
+    assert done_images(tmp_path) == set(range(1, 8))
+    ordered = [load_results(tmp_path, [number])[1] for number in (6, 2)]
+    assert load_results(tmp_path, [6, 2])[1] == ordered[0] + ordered[1], "the order is the caller's"
 
 
 def test_submissions_are_what_json_dump_writes(tmp_path, part):
     boxes, masks = results_in(tmp_path)
-    paths = evaluation.write_submission(tmp_path, boxes, masks)
+    paths = write_submission(tmp_path, boxes, masks)
     assert paths == (tmp_path / "bbox.json", tmp_path / "segm.json")
     assert [path.read_text() for path in paths] == [json.dumps(boxes), json.dumps(masks)]
     with pytest.raises(TypeError):
-        evaluation.write_submission(tmp_path, [], [*masks, {"score": np.float32(1)}])
+        write_submission(tmp_path, [], [*masks, {"score": np.float32(1)}])
     assert [path.read_text() for path in paths] == ["[]", json.dumps(masks)]
 
 
@@ -108,19 +118,19 @@ def test_missing_results_are_an_error(tmp_path, part):
 
 
 def test_what_it_returns(tmp_path, capsys):
-    seconds = evaluation.detect_to_folder(Told(), Plain(7), range(5), tmp_path)
+    seconds = detect_to_folder(Told(), Plain(7), range(5), tmp_path)
     assert seconds.keys() == {"network", "total", "images"}
     assert seconds["images"] == 5
     assert seconds["total"] > 0
     assert "5/5" in capsys.readouterr().err
-    assert evaluation.detect_to_folder(Told(), Plain(7), range(5), tmp_path, verbose=False)["images"] == 0
+    assert detect_to_folder(Told(), Plain(7), range(5), tmp_path, verbose=False)["images"] == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_some_images_of_a_data_set(tmp_path):
     model = detect(tmp_path, image_ids=[5, 1, 2])
     assert model.batches == [[5, 1], [2]]
-    assert evaluation.done_images(tmp_path) == {6, 2, 3}
+    assert done_images(tmp_path) == {6, 2, 3}
 
 
 def test_image_ids_come_once(tmp_path):
@@ -128,17 +138,17 @@ def test_image_ids_come_once(tmp_path):
     with pytest.raises(ValueError, match=message):
         detect(tmp_path, image_ids=[1, 2, 1])
     with pytest.raises(ValueError, match=message):
-        evaluation.detect_dataset(Told(), Plain(7), [1, 2, 1])
+        detect_dataset(Told(), Plain(7), [1, 2, 1])
     with pytest.raises(ValueError, match=message):
-        evaluation.ground_truth(Plain(7), [1, 2, 1])
+        ground_truth(Plain(7), [1, 2, 1])
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, [[3], [0], [1]]), (2, [[3, 0], [1]]), (5, [[3, 0, 1]])])
 def test_plan_chunks(size, expected):
-    chunks = evaluation.plan_chunks(Told(size), np.array([3, 0, 1]))
+    chunks = plan_chunks(Told(size), np.array([3, 0, 1]))
     assert chunks == expected
     assert {type(image_id) for chunk in chunks for image_id in chunk} == {int}
-    assert evaluation.plan_chunks(Told(size), []) == []
+    assert plan_chunks(Told(size), []) == []
 
 
 ############################################################
@@ -165,7 +175,7 @@ def test_a_torn_line_is_not_read(tmp_path, part):
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
     assert [line.image_id for line in stream.read_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert evaluation.done_images(tmp_path) == {1, 2, 3, 4, 5, 6}
+    assert done_images(tmp_path) == {1, 2, 3, 4, 5, 6}
     assert part.read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
 
 
@@ -175,16 +185,16 @@ def test_long_torn_lines(tmp_path, before, torn):
     path = tmp_path / "detections" / "part-003.jsonl"
     path.parent.mkdir()
     path.write_bytes(before + b"x" * torn)
-    assert evaluation.done_images(tmp_path) == ({1} if before else set())
+    assert done_images(tmp_path) == ({1} if before else set())
     assert path.read_bytes() == before
 
 
 def test_folders_without_detections(tmp_path):
-    assert evaluation.done_images(tmp_path) == set()
-    assert evaluation.load_results(tmp_path, []) == ([], [])
+    assert done_images(tmp_path) == set()
+    assert load_results(tmp_path, []) == ([], [])
     (tmp_path / "detections").mkdir()
     (tmp_path / "detections" / "part-000.jsonl").touch()
-    assert evaluation.done_images(tmp_path) == set()
+    assert done_images(tmp_path) == set()
     assert len(detect(tmp_path).batches) == 4
 
 
@@ -234,7 +244,7 @@ def test_a_model_that_fails_loses_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         detect(tmp_path, Failing())
-    assert evaluation.done_images(tmp_path) == {1, 2, 3, 4}
+    assert done_images(tmp_path) == {1, 2, 3, 4}
     assert detect(tmp_path).batches == [[4, 5], [6]]
 
 
@@ -314,8 +324,8 @@ def test_two_processes_share_the_work(tmp_path, uninterrupted):
 
 def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, monkeypatch):
     """Another could cut off a line that is being written."""
-    monkeypatch.setattr(training, "rank", lambda: 1)
-    monkeypatch.setattr(training, "world_size", lambda: 2)
+    monkeypatch.setattr("runtime.rank", lambda: 1)
+    monkeypatch.setattr("runtime.world_size", lambda: 2)
     monkeypatch.setattr(stream.dist, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
     with contextlib.ExitStack() as stack:
         assert stream._agree(Told(), Plain(7), range(7), tmp_path / "new", "float32", stack) == [[0, 1]]
@@ -331,13 +341,13 @@ def test_an_error_in_one_process_reaches_all(tmp_path, uninterrupted):
     assert "holds another evaluation: weights" in texts[0][0]
     assert "1 images could not be read" in texts[0][1]
     assert "picture 2 (image 2 is torn)" in texts[0][1]
-    assert len(evaluation.done_images(tmp_path / "broken")) == 11
+    assert len(done_images(tmp_path / "broken")) == 11
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path, uninterrupted):
     done = run_tiny(tmp_path, 2, check=False, images_per_gpu=2, fails=10)  # within two minutes, or subprocess raises
     assert "RuntimeError: what went wrong" in done.stderr
-    kept = evaluation.done_images(tmp_path)
+    kept = done_images(tmp_path)
     assert {3, 4, 7, 8} <= kept, "of the second process"
     assert not {11, 12} & kept
     run_tiny(tmp_path, images_per_gpu=2)
@@ -352,9 +362,7 @@ def test_a_real_model_gives_what_detect_gives(tmp_path):
     for image_id in range(0, 5, 2):
         images = [dataset.load_image(each) for each in range(image_id, min(5, image_id + 2))]
         for offset, each in enumerate(model.detect(images, masks="rle")):
-            for results, more in zip(
-                expected, evaluation.to_results(each, image_id + offset + 1, range(4)), strict=True
-            ):
+            for results, more in zip(expected, to_results(each, image_id + offset + 1, range(4)), strict=True):
                 results += more
     assert (boxes, masks) == expected
     assert len(masks) == len(boxes) > 20
@@ -433,11 +441,11 @@ def test_damaged_records(tmp_path, part, text):
 
 
 def test_the_record(tmp_path):
-    identity = evaluation.identify(Told(), Plain(7), range(7), "float32")
+    identity = identify(Told(), Plain(7), range(7), "float32")
     assert identity == json.loads(json.dumps(identity))
     assert identity["count"] == 7
-    evaluation.claim_folder(tmp_path / "new" / "folder", identity)
-    evaluation.claim_folder(tmp_path / "new" / "folder", identity)
+    claim_folder(tmp_path / "new" / "folder", identity)
+    claim_folder(tmp_path / "new" / "folder", identity)
     contents = json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text())
     assert contents == {"format": "mask-scoring-rcnn evaluation", "version": 1, "identity": identity}
 
@@ -476,11 +484,11 @@ def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path):
     names = "picture 2 (image 2 is torn), picture 4 (image 4 is torn), picture 5 (image 5 is torn)."
     assert names in text
     assert f"The detections in the others are kept in {tmp_path}: repair these images" in text
-    assert evaluation.done_images(tmp_path) == {1, 2, 7}, "image 3 is detected together with image 2"
+    assert done_images(tmp_path) == {1, 2, 7}, "image 3 is detected together with image 2"
     with pytest.raises(ValueError, match=r"2 images could not be read.*picture 4 .*picture 5 "):
         detect(tmp_path, dataset=Plain(7, broken=[5, 4]))
     assert detect(tmp_path).batches == [[4, 5]]
-    assert results_in(tmp_path) == evaluation.detect_dataset(Told(), Plain(7))
+    assert results_in(tmp_path) == detect_dataset(Told(), Plain(7))
 
 
 def test_unreadable_images_are_named_in_order(tmp_path):
@@ -493,7 +501,7 @@ def test_unreadable_images_are_named_in_order(tmp_path):
 def test_read_batches(size, workers):
     chunks = [list(range(start, min(start + size, 8))) for start in range(0, 8, size)]
     failures = {}
-    read = list(evaluation.read_batches(Plain(8, broken=[3]), chunks, failures, workers))
+    read = list(read_batches(Plain(8, broken=[3]), chunks, failures, workers))
     assert [chunk for chunk, _ in read] == [chunk for chunk in chunks if 3 not in chunk]
     assert [[image[0, 0, 0] for image in images] for _, images in read] == [chunk for chunk, _ in read]
     assert failures == {3: "image 3 is torn"}
@@ -502,7 +510,7 @@ def test_read_batches(size, workers):
 def test_images_are_read_ahead_but_not_all_of_them():
     dataset, read = Plain(40), []
     dataset.load_image = lambda image_id: read.append(image_id) or np.zeros((9, 9, 3), np.uint8)
-    batches = evaluation.read_batches(dataset, [[i] for i in range(40)], {}, workers=3)
+    batches = read_batches(dataset, [[i] for i in range(40)], {}, workers=3)
     next(batches)
     deadline = time.monotonic() + 30
     while len(read) < 4 and time.monotonic() < deadline:
@@ -515,10 +523,10 @@ def test_other_errors_of_a_data_set_are_raised():
     dataset = Plain(3)
     dataset.load_image = lambda image_id: {}[image_id]
     with pytest.raises(KeyError):
-        list(evaluation.read_batches(dataset, [[0], [1]], {}))
+        list(read_batches(dataset, [[0], [1]], {}))
     dataset.load_image = Plain(3, broken=[0]).load_image
     with pytest.raises(OSError, match="image 0 is torn"):
-        evaluation.detect_dataset(Told(), dataset)
+        detect_dataset(Told(), dataset)
 
 
 def test_failures_without_words():
@@ -528,7 +536,7 @@ def test_failures_without_words():
         raise OSError
 
     dataset.load_image = fail
-    assert list(evaluation.read_batches(dataset, [[0]], failures)) == []
+    assert list(read_batches(dataset, [[0]], failures)) == []
     assert failures == {0: "OSError"}
 
 

@@ -271,7 +271,7 @@ def test_build_module(package_name):
     assert f"{package_name}: cpu kernels" in done.stdout
 
 
-KEEPS = "import native; print(native.keep_memory(), native.keep_memory())"
+KEEPS = "import runtime; print(runtime.keep_memory(), runtime.keep_memory())"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
@@ -292,7 +292,7 @@ def test_keep_memory(environment, kept):
 def test_kept_memory_is_used_again():
     """A block of 100 MB that was freed comes back without new pages; by default each costs 25,000 of them."""
     code = (
-        "import native, numpy, resource; native.keep_memory(); faults = []\n"
+        "import runtime, numpy, resource; runtime.keep_memory(); faults = []\n"
         "for _ in range(4):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    numpy.empty(100_000_000, numpy.uint8).fill(1)\n"

@@ -21,13 +21,15 @@ from test_shapes import TINY
 
 import coco
 import convert_weights
-import evaluation
-import training
 import utils
 from benchmarks import measure_gain
 from config import Config
+from evaluation.results import ground_truth
 from model import MaskRCNN, read_checkpoint
 from samples import nucleus
+from training.checkpoints import find_last
+from training.data import TrainingData
+from training.loop import Progress
 
 DATA = ROOT.parent / "shared" / "data" / "nuclei"
 SETTINGS = {
@@ -120,7 +122,7 @@ def test_both_layouts_hold_the_same(write, layout, tmp_path, capsys):
 @pytest.mark.parametrize("write", [write_coco, write_bowl])
 def test_both_layouts_can_be_evaluated(write, tmp_path):
     dataset = nucleus.make_dataset(write(tmp_path, "val"), "val")
-    contents = evaluation.ground_truth(dataset)
+    contents = ground_truth(dataset)
     first = 528 if write is write_coco else 1  # ids are those of the file
     assert [image["id"] for image in contents["images"]] == [first + number for number in range(4)]
     _, masks = picture(2)
@@ -278,7 +280,7 @@ def test_the_detector_has_the_very_weights_and_other_settings():
     with torch.no_grad():
         model.box_head.class_logits.bias.add_(torch.tensor([0.0, 1.0]))
     assert not np.allclose(detector.detect([image])[0]["scores"], before)
-    plan_of = training.TrainingData
+    plan_of = TrainingData
     assert plan_of(nucleus_of_one(image), model.config).sample(0).shape == (64, 64), "training sees crops"
     assert detector.mold_inputs([image])[0].shape == (1, 128, 128, 3), "40 x 48 enlarged twice and padded"
     assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("crop", 2)
@@ -312,7 +314,7 @@ def test_image_and_masks_turn_together():
 def test_samples_are_repeatable_and_in_eight_ways(tmp_path):
     dataset = nucleus.make_dataset(write_coco(tmp_path, "train"), "train")
     config = nucleus.NucleusConfig(IMAGE_RESIZE_MODE="none", COLOR_JITTER=0, SCALE_JITTER=None)
-    data = training.TrainingData(dataset, config, nucleus.augment)
+    data = TrainingData(dataset, config, nucleus.augment)
     samples = [data.sample(0, seed) for seed in range(60)]
     assert len({(sample.shape, sample.image.numpy().tobytes()) for sample in samples}) == 8
     for seed in (0, 1, 2):
@@ -415,7 +417,7 @@ def trained(tmp_path_factory):
 
 
 def test_training_writes_what_all_else_needs(trained):
-    path = training.find_last(trained / "logs", "nuclei")
+    path = find_last(trained / "logs", "nuclei")
     checkpoint = read_checkpoint(path)
     assert checkpoint["training"]["epoch"] == 3
     assert checkpoint["class_names"] == ["BG", "nucleus"]
@@ -426,7 +428,7 @@ def test_training_writes_what_all_else_needs(trained):
 
 
 def test_the_maskiou_head_learns_at_last_and_alone(trained):
-    path = training.find_last(trained / "logs", "nuclei")
+    path = find_last(trained / "logs", "nuclei")
     before, after = (read_checkpoint(path.with_name(f"mask_rcnn_nuclei_000{epoch}.pth")) for epoch in (2, 3))
     changed = {name for name, tensor in before["model"].items() if not torch.equal(tensor, after["model"][name])}
     learned = {name for name in after["model"] if name.startswith("maskiou_head")}
@@ -440,7 +442,7 @@ def test_training_goes_on(trained, capsys):
     printed = capsys.readouterr().out
     assert "training continues after epoch 3" in printed
     assert "(all)" not in printed, "the head is what was learning"
-    checkpoint = read_checkpoint(training.find_last(trained / "logs", "nuclei"))
+    checkpoint = read_checkpoint(find_last(trained / "logs", "nuclei"))
     assert checkpoint["training"]["epoch"] == 4
     assert checkpoint["config"]["SEED"] == 3, "what is not asked for stays"
 
@@ -599,7 +601,7 @@ def calls(monkeypatch, tmp_path):
 
     def train_model(*args, **named):
         noted.all.append((args, named))
-        return training.Progress(None, tmp_path, 3, 1, interrupted=noted.interrupted)
+        return Progress(None, tmp_path, 3, 1, interrupted=noted.interrupted)
 
     monkeypatch.setattr(MaskRCNN, "train_model", train_model)
     return noted

@@ -25,6 +25,7 @@ from toy_evaluation import (
     toy_evaluation,
 )
 
+import runtime
 import utils
 from evaluation import charts, report
 from evaluation.metrics import Evaluation
@@ -172,7 +173,7 @@ def test_each_file_is_replaced_whole(monkeypatch, tmp_path):
     """A full disk at the second file: what was there stays whole, and no part is left."""
     write_report(empty_evaluation(3), tmp_path, load_toy_image)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write, calls = utils.write_atomically, itertools.count()
+    write, calls = runtime.write_atomically, itertools.count()
 
     def fill_up(path, write_content):
         def cut_off(file):
@@ -181,7 +182,7 @@ def test_each_file_is_replaced_whole(monkeypatch, tmp_path):
 
         write(path, cut_off if next(calls) == 1 else write_content)
 
-    monkeypatch.setattr(utils, "write_atomically", fill_up)
+    monkeypatch.setattr("runtime.write_atomically", fill_up)
     with pytest.raises(OSError, match="no space left"):
         write_report(empty_evaluation(4), tmp_path, load_toy_image)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

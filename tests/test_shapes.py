@@ -13,9 +13,9 @@ from test_layout import ROOT
 
 import coco
 import convert_weights
-import training
 from model import MaskRCNN
 from samples import shapes
+from training.loop import Progress
 
 TINY = {
     "BACKBONE_WIDTH": 0.0625, "TOP_DOWN_PYRAMID_SIZE": 8, "RPN_CHANNELS": 8, "FPN_CLASSIF_FC_LAYERS_SIZE": 8,
@@ -223,7 +223,7 @@ def test_evaluate(weights, capsys):
 
 
 def test_train_is_given_data_settings_and_evaluation(weights, tmp_path, monkeypatch):
-    calls, progress = [], training.Progress(None, tmp_path, 3, 1)
+    calls, progress = [], Progress(None, tmp_path, 3, 1)
 
     def noted(*args, **named):
         calls.append((args, named))

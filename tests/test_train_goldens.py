@@ -22,11 +22,11 @@ from torch import Tensor
 
 import convert_weights
 import model as modellib
-import training
 import utils
 from benchmarks import golden_weights
 from config import REFERENCE_TRAINING, Config
 from model import Images, MaskRCNN
+from training.optimizer import make_optimizer, set_learning_rate
 
 PHOTO = Path(__file__).parent.parent.parent / "shared" / "golden" / "mmdet" / "img1.jpg"
 needs_photo = pytest.mark.skipif(not PHOTO.is_file(), reason=f"{PHOTO} is not published with the project")
@@ -591,11 +591,11 @@ def test_maskiou_loss_trains_what_is_before_it(run_b):
 def test_step_of_the_optimiser(run_a, network):
     """SGD with learning rate 2e-5 and an L2 penalty of 1e-4 on everything: the first weights of the MaskIoU output."""
     weight = network.model.maskiou_head.maskious.weight
-    optimizer = training.make_optimizer(network.model, network.model.config)
+    optimizer = make_optimizer(network.model, network.model.config)
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["lr_factor"]) == (0.9, 1e-4, 1.0)
     before = weight.detach().clone()
-    training.set_learning_rate(optimizer, 2e-5)
+    set_learning_rate(optimizer, 2e-5)
     weight.grad = run_a[1]["maskiou_head.maskious.weight"]
     optimizer.step()
     delta = (weight.detach() - before)[1, :8]

@@ -17,10 +17,12 @@ from torch import nn
 
 import convert_weights
 import model as modellib
-import training
 import utils
 from config import Config
 from model import BatchNorm, Conv, MaskRCNN
+from training.checkpoints import find_last
+from training.data import TrainingData, make_loader
+from training.loop import Progress
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
 
@@ -71,8 +73,8 @@ class TrainConfig(TinyConfig):
 
 def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
     """(images, targets) of the first squares."""
-    data = training.TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
-    (batch,) = training.make_loader(data, shuffle=False)
+    data = TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
+    (batch,) = make_loader(data, shuffle=False)
     return modellib.mold_batch(batch, torch.device("cpu"), config)
 
 
@@ -366,7 +368,7 @@ def test_rows_of_the_same_classes_are_copied(tmp_path):
 ############################################################
 
 
-def train(model: MaskRCNN, epochs: int, **options) -> training.Progress:
+def train(model: MaskRCNN, epochs: int, **options) -> Progress:
     return model.train_model(
         SquaresDataset().load_squares(7, empty=(3,)), SquaresDataset().load_squares(3), 0.01, epochs, **options
     )
@@ -427,7 +429,7 @@ def run_program(logs, images: int, epochs: int, processes: int = 1) -> dict[str,
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return utils.load_torch_file(training.find_last(logs, "tiny"))
+    return utils.load_torch_file(find_last(logs, "tiny"))
 
 
 def losses_in(folder) -> list[dict[str, float]]:
@@ -468,9 +470,9 @@ def test_stages_of_a_schedule(tmp_path, monkeypatch):
     def noted(module, *arguments, **options):
         learning = sum(parameter.requires_grad for parameter in module.parameters())
         calls.append((options["stage"], options["epochs"], options["learning_rate"], learning))
-        return training.Progress(module, model.log_dir, options["epochs"], 1, options["epochs"])
+        return Progress(module, model.log_dir, options["epochs"], 1, options["epochs"])
 
-    monkeypatch.setattr(training, "train", noted)
+    monkeypatch.setattr("training.loop.train", noted)
     model.train_model(SquaresDataset().load_squares(3), None)
     assert [call[:3] for call in calls] == [("heads", 40, 0.5), ("4+", 120, 0.5), ("all", 160, 0.05)]
     assert calls[0][3] < calls[1][3] < calls[2][3]
@@ -519,7 +521,7 @@ def test_losses_fall(tmp_path):
     assert totals[-1] < 0.5 * totals[0]
 
 
-def _note_total(totals: list[float], event: str, progress: training.Progress) -> None:
+def _note_total(totals: list[float], event: str, progress: Progress) -> None:
     if event == "epoch_end":
         totals.append(sum(progress.logs[name] for name in progress.module.config.LOSS_WEIGHTS))
 

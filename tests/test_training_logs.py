@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training import ProgressLine, Recorder, Watchdog, draw_curves, logs, peak_memory_mb, read_records
+from training import logs
+from training.logs import ProgressLine, Recorder, Watchdog, draw_curves, peak_memory_mb, read_records
 
 ############################################################
 #  Records

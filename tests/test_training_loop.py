@@ -16,22 +16,25 @@ from test_model import tiny_model
 from torch import nn
 from toy_training import Toy, ToyLoader, continue_toy, toy_config, train_toy, weights_of
 
+import runtime
 import training
-import utils
 from config import Config
 from training import guards, loop
+from training.checkpoints import best_path, checkpoint_path, list_checkpoints
+from training.logs import Recorder, read_records
+from training.optimizer import SCHEDULES, learning_rate_at, make_optimizer, schedule_learning_rate, set_learning_rate
 
 SCRIPT = Path(__file__).parent / "toy_training.py"
 
 
-PLOT = training.Recorder.plot
+PLOT = Recorder.plot
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures():
     """They take longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Recorder, "plot", lambda self: None)
+        patch.setattr(Recorder, "plot", lambda self: None)
         yield
 
 
@@ -48,7 +51,7 @@ def assert_same(one, other):
 
 
 def newest(log_dir):
-    return list(training.list_checkpoints(log_dir, "toy").values())[-1]
+    return list(list_checkpoints(log_dir, "toy").values())[-1]
 
 
 def assert_same_training(one, other):
@@ -217,7 +220,7 @@ def test_continued_on_a_gpu(tmp_path):
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_continued_from_an_epoch(tmp_path, uninterrupted, epoch):
-    path = training.checkpoint_path(uninterrupted.log_dir, "Toy", epoch)
+    path = checkpoint_path(uninterrupted.log_dir, "Toy", epoch)
     assert_same_training(continue_toy(path, tmp_path), uninterrupted)
 
 
@@ -235,7 +238,7 @@ def test_interrupted_while_evaluating(tmp_path, uninterrupted):
     """What had been trained is kept, and the evaluation repeated."""
     with pytest.raises(ZeroDivisionError):
         train_toy(tmp_path, evaluate=lambda epoch: {"mask AP": 1 / (epoch - 2)})
-    path = training.checkpoint_path(tmp_path, "toy", 1, 3)
+    path = checkpoint_path(tmp_path, "toy", 1, 3)
     assert path.exists()
     evaluated = []
     result = continue_toy(path, evaluate=evaluated.append)
@@ -274,7 +277,7 @@ def test_nothing_left_to_do(tmp_path):
 
 def test_later_checkpoints_are_set_aside(tmp_path):
     train_toy(tmp_path)
-    continue_toy(training.checkpoint_path(tmp_path, "toy", 1), epochs=2)
+    continue_toy(checkpoint_path(tmp_path, "toy", 1), epochs=2)
     assert [path.name for path in sorted(tmp_path.glob("*_0*"))] == [
         "mask_rcnn_toy_0001.pth",
         "mask_rcnn_toy_0002.pth",
@@ -288,7 +291,7 @@ def test_a_new_training_in_a_used_folder(tmp_path):
     result = train_toy(tmp_path, epochs=1)
     assert newest(tmp_path) == result.checkpoint
     assert len(list(tmp_path.glob("*.superseded"))) == 3
-    assert len(training.read_records(tmp_path / "metrics.jsonl")) == 2
+    assert len(read_records(tmp_path / "metrics.jsonl")) == 2
 
 
 ############################################################
@@ -310,7 +313,7 @@ def test_second_signal_stops_at_once(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     assert train_toy(tmp_path / "a", loader=ToyLoader(at_batch=twice)).interrupted  # torchrun repeats signals
-    monkeypatch.setattr(guards, "REPEAT_SECONDS", -1.0)
+    monkeypatch.setattr("runtime.REPEAT_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         train_toy(tmp_path / "b", loader=ToyLoader(at_batch=twice))
     assert newest(tmp_path / "b").name == "mask_rcnn_toy_0001.pth"
@@ -429,14 +432,14 @@ def test_no_batches(tmp_path):
 
 def test_full_disk(tmp_path, monkeypatch, uninterrupted):
     """Training stops with what to do; the checkpoint before is whole, and continues as if nothing had been."""
-    write = utils.write_atomically
+    write = runtime.write_atomically
 
     def refuse(path, *arguments):
         if Path(path).name == "mask_rcnn_toy_0002.pth":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, *arguments)
 
-    monkeypatch.setattr(utils, "write_atomically", refuse)
+    monkeypatch.setattr("runtime.write_atomically", refuse)
     with pytest.raises(OSError, match=r"mask_rcnn_toy_0002\.pth could not be written \(No space left on device\)"):
         train_toy(tmp_path)
     monkeypatch.undo()
@@ -507,7 +510,7 @@ def test_best_by_mask_ap(tmp_path):
     assert result.epoch == 4
     assert result.logs["mask AP"] == 0.2
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["mask_rcnn_toy_0004.pth", "mask_rcnn_toy_best.pth"]
-    assert torch.load(training.best_path(tmp_path, "toy"), weights_only=True)["training"]["epoch"] == 2
+    assert torch.load(best_path(tmp_path, "toy"), weights_only=True)["training"]["epoch"] == 2
     assert torch.load(result.checkpoint, weights_only=True)["training"]["best"] == result.best
 
 
@@ -545,9 +548,9 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_logs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training.Recorder, "plot", PLOT)
+    monkeypatch.setattr(Recorder, "plot", PLOT)
     train_toy(tmp_path, epochs=1, val_data=ToyLoader(1), evaluate=lambda epoch: {"mask AP": 0.5})
-    records = training.read_records(tmp_path / "metrics.jsonl")
+    records = read_records(tmp_path / "metrics.jsonl")
     assert [(record["kind"], record["epoch"], record["step"]) for record in records] == [
         *(("train", 0, 2), ("train", 0, 3)),
         *(("val", 1, 0), ("eval", 1, 0)),
@@ -573,7 +576,7 @@ def test_groups_of_parameters(tmp_path):
     names = {id(parameter): name for name, parameter in module.named_parameters()}
 
     def groups(**settings):
-        optimizer = training.make_optimizer(module, Config(**settings))
+        optimizer = make_optimizer(module, Config(**settings))
         return {
             names[id(parameter)]: (group["weight_decay"], group["lr_factor"])
             for group in optimizer.param_groups
@@ -587,10 +590,10 @@ def test_groups_of_parameters(tmp_path):
 
 
 def test_factors_on_the_learning_rate_and_adamw():
-    optimizer = training.make_optimizer(Toy(), Config(DIALECT="benchmark", OPTIMIZER="adamw"))
+    optimizer = make_optimizer(Toy(), Config(DIALECT="benchmark", OPTIMIZER="adamw"))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["fused"], "on a CPU the other ways take longer than the gradients of a small network"
-    training.set_learning_rate(optimizer, 0.25)
+    set_learning_rate(optimizer, 0.25)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.25, 0.5]
 
 
@@ -599,7 +602,7 @@ def test_an_update_is_seen_by_what_layers_keep(name):
     """Layers prepare weights once for passes without gradients, until torch counts a change: fused updates do not."""
     model = tiny_model().train()
     layer = model.rpn.objectness
-    optimizer = training.make_optimizer(model, Config(OPTIMIZER=name, LEARNING_RATE=0.1))
+    optimizer = make_optimizer(model, Config(OPTIMIZER=name, LEARNING_RATE=0.1))
     with torch.no_grad():
         before = layer.weights(torch.bfloat16)[0].clone()
     versions = [parameter._version for parameter in model.parameters()]
@@ -616,7 +619,7 @@ def test_an_update_is_seen_by_what_layers_keep(name):
 # mmdetection 3, 7330 iterations an epoch; golden/mmdet/lr_schedule.json
 @pytest.mark.parametrize("name", ["1x", "2x"])
 def test_schedules_are_mmdetections(name):
-    (stage,) = training.SCHEDULES[name]
+    (stage,) = SCHEDULES[name]
     rates = {
         0: 2e-05, 1: 6.004008016032065e-05, 2: 0.0001000801603206413, 100: 0.0040240080160320645,
         250: 0.010030020040080153, 498: 0.01995995991983963, 499: 0.02, 500: 0.02, 7330: 0.02,
@@ -625,7 +628,7 @@ def test_schedules_are_mmdetections(name):
     }  # fmt: skip
     drops = [7330 * epoch for epoch in stage.steps_at]
     for update, rate in rates.items():
-        assert training.learning_rate_at(update, 0.02, drops, 500, 0.001) == pytest.approx(rate, rel=1e-12)
+        assert learning_rate_at(update, 0.02, drops, 500, 0.001) == pytest.approx(rate, rel=1e-12)
     assert (Config().WARMUP_STEPS, Config().WARMUP_FACTOR) == (500, 0.001)
 
 
@@ -634,20 +637,20 @@ def test_schedule_of_the_papers_code():
     rates = {0: 0.00666667, 1: 0.00669333, 2: 0.00672, 250: 0.01333333, 499: 0.01997333, 500: 0.02, 501: 0.02}
     rates |= {59999: 0.02, 60000: 0.002, 79999: 0.002, 80000: 0.0002, 89999: 0.0002}
     for update, rate in rates.items():
-        assert training.learning_rate_at(update, 0.02, (60000, 80000), 501, 1 / 3) == pytest.approx(rate, rel=1e-6)
+        assert learning_rate_at(update, 0.02, (60000, 80000), 501, 1 / 3) == pytest.approx(rate, rel=1e-6)
 
 
 def test_no_warmup():
-    assert training.learning_rate_at(0, 0.5) == training.learning_rate_at(0, 0.5, (), 1, 0.1) == 0.5
+    assert learning_rate_at(0, 0.5) == learning_rate_at(0, 0.5, (), 1, 0.1) == 0.5
 
 
 def test_cosine():
     """Half a cosine over all updates, the warm-up as a factor on it."""
-    rates = [training.learning_rate_at(update, 0.5, (1,), cosine_updates=4) for update in (0, 1, 2, 3, 4, 9)]
+    rates = [learning_rate_at(update, 0.5, (1,), cosine_updates=4) for update in (0, 1, 2, 3, 4, 9)]
     root = 2**0.5
     assert rates == pytest.approx([0.5, 0.125 * (2 + root), 0.25, 0.125 * (2 - root), 0, 0], abs=1e-15)
-    assert training.learning_rate_at(0, 0.5, (), 3, 0.1, cosine_updates=4) == pytest.approx(0.05)
-    assert training.learning_rate_at(1, 0.5, (), 3, 0.1, 4) == pytest.approx(0.55 * 0.125 * (2 + root))
+    assert learning_rate_at(0, 0.5, (), 3, 0.1, cosine_updates=4) == pytest.approx(0.05)
+    assert learning_rate_at(1, 0.5, (), 3, 0.1, 4) == pytest.approx(0.55 * 0.125 * (2 + root))
 
 
 def test_cosine_over_the_epochs_of_a_training(tmp_path):
@@ -672,20 +675,20 @@ def test_each_stage_has_its_own_cosine_wherever_it_was_interrupted(tmp_path):
 
 
 def test_matterports_stages():
-    heads, upper, everything = training.SCHEDULES["matterport"]
+    heads, upper, everything = SCHEDULES["matterport"]
     assert (heads.layers, heads.epochs, heads.factor) == ("heads", 40, 1.0)
     assert (upper.layers, upper.epochs, upper.factor) == ("4+", 120, 1.0)
     assert (everything.layers, everything.epochs, everything.factor) == ("all", 160, 0.1)
 
 
 def test_learning_rate_follows_the_batch():
-    rate, why = training.schedule_learning_rate(Config(SCHEDULE="1x", IMAGES_PER_GPU=2, ACCUMULATE_STEPS=4))
+    rate, why = schedule_learning_rate(Config(SCHEDULE="1x", IMAGES_PER_GPU=2, ACCUMULATE_STEPS=4))
     assert rate == pytest.approx(0.02 * 8 / 16)
     assert "0.01:" in why
     assert "0.02 for 16 images" in why
     assert "IMAGES_PER_GPU 2 x 1 processes x ACCUMULATE_STEPS 4" in why
-    assert training.schedule_learning_rate(Config(SCHEDULE="2x", OPTIMIZER="adamw"))[0] == pytest.approx(1e-4 / 8)
-    assert training.schedule_learning_rate(Config(SCHEDULE="matterport"))[0] == 0.001
+    assert schedule_learning_rate(Config(SCHEDULE="2x", OPTIMIZER="adamw"))[0] == pytest.approx(1e-4 / 8)
+    assert schedule_learning_rate(Config(SCHEDULE="matterport"))[0] == 0.001
 
 
 ############################################################

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+import runtime
 import utils
 
 EDGE_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "edge_images"
@@ -288,7 +289,7 @@ def test_what_to_rgb_refuses(image, message):
 def test_write_atomically_writes(tmp_path):
     path = tmp_path / "file.json"
     for content in (b"old", b"new"):
-        utils.write_atomically(path, lambda file, content=content: file.write(content))
+        runtime.write_atomically(path, lambda file, content=content: file.write(content))
         assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["file.json"]
 
@@ -301,29 +302,29 @@ def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "file.json"
     path.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
-        utils.write_atomically(path, write)
+        runtime.write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.json"]
     with pytest.raises(FileNotFoundError, match="there is no directory"):
-        utils.write_atomically(tmp_path / "none" / "file", write)
+        runtime.write_atomically(tmp_path / "none" / "file", write)
 
 
 def test_write_atomically_keeps_permissions_ordinary_and_links(tmp_path):
     plain, target, link = tmp_path / "plain", tmp_path / "target", tmp_path / "link"
     plain.write_bytes(b"")
     link.symlink_to(target)
-    utils.write_atomically(link, lambda file: file.write(b"x"))
+    runtime.write_atomically(link, lambda file: file.write(b"x"))
     assert link.is_symlink()
     assert target.read_bytes() == b"x"
     assert target.stat().st_mode == plain.stat().st_mode
-    utils.write_atomically(tmp_path / ("n" * 255), lambda file: file.write(b"x"))
+    runtime.write_atomically(tmp_path / ("n" * 255), lambda file: file.write(b"x"))
 
 
 def test_write_atomically_from_several_threads(tmp_path):
     path = tmp_path / "file"
     contents = [bytes([65 + i]) * 100_000 for i in range(4)]
     threads = [
-        threading.Thread(target=utils.write_atomically, args=(path, lambda f, c=c: f.write(c))) for c in contents
+        threading.Thread(target=runtime.write_atomically, args=(path, lambda f, c=c: f.write(c))) for c in contents
     ]
     for thread in threads:
         thread.start()

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import training
+import runtime
 from config import Config
+from training.logs import Recorder
+from training.loop import train
 
 
 class ToyBatch(NamedTuple):
@@ -59,7 +61,7 @@ class Toy(nn.Module):
         x = self.last(self.dropout(self.norm(self.linear(points)).relu()))[:, 0]  # [B]
         targets = points.sum(dim=1)
         picked = targets > -0.5  # their count differs between batches, and between processes
-        count = training.world_mean(picked.sum())
+        count = runtime.world_mean(picked.sum())
         distance = ((x - targets).square() * picked).sum() / count.clamp(min=0.5)
         return {"distance": distance, "size": x.abs().mean()}
 
@@ -81,7 +83,7 @@ def train_toy(log_dir, module=None, loader=None, config=None, **arguments):
     """Three epochs of three steps, if nothing else is said."""
     module = module or Toy()
     defaults = {"val_data": None, "learning_rate": 0.05, "epochs": 3, "steps_at": (2,)}
-    return training.train(
+    return train(
         module,
         loader or ToyLoader(),
         config=config or toy_config(),
@@ -110,9 +112,9 @@ def main(role, log_dir):
     pair: 2 processes of 1 image each; then the same again, where one gets a SIGTERM in the second epoch.
     """
     torch.set_num_threads(1)
-    training.Recorder.plot = lambda self: None
-    training.setup_distributed("cpu", timeout_minutes=5)
-    rank, world = training.rank(), training.world_size()
+    Recorder.plot = lambda self: None
+    runtime.setup_distributed("cpu", timeout_minutes=5)
+    rank, world = runtime.rank(), runtime.world_size()
 
     part = role
 
@@ -140,7 +142,7 @@ def main(role, log_dir):
         results[part] = {"logs": result.logs, "interrupted": result.interrupted}
     if rank == 0:
         torch.save(results, Path(log_dir) / "result.pt")
-    training.close_distributed()
+    runtime.close_distributed()
 
 
 if __name__ == "__main__":

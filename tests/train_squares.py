@@ -8,11 +8,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import torch
 from test_train_model import train, untrained
 
-import training
+import runtime
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     logs, images, epochs = sys.argv[1:]
     model = untrained(logs, IMAGES_PER_GPU=int(images), TRAIN_BN=False, WARMUP_STEPS=0, VALIDATION_STEPS=None)
     train(model, int(epochs))
-    training.close_distributed()
+    runtime.close_distributed()

@@ -7,21 +7,17 @@ LOGS/{name}{YYYYmmddTHHMM}/mask_rcnn_{name}_{epoch:04d}.pth             after th
 
 import contextlib
 import os
-import random
 import re
 import shutil
-import socket
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import utils
+import runtime
 
 ############################################################
 #  Names
@@ -101,7 +97,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """
     problem: list[OSError] = []
     try:
-        utils.write_atomically(path, lambda file: torch.save(dict(contents), _Watched(file, problem)))
+        runtime.write_atomically(path, lambda file: torch.save(dict(contents), _Watched(file, problem)))
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else problem[0] if problem else None
         if cause is None:
@@ -181,131 +177,3 @@ def set_aside_later(log_dir: Path, name: str | None, position: Position) -> list
         if other > position:
             moved.append(path.replace(path.with_name(f"{path.name}.superseded")))
     return moved
-
-
-def git_revision() -> str | None:
-    """The commit that this code is of, "-dirty" if it was changed. None without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-############################################################
-#  Random states
-############################################################
-
-
-def random_states(device: torch.device | None = None) -> dict[str, Any]:
-    """The states of the random numbers of Python, NumPy, torch and a CUDA device, as checkpoints can hold them."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    states = {
-        "python": (version, torch.tensor(numbers), gauss),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    if device is not None and device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_states(states: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Put back what random_states returned."""
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if device is not None and device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def seed_all(seed: int, rank: int = 0) -> None:
-    """Seed the random numbers of Python, NumPy and torch: others in each process of a distributed training."""
-    seed = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def random_states_kept(device: torch.device | None = None) -> Iterator[None]:
-    """What happens inside draws numbers as it likes, and the training outside does not notice."""
-    states = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
-
-
-############################################################
-#  One training in a folder
-############################################################
-
-_locks: set[int] = set()  # file descriptors
-
-
-def _forget_locks() -> None:
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-if hasattr(os, "register_at_fork"):  # a loader's process that outlives the training must not hold its folder
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
-@contextlib.contextmanager
-def locked_folder(log_dir: str | os.PathLike) -> Iterator[None]:
-    """Nobody else can enter this with the same folder, which is made. A process that ends in whatever way lets go.
-
-    Raises: ValueError that names the process that is in it.
-    """
-    log_dir = Path(log_dir)
-    log_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    if not _try_lock(descriptor):
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise ValueError(
-            f"folder {log_dir} is in use by another training or evaluation ({owner or 'of an unknown process'}); wait "
-            "for it, stop it, or choose another folder"
-        )
-    _locks.add(descriptor)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
-    finally:
-        _locks.discard(descriptor)
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free. File systems without locks have it free always."""
-    try:
-        import fcntl
-    except ImportError:
-        return _try_lock_windows(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _try_lock_windows(descriptor: int) -> bool:
-    import msvcrt
-
-    os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    return True

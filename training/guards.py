@@ -1,59 +1,12 @@
 """What keeps a training from losing work, or its user from guessing: signals, and errors that say what to do."""
 
-import contextlib
 import math
-import os
-import signal
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-############################################################
-#  Signals
-############################################################
-
-# A terminal and torchrun both hand on Ctrl-C: signals this close together are one.
-REPEAT_SECONDS = 1.0
-
-
-class StopSignals:
-    """Within this context the first SIGINT or SIGTERM is only noted; another one does what it did before."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._time = 0.0
-        self._handlers: dict[int, Any] = {}
-        self._process = os.getpid()
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other may
-            self._handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a forked loader: what stops the training stops it
-            return
-        if self.received is None:
-            self.received, self._time = number, time.monotonic()
-            text = f"\n{signal.Signals(number).name}: finishing what is begun, then saving. Again: stops at once.\n"
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())  # print is not allowed here, where it may have been interrupted itself
-        elif time.monotonic() - self._time > REPEAT_SECONDS:
-            self.__exit__()
-            signal.raise_signal(number)
-
 
 ############################################################
 #  Errors that say what to do

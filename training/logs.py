@@ -28,9 +28,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import torch
 
-import utils
-
-from . import distributed
+import runtime
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +78,7 @@ class Recorder:
         for record in records:
             self._note(record)
         text = "".join(_json_line(record) for record in records)
-        utils.write_atomically(self._path, lambda file: file.write(text.encode()))
+        runtime.write_atomically(self._path, lambda file: file.write(text.encode()))
         self._json = self._path.open("a", encoding="utf-8", newline="")
         self._csv: TextIO | None = None
         self._write_table(records)
@@ -117,7 +115,7 @@ class Recorder:
         """Draw losses.png anew. It is for the end of an epoch; a drawing that fails is no reason to end a training."""
         try:
             figure = draw_curves(read_records(self._path), title=self.log_dir.resolve().name)
-            utils.write_atomically(self.log_dir / "losses.png", lambda file: figure.savefig(file, format="png"))
+            runtime.write_atomically(self.log_dir / "losses.png", lambda file: figure.savefig(file, format="png"))
         except Exception:
             logger.warning("losses.png could not be drawn", exc_info=True)
 
@@ -148,7 +146,7 @@ class Recorder:
             self._csv.close()
         header = dict(zip(self._columns, self._columns, strict=True))
         text = _csv_text(self._columns, [header, *records])
-        utils.write_atomically(self._csv_path, lambda file: file.write(text.encode()))
+        runtime.write_atomically(self._csv_path, lambda file: file.write(text.encode()))
         self._csv = self._csv_path.open("a", encoding="utf-8", newline="")
 
 
@@ -580,7 +578,7 @@ class Watchdog:
         if elapsed < self._next:
             return None
         self._warned, self._next = now, 2 * elapsed
-        process = f" of process {distributed.rank()}" if distributed.world_size() > 1 else ""
+        process = f" of process {runtime.rank()}" if runtime.world_size() > 1 else ""
         return f"no progress{process} for {elapsed:.0f} s: {name}{_where(thread)}. {stall.advice}".rstrip()
 
     def close(self) -> None:

@@ -25,11 +25,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import native
+import runtime
 import utils
 
-from . import checkpoints, distributed
-from .checkpoints import Position, random_states_kept
-from .guards import StopSignals, all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
+from . import checkpoints
+from .checkpoints import Position
+from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
 from .logs import ProgressLine, Recorder, Watchdog, peak_memory_mb
 from .optimizer import AveragedWeights, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
 
@@ -158,14 +159,14 @@ class Trainer:
         self.callbacks: Sequence[Any] = ()
         self.evaluate: Callable | None = None
         self.device = next(module.parameters()).device
-        self.is_main = distributed.rank() == 0
+        self.is_main = runtime.rank() == 0
         self.parallel = module  # what is called for gradients
         self.optimizer = make_optimizer(module, config)
         self.learning = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self.averaged: AveragedWeights | None = None
-        self.signals = StopSignals()
+        self.signals = runtime.StopSignals()
         self.sums: dict[str, float] = {}  # over the epoch's updates
-        self.revision = checkpoints.git_revision() if self.is_main else None
+        self.revision = runtime.git_revision() if self.is_main else None
         self.saved_at = time.monotonic()
         self.seconds_waiting = 0.0  # for data, in this update
         self.begin = 0  # the epoch that the optimiser began in
@@ -184,8 +185,8 @@ class Trainer:
     def run(self, start: Mapping[str, Any] | None) -> Progress:
         with contextlib.ExitStack() as stack:
             if self.is_main:
-                stack.enter_context(checkpoints.locked_folder(self.log_dir))
-            stack.enter_context(random_states_kept(self.device))  # the caller's
+                stack.enter_context(runtime.locked_folder(self.log_dir))
+            stack.enter_context(runtime.random_states_kept(self.device))  # the caller's
             stack.enter_context(self.signals)
             self.watchdog = stack.enter_context(contextlib.closing(Watchdog()))
             self.resume(start)
@@ -219,10 +220,10 @@ class Trainer:
                 self.begin = at.epoch
                 self.say("other layers learn, or by another optimiser: the optimiser begins anew")
         states = start.get("random", ())
-        if distributed.rank() < len(states):
-            checkpoints.set_random_states(states[distributed.rank()], self.device)
+        if runtime.rank() < len(states):
+            runtime.set_random_states(states[runtime.rank()], self.device)
         else:
-            checkpoints.seed_all(self.config.SEED, distributed.rank())
+            runtime.seed_all(self.config.SEED, runtime.rank())
 
     def what_learns(self) -> list[str]:
         """What the optimiser's state is of."""
@@ -235,7 +236,7 @@ class Trainer:
         self.recorder = stack.enter_context(contextlib.closing(Recorder(self.log_dir, (at.epoch, at.step))))
         self.line = stack.enter_context(contextlib.closing(ProgressLine(at.epochs, at.steps, self.device)))
         weights = sum(parameter.numel() for parameter in self.learning.values())
-        processes = f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+        processes = f" in each of {runtime.world_size()} processes" if runtime.world_size() > 1 else ""
         batches = f", {self.config.ACCUMULATE_STEPS} of them an update" if self.config.ACCUMULATE_STEPS > 1 else ""
         self.say(
             f"training {weights:,} weights ({self.stage}) on {self.device}, into {self.log_dir}\n"
@@ -246,7 +247,7 @@ class Trainer:
             self.say(native.status())
 
     def parallelize(self) -> None:
-        if distributed.world_size() > 1:
+        if runtime.world_size() > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = nn.parallel.DistributedDataParallel(
                 self.module, device_ids=devices, gradient_as_bucket_view=True
@@ -259,7 +260,7 @@ class Trainer:
         batch = self.next_batch(batches)
         times.append(time.perf_counter())
         buffers = [buffer.clone() for buffer in self.module.buffers()]
-        with random_states_kept(self.device), self.explained([batch], "in the self-check"):
+        with runtime.random_states_kept(self.device), self.explained([batch], "in the self-check"):
             losses = self.losses_of(self.parallel, batch)
             self.wait_for_device()
             times.append(time.perf_counter())
@@ -311,7 +312,7 @@ class Trainer:
         if at.step == at.steps:  # only validation is missing
             return
         self.train_data.set_epoch(at.epoch, at.step)
-        with random_states_kept(self.device):
+        with runtime.random_states_kept(self.device):
             batches = iter(self.train_data)
         if not self.checked:
             batches = self.self_check(batches)
@@ -368,7 +369,7 @@ class Trainer:
     def next_batch(self, batches: Iterator) -> Any:
         self.watchdog.stage("waiting for data")
         begin = time.perf_counter()
-        with random_states_kept(self.device):
+        with runtime.random_states_kept(self.device):
             batch = next(batches, None)
         if batch is None:
             raise RuntimeError(
@@ -400,7 +401,7 @@ class Trainer:
         try:
             yield
         except Exception as error:
-            text = f"{where}, images {utils.listed(map(str, image_ids_of(group)))}, process {distributed.rank()}"
+            text = f"{where}, images {utils.listed(map(str, image_ids_of(group)))}, process {runtime.rank()}"
             if is_out_of_memory(error):
                 raise MemoryError(f"{text}: {memory_advice(self.config, self.device)}. ({error})") from error
             error.add_note(text)
@@ -415,8 +416,8 @@ class Trainer:
         saves = self.is_main and minutes and time.monotonic() - self.saved_at > minutes * 60
         flags = losses.new_tensor([self.signals.received is not None, bool(saves)])
         shared = torch.cat([losses, flags, norm.detach().float()[None]])  # [losses + 3]
-        self.watchdog.stage("backward" if distributed.world_size() == 1 else "backward, other processes")
-        *means, stops, saves, norm = (distributed.world_sum(shared) / distributed.world_size()).tolist()
+        self.watchdog.stage("backward" if runtime.world_size() == 1 else "backward, other processes")
+        *means, stops, saves, norm = (runtime.world_sum(shared) / runtime.world_size()).tolist()
         values = {"loss": sum(means), **dict(zip(self.names, means, strict=True)), "gradient_norm": norm}
         return values, stops > 0, saves > 0
 
@@ -428,7 +429,7 @@ class Trainer:
         own = dict(zip(self.names, losses.tolist(), strict=True)) if not all_finite(values) else {}
         if not own:
             return
-        at, number = self.at, distributed.rank()
+        at, number = self.at, runtime.rank()
         where = f"in epoch {at.epoch + 1}, step {at.step}, process {number}"
         if all_finite(own) and not all(math.isfinite(values[name]) for name in own):
             raise FloatingPointError(f"{where}: the losses of another process are not finite; its message says which")
@@ -454,7 +455,7 @@ class Trainer:
     def show(self, values: Mapping[str, float], batches: int, seconds: float) -> None:
         """Tell people of an update, and write it down."""
         at = self.at
-        images = batches * self.config.IMAGES_PER_GPU * distributed.world_size()
+        images = batches * self.config.IMAGES_PER_GPU * runtime.world_size()
         self.line.update(at.epoch, at.step, values, at.learning_rate, images, self.seconds_waiting, seconds)
         self.recorder.record("train", at.epoch, at.step, {**values, "learning_rate": at.learning_rate})
 
@@ -464,7 +465,7 @@ class Trainer:
     def detecting(self) -> Iterator[None]:
         """The module as detection has it: averaged weights, eval mode, no gradients; random numbers do not count."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(random_states_kept(self.device))
+            stack.enter_context(runtime.random_states_kept(self.device))
             if self.averaged is not None:
                 stack.enter_context(self.averaged.swapped())
             stack.enter_context(torch.no_grad())
@@ -484,7 +485,7 @@ class Trainer:
                     total = total + self.losses_of(self.module, batch)
                 count += 1
         self.watchdog.stage("validation, other processes")
-        *totals, count = distributed.world_sum(torch.cat([total, total.new_tensor([count])])).tolist()
+        *totals, count = runtime.world_sum(torch.cat([total, total.new_tensor([count])])).tolist()
         losses = {f"val_{name}": total / count for name, total in zip(self.names, totals, strict=True)}
         return {"val_loss": sum(losses.values()), **losses}
 
@@ -505,7 +506,7 @@ class Trainer:
         if self.is_main:
             with self.detecting():
                 metrics = self.evaluate(number)
-        if distributed.world_size() > 1:
+        if runtime.world_size() > 1:
             dist.barrier()
         return {name: float(value) for name, value in (metrics or {}).items()}
 
@@ -536,7 +537,7 @@ class Trainer:
     def tell(self, event: str) -> None:
         if self.is_main and self.callbacks:
             self.watchdog.stage("callbacks")
-            with random_states_kept(self.device):
+            with runtime.random_states_kept(self.device):
                 call_back(self.callbacks, event, self.at)
 
     def agree_to_end(self) -> None:
@@ -546,7 +547,7 @@ class Trainer:
         if tired:
             self.say(f"stopping early: epoch {at.best['epoch']} was the best for {patience} epochs")
         flags = [self.signals.received is not None, at.stop or bool(tired)]
-        signalled, stops = distributed.world_sum(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()
+        signalled, stops = runtime.world_sum(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()
         at.stop = stops > 0
         if signalled:
             at.interrupted = int(self.signals.received or signal.SIGTERM)
@@ -595,16 +596,16 @@ class Trainer:
         return state
 
     def all_random_states(self) -> list:
-        own = checkpoints.random_states(self.device)
-        if distributed.world_size() == 1:
+        own = runtime.random_states(self.device)
+        if runtime.world_size() == 1:
             return [own]
-        states = [None] * distributed.world_size()
+        states = [None] * runtime.world_size()
         dist.all_gather_object(states, own)
         return states
 
     def share_buffers(self) -> None:
         """Every process takes the first one's: statistics of batch norm are of each one's images until then."""
-        if distributed.world_size() > 1:
+        if runtime.world_size() > 1:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, 0)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .distributed import world_size
+import runtime
 
 ############################################################
 #  Schedules
@@ -40,7 +40,7 @@ def schedule_learning_rate(config) -> tuple[float, str]:
     if config.SCHEDULE not in ("1x", "2x"):
         return config.LEARNING_RATE, f"learning rate {config.LEARNING_RATE:g}, as LEARNING_RATE says"
     base = BASE_LEARNING_RATES[config.OPTIMIZER]
-    factors = config.IMAGES_PER_GPU, world_size(), config.ACCUMULATE_STEPS
+    factors = config.IMAGES_PER_GPU, runtime.world_size(), config.ACCUMULATE_STEPS
     rate = base * math.prod(factors) / BASE_BATCH
     return rate, (
         f"learning rate {rate:g}: schedule {config.SCHEDULE} has {base:g} for {BASE_BATCH} images, and a step has "
