@@ -29,8 +29,10 @@ import native
 import runtime
 import utils
 from cli import whole_number
-from coco_data import CocoDataset, choose_year
-from config import BACKBONES, COCO_CATEGORIES, RUN_SETTINGS, Config, parse_settings
+from config import BACKBONES, RUN_SETTINGS, Config, parse_settings
+from data.coco_files import COCO_CATEGORIES, choose_year
+from data.dataset import Dataset
+from data.formats.coco import CocoDataset
 from evaluation.metrics import Evaluation, evaluate_results, metrics_table
 from evaluation.report import write_report
 from evaluation.results import category_numbers, ground_truth, image_number
@@ -80,7 +82,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def evaluate_dataset(
     model: Any,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     verbose: bool = True,
@@ -111,7 +113,7 @@ def _max_dets(model: Any, max_dets: int | None) -> int:
 
 
 def evaluation_callback(
-    dataset: utils.Dataset,
+    dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     verbose: bool = False,
@@ -122,7 +124,7 @@ def evaluation_callback(
 
 def evaluate_to_folder(
     model: Any,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     folder: str | os.PathLike,
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
@@ -162,7 +164,7 @@ def evaluate_to_folder(
     return found
 
 
-def _facts(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], max_dets: int, dtype: str) -> dict[str, str]:
+def _facts(model: Any, dataset: Dataset, image_ids: Sequence[int], max_dets: int, dtype: str) -> dict[str, str]:
     config, count, total = model.config, len(image_ids), dataset.num_images
     part = f"all {count}" if count == total else f"{count} of {total}: a subset, so these are no standard numbers"
     return {
@@ -181,7 +183,7 @@ def _facts(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], max_det
 
 
 def build_coco_results(
-    dataset: utils.Dataset, image_ids: Sequence[Any], rois: Any, class_ids: Any, scores: Any, masks: np.ndarray
+    dataset: Dataset, image_ids: Sequence[Any], rois: Any, class_ids: Any, scores: Any, masks: np.ndarray
 ) -> list[dict[str, Any]]:
     """Matterport's: the detections of one image, for each of the given images, in COCO's result format.
 
@@ -202,7 +204,7 @@ def build_coco_results(
 
 def evaluate_coco(
     model: Any,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     coco: Any = None,
     eval_type: str = "bbox",
     limit: int = 0,
@@ -419,7 +421,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
 
 
 def training_config(
-    arguments: argparse.Namespace, dataset: utils.Dataset, checkpoint: Mapping[str, Any] | None
+    arguments: argparse.Namespace, dataset: Dataset, checkpoint: Mapping[str, Any] | None
 ) -> CocoConfig:
     """Settings, strongest first: --set, flags, --config, the checkpoint's (but, unless its training goes on, those of a
     run of training), CocoConfig's. Classes are the data set's."""
@@ -508,7 +510,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
     return model
 
 
-def default_output(model: MaskRCNN, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
+def default_output(model: MaskRCNN, dataset: Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
     """The same folder for the same evaluation, and for no other."""
     identity = identify(model, dataset, image_ids, dtype)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -37,7 +37,8 @@ from torch import Tensor
 
 import runtime
 import utils
-from config import BACKBONES, COCO_CATEGORIES, DIALECTS, Config, parse_settings
+from config import BACKBONES, DIALECTS, Config, parse_settings
+from data.coco_files import COCO_CATEGORIES
 from model import FORMAT, FORMAT_VERSION, MaskRCNN, is_backbone
 
 CHECKPOINT_KEYS = ("format", "version", "config", "dialect", "class_names", "category_ids", "source", "model")

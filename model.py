@@ -39,11 +39,13 @@ from torch.utils.checkpoint import checkpoint
 import runtime
 import utils
 from config import Config
+from data.dataset import Dataset
+from data.loader import make_loader
+from data.samples import Batch, TrainingData, collate
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
-from training.data import Batch, TrainingData, collate, make_loader
 from training.loop import Progress
 from training.optimizer import SCHEDULES, Stage, schedule_learning_rate
 
@@ -161,7 +163,7 @@ def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def load_image_gt(
-    dataset: utils.Dataset,
+    dataset: Dataset,
     config,
     image_id: int,
     augment: bool = False,
@@ -1818,8 +1820,8 @@ class MaskRCNN(nn.Module):
 
     def train_model(
         self,
-        train_dataset: utils.Dataset,
-        val_dataset: utils.Dataset | None,
+        train_dataset: Dataset,
+        val_dataset: Dataset | None,
         learning_rate: float | None = None,
         epochs: int | None = None,
         layers: str = "all",
@@ -1859,11 +1861,11 @@ class MaskRCNN(nn.Module):
         return progress
 
     @staticmethod
-    def _check_datasets(*datasets: utils.Dataset | None) -> None:
+    def _check_datasets(*datasets: Dataset | None) -> None:
         for name, dataset in zip(("train_dataset", "val_dataset"), datasets, strict=True):
             if dataset is None and name == "val_dataset":
                 continue
-            if not isinstance(dataset, utils.Dataset):
+            if not isinstance(dataset, Dataset):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
 
     def _settle(self) -> None:
@@ -2162,7 +2164,7 @@ class MaskRCNN(nn.Module):
         self.seconds[stage] += time.perf_counter() - start
 
     @torch.no_grad()
-    def look_inside(self, dataset: utils.Dataset, image_id: int) -> Stages:
+    def look_inside(self, dataset: Dataset, image_id: int) -> Stages:
         """Follow an image through the network, once with its objects, as in training, and once without.
 
         dataset: prepared, its classes those of the model. image_id: one of dataset.image_ids.

@@ -23,6 +23,7 @@ import demo
 import stages
 import utils
 import visualize
+from data.dataset import Dataset
 from model import MaskRCNN
 from samples import shapes
 
@@ -63,7 +64,7 @@ def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequ
     return stages.side_by_side(columns)
 
 
-def make_pictures(model: MaskRCNN, dataset: utils.Dataset) -> dict[str, np.ndarray]:
+def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
     """All pictures by name: uint8 [H, W, 3] each. dataset: prepared, of 4 images or more."""
     images = [dataset.load_image(image_id) for image_id in dataset.image_ids]
     results = [result for batch in model.detect_batches([image] for image in images) for result in batch]

@@ -34,7 +34,7 @@ from pycocotools.cocoeval import COCOeval
 
 import utils
 from benchmarks import machine, synthetic_coco
-from config import COCO_CATEGORIES
+from data.coco_files import COCO_CATEGORIES
 from evaluation.metrics import RANKINGS, RankedEvaluation, as_coco, evaluate_results, summary
 from evaluation.report import write_report
 from evaluation.results import to_results

@@ -46,8 +46,8 @@ import runtime
 import utils
 from benchmarks import golden_weights, machine
 from config import Config
+from data.samples import Sample, collate
 from roialign import MaskCrops
-from training.data import Sample, collate
 from training.optimizer import make_optimizer
 
 try:

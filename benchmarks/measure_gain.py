@@ -29,8 +29,8 @@ import numpy as np
 from scipy import stats
 
 import convert_weights
-import utils
 from benchmarks import machine
+from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
 from evaluation.metrics import correlation, evaluate_results
 from evaluation.results import ground_truth
@@ -56,7 +56,7 @@ COLUMNS = {
 
 def measure(
     model: MaskRCNN,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     max_dets: int,
     samples: int = 1000,
     image_ids: Sequence[int] | None = None,
@@ -113,7 +113,7 @@ def _line(name: str, row: Mapping[str, Any], gain: Interval) -> str:
     return f"| {' | '.join([name, *cells, f'{value} ({low} to {high})', correlations])} |"
 
 
-def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, utils.Dataset, int]:
+def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Dataset, int]:
     """A model, images that its training has not seen, and how many detections of an image count.
 
     Raises: ValueError without --dataset where one is needed, and as what opens them.

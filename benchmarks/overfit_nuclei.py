@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 import coco
-import utils
 from benchmarks import machine
 from config import Config
+from data.dataset import Dataset
 from model import MaskRCNN
 from samples import nucleus
 
@@ -75,7 +75,7 @@ class NucleiConfig(Config):
     CHECKPOINTS_KEPT = 1
 
 
-def overfit(dataset: utils.Dataset, log_dir: str | Path, minutes: float = 15.0, **settings: Any) -> MaskRCNN:
+def overfit(dataset: Dataset, log_dir: str | Path, minutes: float = 15.0, **settings: Any) -> MaskRCNN:
     """Train on a data set from random weights, into a new folder of log_dir.
 
     settings: of NucleiConfig, to change.

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import coco_data as coco
 import runtime
 from benchmarks import machine
-from config import COCO_CATEGORIES
+from data.coco_files import COCO_CATEGORIES
+from data.formats.coco import CocoDataset
 
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500))  # height, width
 CROWDS = 0.0115  # of annotations
@@ -175,7 +175,7 @@ def measure_load(path: str | Path, image_dir: str | Path) -> dict[str, float]:
 def _load(path: Path, image_dir: Path) -> dict[str, float]:
     """What measure_load returns, of this process."""
     before, start = machine.resident_mb(), time.perf_counter()
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     dataset.load_annotations(path, image_dir, source="coco")
     dataset.prepare()
     seconds = time.perf_counter() - start

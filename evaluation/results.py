@@ -12,23 +12,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import utils
+from data.dataset import Dataset, check_instances
 
 ############################################################
 #  Numbers
 ############################################################
 
 
-def is_coco(dataset: utils.Dataset) -> bool:
+def is_coco(dataset: Dataset) -> bool:
     """Whether a data set has annotations in COCO's format, and with them numbers of its own."""
     return hasattr(dataset, "annotations")
 
 
-def image_number(dataset: utils.Dataset, image_id: int) -> int:
+def image_number(dataset: Dataset, image_id: int) -> int:
     """The id of an image in results."""
     return int(dataset.image_info[image_id]["id"]) if is_coco(dataset) else int(image_id) + 1
 
 
-def image_numbers(dataset: utils.Dataset, image_ids: Sequence[int] | None = None) -> list[int]:
+def image_numbers(dataset: Dataset, image_ids: Sequence[int] | None = None) -> list[int]:
     """The ids of images in results; of all by default.
 
     Raises: ValueError if two have the same: their results could not be told apart.
@@ -43,12 +44,12 @@ def image_numbers(dataset: utils.Dataset, image_ids: Sequence[int] | None = None
     return numbers
 
 
-def category_numbers(dataset: utils.Dataset) -> list[int]:
+def category_numbers(dataset: Dataset) -> list[int]:
     """The category id of each class of a data set in results; 0 for background."""
     return list(dataset.category_ids) if is_coco(dataset) else list(range(dataset.num_classes))
 
 
-def categories_of_model(model: Any, dataset: utils.Dataset) -> list[int]:
+def categories_of_model(model: Any, dataset: Dataset) -> list[int]:
     """The category id in results of each class index of a model.
 
     With COCO's numbers the checkpoint says which category an index is, in whatever order and with whatever gaps. For
@@ -71,7 +72,7 @@ def categories_of_model(model: Any, dataset: utils.Dataset) -> list[int]:
     return list(range(dataset.num_classes))
 
 
-def _check_categories(model: Any, dataset: utils.Dataset) -> None:
+def _check_categories(model: Any, dataset: Dataset) -> None:
     theirs, ours = (dict(zip(each.category_ids[1:], each.class_names[1:], strict=True)) for each in (model, dataset))
     shared = [category for category in ours if category in theirs]
     if not shared:
@@ -96,7 +97,7 @@ def _plain(name: str) -> str:
 ############################################################
 
 
-def ground_truth(dataset: utils.Dataset, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
+def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
     """A data set as the contents of a COCO annotation file. Images without objects are in it.
 
     dataset: prepared. image_ids: the images wanted; all by default.
@@ -117,7 +118,7 @@ def ground_truth(dataset: utils.Dataset, image_ids: Sequence[int] | None = None)
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def image_size(dataset: utils.Dataset, image_id: int) -> tuple[int, int]:
+def image_size(dataset: Dataset, image_id: int) -> tuple[int, int]:
     """(height, width): as image_info says, or else of the image itself."""
     info = dataset.image_info[image_id]
     if info.get("height") and info.get("width"):
@@ -125,14 +126,14 @@ def image_size(dataset: utils.Dataset, image_id: int) -> tuple[int, int]:
     return dataset.load_image(image_id).shape[:2]
 
 
-def _annotations(dataset: utils.Dataset, image_id: int, shape: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _annotations(dataset: Dataset, image_id: int, shape: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """An image's objects as annotations without ids. Masks without a pixel are no objects, unless COCO says so."""
     if is_coco(dataset):
         yield from dataset.annotations(image_id)
         return
     info = dataset.image_info[image_id]
     name = f"image {info['source']}.{info['id']}"
-    class_ids, masks, boxes = utils.check_instances(dataset.load_instances(image_id), shape, name, dataset.num_classes)
+    class_ids, masks, boxes = check_instances(dataset.load_instances(image_id), shape, name, dataset.num_classes)
     rles = masks if isinstance(masks, list) else utils.mask_to_rle(masks)
     for i, (class_id, rle) in enumerate(zip(class_ids.tolist(), rles, strict=True)):
         area = utils.rle_area(rle)

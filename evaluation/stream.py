@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import runtime
 import utils
+from data.dataset import Dataset
 
 from .results import categories_of_model, image_number, image_numbers, to_results
 
@@ -40,7 +41,7 @@ _INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALI
 ############################################################
 
 
-def identify(model: Any, dataset: utils.Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
+def identify(model: Any, dataset: Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
     """What a detection in a data set depends on, as JSON has it: weights, settings, images.
 
     Raises: as categories_of_model and image_numbers.
@@ -233,7 +234,7 @@ def plan_chunks(model: Any, image_ids: Sequence[int]) -> list[list[int]]:
 
 
 def read_batches(
-    dataset: utils.Dataset, chunks: Sequence[Sequence[int]], failures: dict[int, str], workers: int = 2
+    dataset: Dataset, chunks: Sequence[Sequence[int]], failures: dict[int, str], workers: int = 2
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
@@ -262,7 +263,7 @@ def _finished(chunk: list[int], futures: list, failures: dict[int, str]) -> Iter
 
 def detect_to_folder(
     model: Any,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     image_ids: Sequence[int],
     folder: str | os.PathLike,
     dtype: str = "float32",
@@ -287,7 +288,7 @@ def detect_to_folder(
     return {**seconds, "total": time.perf_counter() - start}
 
 
-def _detect_chunks(model: Any, dataset: utils.Dataset, mine, folder, dtype, workers, verbose) -> dict[str, float]:
+def _detect_chunks(model: Any, dataset: Dataset, mine, folder, dtype, workers, verbose) -> dict[str, float]:
     """Detect in the images of this process, and write what is found."""
     categories = categories_of_model(model, dataset)
     failures: dict[int, str] = {}
@@ -316,7 +317,7 @@ def _detect_chunks(model: Any, dataset: utils.Dataset, mine, folder, dtype, work
     return {**model.seconds, "images": images}
 
 
-def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
+def _agree(model: Any, dataset: Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
     """The chunks that are left, as the first process sees it, which keeps others out as long as the stack is open. Its
     errors are everybody's."""
     answer: list[Any] = [None]
@@ -341,7 +342,7 @@ def _agree(model: Any, dataset: utils.Dataset, image_ids, folder: Path, dtype: s
     return answer[0]
 
 
-def _check_failures(dataset: utils.Dataset, failures: dict[int, str], folder: Path) -> None:
+def _check_failures(dataset: Dataset, failures: dict[int, str], folder: Path) -> None:
     """Raises in all processes if one could not read an image."""
     everywhere: list[Any] = [failures]
     if runtime.world_size() > 1:
@@ -359,7 +360,7 @@ def _check_failures(dataset: utils.Dataset, failures: dict[int, str], folder: Pa
 
 def detect_dataset(
     model: Any,
-    dataset: utils.Dataset,
+    dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     dtype: str = "float32",
     verbose: bool = False,

@@ -40,8 +40,9 @@ import runtime
 import utils
 import visualize
 from cli import whole_number
-from coco_data import CocoDataset
 from config import Config, parse_settings
+from data.dataset import Instances
+from data.formats.coco import CocoDataset
 from model import MaskRCNN, is_backbone, read_checkpoint
 from training.checkpoints import find_last
 from training.loop import Progress
@@ -180,7 +181,7 @@ class NucleusDataset(CocoDataset):
         self.image_info = [info for info, is_wanted in zip(self.image_info, wanted, strict=True) if is_wanted]
         self._forget()
 
-    def load_instances(self, image_id: int) -> utils.Instances:
+    def load_instances(self, image_id: int) -> Instances:
         """The nuclei as run-length codes. The Bowl's files of masks are read once.
 
         Raises: ValueError for a mask that cannot be read, or is of another size than its image.
@@ -192,7 +193,7 @@ class NucleusDataset(CocoDataset):
             paths = sorted((info["path"].parents[1] / "masks").glob("*.png"))
             size = self.load_image(image_id).shape[:2]
             info["rles"] = [utils.mask_to_rle(_read_mask(path, size)) for path in paths]
-        return utils.Instances(np.ones(len(info["rles"]), np.int32), info["rles"])
+        return Instances(np.ones(len(info["rles"]), np.int32), info["rles"])
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool [H, W, N], and class ids int32 [N]."""

@@ -29,6 +29,7 @@ import runtime
 import utils
 import visualize
 from config import Config, parse_settings
+from data.dataset import Dataset
 from model import MaskRCNN
 from training.checkpoints import find_last
 
@@ -83,7 +84,7 @@ class ShapesConfig(Config):
 ############################################################
 
 
-class ShapesDataset(utils.Dataset):
+class ShapesDataset(Dataset):
     """Images that are drawn, not read: load_image and load_mask depend on image_info alone."""
 
     def load_shapes(self, count: int, height: int = 128, width: int = 128, seed: int = 0, subset: str = "train"):

@@ -16,13 +16,13 @@ import torch
 from test_model import tiny_model
 
 import runtime
-import utils
+from data.dataset import Dataset
 from evaluation import stream
 from evaluation.results import image_numbers
 from evaluation.stream import detect_to_folder, load_results, write_submission
 
 
-class Noise(utils.Dataset):
+class Noise(Dataset):
     """Images of all sizes."""
 
     def __init__(self, count: int, broken=(), fails=None) -> None:

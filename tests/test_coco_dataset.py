@@ -15,10 +15,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import coco_data as coco
 import native
 import utils
 from benchmarks import synthetic_coco
+from data.dataset import check_instances
+from data.formats.coco import CocoDataset
 
 DATA = native.ROOT.parent / "shared" / "data"
 REAL = [
@@ -79,7 +80,7 @@ def load(tmp_path):
     def run(data, **options):
         path = tmp_path / "data" / "own.json"
         path.write_text(data if isinstance(data, str) else json.dumps(data))
-        dataset = coco.CocoDataset()
+        dataset = CocoDataset()
         index = dataset.load_annotations(path, folder, **options)
         dataset.prepare()
         return (dataset, index) if options.get("return_coco") else dataset
@@ -114,7 +115,7 @@ COUNTS = uncompressed(some_mask())
 @pytest.mark.parametrize(("name", "file", "folder"), REAL)
 def test_everything_real_is_as_pycocotools_has_it(name, file, folder, capsys):
     path = DATA / name / "annotations" / f"{file}.json"
-    dataset, reference = coco.CocoDataset(), COCO(path)
+    dataset, reference = CocoDataset(), COCO(path)
     dataset.load_annotations(path, DATA / name / folder)
     dataset.prepare()
     assert dataset.skipped == {}
@@ -138,14 +139,12 @@ def test_everything_real_is_as_pycocotools_has_it(name, file, folder, capsys):
         x, y, w, h = np.array([one["bbox"] for one in theirs]).reshape(-1, 4).T
         inside = np.stack([y, x, y + h, x + w], axis=1).clip(0, [info["height"], info["width"]] * 2)
         np.testing.assert_array_equal(boxes, inside.astype(np.float32))
-        utils.check_instances(
-            dataset.load_instances(image_id), (info["height"], info["width"]), "", dataset.num_classes
-        )
+        check_instances(dataset.load_instances(image_id), (info["height"], info["width"]), "", dataset.num_classes)
 
 
 @needs_data
 def test_real_images_and_masks_have_one_size():
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     dataset.load_coco(DATA / "coco_real_lite", "val", 2017)
     dataset.prepare()
     for image_id in dataset.image_ids[:10]:
@@ -163,7 +162,7 @@ def test_real_images_and_masks_have_one_size():
 def test_evaluation_is_that_of_the_original_file(kind, capsys):
     """The twelve numbers are the same when the ground truth went through CocoDataset."""
     path = DATA / "coco_real" / "annotations" / "instances_val2017.json"
-    dataset, original, ours = coco.CocoDataset(), COCO(path), COCO()
+    dataset, original, ours = CocoDataset(), COCO(path), COCO()
     dataset.load_coco(DATA / "coco_real", "val", 2017)
     dataset.prepare()
     annotations = [one for image_id in dataset.image_ids for one in dataset.annotations(image_id)]
@@ -234,7 +233,7 @@ def test_an_image_without_annotations(load):
     assert masks.dtype == bool
     assert class_ids.dtype == np.int32
     assert dataset.annotations(1) == []
-    utils.check_instances(dataset.load_instances(1), (HEIGHT, WIDTH), "", 3)
+    check_instances(dataset.load_instances(1), (HEIGHT, WIDTH), "", 3)
 
 
 @st.composite
@@ -269,7 +268,7 @@ def test_any_order_and_mixture_is_as_pycocotools_has_it(tmp_path_factory, entrie
     categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
     data = contents(entries, [image(number) for number in (2, 3, 1)], categories)
     (folder / "own.json").write_text(json.dumps(data))
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     if (entries and not good) or (classes and not wanted):
         with pytest.raises(ValueError, match="nothing is left"):
             dataset.load_annotations(folder / "own.json", folder, class_ids=classes or None)
@@ -805,7 +804,7 @@ def test_files_in_other_encodings(load, tmp_path):
     named = json.dumps(json.loads(text), ensure_ascii=False)
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes(named.encode(encoding))
-        dataset = coco.CocoDataset()
+        dataset = CocoDataset()
         dataset.load_annotations(path, tmp_path / "data" / "images")
         assert dataset.class_info[-1]["name"] == "B\u00e4r"
     path.write_bytes(b"\x1f\x8b" + bytes(range(200, 250)) * 20)
@@ -825,7 +824,7 @@ def test_no_annotations_at_all(load):
 
 
 def test_a_failed_load_leaves_nothing_behind(load, tmp_path):
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     path = tmp_path / "data" / "own.json"
     path.write_text(json.dumps(contents([annotation(1, 77)])))
     with pytest.raises(ValueError, match="nothing is left"):
@@ -859,8 +858,8 @@ def layout(tmp_path):
     return make
 
 
-def load_coco(root, subset="val", year=2017, **options) -> coco.CocoDataset:
-    dataset = coco.CocoDataset()
+def load_coco(root, subset="val", year=2017, **options) -> CocoDataset:
+    dataset = CocoDataset()
     dataset.load_coco(root, subset, year, **options)
     dataset.prepare()
     return dataset
@@ -890,7 +889,7 @@ def test_the_year_that_is_there(layout, years, chosen):
 
 
 def test_load_coco_hands_its_arguments_on(layout):
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     index = dataset.load_coco(
         layout(*everything(2017)), "val", 2017, class_ids=[3], class_map={"coco.3": "pet"}, return_coco=True
     )
@@ -914,7 +913,7 @@ def test_minival(layout, caplog):
     assert [one["id"] for one in minival.annotations(1)] == [4]
     assert (minival.num_annotations, rest.num_annotations) == (2, 3)
     assert "has 2 images instead of 5000" in caplog.text
-    both = coco.CocoDataset()
+    both = CocoDataset()
     both.load_coco(root, "minival", 2014)
     both.load_coco(root, "valminusminival", 2014)
     both.prepare()
@@ -1004,9 +1003,9 @@ def test_missing_files_of_own_data(load, tmp_path):
         load(contents(images=[image(1, "a.jpg")]))
     assert "cocodataset" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"json_path .*none\.json: there is no such file"):
-        coco.CocoDataset().load_annotations(tmp_path / "none.json", tmp_path)
+        CocoDataset().load_annotations(tmp_path / "none.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no .*/nowhere"):
-        coco.CocoDataset().load_annotations(tmp_path / "data" / "own.json", tmp_path / "nowhere")
+        CocoDataset().load_annotations(tmp_path / "data" / "own.json", tmp_path / "nowhere")
 
 
 ############################################################
@@ -1024,7 +1023,7 @@ def test_the_synthetic_file_is_a_good_one(tmp_path, capsys):
     assert path.read_bytes() != (tmp_path / "other.json").read_bytes()
     assert other > 1500
     synthetic_coco.write_images(tmp_path / "images", 300)
-    dataset, reference = coco.CocoDataset(), COCO(path)
+    dataset, reference = CocoDataset(), COCO(path)
     dataset.load_annotations(path, tmp_path / "images", source="coco")
     dataset.prepare()
     assert dataset.skipped == {}

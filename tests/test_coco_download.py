@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from http_server import FileServer
 
-import coco_data as coco
 import utils
+from data.coco_files import ARCHIVES, BASE_URL, Archive, download_coco
+from data.formats.coco import CocoDataset
 
 IMAGES = {"train": [1, 2, 3], "val": [4, 5]}
 
@@ -61,19 +62,19 @@ def server(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr(utils, "BACKOFF", 0)
     with FileServer(b"no such file") as file_server:
-        monkeypatch.setattr(coco, "BASE_URL", f"{file_server.root}/")
+        monkeypatch.setattr("data.coco_files.BASE_URL", f"{file_server.root}/")
         for name, files in archives().items():
             publish(file_server, monkeypatch, name, zipped(files), sum(".jpg" in file for file in files))
         yield file_server
 
 
 def publish(server, monkeypatch, name, content, images) -> None:
-    path = coco.ARCHIVES[name].path
+    path = ARCHIVES[name].path
     server.files[f"/{path}"] = content
     with zipfile.ZipFile(io.BytesIO(content)) as opened:
         unpacked = sum(member.file_size for member in opened.infolist())
-    archive = coco.Archive(path, len(content), unpacked, hashlib.sha256(content).hexdigest(), images)
-    monkeypatch.setitem(coco.ARCHIVES, name, archive)
+    archive = Archive(path, len(content), unpacked, hashlib.sha256(content).hexdigest(), images)
+    monkeypatch.setitem(ARCHIVES, name, archive)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def root(tmp_path) -> Path:
 
 
 def get(root, subset="val", year=2017, **options) -> Path:
-    return coco.download_coco(root, subset, year, **{"progress": False, **options})
+    return download_coco(root, subset, year, **{"progress": False, **options})
 
 
 def asked(server) -> list[str]:
@@ -103,8 +104,8 @@ VAL = {
 
 def test_the_facts_as_published():
     """Sizes and hashes are of the files themselves; a digit that is wrong costs whoever downloads 19 GB."""
-    assert coco.BASE_URL == "http://images.cocodataset.org/"
-    assert {name: (archive.size, archive.images) for name, archive in coco.ARCHIVES.items()} == {
+    assert BASE_URL == "http://images.cocodataset.org/"
+    assert {name: (archive.size, archive.images) for name, archive in ARCHIVES.items()} == {
         "annotations2014": (252872794, 0),
         "annotations2017": (252907541, 0),
         "train2014": (13510573713, 82783),
@@ -112,7 +113,7 @@ def test_the_facts_as_published():
         "train2017": (19336861798, 118287),
         "val2017": (815585330, 5000),
     }
-    assert {name: archive.sha256[:8] + archive.sha256[-4:] for name, archive in coco.ARCHIVES.items()} == {
+    assert {name: archive.sha256[:8] + archive.sha256[-4:] for name, archive in ARCHIVES.items()} == {
         "annotations2014": "031296bbf009",
         "annotations2017": "113a836d0268",
         "train2014": "ede4087e1775",
@@ -120,7 +121,7 @@ def test_the_facts_as_published():
         "train2017": "69a8bb58d929",
         "val2017": "4f7e2ccb2f05",
     }
-    for name, archive in coco.ARCHIVES.items():
+    for name, archive in ARCHIVES.items():
         assert len(archive.sha256) == 64
         assert Path(archive.path).name == (f"{name}.zip" if archive.images else f"annotations_trainval{name[-4:]}.zip")
         assert archive.unpacked >= archive.size
@@ -249,10 +250,10 @@ def test_minival_needs_the_annotations_of_both_years(server, root):
 
 
 def test_load_coco_downloads(server, root, caplog):
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     dataset.load_coco(root, "val", auto_download=True)
     assert [info["path"] for info in dataset.image_info] == [str(root / "val2017" / f"{n}.jpg") for n in (4, 5)]
-    dataset = coco.CocoDataset()
+    dataset = CocoDataset()
     dataset.load_coco(root, "minival", auto_download=True)
     assert [info["id"] for info in dataset.image_info] == [4, 5]
     assert "has 2 images instead of" not in caplog.text  # as many as the archive is known to have
@@ -263,7 +264,7 @@ def test_load_coco_downloads(server, root, caplog):
 
 def test_nothing_is_downloaded_unasked(server, root):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        coco.CocoDataset().load_coco(root, "val")
+        CocoDataset().load_coco(root, "val")
     assert asked(server) == []
     assert not root.exists()
 
@@ -274,32 +275,32 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize("keep_zip", [False, True])
 def test_room_on_the_disk(server, root, monkeypatch, keep_zip):
     """Both archives are unpacked; only a kept one lies beside what comes after it."""
-    first, second = coco.ARCHIVES["annotations2017"], coco.ARCHIVES["val2017"]
+    first, second = ARCHIVES["annotations2017"], ARCHIVES["val2017"]
     need = first.unpacked + second.unpacked + second.size + (first.size if keep_zip else 0)
-    monkeypatch.setattr(coco.shutil, "disk_usage", lambda path: Usage(0, 0, need - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, need - 1))
     with pytest.raises(OSError, match=r"COCO's annotations2017 and val2017 need up to .* GB in .* GB left; make room"):
         get(root, keep_zip=keep_zip)
     assert asked(server) == []
     assert not root.exists()
-    monkeypatch.setattr(coco.shutil, "disk_usage", lambda path: Usage(0, 0, need))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, need))
     get(root, keep_zip=keep_zip)
 
 
 def test_room_for_what_is_there_already_is_not_needed(server, root, monkeypatch):
-    archive = coco.ARCHIVES["val2017"]
+    archive = ARCHIVES["val2017"]
     get(root)
     shutil.rmtree(root / "val2017")
     (root / "val2017.zip.part").write_bytes(server.files["/zips/val2017.zip"][:400])
-    monkeypatch.setattr(coco.shutil, "disk_usage", lambda path: Usage(0, 0, archive.size + archive.unpacked - 401))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, archive.size + archive.unpacked - 401))
     with pytest.raises(OSError, match="make room"):
         get(root)
-    monkeypatch.setattr(coco.shutil, "disk_usage", lambda path: Usage(0, 0, archive.size + archive.unpacked - 400))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, archive.size + archive.unpacked - 400))
     get(root)
     assert files_of(root) == VAL
 
 
 def test_behind_a_proxy(server, root, monkeypatch):
-    monkeypatch.setattr(coco, "BASE_URL", "http://coco.invalid/")
+    monkeypatch.setattr("data.coco_files.BASE_URL", "http://coco.invalid/")
     monkeypatch.setenv("http_proxy", server.root)
     server.files |= {f"http://coco.invalid{path}": content for path, content in server.files.items()}
     get(root)

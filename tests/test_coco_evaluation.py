@@ -12,6 +12,7 @@ import coco
 import evaluation
 import utils
 from config import Config
+from data.dataset import Dataset, Instances
 from evaluation.metrics import MEASURES, RankedEvaluation, as_coco, average_precision, metrics_table, run_cocoeval
 from evaluation.results import (
     categories_of_model,
@@ -24,7 +25,7 @@ from evaluation.results import (
 from evaluation.stream import detect_dataset
 
 
-class Drawn(utils.Dataset):
+class Drawn(Dataset):
     """Black images with the masks and class ids that it is given."""
 
     def __init__(self, *images: tuple[np.ndarray, list[int]]) -> None:
@@ -221,7 +222,7 @@ def test_rles_and_boxes_of_load_instances():
     class Annotated(Drawn):
         def load_instances(self, image_id):
             boxes = np.array([[10, 20, 30, 61.5], [0, 0, 5, 5]], np.float32)
-            return utils.Instances(np.array([1, -2]), utils.mask_to_rle(masks), boxes)
+            return Instances(np.array([1, -2]), utils.mask_to_rle(masks), boxes)
 
     first, second = ground_truth(Annotated((masks, [1, 1])))["annotations"]
     assert first["bbox"] == [20, 10, 41.5, 20]

@@ -9,7 +9,8 @@ import pytest
 import config as configlib
 from cli import whole_number
 from coco import CocoConfig
-from config import COCO_CATEGORIES, DIALECTS, Config, parse_settings
+from config import DIALECTS, Config, parse_settings
+from data.coco_files import COCO_CATEGORIES
 
 MATTERPORT_NAMES = """NAME GPU_COUNT IMAGES_PER_GPU STEPS_PER_EPOCH VALIDATION_STEPS BACKBONE COMPUTE_BACKBONE_SHAPE
 BACKBONE_STRIDES FPN_CLASSIF_FC_LAYERS_SIZE TOP_DOWN_PYRAMID_SIZE NUM_CLASSES RPN_ANCHOR_SCALES RPN_ANCHOR_RATIOS

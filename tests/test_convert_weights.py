@@ -26,8 +26,9 @@ import convert_weights
 import model
 import utils
 from benchmarks import golden_weights
-from config import COCO_CATEGORIES, Config
+from config import Config
 from convert_weights import EMBEDDED, PUBLISHED, convert, find_weights, load_model, main
+from data.coco_files import COCO_CATEGORIES
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]

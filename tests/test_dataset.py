@@ -7,11 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import utils
+from data.dataset import Dataset, check_mask
 
 
-def two_sources(**options) -> utils.Dataset:
-    dataset = utils.Dataset(**options)
+def two_sources(**options) -> Dataset:
+    dataset = Dataset(**options)
     dataset.add_class("coco", 3, "car")
     dataset.add_class("coco", 18, "dog, hound")
     dataset.add_class("voc", 7, "automobile")
@@ -56,7 +56,7 @@ def test_source_class_ids_both_ways():
 
 
 def test_an_empty_dataset():
-    dataset = utils.Dataset()
+    dataset = Dataset()
     dataset.prepare()
     assert dataset.class_names == ["BG"]
     assert dataset.num_images == 0
@@ -64,7 +64,7 @@ def test_an_empty_dataset():
     assert dataset.source_class_ids == {"": [0]}
 
 
-@pytest.mark.parametrize("name", [*utils.Dataset._PREPARED, "image_ids"])
+@pytest.mark.parametrize("name", [*Dataset._PREPARED, "image_ids"])
 def test_before_prepare(name):
     dataset = two_sources()
     with pytest.raises(AttributeError, match=f"^{name} is not known yet; call prepare"):
@@ -107,7 +107,7 @@ def test_a_dataset_can_be_pickled():
 
 
 def test_class_ids_may_be_numpy_integers():
-    dataset = utils.Dataset()
+    dataset = Dataset()
     dataset.add_class("a", np.int64(2), "two")
     dataset.prepare()
     assert dataset.map_source_class_id("a.2") == 1
@@ -203,7 +203,7 @@ def test_class_map_refuses():
 def test_load_image(tmp_path):
     pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
-    dataset = utils.Dataset()
+    dataset = Dataset()
     dataset.add_image("a", 1, tmp_path / "a.png")
     dataset.add_image("a", 2, None)
     dataset.prepare()
@@ -215,7 +215,7 @@ def test_load_image(tmp_path):
 
 
 def test_load_mask_not_overridden(caplog):
-    class Drawn(utils.Dataset):
+    class Drawn(Dataset):
         def load_image(self, image_id):
             return np.zeros((6, 7, 3), np.uint8)
 
@@ -235,7 +235,7 @@ def test_load_mask_not_overridden(caplog):
 def test_check_mask(dtype):
     masks = np.zeros((4, 6, 2), dtype)
     masks[1:3, 2:5, 0] = 1
-    checked, class_ids = utils.check_mask(masks, [2, -1], (4, 6, 3), "image 5", num_classes=3)
+    checked, class_ids = check_mask(masks, [2, -1], (4, 6, 3), "image 5", num_classes=3)
     assert checked.dtype == bool
     assert np.array_equal(checked, masks.astype(bool))
     assert np.shares_memory(checked, masks) == (dtype is bool)
@@ -245,7 +245,7 @@ def test_check_mask(dtype):
 
 def test_check_mask_of_no_instances():
     for masks in (np.empty((0, 0, 0)), np.zeros((4, 6, 0), bool), []):
-        checked, class_ids = utils.check_mask(masks, [], (4, 6, 3), "image 5")
+        checked, class_ids = check_mask(masks, [], (4, 6, 3), "image 5")
         assert checked.shape == (4, 6, 0)
         assert checked.dtype == bool
         assert class_ids.shape == (0,)
@@ -281,11 +281,11 @@ def ones(*shape):
 )
 def test_check_mask_names_the_image_and_the_cause(masks, class_ids, message):
     with pytest.raises(ValueError, match=f"^image 5 of balloons: load_mask must return .*{message}"):
-        utils.check_mask(masks, class_ids, (4, 6, 3), "image 5 of balloons", num_classes=3)
+        check_mask(masks, class_ids, (4, 6, 3), "image 5 of balloons", num_classes=3)
 
 
 def test_check_mask_without_the_number_of_classes():
-    masks, class_ids = utils.check_mask(ones(4, 6, 1), np.array([90.0]), (4, 6), "x")
+    masks, class_ids = check_mask(ones(4, 6, 1), np.array([90.0]), (4, 6), "x")
     assert class_ids.tolist() == [90]
     with pytest.raises(ValueError, match="class_ids of 1 or more"):
-        utils.check_mask(masks, [0], (4, 6), "x")
+        check_mask(masks, [0], (4, 6), "x")

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import coco_data
 import model as modellib
 import utils
 from config import Config
+from data.dataset import Dataset
+from data.formats.coco import CocoDataset, open_coco
 from model import MaskRCNN
-from utils import Dataset
 
 
 class Blocks(Dataset):
@@ -378,7 +378,7 @@ def test_look_inside_without_objects_or_detections():
 
 def test_open_coco_is_load_and_prepare(monkeypatch):
     calls = []
-    monkeypatch.setattr(coco_data.CocoDataset, "load_coco", lambda self, *arguments: calls.append(arguments))
-    dataset = coco_data.open_coco("folder", "val", 2017)
+    monkeypatch.setattr(CocoDataset, "load_coco", lambda self, *arguments: calls.append(arguments))
+    dataset = open_coco("folder", "val", 2017)
     assert calls == [("folder", "val", 2017)]
     assert dataset.num_classes == 1  # prepared

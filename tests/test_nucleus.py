@@ -24,11 +24,12 @@ import convert_weights
 import utils
 from benchmarks import measure_gain
 from config import Config
+from data.dataset import Dataset
+from data.samples import TrainingData
 from evaluation.results import ground_truth
 from model import MaskRCNN, read_checkpoint
 from samples import nucleus
 from training.checkpoints import find_last
-from training.data import TrainingData
 from training.loop import Progress
 
 DATA = ROOT.parent / "shared" / "data" / "nuclei"
@@ -288,9 +289,9 @@ def test_the_detector_has_the_very_weights_and_other_settings():
     assert model.category_ids == [0, 1]
 
 
-def nucleus_of_one(image: np.ndarray) -> utils.Dataset:
+def nucleus_of_one(image: np.ndarray) -> Dataset:
     """A data set of this one image without nuclei."""
-    dataset = utils.Dataset()
+    dataset = Dataset()
     dataset.add_class("nuclei", 1, "nucleus")
     dataset.add_image("nuclei", 1, None)
     dataset.load_image = lambda image_id: image

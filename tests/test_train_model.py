@@ -19,15 +19,17 @@ import convert_weights
 import model as modellib
 import utils
 from config import Config
+from data.dataset import Dataset
+from data.loader import make_loader
+from data.samples import TrainingData
 from model import BatchNorm, Conv, MaskRCNN
 from training.checkpoints import find_last
-from training.data import TrainingData, make_loader
 from training.loop import Progress
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
 
 
-class SquaresDataset(utils.Dataset):
+class SquaresDataset(Dataset):
     """One bright square on noise in each image, of the class that its brightness tells."""
 
     def load_squares(self, count: int, side: int = 64, empty: tuple[int, ...] = ()) -> "SquaresDataset":

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import pickle
 import random
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 
 import utils
 from config import Config
-from training import data as td
-from training.data import BatchOrder, TrainingData, collate, make_loader
+from data.dataset import Dataset, Instances, check_instances
+from data.loader import BatchOrder, make_loader, worker_count
+from data.samples import TrainingData, _jitter_color, collate
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
-class Drawn(utils.Dataset):
+class Drawn(Dataset):
     """Images and masks given as arrays, and optionally boxes; masks may be asked for as RLEs."""
 
     def __init__(self, images=(), classes=3, as_rles=False, errors=()):
@@ -42,7 +45,7 @@ class Drawn(utils.Dataset):
     def load_instances(self, image_id):
         info = self.image_info[image_id]
         masks = utils.mask_to_rle(info["masks"]) if self.as_rles else info["masks"]
-        return utils.Instances(info["class_ids"], masks, info.get("boxes"))
+        return Instances(info["class_ids"], masks, info.get("boxes"))
 
 
 def picture(height, width, seed=0):
@@ -318,7 +321,7 @@ def test_the_sample_is_mmdetections():
             signs = [-1 if one["iscrowd"] else 1 for one in found]
             class_ids = np.multiply(signs, [labels[one["category_id"]] + 1 for one in found])
             rles = [utils.annotation_to_rle(one["segmentation"], 476, 640) for one in found]
-            return utils.Instances(class_ids, rles, np.stack([y, x, y + h, x + w], axis=1))
+            return Instances(class_ids, rles, np.stack([y, x, y + h, x + w], axis=1))
 
     config = Config(NUM_CLASSES=81, IMAGE_MIN_DIM=400, IMAGE_MAX_DIM=667)
     sample = TrainingData(Photograph([{}], classes=81), config, augment=False).sample(0)
@@ -339,7 +342,7 @@ def test_dense_images_need_no_stack_of_masks():
     for y, x in rng.integers(0, (740, 1020), (400, 2)).tolist():
         rles.append(utils.crop_to_rle(y, x, rng.random((60, 60)) < 0.9, (800, 1088)))
     dataset = Drawn([{**drawn(800, 1088), "class_ids": np.ones(400, np.int32)}])
-    dataset.load_instances = lambda image_id: utils.Instances(np.ones(400, np.int32), rles)
+    dataset.load_instances = lambda image_id: Instances(np.ones(400, np.int32), rles)
     data = TrainingData(dataset, as_it_is(HORIZONTAL_FLIP=1.0))
     tracemalloc.start()
     sample = data.sample(0)
@@ -365,13 +368,13 @@ def test_rle_to_crop_undoes_crop_to_rle(seed, height, width, share):
 
 
 def test_load_instances_by_default():
-    class Masks(utils.Dataset):
+    class Masks(Dataset):
         def load_mask(self, image_id):
             return np.ones((4, 6, 1)), [1]
 
     dataset = Masks()
     masks, class_ids = dataset.load_mask(0)
-    instances = utils.check_instances(dataset.load_instances(0), (4, 6, 3), "image 0", 2)
+    instances = check_instances(dataset.load_instances(0), (4, 6, 3), "image 0", 2)
     assert (instances.masks == masks).all()
     assert instances.class_ids.tolist() == class_ids
     assert instances.boxes is None
@@ -394,13 +397,13 @@ RLE = utils.mask_to_rle(np.ones((4, 6), bool))
 )
 def test_check_instances_names_the_image_and_the_cause(instances, message):
     with pytest.raises(ValueError, match=f"^image 5: .*{message}"):
-        utils.check_instances(utils.Instances(*instances), (4, 6, 3), "image 5", 3)
+        check_instances(Instances(*instances), (4, 6, 3), "image 5", 3)
 
 
 def test_a_damaged_rle_names_the_image(caplog):
     info = {**an_l(), "class_ids": [1], "masks": np.ones((4, 6, 1), bool)}
     dataset = Drawn([info])
-    dataset.load_instances = lambda image_id: utils.Instances([1], [{"size": [4, 6], "counts": [3]}])
+    dataset.load_instances = lambda image_id: Instances([1], [{"size": [4, 6], "counts": [3]}])
     with pytest.raises(ValueError, match=r"image drawn.a0: ValueError: the runs of an RLE must .* fill 4 x 6"):
         list(make_loader(TrainingData(dataset, as_it_is())))
 
@@ -474,7 +477,7 @@ def test_imgaug_changes_no_colours_of_masks(monkeypatch):
     class Fliplr(Brighten):
         pass
 
-    monkeypatch.setattr(td.sys.modules[__name__], "HooksImages", HooksImages, raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "HooksImages", HooksImages, raising=False)
     info = {**drawn(8, 8, 2, seed=1), "image": np.zeros((8, 8, 3), np.uint8)}
     sample = TrainingData(Drawn([info]), as_it_is(), Brighten()).sample(0)
     assert sample.image.unique().tolist() == [1]
@@ -563,14 +566,14 @@ def test_color_jitter():
             return self.factors
 
     image = np.array([[[40, 80, 120], [200, 200, 200]]], np.uint8)
-    brighter = td._jitter_color(image, 0.25, Factors(1.25, 1, 1))
+    brighter = _jitter_color(image, 0.25, Factors(1.25, 1, 1))
     assert brighter.tolist() == [[[50, 100, 150], [250, 250, 250]]]
     gray = 0.299 * 40 + 0.587 * 80 + 0.114 * 120
-    paler = td._jitter_color(image, 0.25, Factors(1, 0.75, 1))
+    paler = _jitter_color(image, 0.25, Factors(1, 0.75, 1))
     assert paler.tolist() == [[[round(0.75 * v + 0.25 * gray) for v in (40, 80, 120)], [200, 200, 200]]]
-    duller = td._jitter_color(image[..., :2].astype(np.float32), 0.25, Factors(1, 1, 0.75))
+    duller = _jitter_color(image[..., :2].astype(np.float32), 0.25, Factors(1, 1, 0.75))
     assert duller.tolist() == [[[62.5, 92.5], [182.5, 182.5]]]  # the mean is 130
-    assert td._jitter_color(image, 0.25, Factors(1.25, 1, 1.25)).max() == 255  # not 0 by overflow
+    assert _jitter_color(image, 0.25, Factors(1.25, 1, 1.25)).max() == 255  # not 0 by overflow
     data = TrainingData(Drawn([drawn(9, 9)]), as_it_is(COLOR_JITTER=0.25))
     assert not equal(data.sample(0, 1).image, data.sample(0, 2).image)
 
@@ -694,7 +697,7 @@ def test_is_wide(tmp_path):
     exif[0x0112] = 6  # lies on its side
     PIL.Image.new("RGB", (9, 5)).save(tmp_path / "turned.jpg", exif=exif)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    dataset = utils.Dataset()
+    dataset = Dataset()
     for name in ("wide.png", "turned.jpg", "broken.png", "missing.png"):
         dataset.add_image("a", name, tmp_path / name)
     dataset.add_image("a", 5, tmp_path / "wide.png", height=9, width=5)
@@ -790,17 +793,17 @@ def test_the_shared_generator_is_left_alone():
 
 
 def test_worker_count(monkeypatch):
-    monkeypatch.setattr(td.os, "sched_getaffinity", lambda _: range(12), raising=False)
-    monkeypatch.setattr(td, "_START_METHOD", "fork")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
+    monkeypatch.setattr("data.loader._START_METHOD", "fork")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = settings(WORKERS=None, GPU_COUNT=1)
-    assert td.worker_count(gpu) == 8
+    assert worker_count(gpu) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert td.worker_count(gpu) == 2
-    assert td.worker_count(settings(WORKERS=5)) == 5
-    assert td.worker_count(settings(WORKERS=None, GPU_COUNT=0)) == 0
-    monkeypatch.setattr(td, "_START_METHOD", None)
-    assert td.worker_count(gpu) == 0
+    assert worker_count(gpu) == 2
+    assert worker_count(settings(WORKERS=5)) == 5
+    assert worker_count(settings(WORKERS=None, GPU_COUNT=0)) == 0
+    monkeypatch.setattr("data.loader._START_METHOD", None)
+    assert worker_count(gpu) == 0
 
 
 def test_data_sets_that_do_not_fit():

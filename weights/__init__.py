@@ -1,0 +1,1 @@
+"""Weights: our checkpoint, foreign checkpoints, published ones, downloads."""
