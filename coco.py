@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import convert_weights
 import native
 import runtime
 import utils
@@ -37,9 +36,13 @@ from evaluation.metrics import Evaluation, evaluate_results, metrics_table
 from evaluation.report import write_report
 from evaluation.results import category_numbers, ground_truth, image_number
 from evaluation.stream import detect_dataset, detect_to_folder, identify, load_results, write_submission
-from model import TRAINABLE, MaskRCNN, is_backbone, read_checkpoint
+from model import TRAINABLE, MaskRCNN
 from training.checkpoints import find_last
 from training.optimizer import SCHEDULES
+from weights.checkpoint import is_backbone, read_checkpoint
+from weights.convert import convert
+from weights.load import load_checkpoint, load_model
+from weights.published import MODEL_NAMES, find_weights
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -286,7 +289,7 @@ def _add_model_arguments(group: Any) -> None:
     group.add_argument(
         "--model",
         help="where to start: imagenet (a backbone), last (the newest checkpoint in LOGS), none (random weights), a "
-        f"file of any format that convert_weights.py reads, or one of {', '.join(convert_weights.MODEL_NAMES)}. "
+        f"file of any format that convert_weights.py reads, or one of {', '.join(MODEL_NAMES)}. "
         "Default: imagenet for train, last for evaluate",
     )
     group.add_argument(
@@ -415,9 +418,9 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
-        path = convert_weights.find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
-        return convert_weights.convert(path), None
-    return convert_weights.load_checkpoint(name, arguments.style), None
+        path = find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
+        return convert(path), None
+    return load_checkpoint(name, arguments.style), None
 
 
 def training_config(
@@ -503,7 +506,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
         name = find_last(arguments.logs, CocoConfig.NAME)
     settings = asked_settings(arguments)
     settings.pop("GPU_COUNT", None)
-    model = convert_weights.load_model(name, device, arguments.style, **settings)
+    model = load_model(name, device, arguments.style, **settings)
     if "DETECTION_MIN_CONFIDENCE" not in settings:
         least = 0.0 if model.config.DIALECT == "matterport" else 0.05
         model.config.DETECTION_MIN_CONFIDENCE = min(model.config.DETECTION_MIN_CONFIDENCE, least)

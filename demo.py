@@ -31,7 +31,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import convert_weights
 import runtime
 import stages
 import utils
@@ -42,6 +41,8 @@ from config import parse_settings
 from evaluation.results import to_results
 from model import MaskRCNN
 from video import Frame, Source
+from weights import load
+from weights.published import MODEL_NAMES, find_weights
 
 ROOT = Path(__file__).parent
 EXAMPLE = ROOT / "assets" / "coffee.jpg"
@@ -277,7 +278,7 @@ def choose(arguments: argparse.Namespace) -> None:
     """
     if arguments.model is None and not arguments.sources:
         try:
-            convert_weights.find_weights("coco")
+            find_weights("coco")
         except OSError as error:
             print(
                 f"{error}\n\nSo a small model shows what it can do, which this project trained from nothing and brings "
@@ -294,7 +295,7 @@ def load_model(arguments: argparse.Namespace) -> MaskRCNN:
     settings.setdefault("DETECTION_MIN_CONFIDENCE", 0.5)
     if arguments.threshold is not None:
         settings["DETECTION_MIN_CONFIDENCE"] = arguments.threshold
-    return convert_weights.load_model(arguments.model, arguments.device, arguments.style, **settings)
+    return load.load_model(arguments.model, arguments.device, arguments.style, **settings)
 
 
 def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Path:
@@ -326,9 +327,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: assets/coffee.jpg")
-    parser.add_argument(
-        "--model", help=f"a checkpoint, or one of {', '.join(convert_weights.MODEL_NAMES)}; default: coco"
-    )
+    parser.add_argument("--model", help=f"a checkpoint, or one of {', '.join(MODEL_NAMES)}; default: coco")
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")

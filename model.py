@@ -48,6 +48,7 @@ from training import checkpoints, loop
 from training.checkpoints import make_log_dir
 from training.loop import Progress
 from training.optimizer import SCHEDULES, Stage, schedule_learning_rate
+from weights.checkpoint import FORMAT, FORMAT_VERSION, is_backbone, read_checkpoint
 
 ############################################################
 #  Images In
@@ -260,7 +261,7 @@ class _Layer(nn.Module):
 class BatchNorm(nn.Module):
     """A batch norm, whose statistics are frozen unless `learns` is set; Conv folds frozen ones into its weights.
 
-    running_var includes the eps: what a source adds to the variance is added by convert_weights.py, in training here.
+    running_var includes the eps: what a source adds to the variance is added by weights/convert.py, in training here.
     """
 
     EPS, MOMENTUM = 1e-5, 0.1
@@ -1545,7 +1546,7 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
 #  Mask Scoring R-CNN
 ############################################################
 
-FORMAT, FORMAT_VERSION = "mask-scoring-rcnn", 1
+
 UNTRAINED = "untrained"  # the source of a model that no checkpoint was loaded into
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Settings that change what weights mean: a checkpoint and the model that it is loaded into must agree in them.
@@ -2441,37 +2442,6 @@ def _report(fitting: Mapping[str, Tensor], anew: Sequence[str], target: Mapping,
     ):
         if names:
             print(f"{title}: {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}")
-
-
-def read_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A checkpoint of ours, checked: format, version, settings, class names and finite weights.
-
-    Raises: FileNotFoundError; ValueError which says what is wrong.
-    """
-    name = "the checkpoint"
-    if not isinstance(checkpoint, Mapping):
-        name, checkpoint = str(checkpoint), utils.load_torch_file(checkpoint)
-    if not isinstance(checkpoint, Mapping) or checkpoint.get("format") != FORMAT:
-        raise ValueError(
-            f"{name} is not a checkpoint of this project; `python convert_weights.py SRC DST` makes one of those of "
-            "Matterport, the 2018 port, maskrcnn-benchmark, mmdetection and torchvision"
-        )
-    if checkpoint.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{name} has version {checkpoint.get('version')}; this code reads {FORMAT_VERSION}")
-    for key in ("config", "class_names", "category_ids", "source", "model"):
-        if key not in checkpoint:
-            raise ValueError(f"{name} lacks {key!r}; it was not written whole")
-    for key, tensor in checkpoint["model"].items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name}: {key} is {type(tensor).__name__}, not a tensor")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name}: {key} is not finite everywhere; the training diverged or the file is damaged")
-    return checkpoint
-
-
-def is_backbone(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has a backbone and nothing else."""
-    return all(name.startswith("backbone.") for name in checkpoint["model"])
 
 
 def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:

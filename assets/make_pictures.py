@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-import convert_weights
 import demo
 import stages
 import utils
@@ -26,6 +25,7 @@ import visualize
 from data.dataset import Dataset
 from model import MaskRCNN
 from samples import shapes
+from weights.load import load_model
 
 SAMPLE = 7
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=0.5, help="least class score of what is shown; default: 0.5")
     arguments = parser.parse_args(argv)
     try:
-        model = convert_weights.load_model(arguments.model, "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
+        model = load_model(arguments.model, "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
         if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
             raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
         dataset = shapes.make_dataset(model.config, "test", max(4, arguments.images))

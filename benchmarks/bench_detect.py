@@ -4,7 +4,7 @@
 
 A photograph of 640 x 480 at 800/1333 gives 100 detections with the deterministic weights of golden_weights.py: Mask
 R-CNN R-50 in torchvision's layout, which torchvision loads too, and Mask Scoring R-CNN R-50 in the paper's. Both go
-through convert_weights. torchvision runs in this process, with the same threads and image, before anything of ours,
+through weights.load. torchvision runs in this process, with the same threads and image, before anything of ours,
 as the C library is by default, and once more while that keeps freed memory, as ours makes it (runtime.keep_memory). Its
 results are compared with ours. Times are medians of whole calls; those of stages are means and include waiting for
 the device.
@@ -37,11 +37,11 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import convert_weights
 import runtime
 import utils
 from benchmarks import golden_weights, machine
 from model import MaskRCNN
+from weights.convert import convert
 
 try:
     import torchvision
@@ -65,9 +65,9 @@ def photograph() -> np.ndarray:
 
 
 def our_model(name: str, device: str) -> MaskRCNN:
-    """A model of golden_weights.py, through convert_weights."""
+    """A model of golden_weights.py, through weights.load."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = convert_weights.convert(golden_weights.write_checkpoint(name, folder))
+        checkpoint = convert(golden_weights.write_checkpoint(name, folder))
     return MaskRCNN.from_checkpoint(checkpoint, device)
 
 

@@ -39,7 +39,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import convert_weights
 import model
 import native
 import runtime
@@ -49,6 +48,7 @@ from config import Config
 from data.samples import Sample, collate
 from roialign import MaskCrops
 from training.optimizer import make_optimizer
+from weights.convert import convert
 
 try:
     import torchvision
@@ -179,7 +179,7 @@ def _ellipse(height: int, width: int) -> Tensor:
 def trained_weights() -> dict[str, Tensor]:
     """torchvision's Mask R-CNN R-50 of golden_weights.py, named as ours."""
     with tempfile.TemporaryDirectory() as folder:
-        return convert_weights.convert(golden_weights.write_checkpoint("p3_v1", folder))["model"]
+        return convert(golden_weights.write_checkpoint("p3_v1", folder))["model"]
 
 
 class Ours:

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from scipy import stats
 
-import convert_weights
 from benchmarks import machine
 from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
@@ -37,6 +36,7 @@ from evaluation.results import ground_truth
 from evaluation.stream import detect_dataset
 from model import MaskRCNN
 from samples import nucleus, shapes
+from weights.load import load_model
 
 SHAPES_IMAGES = 1000
 ON_OBJECT = 0.1
@@ -120,11 +120,11 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
     """
     settings = {"DETECTION_MIN_CONFIDENCE": 0.05}
     if arguments.data == "shapes":
-        model = convert_weights.load_model(name, arguments.device, **settings)
+        model = load_model(name, arguments.device, **settings)
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
     if arguments.dataset is None:
         raise ValueError("nuclei need --dataset, the folder of the data set")
-    model = convert_weights.load_model(name, arguments.device, **settings, **nucleus.INFERENCE_SETTINGS)
+    model = load_model(name, arguments.device, **settings, **nucleus.INFERENCE_SETTINGS)
     dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
     model.category_ids = dataset.category_ids  # the one class of the model, whatever its number
     return model, dataset, nucleus.MAX_DETS

@@ -20,11 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import convert_weights
 import native
 from benchmarks import machine, measure_gain
 from samples import shapes
 from training.checkpoints import find_last
+from weights.checkpoint import halved, save
+from weights.load import load_checkpoint, load_model
 
 RESULTS = native.ROOT / "benchmarks" / "results"
 COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation": "correlation on objects"}
@@ -55,11 +56,11 @@ def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[
     time_path, model_path = folder / f"seed-{seed}-training.json", folder / f"seed-{seed}.pth"
     if not time_path.is_file():
         start = time.monotonic()
-        checkpoint = convert_weights.load_checkpoint(train(seed, folder, settings))
-        convert_weights.save(convert_weights.halved(checkpoint), model_path)
+        checkpoint = load_checkpoint(train(seed, folder, settings))
+        save(halved(checkpoint), model_path)
         seconds = time.monotonic() - start  # of the last part, if it was interrupted
         machine.write_json({"training_s": seconds}, time_path)
-    model = convert_weights.load_model(model_path, "cpu")
+    model = load_model(model_path, "cpu")
     numbers = measure_gain.measure(model, shapes.make_dataset(model.config, "test", images), 100, samples)
     facts = {**json.loads(time_path.read_text()), "megabytes": model_path.stat().st_size / 1e6, **numbers}
     machine.write_json(facts, path)

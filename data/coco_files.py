@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
+from weights.download import download, safe_extract
 
 ############################################################
 #  Files of COCO
@@ -124,8 +125,8 @@ def download_coco(
         path = root / Path(archive.path).name
         if progress:
             print(f"{BASE_URL}{archive.path} ({archive.size / 1e9:.1f} GB) -> {root}")
-        utils.download(BASE_URL + archive.path, path, archive.sha256, progress)
-        utils.safe_extract(path, root, progress)
+        download(BASE_URL + archive.path, path, archive.sha256, progress)
+        safe_extract(path, root, progress)
         if not keep_zip:
             path.unlink()
             if progress:

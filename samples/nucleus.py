@@ -35,7 +35,6 @@ from PIL import Image
 from tqdm import tqdm
 
 import coco
-import convert_weights
 import runtime
 import utils
 import visualize
@@ -43,9 +42,14 @@ from cli import whole_number
 from config import Config, parse_settings
 from data.dataset import Instances
 from data.formats.coco import CocoDataset
-from model import MaskRCNN, is_backbone, read_checkpoint
+from model import MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
+from weights import load
+from weights.checkpoint import is_backbone, read_checkpoint
+from weights.convert import convert
+from weights.load import load_checkpoint
+from weights.published import find_weights
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
 VAL_SHARE = 0.1
@@ -411,10 +415,10 @@ def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -
         return model
     if name == "imagenet":
         config = NucleusConfig(**settings)
-        path = convert_weights.find_weights(name, config.BACKBONE, config.BACKBONE_STYLE)
-        checkpoint = convert_weights.convert(path)
+        path = find_weights(name, config.BACKBONE, config.BACKBONE_STYLE)
+        checkpoint = convert(path)
     else:
-        checkpoint = convert_weights.load_checkpoint(name)
+        checkpoint = load_checkpoint(name)
     return finetuned_model(checkpoint, logs, settings)
 
 
@@ -477,11 +481,11 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
 def load_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> MaskRCNN:
     """The model of a checkpoint, to look at whole images.
 
-    Raises: ValueError for a model of other classes; else as convert_weights.load_model.
+    Raises: ValueError for a model of other classes; else as weights.load.load_model.
     """
     name = arguments.model
     path = find_last(arguments.logs, NucleusConfig.NAME) if name == "last" else name
-    model = convert_weights.load_model(path, arguments.device, **{**INFERENCE_SETTINGS, **settings})
+    model = load.load_model(path, arguments.device, **{**INFERENCE_SETTINGS, **settings})
     if model.config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
         raise ValueError(
             f"--model {name} knows {utils.listed(model.class_names[1:], 3)}, not nuclei; training can start from it"

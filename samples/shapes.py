@@ -24,7 +24,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 import coco
-import convert_weights
 import runtime
 import utils
 import visualize
@@ -32,6 +31,7 @@ from config import Config, parse_settings
 from data.dataset import Dataset
 from model import MaskRCNN
 from training.checkpoints import find_last
+from weights import load
 
 CLASSES = ("square", "circle", "triangle", "star", "ring", "crescent", "cross")
 SUBSETS = ("train", "val", "test")
@@ -261,7 +261,7 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
 def load_model(arguments: argparse.Namespace, settings: dict) -> MaskRCNN:
     """The model of a checkpoint, with the settings that it was trained with and those that are given."""
     path = find_last(arguments.logs, ShapesConfig.NAME) if arguments.model == "last" else arguments.model
-    return convert_weights.load_model(path, arguments.device, **settings)
+    return load.load_model(path, arguments.device, **settings)
 
 
 def evaluate(arguments: argparse.Namespace, settings: dict) -> None:

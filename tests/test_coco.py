@@ -16,14 +16,16 @@ from test_model import TinyConfig
 from test_train_model import vars_of
 
 import coco
-import convert_weights
 import native
 import utils
 from config import Config
 from evaluation.results import ground_truth
-from model import MaskRCNN, read_checkpoint
+from model import MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
+from weights.checkpoint import read_checkpoint, save
+from weights.convert import _pixels
+from weights.published import IMAGENET, PUBLISHED
 
 DATA = native.ROOT.parent / "shared" / "data"
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
@@ -302,14 +304,14 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     stored["source"] = "imagenet"
-    convert_weights.save(stored, tmp_path / "backbone.pth")
+    save(stored, tmp_path / "backbone.pth")
     asked = []
 
     def find(*arguments):
         asked.append(arguments)
         return tmp_path / "backbone.pth"
 
-    monkeypatch.setattr(convert_weights, "find_weights", find)
+    monkeypatch.setattr("weights.published.find_weights", find)
     assert run("train", data, "--set", *SETTINGS) == 0
     assert asked == [("imagenet", "resnet18", "pytorch")]
     (((model, *_), _),) = started
@@ -324,7 +326,7 @@ def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs
     checkpoint = renamed(checkpoint, class_names=["BG", "car", "bicycle", "cow"])
     checkpoint["config"] = {**checkpoint["config"], "LEARNING_RATE": 7.0, "RPN_NMS_THRESHOLD": 0.61}
     path = tmp_path / "other.pth"
-    convert_weights.save(checkpoint, path)
+    save(checkpoint, path)
     assert run("train", data, "--model", str(path)) == 0
     (((model, *_), _),) = started
     own, theirs = model.box_head.class_logits.weight, checkpoint["model"]["box_head.class_logits.weight"]
@@ -369,11 +371,11 @@ def test_settings_come_from_the_strongest(data, logs):
 def test_named_configs_are_those_of_the_published_checkpoints(name):
     """A training of a configuration starts from weights that fit it, and gives what the published file has."""
     config = coco.CocoConfig(**coco.CONFIGS[name])
-    published = convert_weights.PUBLISHED[name]
+    published = PUBLISHED[name]
     assert (published.style, name.split("_")[-2]) == (config.BACKBONE_STYLE, config.SCHEDULE)
-    _, mean, std = convert_weights._pixels("", config.BACKBONE_STYLE)
+    _, mean, std = _pixels("", config.BACKBONE_STYLE)
     assert (mean, std) == (config.MEAN_PIXEL, config.STD_PIXEL)
-    assert (config.BACKBONE, config.BACKBONE_STYLE) in convert_weights.IMAGENET
+    assert (config.BACKBONE, config.BACKBONE_STYLE) in IMAGENET
     depth = {"r50": "resnet50", "r101": "resnet101"}
     short = "_".join(name.split("_")[2:-3]).replace("_caffe", "")
     assert depth.get(short, f"resnext101_{short.removeprefix('x101_')}") == config.BACKBONE
@@ -448,7 +450,7 @@ def test_a_model_of_other_categories_is_not_evaluated(data, logs, tmp_path, caps
         ({"class_names": ["BG", "person", "tank", "toothbrush"]}, "3 is 'tank', here 'car'"),
         ({"category_ids": [0, 31, 33, 35]}, "knows none of the data set's categories"),
     ):
-        convert_weights.save(renamed(checkpoint, **change), path)
+        save(renamed(checkpoint, **change), path)
         assert run("evaluate", data, "--model", str(path), "--output", str(tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
 
@@ -463,11 +465,11 @@ def test_class_scores_that_evaluation_asks_for(data, logs, tmp_path):
         (0.7, ["--set", "DETECTION_MIN_CONFIDENCE=0.3"], 0.3),
     ):
         checkpoint["config"] = {**checkpoint["config"], "DETECTION_MIN_CONFIDENCE": stored}
-        convert_weights.save(checkpoint, path)
+        save(checkpoint, path)
         model = coco.evaluated_model(parse("evaluate", "--model", str(path), *words), torch.device("cpu"))
         assert expected == model.config.DETECTION_MIN_CONFIDENCE
     checkpoint["config"] = {**checkpoint["config"], "DIALECT": "matterport"}
-    convert_weights.save({**checkpoint, "dialect": "matterport"}, path)
+    save({**checkpoint, "dialect": "matterport"}, path)
     assert coco.evaluated_model(parse("evaluate", "--model", str(path)), "cpu").config.DETECTION_MIN_CONFIDENCE == 0
 
 

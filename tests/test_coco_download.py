@@ -60,7 +60,7 @@ def server(monkeypatch):
     for name in ("http_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(utils, "BACKOFF", 0)
+    monkeypatch.setattr("weights.download.BACKOFF", 0)
     with FileServer(b"no such file") as file_server:
         monkeypatch.setattr("data.coco_files.BASE_URL", f"{file_server.root}/")
         for name, files in archives().items():

@@ -24,11 +24,15 @@ from torch.nn import functional as F
 
 import convert_weights
 import model
-import utils
 from benchmarks import golden_weights
 from config import Config
-from convert_weights import EMBEDDED, PUBLISHED, convert, find_weights, load_model, main
+from convert_weights import main
 from data.coco_files import COCO_CATEGORIES
+from weights.checkpoint import CHECKPOINT_KEYS
+from weights.convert import _eps, _expected, _style, convert, describe, read_class_names
+from weights.formats import FORMATS
+from weights.load import load_checkpoint, load_model
+from weights.published import _MMDET_URL, EMBEDDED, IMAGENET, PUBLISHED, cache_folder, find_weights
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]
@@ -42,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def light(monkeypatch):
     """Conversions leave tensors without memory as they are, for tests of names."""
-    monkeypatch.setattr(convert_weights, "_own", lambda tensor: tensor)
+    monkeypatch.setattr("weights.checkpoint._own", lambda tensor: tensor)
 
 
 def save(path, contents, **kwargs):
@@ -73,7 +77,7 @@ def converted(folder, name):
     path = golden_weights.write_checkpoint(name, folder)
     checkpoint = convert(path)
     path.unlink()
-    assert list(checkpoint) == list(convert_weights.CHECKPOINT_KEYS)
+    assert list(checkpoint) == list(CHECKPOINT_KEYS)
     assert re.search(rf", {path.name}, sha256 [0-9a-f]{{64}}$", checkpoint["source"])
     for tensor in checkpoint["model"].values():
         assert tensor.dtype == torch.float32
@@ -117,7 +121,7 @@ def test_what_the_tensors_tell(light, name, tmp_path):
     assert config.NAME == "coco"
     assert not config.MASKIOU_CLAMP
     assert checkpoint["dialect"] == config.DIALECT
-    expected = convert_weights._expected(config, only_backbone=False)
+    expected = _expected(config, only_backbone=False)
     assert {tensor: value.shape for tensor, value in checkpoint["model"].items()} == expected
     assert ((2, 4, 1) if name == "p3_v2" else (1, 0, 2)) == (
         config.RPN_CONVS,
@@ -230,7 +234,7 @@ def test_benchmark_and_torchvision_by_hand(name, folder):
 def test_checkpoints_load_safely(folder, tmp_path):
     checkpoint = converted(folder, "p3_v1")[1]
     path = tmp_path / "ours.pth"
-    convert_weights.save(checkpoint, path)
+    checkpoint.save(checkpoint, path)
     loaded = torch.load(path, weights_only=True)
     assert same(loaded.pop("model"), checkpoint["model"])
     assert loaded == {key: value for key, value in checkpoint.items() if key != "model"}
@@ -346,20 +350,20 @@ def test_torchvision_with_batch_norms_that_count(light, tmp_path):
     assert torch.equal(counting["model"][name], torch.full((64,), 0.25 + 1e-5, dtype=torch.float64).float())
 
 
-FORMAT_OF = {source.name: source for source in convert_weights.FORMATS}
+FORMAT_OF = {source.name: source for source in FORMATS}
 
 
 def test_eps_of_torchvision_follows_what_the_file_tells():
     """Frozen batch norms have eps 0 in the published ResNet-50 only; where nothing tells, it may be given."""
     published, usual = FORMAT_OF["torchvision"], ["x.num_batches_tracked"]
-    assert convert_weights._eps(published, [], "resnet50", None) == 0
-    assert convert_weights._eps(published, [], "resnet50", 1e-5) == 1e-5
-    assert convert_weights._eps(published, [], "resnet18", None) == 1e-5
-    assert convert_weights._eps(published, usual, "resnet50", None) == 1e-5
+    assert _eps(published, [], "resnet50", None) == 0
+    assert _eps(published, [], "resnet50", 1e-5) == 1e-5
+    assert _eps(published, [], "resnet18", None) == 1e-5
+    assert _eps(published, usual, "resnet50", None) == 1e-5
     with pytest.raises(ValueError, match="eps 0 contradicts the checkpoint, whose batch norms have 1e-05"):
-        convert_weights._eps(published, usual, "resnet50", 0.0)
+        _eps(published, usual, "resnet50", 0.0)
     with pytest.raises(ValueError, match="eps 0 contradicts"):
-        convert_weights._eps(FORMAT_OF["mmdet"], [], "resnet50", 0.0)
+        _eps(FORMAT_OF["mmdet"], [], "resnet50", 0.0)
 
 
 def test_half_precision_and_strided_sources(tmp_path):
@@ -593,16 +597,16 @@ def test_finetuned_torchvision(light, tmp_path):
 def test_class_files(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("\ufeff# my classes\ncat\n\n  hot dog \n# end\n", encoding="utf-8")
-    assert convert_weights.read_class_names(path) == ["cat", "hot dog"]
+    assert read_class_names(path) == ["cat", "hot dog"]
     for text, match in {"cat\ncat": "once.*cat", "# none": "it names none", "BG\ncat": "background is class 0"}.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=match):
-            convert_weights.read_class_names(path)
+            read_class_names(path)
     path.write_bytes(b"\xff\xfe\x00c")
     with pytest.raises(ValueError, match="UTF-8"):
-        convert_weights.read_class_names(path)
+        read_class_names(path)
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
-        convert_weights.read_class_names(tmp_path / "none.txt")
+        read_class_names(tmp_path / "none.txt")
 
 
 def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
@@ -620,7 +624,7 @@ def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
 def imagenet_state(backbone, classes=1000):
     """The state dict of torchvision's classifier, from our own backbone's shapes."""
     state = {}
-    for name, shape in convert_weights._expected(Config(BACKBONE=backbone), only_backbone=True).items():
+    for name, shape in _expected(Config(BACKBONE=backbone), only_backbone=True).items():
         theirs = name.removeprefix("backbone.").replace("stem.norm", "bn1").replace("stem", "conv1")
         theirs = re.sub(r"conv(\d)\.norm", r"bn\1", theirs)
         theirs = theirs.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
@@ -637,15 +641,15 @@ def test_imagenet(light, backbone, tmp_path):
     checkpoint = convert(save(tmp_path / "x.pth", imagenet_state(backbone)))
     config = Config.from_dict(checkpoint["config"])
     assert (config.BACKBONE, config.BACKBONE_STYLE, checkpoint["class_names"]) == (backbone, "pytorch", None)
-    expected = convert_weights._expected(config, only_backbone=True)
+    expected = _expected(config, only_backbone=True)
     assert {name: tensor.shape for name, tensor in checkpoint["model"].items()} == expected
     assert checkpoint["model"]["backbone.stem.norm.running_var"][0] == np.float32(1 + 1e-5)
     path = tmp_path / "ours.pth"
-    convert_weights.save(checkpoint, path)
+    checkpoint.save(checkpoint, path)
     assert same(convert(path)["model"], checkpoint["model"])
     with pytest.raises(ValueError, match="is a backbone alone"):
         load_model(path)
-    assert "the backbone alone" in convert_weights.describe(checkpoint)
+    assert "the backbone alone" in describe(checkpoint)
 
 
 def test_imagenet_of_caffe(light, tmp_path):
@@ -924,7 +928,7 @@ def test_ours_comes_back(ours, tmp_path):
     assert (checkpoint["class_names"], checkpoint["source"]) == (contents["class_names"], contents["source"])
     half = {**contents, "optimizer": {}, "model": {name: tensor.half() for name, tensor in contents["model"].items()}}
     checkpoint = convert(save(tmp_path / "half.pth", half), class_names=["a", "b"])
-    assert set(checkpoint) == set(convert_weights.CHECKPOINT_KEYS)
+    assert set(checkpoint) == set(CHECKPOINT_KEYS)
     assert all(tensor.dtype == torch.float32 for tensor in checkpoint["model"].values())
     assert checkpoint["class_names"] == ["BG", "a", "b"]
     assert (
@@ -965,14 +969,11 @@ def test_ours_that_is_wrong(ours, tmp_path):
 def test_published_table():
     assert PUBLISHED["coco"] is PUBLISHED["ms_rcnn_r101_caffe_fpn_2x_coco"]
     assert len({published.url for published in PUBLISHED.values()}) == 10
-    for published in (*PUBLISHED.values(), *convert_weights.IMAGENET.values()):
+    for published in (*PUBLISHED.values(), *IMAGENET.values()):
         assert published.url.startswith("https://")
         assert published.sha256 is None or published.url.endswith(f"-{published.sha256}.pth")
-        if published.url.startswith(convert_weights._MMDET_URL) and "x101" not in published.name:
-            assert (
-                convert_weights._style(Path(published.url), convert_weights.FORMATS[3], "resnet50", "", None)
-                == published.style
-            )
+        if published.url.startswith(_MMDET_URL) and "x101" not in published.name:
+            assert _style(Path(published.url), FORMATS[3], "resnet50", "", None) == published.style
 
 
 @pytest.fixture
@@ -991,7 +992,7 @@ def server(tmp_path, ours, monkeypatch):
         sha256 = hashlib.sha256(data).hexdigest()[:8]
         published = dataclasses.replace(PUBLISHED["torchvision"], url=url, sha256=sha256, style=None)
         monkeypatch.setitem(PUBLISHED, "torchvision", published)
-        monkeypatch.setattr(convert_weights, "MODELS", tmp_path / "models")
+        monkeypatch.setattr("weights.published.MODELS", tmp_path / "models")
         monkeypatch.setenv("MASKSCORING_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield folder
@@ -1025,7 +1026,7 @@ def test_offline(server, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(utils, "download", refuse)
+    monkeypatch.setattr("weights.download.download", refuse)
     with pytest.raises(FileNotFoundError) as caught:
         find_weights("torchvision")
     for text in ("no route to host", PUBLISHED["torchvision"].url, str(tmp_path / "models"), str(tmp_path / "cache")):
@@ -1050,13 +1051,13 @@ def test_names_that_are_none(tmp_path):
 def test_cache_folder(monkeypatch):
     monkeypatch.delenv("MASKSCORING_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert convert_weights.cache_folder() == Path("/x/mask-scoring-rcnn")
+    assert cache_folder() == Path("/x/mask-scoring-rcnn")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert convert_weights.cache_folder() == Path("~/.cache/mask-scoring-rcnn").expanduser()
+    assert cache_folder() == Path("~/.cache/mask-scoring-rcnn").expanduser()
 
 
 def test_imagenet_as_a_name(monkeypatch):
-    monkeypatch.setattr(convert_weights, "_fetch", lambda published: published.url)
+    monkeypatch.setattr("weights.published._fetch", lambda published: published.url)
     assert find_weights("imagenet", "resnet50", "pytorch").endswith("/resnet50-0676ba61.pth")
     assert find_weights("imagenet", "resnet18", "caffe").endswith("/resnet18-f37072fd.pth")  # no 1x1 to have a stride
     assert find_weights("imagenet", "resnet50", "caffe").endswith("/third_party/resnet50_msra-5891d200.pth")
@@ -1073,15 +1074,15 @@ def test_imagenet_as_a_name(monkeypatch):
 
 def test_the_style_of_a_published_checkpoint_is_known(monkeypatch):
     """A file in the cache may have any name, so the name of the model tells it; a wish is a wish."""
-    monkeypatch.setattr(convert_weights, "find_weights", lambda name: Path("cached.pth"))
-    monkeypatch.setattr(convert_weights, "convert", lambda *arguments: arguments)
+    monkeypatch.setattr("weights.published.find_weights", lambda name: Path("cached.pth"))
+    monkeypatch.setattr("weights.convert.convert", lambda *arguments: arguments)
     for name, style, expected in (
         ("ms_rcnn_r50_caffe_fpn_1x_coco", None, "caffe"),
         ("ms_rcnn_x101_32x4d_fpn_1x_coco", None, "pytorch"),
         ("ms_rcnn_r50_caffe_fpn_1x_coco", "pytorch", "pytorch"),
         ("mine.pth", None, None),
     ):
-        assert convert_weights.load_checkpoint(name, style, ["cell"]) == (Path("cached.pth"), expected, ["cell"])
+        assert load_checkpoint(name, style, ["cell"]) == (Path("cached.pth"), expected, ["cell"])
 
 
 def test_load_model_of_a_foreign_file(light, tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 from test_model import random_image, tiny_model
 
-import convert_weights
 import demo
 import utils
 import visualize
 from evaluation.results import to_results
 from video import Source
+from weights.load import load_model
+from weights.published import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_pictures_and_results(weights, photos, tmp_path, capsys):
 
 
 def test_boxes_are_cocos(weights):
-    model = convert_weights.load_model(weights, device="cpu")
+    model = load_model(weights, device="cpu")
     (result,) = model.detect([random_image(40, 60)], masks="rle")
     entries = demo.to_coco(result, 7, "x.png", model.category_ids)
     boxes, masks = to_results(result, 7, model.category_ids)
@@ -160,7 +161,7 @@ def test_save_json(weights, photos, tmp_path, capsys):
 
 
 def test_each_line_is_safe_at_once(weights, tmp_path):
-    model = convert_weights.load_model(weights, device="cpu")
+    model = load_model(weights, device="cpu")
     (result,) = model.detect([random_image(40, 60)], masks="rle")
     results = demo.Results(tmp_path / "lines.jsonl")
     for count in (1, 2):
@@ -247,7 +248,7 @@ def offline(monkeypatch):
     def fetch(published):
         raise FileNotFoundError(f"{published.name} is not on this machine; fetch http://x/y.pth")
 
-    monkeypatch.setattr(convert_weights, "_fetch", fetch)
+    monkeypatch.setattr("weights.published._fetch", fetch)
 
 
 def test_without_the_default_model_the_embedded_one_shows_what_it_can(offline, tmp_path, capsys):
@@ -269,11 +270,11 @@ def test_what_it_looks_at_by_default(weights, monkeypatch, tmp_path):
     arguments = ["--output", str(tmp_path / "out"), "--threshold", "0"]
     assert demo.main(["--model", str(weights), *arguments]) == 0
     assert (tmp_path / "out" / "coffee.jpg").exists()
-    monkeypatch.setitem(convert_weights.EMBEDDED, "shapes", weights)
+    monkeypatch.setitem(EMBEDDED, "shapes", weights)
     assert demo.main(["--model", "shapes", *arguments]) == 0
     assert (tmp_path / "out" / "shapes.jpg").exists()
     (tmp_path / "out" / "coffee.jpg").unlink()
     tiny_model(BACKBONE_STYLE="caffe").save(tmp_path / "coco.pth")
-    monkeypatch.setattr(convert_weights, "_fetch", lambda published: tmp_path / "coco.pth")
+    monkeypatch.setattr("weights.published._fetch", lambda published: tmp_path / "coco.pth")
     assert demo.main(arguments) == 0
     assert (tmp_path / "out" / "coffee.jpg").exists(), "with the model coco, which is there"

@@ -13,11 +13,11 @@ import skimage.data
 import torch
 from conftest import GOLDEN
 
-import convert_weights
 import model as modellib
 import utils
 from benchmarks import golden_weights
 from model import Images, MaskRCNN
+from weights.convert import convert
 
 PEERS = ["benchmark", "torchvision", "matterport"]
 MMDET = ["r50-caffe", "x101-32x4d"]
@@ -43,7 +43,7 @@ def model_of(tmp_path_factory):
     @functools.lru_cache(maxsize=1)
     def make(case: str) -> MaskRCNN:
         path = golden_weights.write_checkpoint(case, folder)
-        checkpoint = convert_weights.convert(path)
+        checkpoint = convert(path)
         path.unlink()
         overrides = {"DETECTION_MIN_CONFIDENCE": 0.0} if case == "matterport" else {}
         return MaskRCNN.from_checkpoint(checkpoint, device="cpu", **overrides)

@@ -18,6 +18,7 @@ import pytest
 from http_server import FileServer
 
 import utils
+from weights.download import download, safe_extract, sha256_of
 
 CONTENT = bytes(range(256)) * 1200 + b"the end"  # a few chunks
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -30,7 +31,7 @@ def plain_network(monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(utils, "BACKOFF", 0)
+    monkeypatch.setattr("weights.download.BACKOFF", 0)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def path(tmp_path) -> Path:
 
 
 def get(server, path, **options) -> Path:
-    return utils.download(server.url, path, **{"progress": False, **options})
+    return download(server.url, path, **{"progress": False, **options})
 
 
 def part_of(path) -> Path:
@@ -127,7 +128,7 @@ def test_attempts_end(server, path):
 
 def test_pauses_grow(server, path, monkeypatch):
     pauses = []
-    monkeypatch.setattr(utils, "BACKOFF", 1.0)
+    monkeypatch.setattr("weights.download.BACKOFF", 1.0)
     monkeypatch.setattr(utils.time, "sleep", pauses.append)
     server.statuses = [503] * 9
     with pytest.raises(ConnectionError, match="answered 503 Service Unavailable"):
@@ -211,11 +212,11 @@ def test_a_part_of_unknown_origin(server, path):
 
 def test_a_part_of_another_url(server, path):
     begin(server, path)
-    utils.download(f"{server.root}/mirror", path, progress=False)
+    download(f"{server.root}/mirror", path, progress=False)
     assert server.asked("Range") == [None]
     path.unlink()
     begin(server, path)
-    utils.download(f"{server.root}/mirror", path, HASH, progress=False)
+    download(f"{server.root}/mirror", path, HASH, progress=False)
     assert server.asked("Range") == [f"bytes={HALF}-"]
     assert server.asked("If-Range") == [None]
     assert path.read_bytes() == CONTENT
@@ -269,13 +270,13 @@ def test_a_web_page_is_no_file(server, path):
 @pytest.mark.parametrize("url", ["file:///etc/hosts", "ftp://host/file", "weights.pth", "http:///file", ""])
 def test_only_http(url, path):
     with pytest.raises(ValueError, match="url must begin with http:// or https://"):
-        utils.download(url, path)
+        download(url, path)
     assert list(path.parent.iterdir()) == []
 
 
 def test_arguments(server, path):
     with pytest.raises(ValueError, match=r"url must not have spaces.*quote"):
-        utils.download(f"{server.root}/my file", path)
+        download(f"{server.root}/my file", path)
     for sha256 in ("abc", "g" * 64, HASH + "0", ""):
         with pytest.raises(ValueError, match="sha256 must be 64 hex digits"):
             get(server, path, sha256=sha256)
@@ -299,7 +300,7 @@ def test_redirects(server, path):
 
 def test_a_proxy_is_used(server, path, monkeypatch):
     monkeypatch.setenv("http_proxy", server.root)
-    utils.download("http://example.invalid/file", path, progress=False)
+    download("http://example.invalid/file", path, progress=False)
     assert [asked for asked, _ in server.requests] == ["http://example.invalid/file"]
 
 
@@ -374,9 +375,9 @@ def test_a_killed_process_leaves_no_lock(server, path):
 
 def test_sha256_of(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert utils.sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(FileNotFoundError, match="nothing"):
-        utils.sha256_of(tmp_path / "nothing")
+        sha256_of(tmp_path / "nothing")
 
 
 ############################################################
@@ -399,7 +400,7 @@ def test_extract(tmp_path):
     out.mkdir()
     (out / "a.txt").write_bytes(b"old")
     (out / "mine.txt").write_bytes(b"mine")
-    assert utils.safe_extract(str(archive), str(out), progress=False) == out
+    assert safe_extract(str(archive), str(out), progress=False) == out
     files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert files == {
         "a.txt": b"A", "mine.txt": b"mine", "folder/sub/b.bin": CONTENT, "win/c.txt": b"C",
@@ -408,7 +409,7 @@ def test_extract(tmp_path):
 
 def test_extract_shows_a_bar(tmp_path, capsys):
     archive = make_zip(tmp_path / "x.zip", [("a.txt", b"A" * 1000)])
-    utils.safe_extract(archive, tmp_path / "new" / "out")
+    safe_extract(archive, tmp_path / "new" / "out")
     assert "x.zip: 100%" in capsys.readouterr().err
 
 
@@ -440,7 +441,7 @@ def info(name, mode) -> zipfile.ZipInfo:
 def test_extract_refuses(tmp_path, member, message):
     archive = make_zip(tmp_path / "x.zip", [("good.txt", b"good"), (member, b"/etc/hosts")])
     with pytest.raises(ValueError, match=message):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
     assert names(tmp_path) == {"x.zip"}  # not even the good file, nor the folder
 
 
@@ -450,7 +451,7 @@ def test_extract_does_not_follow_a_link_that_is_there(tmp_path):
     (tmp_path / "out" / "a").symlink_to(tmp_path / "outside")
     archive = make_zip(tmp_path / "x.zip", [("a/sub/evil", b"!")])
     with pytest.raises(ValueError, match="leads out of"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
     assert names(tmp_path / "outside") == set()
 
 
@@ -458,17 +459,17 @@ def test_extract_replaces_a_link_instead_of_writing_through_it(tmp_path):
     (tmp_path / "outside").write_bytes(b"outside")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").symlink_to(tmp_path / "outside")
-    utils.safe_extract(make_zip(tmp_path / "x.zip", [("a", b"!")]), tmp_path / "out", progress=False)
+    safe_extract(make_zip(tmp_path / "x.zip", [("a", b"!")]), tmp_path / "out", progress=False)
     assert (tmp_path / "outside").read_bytes() == b"outside"
     assert (tmp_path / "out" / "a").read_bytes() == b"!"
 
 
 def test_extract_refuses_a_bomb(tmp_path, monkeypatch):
     archive = make_zip(tmp_path / "x.zip", [("zeros", bytes(10**6))])
-    utils.safe_extract(archive, tmp_path / "small", progress=False)  # so little is no danger
-    monkeypatch.setattr(utils, "ZIP_SMALL", 1000)
+    safe_extract(archive, tmp_path / "small", progress=False)  # so little is no danger
+    monkeypatch.setattr("weights.download.ZIP_SMALL", 1000)
     with pytest.raises(ValueError, match=r"would unpack to 1,000,000, more than 200 times as much: a zip bomb"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -478,7 +479,7 @@ def test_extract_writes_no_more_than_declared(tmp_path):
     raw = archive.read_bytes().replace((10**6).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     archive.write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
     assert names(tmp_path / "out") == set()
 
 
@@ -486,15 +487,15 @@ def test_extract_looks_at_the_room_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(utils.shutil, "disk_usage", lambda _: type("", (), {"free": 5}))
     archive = make_zip(tmp_path / "x.zip", [("a", b"123456")])
     with pytest.raises(OSError, match="unpacks to 6 bytes, more than the disk"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
 
 
 def test_extract_of_what_is_no_archive(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"zip_path .*none\.zip is no file"):
-        utils.safe_extract(tmp_path / "none.zip", tmp_path)
+        safe_extract(tmp_path / "none.zip", tmp_path)
     (tmp_path / "x.zip").write_bytes(b"<html>")
     with pytest.raises(ValueError, match="damaged or no zip archive"):
-        utils.safe_extract(tmp_path / "x.zip", tmp_path)
+        safe_extract(tmp_path / "x.zip", tmp_path)
 
 
 def test_extract_of_a_damaged_file(tmp_path):
@@ -503,7 +504,7 @@ def test_extract_of_a_damaged_file(tmp_path):
     raw[500] ^= 1
     archive.write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)
     assert names(tmp_path / "out") == set()
 
 
@@ -513,4 +514,4 @@ def test_extract_of_an_encrypted_archive(tmp_path):
     raw[raw.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
     archive.write_bytes(raw)
     with pytest.raises(ValueError, match="encrypted"):
-        utils.safe_extract(archive, tmp_path / "out", progress=False)
+        safe_extract(archive, tmp_path / "out", progress=False)

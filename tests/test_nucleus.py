@@ -20,17 +20,18 @@ from test_layout import ROOT
 from test_shapes import TINY
 
 import coco
-import convert_weights
 import utils
 from benchmarks import measure_gain
 from config import Config
 from data.dataset import Dataset
 from data.samples import TrainingData
 from evaluation.results import ground_truth
-from model import MaskRCNN, read_checkpoint
+from model import MaskRCNN
 from samples import nucleus
 from training.checkpoints import find_last
 from training.loop import Progress
+from weights.checkpoint import read_checkpoint, save
+from weights.load import load_model
 
 DATA = ROOT.parent / "shared" / "data" / "nuclei"
 SETTINGS = {
@@ -568,7 +569,7 @@ def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
 def test_what_is_more_likely_no_nucleus_is_not_shown(weights, tmp_path):
     checkpoint = read_checkpoint(weights)
     bias = {"box_head.class_logits.bias": torch.tensor([1.0, 0.0])}
-    convert_weights.save({**checkpoint, "model": {**checkpoint["model"], **bias}}, tmp_path / "doubtful.pth")
+    save({**checkpoint, "model": {**checkpoint["model"], **bias}}, tmp_path / "doubtful.pth")
     Image.fromarray(picture(0)[0]).save(tmp_path / "cell.png")
     command = ["detect", "--dataset", str(tmp_path / "cell.png"), "--model", str(tmp_path / "doubtful.pth")]
     command += ["--device", "cpu", "--output", str(tmp_path / "out")]
@@ -733,8 +734,8 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     path, asked = tmp_path / "backbone.pth", []
-    convert_weights.save(stored, path)
-    monkeypatch.setattr(convert_weights, "find_weights", lambda *names: asked.append(names) or path)
+    save(stored, path)
+    monkeypatch.setattr("weights.published.find_weights", lambda *names: asked.append(names) or path)
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
     assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0
     ((model, *_), _), _ = calls.all
@@ -820,7 +821,7 @@ LITE = DATA.parent / "nuclei_lite"
 @pytest.mark.skipif(not LITE.is_dir(), reason="the data of ../shared is not here")
 def test_the_embedded_model_finds_nuclei_that_it_has_not_seen(capsys):
     """On the small part of the subset val; README has the numbers of all of it."""
-    model = convert_weights.load_model("nuclei", "cpu")
+    model = load_model("nuclei", "cpu")
     assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
     numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(LITE, "val"), verbose=False)
     assert numbers["images"] == 12

@@ -7,6 +7,7 @@ import pytest
 
 import native
 from benchmarks import ablations, measure_gain
+from weights.published import PUBLISHED, cache_folder
 
 README = (native.ROOT / "README.md").read_text()
 
@@ -67,12 +68,11 @@ def test_detection_speed_is_the_committed_result():
 
 
 def test_every_published_name_is_in_the_table():
-    import convert_weights
 
-    for name in convert_weights.PUBLISHED:
+    for name in PUBLISHED:
         stem = re.sub(r"_[12]x_coco$", "", name)
         assert f"`{name}`" in README or f"`{stem}_" in README, name
-    assert "mask-scoring-rcnn" in str(convert_weights.cache_folder())
+    assert "mask-scoring-rcnn" in str(cache_folder())
 
 
 def test_training_speed_is_the_committed_result():

@@ -12,10 +12,10 @@ from PIL import Image
 from test_layout import ROOT
 
 import coco
-import convert_weights
 from model import MaskRCNN
 from samples import shapes
 from training.loop import Progress
+from weights.load import load_model
 
 TINY = {
     "BACKBONE_WIDTH": 0.0625, "TOP_DOWN_PYRAMID_SIZE": 8, "RPN_CHANNELS": 8, "FPN_CLASSIF_FC_LAYERS_SIZE": 8,
@@ -261,7 +261,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
 
 def test_the_embedded_model_finds_shapes_that_it_has_not_seen():
     """On a few images of the subset test; README has the numbers of many."""
-    model = convert_weights.load_model("shapes", "cpu")
+    model = load_model("shapes", "cpu")
     numbers = coco.evaluate_dataset(model, shapes.make_dataset(model.config, "test", 40), verbose=False)
     assert numbers["mask AP"] > 0.35
     assert numbers["mask AP50"] > 0.5

@@ -20,13 +20,14 @@ from conftest import GOLDEN
 from test_targets import NO_CROWDS, make_targets
 from torch import Tensor
 
-import convert_weights
 import model as modellib
 import utils
 from benchmarks import golden_weights
 from config import REFERENCE_TRAINING, Config
 from model import Images, MaskRCNN
 from training.optimizer import make_optimizer, set_learning_rate
+from weights.convert import _target, convert
+from weights.formats import _MMDET
 
 PHOTO = Path(__file__).parent.parent.parent / "shared" / "golden" / "mmdet" / "img1.jpg"
 needs_photo = pytest.mark.skipif(not PHOTO.is_file(), reason=f"{PHOTO} is not published with the project")
@@ -474,7 +475,7 @@ class Network:
     def __init__(self, folder: Path) -> None:
         path = golden_weights.write_checkpoint("r50-caffe", folder)
         settings = {**REFERENCE_TRAINING, "IMAGE_MIN_DIM": 400, "IMAGE_MAX_DIM": 667}
-        self.model = MaskRCNN.from_checkpoint(convert_weights.convert(path), device="cpu", **settings)
+        self.model = MaskRCNN.from_checkpoint(convert(path), device="cpu", **settings)
         path.unlink()
         self.model.set_trainable("all")
         image, config = utils.read_image(PHOTO), self.model.config
@@ -526,7 +527,7 @@ def gradients_of(loss: Tensor, sources: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def our_name(name: str) -> str:
-    return convert_weights._target(convert_weights._MMDET, name)
+    return _target(_MMDET, name)
 
 
 @needs_photo

@@ -15,9 +15,7 @@ from test_convert_weights import imagenet_state
 from test_model import TinyConfig, tiny_model
 from torch import nn
 
-import convert_weights
 import model as modellib
-import utils
 from config import Config
 from data.dataset import Dataset
 from data.loader import make_loader
@@ -25,6 +23,8 @@ from data.samples import TrainingData
 from model import BatchNorm, Conv, MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
+from weights.convert import convert
+from weights.torch_files import load_torch_file
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
 
@@ -147,7 +147,7 @@ def test_from_nothing_everything_learns_and_from_weights_the_first_stage_stays(t
     assert "backbone.stem.weight" in model.set_trainable("all")
     assert model.backbone.stem.norm.learns
     model.save(tmp_path / "weights.pth")
-    checkpoint = utils.load_torch_file(tmp_path / "weights.pth")
+    checkpoint = load_torch_file(tmp_path / "weights.pth")
     model.load_weights({**checkpoint, "source": "a file"})
     assert not any(name.startswith(("backbone.stem", "backbone.layer1.")) for name in model.set_trainable("all"))
     assert not model.backbone.layer4[0].conv1.norm.learns
@@ -431,7 +431,7 @@ def run_program(logs, images: int, epochs: int, processes: int = 1) -> dict[str,
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return utils.load_torch_file(find_last(logs, "tiny"))
+    return load_torch_file(find_last(logs, "tiny"))
 
 
 def losses_in(folder) -> list[dict[str, float]]:
@@ -488,7 +488,7 @@ def test_evaluation_decides_the_best(tmp_path):
     values = iter([0.5, 0.9, 0.1])
     model = untrained(tmp_path)
     train(model, 3, evaluate=lambda evaluated: {"mask AP": next(values), "training": float(evaluated.training)})
-    best = utils.load_torch_file(model.log_dir / "mask_rcnn_tiny_best.pth")
+    best = load_torch_file(model.log_dir / "mask_rcnn_tiny_best.pth")
     assert best["training"]["epoch"] == 2
     records = [json.loads(line) for line in (model.log_dir / "metrics.jsonl").read_text().splitlines()]
     assert [record["training"] for record in records if record["kind"] == "eval"] == [0.0, 0.0, 0.0]
@@ -530,7 +530,7 @@ def _note_total(totals: list[float], event: str, progress: Progress) -> None:
 
 def test_a_backbone_of_imagenet_starts_a_training(tmp_path):
     torch.save(imagenet_state("resnet18"), tmp_path / "backbone.pth")
-    checkpoint = convert_weights.convert(tmp_path / "backbone.pth")
+    checkpoint = convert(tmp_path / "backbone.pth")
     model = MaskRCNN(Config(BACKBONE="resnet18", NUM_CLASSES=3))
     before = model.fpn.output[0].weight.clone()
     model.load_weights(checkpoint, by_name=True)

@@ -1,0 +1,752 @@
+"""Any published checkpoint of the family -> ours.
+
+A source is recognised by what is in it, never by its suffix:
+
+    keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
+    benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
+    torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
+
+The network has one canonical form (model.py). What a source does differently and can be made equal in the weights, is:
+names (one table a format), class order, row order, colour order, batch norm. The rest is the dialect, which the
+checkpoint names. Every tensor of a source is mapped or on its format's list of what is dropped, and every tensor of the
+model comes from the source, in the right shape: otherwise a ValueError lists the names, and nothing is written.
+
+Files are data: torch.load(weights_only=True), and objects other than tensors and plain containers are not even built.
+
+    K classes, 0 is background   A anchors of a cell   rows of deltas are (dy, dx, dh, dw)
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+import utils
+from config import BACKBONES, DIALECTS, Config
+from data.coco_files import COCO_CATEGORIES
+from model import MaskRCNN
+
+from .checkpoint import CHECKPOINT_KEYS, FORMAT, FORMAT_VERSION, is_backbone, make_checkpoint
+from .download import sha256_of
+from .formats import FORMATS, LEAVES, NORM, REFUSED, STYLES, Format, Table
+from .torch_files import file_kind, load_torch_file
+
+############################################################
+#  Reading files
+############################################################
+
+
+def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a Keras HDF5 file as torch has them, and what else lies in the file.
+
+    Returns: {"<layer>.<leaf>": tensor}; [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one.
+    Raises: ValueError for HDF5 that is damaged or not Keras weights.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            others = [f"{name} (of model.save)" for name in file if root is not file and name != "model_weights"]
+            layers = _attribute(root, "layer_names")
+            if not layers:
+                shown = ", ".join(list(file)[:5])
+                raise ValueError(
+                    f"{path} is HDF5, but not Keras weights: no layer_names, but {shown}; is it of Keras 3?"
+                )
+            for layer in layers:
+                for weight in _attribute(root[layer], "weight_names"):
+                    name = _keras_name(layer, weight)
+                    if name in tensors:
+                        raise ValueError(f"{path} has two weights {name}, the second in group {layer}")
+                    tensors[name] = _from_keras(path, root[layer][weight])
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is truncated or damaged; fetch it again: {error}") from None
+    return tensors, others
+
+
+def _attribute(group: h5py.Group, name: str) -> list[str]:
+    """A list of names, bytes or str, split into name0, name1, ... where HDF5's limit of 64 KB made Keras do so."""
+    parts = [group.attrs[name]] if name in group.attrs else []
+    while f"{name}{len(parts)}" in group.attrs:
+        parts.append(group.attrs[f"{name}{len(parts)}"])
+    values = [value for part in parts for value in np.asarray(part).ravel().tolist()]
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+
+def _keras_name(layer: str, weight: str) -> str:
+    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight knows its layer."""
+    *scopes, leaf = weight.split(":")[0].split("/")
+    if layer == "rpn_model" and scopes:
+        layer = re.sub(r"_\d+$", "", scopes[-1])
+    return f"{layer}.{leaf}"
+
+
+def _from_keras(path: Path, dataset: h5py.Dataset) -> Tensor:
+    if dataset.dtype.kind != "f":
+        raise ValueError(f"{path}: {dataset.name} holds {dataset.dtype}, where weights are floating")
+    tensor = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
+    if tensor.dim() == 4:
+        return tensor.permute(3, 2, 0, 1)
+    return tensor.T if tensor.dim() == 2 else tensor
+
+
+def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights among a file's contents, and the names of what lies beside them.
+
+    Raises: ValueError if there are none.
+    """
+    others: list[str] = []
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(contents.get(key), Mapping):
+            others = [str(name) for name in contents if name != key]
+            contents = contents[key]
+            break
+    tensors = {str(name): value for name, value in contents.items()}
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    wrong = [f"{name} is a {type(value).__name__}" for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if not tensors or wrong:
+        raise ValueError(
+            f"{path} has no state dict: a dict of tensors, alone or under state_dict, model or model_state_dict; "
+            f"{utils.listed(wrong) or 'it is empty'}"
+        )
+    return tensors, others
+
+
+############################################################
+#  Names
+############################################################
+
+
+def _recognise(path: Path, names: Iterable[str], kind: str) -> Format:
+    """The format whose signs are among the names.
+
+    Raises: ValueError for none, and for formats that must not be misread.
+    """
+    names = list(names)
+    for candidate in FORMATS:
+        if (candidate.name == "keras") == (kind == "hdf5") and any(name.startswith(candidate.signs) for name in names):
+            return candidate
+    for sign, reason in REFUSED.items():
+        if any(name.startswith(sign) for name in names):
+            raise ValueError(
+                f"{path} is not converted: {reason}. (It has {next(n for n in names if n.startswith(sign))}.)"
+            )
+    looked_for = "; ".join(f"{candidate.name}: {' or '.join(candidate.signs)}..." for candidate in FORMATS)
+    raise ValueError(
+        f"{path} is of no known format. Looked for names as {looked_for}. It has {utils.listed(names, 10)}"
+    )
+
+
+def _rename(
+    path: Path, source: Format, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str], list[str], list[str]]:
+    """Give tensors our names.
+
+    Returns: tensors by our name, {our name: the source's name}, names dropped on purpose, names of no use.
+    Raises: ValueError for two tensors of one name.
+    """
+    renamed: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    dropped, left = [], []
+    for name, tensor in tensors.items():
+        target = _target(source.table, name)
+        if name.endswith(".num_batches_tracked") or any(
+            name == rule or _pattern(rule).match(name) for rule in source.dropped
+        ):
+            dropped.append(name)
+        elif target is None:
+            left.append(name)
+        elif target in renamed:
+            raise ValueError(f"{path}: {name} and {origin[target]} are both {target}")
+        else:
+            renamed[target], origin[target] = tensor, name
+    return renamed, origin, dropped, left
+
+
+def _target(table: Table, name: str) -> str | None:
+    """Our name of a source's tensor, or None."""
+    for rule, template in table:
+        found = _pattern(rule).fullmatch(name)
+        if found and found["leaf"] in LEAVES:
+            numbers = iter([int(text) if text.isdigit() else ord(text) - ord("a") for text in found.groups()[:-1]])
+            target = re.sub(r"#([+-]\d)?", functools.partial(_shifted, numbers), template)
+            return target + LEAVES[found["leaf"]]
+    return None
+
+
+def _shifted(numbers: Iterable[int], match: re.Match) -> str:
+    return str(next(numbers) + int(match[1] or 0))
+
+
+@functools.cache
+def _pattern(rule: str) -> re.Pattern:
+    text = re.escape(rule).replace(r"\#", r"(\d+)").replace("@", "([a-z])")
+    return re.compile(text + r"(?P<leaf>\w+)")
+
+
+def _check_names(path: Path, source: Format, got: set[str], expected: Iterable[str], left: list[str], origin) -> None:
+    """Nothing is missing, nothing is left over.
+
+    Raises: ValueError that lists the names.
+    """
+    expected = set(expected)
+    must = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
+    normed = {name.rsplit(".norm.", 1)[0] for name in got if ".norm." in name}
+    normed |= {module for module in must if module.startswith(source.normed)}
+    biases = {f"{module}.bias" for module in normed}  # may be there, and come from the batch norm in any case
+    wanted = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
+    missing = sorted(wanted - got - biases)
+    left = left + [origin[name] for name in sorted(got - wanted - biases)]
+    problems = [f"missing {len(missing)} (our names): {utils.listed(missing)}"] if missing else []
+    problems += [f"left over {len(left)}: {utils.listed(left)}"] if left else []
+    if problems:
+        raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """Every tensor is floating, of a sensible rank and finite.
+
+    Raises: ValueError that names the tensor.
+    """
+    for name, tensor in tensors.items():
+        shown = f"{path}: tensor {origin.get(name, name)}"
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise ValueError(f"{shown} is {tensor.dtype}, {tensor.layout}, where weights are dense and floating")
+        if tensor.numel() == 0:
+            raise ValueError(f"{shown} has shape {list(tensor.shape)} and so no numbers")
+        is_matrix = name.endswith(".weight") and not name.endswith(".norm.weight")
+        if (tensor.dim() < 2) if is_matrix else (tensor.dim() != 1):
+            expected = "two dimensions or more" if is_matrix else "one dimension"
+            raise ValueError(f"{shown} has shape {list(tensor.shape)}, expected {expected}")
+        bad = int((~torch.isfinite(tensor)).sum()) if not torch.isfinite(tensor.sum()) else 0
+        if bad:
+            raise ValueError(f"{shown} has {bad} of {tensor.numel()} values that are NaN or infinite")
+        if name.endswith(".running_var") and float(tensor.min()) < 0:
+            raise ValueError(f"{shown} is a variance and has negative values, down to {float(tensor.min()):g}")
+
+
+def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origin: Mapping[str, str], raw) -> None:
+    wrong = []
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            source = origin.get(name, name)
+            was = list(raw[source].shape) if source in raw else None
+            before = f", in the file {was}" if was and was != list(tensors[name].shape) else ""
+            wrong.append(f"{source} -> {name}: got {list(tensors[name].shape)}{before}, expected {list(shape)}")
+    if wrong:
+        raise ValueError(f"{path} has {len(wrong)} tensors of another shape. {utils.listed(wrong)}")
+
+
+############################################################
+#  Folds
+############################################################
+
+
+def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool) -> list[str]:
+    """Bring renamed tensors into the canonical form, in place, and say what was done.
+
+    Raises: ValueError for shapes that cannot be what their names say.
+    """
+    notes = _fold_norms(tensors, eps)
+    for name in [name for name in tensors if name.startswith("box_head.fcs.") and tensors[name].dim() == 4]:
+        tensors[name] = tensors[name].flatten(1)  # a convolution over the whole RoI: [out, (channel, y, x)]
+    if bgr and "backbone.stem.weight" in tensors:
+        tensors["backbone.stem.weight"] = tensors["backbone.stem.weight"].flip(1)
+        notes.append("the first convolution from BGR to RGB")
+    if source.pairs:
+        notes.append("pairs of objectness logits into their difference")
+        _change(tensors, "rpn.objectness", 2, foreground_minus_background)
+    if source.xyxy:
+        notes.append("anchors to tall first, rows of deltas from (dx, dy, dw, dh) to (dy, dx, dh, dw)")
+        _change(tensors, "rpn.objectness", 1, lambda rows: rows.flip(0))
+        _change(tensors, "rpn.deltas", 4, lambda rows: swap_xy(rows).flip(0))
+        _change(tensors, "box_head.box_deltas", 4, swap_xy)
+    if source.background_last:
+        notes.append("background from last to first, with zeros where it had no row")
+        _change(tensors, "box_head.class_logits", 1, lambda rows: rows.roll(1, 0))
+        for module in ("box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious"):
+            _change(tensors, module, 4 if module.endswith("deltas") else 1, prepend_zeros)
+    return notes
+
+
+def _change(tensors: dict[str, Tensor], module: str, group: int, change: Callable[[Tensor], Tensor]) -> None:
+    """Apply a change to a layer's rows, weight and bias, seen as [rows / group, group, ...]."""
+    for name in (f"{module}.weight", f"{module}.bias"):
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        if len(tensor) % group:
+            raise ValueError(f"{name}, in our names, has {len(tensor)} rows; expected a multiple of {group}")
+        changed = change(tensor.reshape(-1, group, *tensor.shape[1:]))
+        tensors[name] = changed.reshape(-1, *tensor.shape[1:])
+
+
+def foreground_minus_background(pairs: Tensor) -> Tensor:
+    """[A, (background, foreground), ...] -> [A, ...]: softmax over two logits is the sigmoid of their difference."""
+    return (pairs[:, 1].double() - pairs[:, 0].double()).float()
+
+
+def swap_xy(rows: Tensor) -> Tensor:
+    """[N, (dx, dy, dw, dh), ...] -> [N, (dy, dx, dh, dw), ...]."""
+    return rows[:, [1, 0, 3, 2]]
+
+
+def prepend_zeros(rows: Tensor) -> Tensor:
+    """[K - 1, ...] -> [K, ...], zeros for the background."""
+    return torch.cat([torch.zeros_like(rows[:1]), rows])
+
+
+def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
+    """Backbone: our frozen batch norm has eps 0 and no convolution bias in front. Elsewhere there is none at all."""
+    counts: Counter = Counter()
+    for module in [name.removesuffix(".norm.weight") for name in tensors if name.endswith(".norm.weight")]:
+        weight, bias = tensors[f"{module}.weight"], tensors.get(f"{module}.bias")
+        norm = [tensors[f"{module}.norm.{leaf}"] for leaf in NORM]
+        for leaf, vector in zip((*NORM, "bias"), (*norm, norm[0] if bias is None else bias), strict=True):
+            if len(vector) != len(weight):
+                raise ValueError(
+                    f"{module}.norm, in our names, has {len(vector)} numbers in {leaf} for {len(weight)} channels"
+                )
+        if not module.startswith("backbone."):
+            tensors[f"{module}.weight"], tensors[f"{module}.bias"] = fold_norm(weight, bias, *norm, eps)
+            for leaf in NORM:
+                del tensors[f"{module}.norm.{leaf}"]
+            counts["{} batch norms into the convolutions and fully connected layers before them"] += 1
+            continue
+        if eps:
+            tensors[f"{module}.norm.running_var"] = (norm[3].double() + eps).float()
+            counts[f"eps {eps:g} of {{}} batch norms of the backbone into the variance"] += 1
+        if bias is not None:
+            tensors[f"{module}.norm.running_mean"] = (norm[2].double() - bias.double()).float()
+            del tensors[f"{module}.bias"]
+            counts["{} biases of the backbone into the mean of the batch norm that follows"] += 1
+        if float(tensors[f"{module}.norm.running_var"].min()) <= 0:
+            raise ValueError(f"{module}.norm.running_var, in our names, has zeros, by whose root it divides")
+    return [what.format(count) for what, count in counts.items()]
+
+
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one layer that computes what a layer and the batch norm after it do.
+
+    weight: [out, ...]. bias: [out] or None. scale, shift, mean, var: [out] of the batch norm.
+
+    Returns: weight and bias, float32, computed in float64.
+    """
+    factor = scale.double() / (var.double() + eps).sqrt()  # [out]
+    start = -mean.double() if bias is None else bias.double() - mean.double()
+    folded = weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    return folded.float(), (shift.double() + start * factor).float()
+
+
+############################################################
+#  What the tensors tell
+############################################################
+
+_BLOCKS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+}
+
+
+def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
+    """Name of the backbone, from its blocks and the groups of its 3x3 convolutions."""
+    blocks = Counter(found[0] for name in shapes if (found := re.match(r"backbone\.layer(\d)\.\d+\.", name)))
+    counts = tuple(
+        sum(block.startswith(f"backbone.layer{stage}.") and n > 2 for block, n in blocks.items())
+        for stage in (1, 2, 3, 4)
+    )
+    kind = "bottleneck" if any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes) else "basic"
+    name = _BLOCKS.get((kind, counts))
+    width = _common(shapes, 64, (r"backbone\.layer1\.\d+\.conv2\.weight", 0))
+    part = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
+    groups = width // max(part, 1)
+    if groups > 1:
+        name = f"resnext101_{groups}x{part}d" if name == "resnet101" else None
+    if name not in BACKBONES:
+        raise ValueError(
+            f"{path} has a backbone of {counts} {kind} blocks with 3x3 convolutions of {width} channels in {groups} "
+            f"groups, which is none of {', '.join(BACKBONES)}"
+        )
+    return name
+
+
+def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str, int]) -> int:
+    """The size that most of the named tensors have, each along its dimension: one wrong tensor does not decide."""
+    sizes = [
+        shape[dim]
+        for pattern, dim in where
+        for name, shape in shapes.items()
+        if len(shape) > dim and re.fullmatch(pattern, name)
+    ]
+    return Counter(sizes).most_common(1)[0][0] if sizes else default
+
+
+def _count(shapes: Mapping[str, Sequence[int]], module: str) -> int:
+    """Layers of a module list: its largest index, plus 1."""
+    found = [int(text[1]) for name in shapes if (text := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
+    return max(found, default=-1) + 1
+
+
+def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Settings of Config that the shapes of renamed, not yet folded tensors tell."""
+    settings = {"DIALECT": source.dialect, "BACKBONE": _backbone(path, shapes), "MASKIOU_CLAMP": False}
+    if source.name == "imagenet":
+        return settings
+    box, mask, iou = r"box_head\.", r"mask_head\.", r"maskiou_head\."
+    iou_head = any(name.startswith("maskiou_head.") for name in shapes)
+    maskiou = {
+        "MASKIOU_HEAD_CHANNELS": _common(shapes, 256, (iou + r"convs\.\d\.weight", 0)),
+        "MASKIOU_FC_LAYERS_SIZE": _common(shapes, 1024, (iou + r"fcs\.\d\.weight", 0), (iou + r"maskious\.weight", 1)),
+    }
+    return {
+        **settings,
+        "TOP_DOWN_PYRAMID_SIZE": _common(shapes, 256, (r"fpn\.\w+\.\d\.weight", 0)),
+        "RPN_CONVS": _count(shapes, "rpn.convs") or 1,
+        "RPN_CHANNELS": _common(shapes, 256, (r"rpn\.convs\.\d\.weight", 0), (r"rpn\.(objectness|deltas)\.weight", 1)),
+        "BOX_HEAD_CONVS": _count(shapes, "box_head.convs"),
+        "BOX_HEAD_FC_LAYERS": _count(shapes, "box_head.fcs") or 1,
+        "FPN_CLASSIF_FC_LAYERS_SIZE": _common(
+            shapes, 1024, (box + r"fcs\.\d\.weight", 0), (box + r"(class_logits|box_deltas)\.weight", 1)
+        ),
+        "MASK_HEAD_CONVS": _count(shapes, "mask_head.convs") or 1,
+        "MASK_HEAD_CHANNELS": _common(
+            shapes, 256, (mask + r"convs\.\d\.weight", 0), (mask + r"mask_logits\.weight", 1)
+        ),
+        "USE_MASKIOU_HEAD": iou_head,
+        **(maskiou if iou_head else {}),
+        "NUM_CLASSES": _num_classes(path, source, shapes),
+    }
+
+
+def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
+    rows = {
+        name: shapes[f"{name}.weight"][0]
+        for name in ("box_head.class_logits", "mask_head.mask_logits", "box_head.box_deltas", "maskiou_head.maskious")
+        if shapes.get(f"{name}.weight")
+    }
+    rows["box_head.box_deltas"] = rows.get("box_head.box_deltas", 0) // 4
+    classes, masks = rows.get("box_head.class_logits", 0), rows.get("mask_head.mask_logits")
+    if source.background_last and classes == masks == rows["box_head.box_deltas"]:
+        raise ValueError(
+            f"{path} has {classes} rows for classes, boxes and masks alike, as mmdetection 1.x, which has the "
+            "background first; version 2 has one row less for boxes and masks. Take a file of version 2 or later"
+        )
+    votes = Counter(
+        [classes, *(n + source.background_last for name, n in rows.items() if name != "box_head.class_logits")]
+    )
+    return max(votes.most_common(1)[0][0], 1)
+
+
+def _class_names(
+    path: Path, source: Format, count: int, given: Sequence[str] | None, stored: Sequence[str] | None
+) -> tuple[list[str], list[int]]:
+    """What each class index is called, background first, and its category id.
+
+    Raises: ValueError for names that do not fit, or when nothing tells the names.
+    """
+    coco_ids = sorted(COCO_CATEGORIES)
+    coco = [COCO_CATEGORIES[category] for category in coco_ids]
+    if given is not None:
+        if len(given) != count - 1:
+            drop = "; leave the background out" if len(given) == count else ""
+            raise ValueError(
+                f"class_names has {len(given)} names, but {path} has {count - 1} classes and a background{drop}"
+            )
+        return ["BG", *given], list(range(count))
+    if stored is not None and len(stored) == count - 1 and [*stored] != coco:
+        return ["BG", *map(str, stored)], list(range(count))
+    if count == len(coco) + 1:
+        return ["BG", *coco], [0, *coco_ids]
+    if source.name == "torchvision" and count == coco_ids[-1] + 1:
+        return ["BG", *(COCO_CATEGORIES.get(index, "N/A") for index in range(1, count))], list(range(count))
+    raise ValueError(
+        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them: give the "
+        "names, --classes FILE with one a line and without the background, or class_names=[...]"
+    )
+
+
+def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
+    """The config text and the class names that mmdetection stores beside the weights: ("", None) where it did not."""
+    meta = contents.get("meta")
+    if not isinstance(meta, Mapping):
+        return "", None
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
+    dataset = meta.get("dataset_meta")
+    names = [meta, dataset if isinstance(dataset, Mapping) else {}]
+    lists = [place.get(key) for place in names for key in ("CLASSES", "classes")]
+    return text, next((value for value in lists if isinstance(value, (list, tuple))), None)
+
+
+def _style(path: Path, source: Format, backbone: str, text: str, style: str | None) -> str:
+    """Where bottlenecks have their stride: as asked for, stored, known of the format, or in the file's name.
+
+    Raises: ValueError where nothing tells, or where the argument contradicts what is known.
+    """
+    if style not in (None, *STYLES):
+        raise ValueError(f"style must be caffe or pytorch, not {style!r}")
+    known, reason = source.style, f"{source.title} knows no other"
+    if source.name == "mmdet" and backbone.startswith("resnext"):
+        known, reason = "pytorch", "mmdetection's ResNeXts know no other"
+    stored = _last(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", text)
+    if known is None and stored:
+        known, reason = stored, "what is stored in it says so"
+    if style and known and style != known:
+        raise ValueError(f"style {style!r} contradicts {path}, which is {known}: {reason}")
+    if style or known:
+        return style or known
+    if source.name == "benchmark":
+        return "pytorch" if backbone.startswith("resnext") else "caffe"
+    if "caffe" in path.name:
+        return "caffe"
+    if re.search(r"r(18|34|50|101)[_-]fpn", path.name):
+        return "pytorch"
+    raise ValueError(
+        f"{path} does not tell whether its ResNet is caffe style (stride in the first 1x1 convolution, BGR images) or "
+        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other: give --style caffe or --style "
+        "pytorch. The names of mmdetection's configs have caffe in them, or not"
+    )
+
+
+def _pixels(text: str, style: str) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+    """mmdetection's input: whether it is BGR, then mean and std in RGB order."""
+    flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
+    bgr = flag == "False" if flag else style == "caffe"
+    defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
+    found = []
+    for name, default in defaults.items():
+        numbers = _last(rf"\b{name}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", text) or ""
+        value = tuple(float(number) for number in re.findall(r"\d+\.?\d*|\.\d+", numbers))
+        found.append(default if len(value) != 3 else value[::-1] if bgr else value)
+    return bgr, *found
+
+
+def _last(pattern: str, text: str) -> str | None:
+    """What a config says in the end: old ones are the texts of all their bases, one after another."""
+    found = re.findall(pattern, text)
+    return found[-1] if found else None
+
+
+############################################################
+#  Conversion
+############################################################
+
+
+@dataclass
+class _Report:
+    """What a conversion did."""
+
+    title: str
+    read: int = 0
+    folded: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def text(self, written: int) -> str:
+        kinds = Counter(
+            re.sub(r"\d+", "#", name.rsplit(".", 1)[-1] if "num_batches" in name else name) for name in self.dropped
+        )
+        dropped = utils.listed(f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.items())
+        lines = [f"recognised  {self.title}", f"mapped      {self.read} tensors to {written}"]
+        lines += [f"folded      {note}" for note in self.folded]
+        return "\n".join([*lines, f"dropped     {dropped or 'nothing'}"])
+
+
+def convert(
+    path: str | Path,
+    style: str | None = None,
+    class_names: Sequence[str] | None = None,
+    eps: float | None = None,
+) -> dict[str, Any]:
+    """Any checkpoint of the family as one of ours.
+
+    path: a file of any format of the module's docstring, or one of ours, which is checked and returned.
+    style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name tells.
+    class_names: of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
+    eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not tell: 0 (the default)
+        for the published one and what was trained from it, 1e-5 for what was trained from an ImageNet backbone.
+
+    Returns: {"format", "version", "config", "dialect", "class_names", "category_ids", "source", "model"}: plain data,
+        and float32 tensors on the CPU that own their memory. "model" has only the backbone for ImageNet weights.
+    Raises: FileNotFoundError; ValueError for files that are damaged, unknown, incomplete, ambiguous, or hold code.
+    """
+    return convert_with_report(Path(path), style, class_names, eps)[0]
+
+
+def convert_with_report(
+    path: Path, style: str | None, class_names: Sequence[str] | None, eps: float | None = None
+) -> tuple[dict[str, Any], _Report]:
+    kind = file_kind(path)
+    contents: Mapping[str, Any] = {}
+    if kind == "hdf5":
+        raw, others = _read_keras(path)
+    else:
+        contents = load_torch_file(path)
+        if contents.get("format") == FORMAT:
+            return _checked(path, contents, style, class_names)
+        raw, others = _state_dict(path, contents)
+    source = _recognise(path, raw, kind)
+    tensors, origin, dropped, left = _rename(path, source, raw)
+    config = Config(**_settings(path, source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    expected = _expected(config, only_backbone=source.name == "imagenet")
+    _check_names(path, source, set(tensors), expected, left, origin)
+    _check_values(path, tensors, origin)
+    text, stored_names = _meta(contents)
+    if source.name == "imagenet":  # only Caffe's have that bias
+        text = "style='caffe'" if "conv1.bias" in dropped else "style='pytorch'"
+    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style)
+    bgr = source.bgr
+    if source.dialect == "mmdet":
+        bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
+    try:
+        folded = _fold(tensors, source, _eps(source, dropped, config.BACKBONE, eps), bgr)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _check_shapes(path, tensors, expected, origin, raw)
+    config.NAME = source.name
+    if source.name != "imagenet":
+        _name_classes(config, path, _class_names(path, source, config.NUM_CLASSES, class_names, stored_names))
+    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
+    if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
+        folded.append("eps 0: taken as the published detector, or trained from it; --eps 1e-5 if from ImageNet's")
+    report = _Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
+    return make_checkpoint(config, note, {name: tensors[name] for name in expected}), report
+
+
+def _eps(source: Format, dropped: Iterable[str], backbone: str, wanted: float | None) -> float:
+    """What a format's batch norms add to the variance.
+
+    torchvision's frozen ones have 1e-5, but 0 in the published v1, a ResNet-50. Its usual ones, which count batches,
+    have 1e-5 always.
+    """
+    counts = any(name.endswith(".num_batches_tracked") for name in dropped)
+    if source.name != "torchvision":
+        told = source.eps
+    elif counts or backbone != "resnet50":
+        told = 1e-5
+    else:
+        return source.eps if wanted is None else wanted
+    if wanted not in (None, told):
+        raise ValueError(f"eps {wanted:g} contradicts the checkpoint, whose batch norms have {told:g}")
+    return told
+
+
+def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int]]) -> None:
+    config.CLASS_NAMES, config.CATEGORY_IDS = classes
+    named = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
+    config.NAME = "coco" if named == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
+
+
+def _expected(config: Config, only_backbone: bool) -> dict[str, torch.Size]:
+    """Names and shapes of the model that a config describes, without its memory."""
+    with torch.device("meta"):
+        state = MaskRCNN(config).state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if not only_backbone or name.startswith("backbone.")}
+
+
+def _checked(
+    path: Path, contents: Mapping[str, Any], style: str | None, class_names: Sequence[str] | None
+) -> tuple[dict[str, Any], _Report]:
+    """One of our checkpoints, if it is whole; class_names replaces its names."""
+    if contents.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is a checkpoint of version {contents.get('version')}, this code reads {FORMAT_VERSION}; "
+            "was it written by a newer one?"
+        )
+    missing = [key for key in CHECKPOINT_KEYS if key not in contents]
+    if missing or not isinstance(contents["model"], Mapping) or not isinstance(contents["config"], Mapping):
+        raise ValueError(
+            f"{path} is a checkpoint of ours without {utils.listed(missing) or 'a dict as config and as model'}"
+        )
+    try:
+        config = Config.from_dict(contents["config"])
+    except ValueError as error:
+        raise ValueError(f"{path} has a config that this code does not know: {error}") from None
+    if contents["dialect"] not in DIALECTS or contents["dialect"] != config.DIALECT:
+        raise ValueError(f"{path} says dialect {contents['dialect']!r}, its config {config.DIALECT!r}; was it edited?")
+    if style not in (None, config.BACKBONE_STYLE):
+        raise ValueError(f"style {style!r} contradicts {path}, whose config says {config.BACKBONE_STYLE!r}")
+    tensors, _ = _state_dict(path, {"model": contents["model"]})
+    expected = _expected(config, only_backbone=all(name.startswith("backbone.") for name in tensors))
+    ours = Format("ours", "a checkpoint of this project", config.DIALECT, (), (), 0.0)
+    _check_names(path, ours, set(tensors), expected, [], {name: name for name in tensors})
+    _check_values(path, tensors, {})
+    _check_shapes(path, tensors, expected, {}, {})
+    if class_names is not None:
+        _name_classes(config, path, _class_names(path, ours, config.NUM_CLASSES, class_names, None))
+    others = [name for name in contents if name not in CHECKPOINT_KEYS]
+    return make_checkpoint(config, str(contents["source"]), tensors), _Report(ours.title, len(tensors), [], others)
+
+
+def describe(checkpoint: Mapping[str, Any]) -> str:
+    """A few lines for people: where a checkpoint comes from and what it is."""
+    config, tensors = checkpoint["config"], checkpoint["model"]
+    names = [name for name in (checkpoint["class_names"] or [])[1:] if name != "N/A"]
+    heads = "MaskIoU head" if config["USE_MASKIOU_HEAD"] else "no MaskIoU head"
+    if all(name.startswith("backbone.") for name in tensors):
+        heads = "the backbone alone"
+    numbers = ("MEAN_PIXEL", "STD_PIXEL")
+    pixels = " / ".join("(" + ", ".join(f"{value:g}" for value in config[name]) + ")" for name in numbers)
+    lines = {
+        "source": checkpoint["source"],
+        "dialect": checkpoint["dialect"],
+        "backbone": f"{config['BACKBONE']}, {config['BACKBONE_STYLE']} style; {heads}",
+        "pixels": f"{pixels}, mean / std in RGB",
+        "classes": f"{len(names)}: {utils.listed(names, 8)}" if names else "none",
+        "weights": f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers",
+    }
+    return "\n".join(f"{name:11} {text}" for name, text in lines.items())
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Names of the foreground classes: one a line; blank lines and lines that begin with # do not count.
+
+    Raises: FileNotFoundError; ValueError for an empty file, a name twice, or the background among them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, the file of class names, does not exist")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file in UTF-8; expected a class name a line") from None
+    names = [line for line in lines if line and not line.startswith("#")]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        raise ValueError(f"{path} must name each class once, a line each; {utils.listed(twice) or 'it names none'}")
+    if names[0].lower() in ("bg", "background", "__background__"):
+        raise ValueError(f"{path} begins with {names[0]!r}; the background is class 0 by itself, leave it out")
+    return names
+
+
+############################################################
+#  Command line
+############################################################
+
+
+def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint with other settings of Config, such as those that detection is to have by default.
+
+    Raises: ValueError for settings of a network that the weights do not fit.
+    """
+    config = Config.from_dict({**checkpoint["config"], **settings})
+    tensors = {name: tensor.shape for name, tensor in checkpoint["model"].items()}
+    expected = _expected(config, is_backbone(checkpoint))
+    other = sorted(name for name in tensors.keys() | expected.keys() if tensors.get(name) != expected.get(name))
+    if other:
+        raise ValueError(f"--set {', '.join(settings)}: the weights are of another network; {utils.listed(other, 3)}")
+    plain = config.to_dict()
+    names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
+    return {**checkpoint, "config": plain, "dialect": config.DIALECT, **names}

@@ -1,0 +1,184 @@
+"""Published checkpoints: names, addresses, hashes, and where their files are on this machine."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import BACKBONES
+
+from .download import download, sha256_of
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that somebody offers for download."""
+
+    name: str
+    url: str
+    sha256: str | None  # as much of it as is published
+    style: str | None
+    note: str
+
+
+_MMDET_URL = "https://download.openmmlab.com/mmdetection/v2.0/ms_rcnn/"
+_TORCH_URL = "https://download.pytorch.org/models/"
+_MATTERPORT_URL = "https://github.com/matterport/Mask_RCNN/releases/download/v2.0/mask_rcnn_coco.h5"
+
+
+def _ms_rcnn(name: str, suffix: str, style: str, box_ap: float, mask_ap: float) -> Published:
+    note = f"mmdetection's {name}: COCO box AP {box_ap}, mask AP {mask_ap}"
+    return Published(name, f"{_MMDET_URL}{name}/{name}_{suffix}.pth", suffix.rsplit("-", 1)[1], style, note)
+
+
+def _torch_file(name: str, stem: str, note: str) -> Published:
+    return Published(name, f"{_TORCH_URL}{stem}.pth", stem.rsplit("-", 1)[1], "pytorch", note)
+
+
+_R50_2X = "bbox_mAP-0.388__segm_mAP-0.363_20200506_004738-ee87b137"
+_R101_1X = "bbox_mAP-0.404__segm_mAP-0.376_20200506_004755-b9b12a37"
+_R101_2X = "bbox_mAP-0.411__segm_mAP-0.381_20200506_011134-5f3cc74f"
+_MS_RCNN = (
+    _ms_rcnn("ms_rcnn_r50_caffe_fpn_1x_coco", "20200702_180848-61c9355e", "caffe", 38.2, 36.0),
+    _ms_rcnn("ms_rcnn_r50_caffe_fpn_2x_coco", _R50_2X, "caffe", 38.8, 36.3),
+    _ms_rcnn("ms_rcnn_r101_caffe_fpn_1x_coco", _R101_1X, "caffe", 40.4, 37.6),
+    _ms_rcnn("ms_rcnn_r101_caffe_fpn_2x_coco", _R101_2X, "caffe", 41.1, 38.1),
+    _ms_rcnn("ms_rcnn_x101_32x4d_fpn_1x_coco", "20200206-81fd1740", "pytorch", 41.8, 38.7),
+    _ms_rcnn("ms_rcnn_x101_64x4d_fpn_1x_coco", "20200206-86ba88d2", "pytorch", 43.0, 39.5),
+    _ms_rcnn("ms_rcnn_x101_64x4d_fpn_2x_coco", "20200308-02a445e2", "pytorch", 42.6, 39.5),
+)
+PUBLISHED: dict[str, Published] = {
+    "coco": _MS_RCNN[3],
+    **{published.name: published for published in _MS_RCNN},
+    "matterport": Published("matterport", _MATTERPORT_URL, None, "caffe", "Matterport's Mask R-CNN, ResNet-101"),
+    "torchvision": _torch_file(
+        "torchvision", "maskrcnn_resnet50_fpn_coco-bf2d0c1e", "torchvision's Mask R-CNN, ResNet-50, v1"
+    ),
+    "torchvision_v2": _torch_file(
+        "torchvision_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019", "torchvision's Mask R-CNN, ResNet-50, v2"
+    ),
+}
+
+
+# Models that this project trained and brings along, each by the script of its name in samples/.
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED: dict[str, Path] = {name: ROOT / "assets" / f"{name}.pth" for name in ("shapes", "nuclei")}
+MODEL_NAMES = (*PUBLISHED, *EMBEDDED)
+
+# --model imagenet, by backbone and style. OpenMMLab's are what mmdetection's published models started from.
+_PRETRAIN_URL = "https://download.openmmlab.com/pretrain/third_party/"
+
+
+def _pretrained(backbone: str, hash_: str, style: str = "pytorch", file: str | None = None) -> Published:
+    url = f"{_PRETRAIN_URL}{file}-{hash_}.pth" if file else f"{_TORCH_URL}{backbone}-{hash_}.pth"
+    note = f"{'OpenMMLab' if file else 'torchvision'}'s {backbone}, {style} style, trained on ImageNet"
+    return Published("imagenet", url, hash_, style, note)
+
+
+IMAGENET: dict[tuple[str, str], Published] = {
+    ("resnet18", "pytorch"): _pretrained("resnet18", "f37072fd"),
+    ("resnet34", "pytorch"): _pretrained("resnet34", "b627a593"),
+    ("resnet50", "pytorch"): _pretrained("resnet50", "0676ba61"),
+    ("resnet101", "pytorch"): _pretrained("resnet101", "63fe2227"),
+    ("resnet50", "caffe"): _pretrained("resnet50", "5891d200", "caffe", "resnet50_msra"),
+    ("resnet101", "caffe"): _pretrained("resnet101", "6cc46731", "caffe", "resnet101_msra"),
+    ("resnext101_32x4d", "pytorch"): _pretrained("resnext101_32x4d", "a5af3160", file="resnext101_32x4d"),
+    ("resnext101_64x4d", "pytorch"): _pretrained("resnext101_64x4d", "ee2c6f71", file="resnext101_64x4d"),
+    ("resnext101_32x8d", "pytorch"): _pretrained("resnext101_32x8d", "8ba56ff5"),
+}
+MODELS = ROOT / "models"
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $MASKSCORING_CACHE, or mask-scoring-rcnn in the user's cache folder."""
+    if os.environ.get("MASKSCORING_CACHE"):
+        return Path(os.environ["MASKSCORING_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mask-scoring-rcnn"
+
+
+def find_weights(name_or_path: str | Path, backbone: str | None = None, style: str | None = None) -> Path:
+    """The file of a model: a path as it is, an embedded name, a published one from models/, the cache or the network.
+
+    backbone, style: of the network that is to start from "imagenet".
+
+    Raises: FileNotFoundError for a path that is not there, and for a download that failed, with the URL and the folders
+        to put the file into. ValueError for unknown names, a wrong sha256, and "imagenet" where none is published.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    name = str(name_or_path)
+    if name == "imagenet":
+        return _fetch(_imagenet(backbone, style))
+    if name in EMBEDDED:
+        return _embedded(name)
+    if name not in PUBLISHED:
+        raise _unknown_model(name, path)
+    return _fetch(PUBLISHED[name])
+
+
+def _imagenet(backbone: str | None, style: str | None) -> Published:
+    if backbone not in BACKBONES:
+        raise ValueError(
+            f"imagenet needs the backbone that starts from it, one of {', '.join(BACKBONES)}, not {backbone!r}"
+        )
+    if backbone in ("resnet18", "resnet34"):
+        style = "pytorch"  # no 1x1 convolution that could have the stride
+    published = IMAGENET.get((backbone, style or "pytorch"))
+    if published is None:
+        raise ValueError(
+            f"No ImageNet weights are published for {backbone} of {style} style (BACKBONE_STYLE: where a bottleneck "
+            "has its stride). Choose the other style, give a file (--model PATH), or start from a detector that has it"
+        )
+    return published
+
+
+def _embedded(name: str) -> Path:
+    path = EMBEDDED[name]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model {name} should be in {path}, which is missing; `git checkout {path}` restores it"
+        )
+    return path
+
+
+def _unknown_model(name: str, path: Path) -> Exception:
+    if path.is_dir():
+        return ValueError(f"model {name} is a folder; give a checkpoint file in it")
+    names = [*MODEL_NAMES, "imagenet"]
+    if path.suffix or len(path.parts) > 1:
+        return FileNotFoundError(f"model {name} does not exist; as a name, it is none of {', '.join(names)} either")
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return ValueError(f"model {name!r} is neither a file nor one of {', '.join(names)}{hint}")
+
+
+def _fetch(published: Published) -> Path:
+    """The file of a published checkpoint, downloaded if it is nowhere; its sha256 is checked in every case."""
+    file_name = published.url.rsplit("/", 1)[1]
+    for folder in (MODELS, cache_folder()):
+        path = folder / file_name
+        if path.is_file():
+            _check_sha256(path, published)
+            return path
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        download(published.url, path, sha256=published.sha256)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{published.name} is not on this machine and could not be downloaded ({error.__cause__ or error}). Try "
+            f"again, which resumes; or fetch {published.url} elsewhere and put the file into {MODELS} "
+            f"or {cache_folder()}"
+        ) from None
+    return path
+
+
+def _check_sha256(path: Path, published: Published) -> None:
+    if published.sha256 is None:
+        return
+    found = sha256_of(path)
+    if not found.startswith(published.sha256):
+        raise ValueError(
+            f"{path} has sha256 {found}, expected {published.sha256}...: it is not the published file, or only "
+            f"a part of it. Remove it, and it will be downloaded again from {published.url}"
+        )
