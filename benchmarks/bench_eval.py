@@ -35,10 +35,10 @@ from pycocotools.cocoeval import COCOeval
 import utils
 from benchmarks import machine, synthetic_coco
 from data.coco_files import COCO_CATEGORIES
+from evaluation.detect import write_submission
 from evaluation.metrics import RANKINGS, RankedEvaluation, as_coco, evaluate_results, summary
 from evaluation.report import write_report
 from evaluation.results import to_results
-from evaluation.stream import write_submission
 
 CATEGORIES = sorted(COCO_CATEGORIES)
 OBJECTS = 7.27  # of an image of COCO, on average

@@ -31,9 +31,9 @@ from scipy import stats
 from benchmarks import machine
 from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
+from evaluation.detect import detect_dataset
 from evaluation.metrics import correlation, evaluate_results
 from evaluation.results import ground_truth
-from evaluation.stream import detect_dataset
 from model import MaskRCNN
 from samples import nucleus, shapes
 from weights.load import load_model

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import coco
 from benchmarks import machine
 from config import Config
 from data.dataset import Dataset
+from evaluation.run import evaluate_dataset
 from model import MaskRCNN
 from samples import nucleus
 
@@ -116,7 +116,7 @@ def main() -> int:
         if arguments.output:
             arguments.output.mkdir(parents=True, exist_ok=True)
             shutil.copy(model.log_dir / "metrics.jsonl", arguments.output / "overfit_nuclei.jsonl")
-    metrics = coco.evaluate_dataset(model, dataset, dataset.image_ids[:2] if arguments.quick else None)
+    metrics = evaluate_dataset(model, dataset, dataset.image_ids[:2] if arguments.quick else None)
     facts = {
         **machine.describe(),
         "quick": arguments.quick,

@@ -42,6 +42,7 @@ from cli import whole_number
 from config import Config, parse_settings
 from data.dataset import Instances
 from data.formats.coco import CocoDataset
+from evaluation.run import evaluate_dataset, evaluate_to_folder
 from model import MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
@@ -498,7 +499,7 @@ def evaluate_nuclei(
 ) -> dict[str, float]:
     """coco.evaluate_dataset with MAX_DETS. The one class of the model is that of the data set, whatever its number."""
     model.category_ids = dataset.category_ids
-    return coco.evaluate_dataset(model, dataset, image_ids, MAX_DETS, verbose)
+    return evaluate_dataset(model, dataset, image_ids, MAX_DETS, verbose)
 
 
 def evaluate(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
@@ -513,7 +514,7 @@ def evaluate(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None
         return
     model.category_ids = dataset.category_ids
     facts = {"data": f"{arguments.subset or 'val'} in {arguments.dataset}"}
-    coco.evaluate_to_folder(model, dataset, arguments.output, image_ids, MAX_DETS, facts=facts)
+    evaluate_to_folder(model, dataset, arguments.output, image_ids, MAX_DETS, facts=facts)
 
 
 def find_images(path: Path, subset: str | None) -> NucleusDataset:

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-import coco
 import runtime
 import utils
 import visualize
 from config import Config, parse_settings
 from data.dataset import Dataset
+from evaluation.run import evaluate_dataset, evaluation_callback
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights import load
@@ -253,7 +253,7 @@ def train(arguments: argparse.Namespace, settings: dict) -> int:
         model.load_weights(model.find_last() if arguments.model == "last" else arguments.model)
     train_dataset = make_dataset(config, "train", arguments.images or 24000, arguments.seed)  # each is seen once
     val_dataset = make_dataset(config, "val", 100)
-    evaluate = coco.evaluation_callback(val_dataset)
+    evaluate = evaluation_callback(val_dataset)
     progress = model.train_model(train_dataset, val_dataset, epochs=arguments.epochs, evaluate=evaluate)
     return 128 + progress.interrupted if progress.interrupted else 0
 
@@ -267,7 +267,7 @@ def load_model(arguments: argparse.Namespace, settings: dict) -> MaskRCNN:
 def evaluate(arguments: argparse.Namespace, settings: dict) -> None:
     """Print COCO-style AP on images that no training has seen."""
     model = load_model(arguments, settings)
-    coco.evaluate_dataset(model, make_dataset(model.config, "test", arguments.images or 500, arguments.seed))
+    evaluate_dataset(model, make_dataset(model.config, "test", arguments.images or 500, arguments.seed))
 
 
 def show(arguments: argparse.Namespace, settings: dict) -> None:

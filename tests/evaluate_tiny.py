@@ -1,4 +1,4 @@
-"""An evaluation of test_evaluation_stream.py as a program, also for torchrun: evaluate_tiny.py FOLDER SETTINGS.
+"""An evaluation of test_evaluation_detect.py as a program, also for torchrun: evaluate_tiny.py FOLDER SETTINGS.
 
 SETTINGS, in JSON: images_per_gpu, count; kill: [rank, bytes] after which that process kills itself while it writes;
 fails: an image at which a process ends; role "errors": what each process is told is written to files.
@@ -17,9 +17,8 @@ from test_model import tiny_model
 
 import runtime
 from data.dataset import Dataset
-from evaluation import stream
+from evaluation.detect import _Writer, detect_to_folder, load_results, write_submission
 from evaluation.results import image_numbers
-from evaluation.stream import detect_to_folder, load_results, write_submission
 
 
 class Noise(Dataset):
@@ -61,13 +60,13 @@ class Deadly:
 
 
 def kill_at(rank: int, size: int) -> None:
-    start = stream._Writer.__init__
+    start = _Writer.__init__
 
     def deadly(self, folder):
         start(self, folder)
         self.file = Deadly(self.file, size) if runtime.rank() == rank else self.file
 
-    stream._Writer.__init__ = deadly
+    _Writer.__init__ = deadly
 
 
 def errors(folder: Path, model, count: int) -> None:

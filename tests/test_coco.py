@@ -20,6 +20,7 @@ import native
 import utils
 from config import Config
 from evaluation.results import ground_truth
+from evaluation.run import evaluate_dataset
 from model import MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
@@ -311,7 +312,7 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
         asked.append(arguments)
         return tmp_path / "backbone.pth"
 
-    monkeypatch.setattr("weights.published.find_weights", find)
+    monkeypatch.setattr("coco.find_weights", find)
     assert run("train", data, "--set", *SETTINGS) == 0
     assert asked == [("imagenet", "resnet18", "pytorch")]
     (((model, *_), _),) = started
@@ -498,7 +499,7 @@ def test_evaluate_coco(data, logs):
     index = dataset.load_coco(data, "val", return_coco=True)
     dataset.prepare()
     model = MaskRCNN.from_checkpoint(find_last(logs, "coco"), "cpu")
-    expected = coco.evaluate_dataset(model, dataset, [0, 1], verbose=False)
+    expected = evaluate_dataset(model, dataset, [0, 1], verbose=False)
     boxes = coco.evaluate_coco(model, dataset, index, "bbox", limit=2)
     assert boxes["AP"] == expected["box AP"]
     masks = coco.evaluate_coco(model, dataset, index, "segm", image_ids=[0, 1])

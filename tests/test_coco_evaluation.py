@@ -8,11 +8,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import coco
 import evaluation
 import utils
 from config import Config
 from data.dataset import Dataset, Instances
+from evaluation.detect import detect_dataset
 from evaluation.metrics import MEASURES, RankedEvaluation, as_coco, average_precision, metrics_table, run_cocoeval
 from evaluation.results import (
     categories_of_model,
@@ -22,7 +22,7 @@ from evaluation.results import (
     image_numbers,
     to_results,
 )
-from evaluation.stream import detect_dataset
+from evaluation.run import evaluate_dataset, evaluation_callback
 
 
 class Drawn(Dataset):
@@ -100,7 +100,7 @@ def test_perfect_predictions():
     first = rectangles((10, 10, 30, 40)), [1]
     second = rectangles((0, 0, 50, 50), (50, 20, 99, 90)), [2, 1]
     model = Oracle(found(*first, [0.9], [0.8]), found(*second, [0.7, 0.6], [0.9, 1.0]))
-    metrics = coco.evaluate_dataset(model, Drawn(first, second), verbose=False)
+    metrics = evaluate_dataset(model, Drawn(first, second), verbose=False)
     names = ("box AP", "mask AP", "mask AP (class score)", "mask AP50", "mask AP75 (true IoU)", "mask APs", "mask APm")
     assert numbers(metrics, *names) == pytest.approx([1] * 7)  # of 600, 2500 and 3430 pixels
     assert metrics["mask APl"] == metrics["box APl"] == -1, "there is none"
@@ -117,7 +117,7 @@ def test_mask_scores_rank_the_better_mask_first():
     truth = rectangles((0, 0, 40, 40)), [1]
     both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
     model = Oracle(found(both, [1, 1], [0.9, 0.8], [0.6, 1.0]))
-    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert numbers(metrics, "mask AP (class score)", "box AP") == pytest.approx([0.65, 0.65])
     assert metrics["mask AP75 (class score)"] == pytest.approx(0.5)
     assert numbers(metrics, "mask AP", "mask AP75", "mask AP (true IoU)") == pytest.approx([1, 1, 1])
@@ -131,7 +131,7 @@ def test_wrong_mask_scores_lower_ap_and_the_upper_bound_stays():
     truth = rectangles((0, 0, 40, 40)), [1]
     both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
     model = Oracle(found(both, [1, 1], [0.8, 0.9], [1.0, 0.5]))
-    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert numbers(metrics, "mask AP (class score)", "mask AP (true IoU)") == pytest.approx([1, 1])
     assert metrics["re-scoring gain"] == pytest.approx(-0.35)
     assert metrics["IoU correlation"] == pytest.approx(-1)
@@ -141,19 +141,19 @@ def test_the_upper_bound_is_class_score_times_true_iou():
     """0.9 of the object with score 0.9, all of it with 0.5: 0.81 comes before 0.5, which counts at 0.95 alone."""
     truth = rectangles((0, 0, 40, 40)), [1]
     model = Oracle(found(rectangles((0, 0, 37, 40), (0, 0, 40, 40)), [1, 1], [0.9, 0.5], [0.1, 0.9]))
-    metrics = coco.evaluate_dataset(model, Drawn(truth), verbose=False)
+    metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert metrics["mask AP (true IoU)"] == pytest.approx((9 * 1 + 0.5) / 10)
     assert metrics["mask AP"] == pytest.approx(1)
 
 
 def test_no_detections():
-    metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles((0, 0, 9, 9)), [1])), verbose=False)
+    metrics = evaluate_dataset(Oracle(NOTHING), Drawn((rectangles((0, 0, 9, 9)), [1])), verbose=False)
     assert numbers(metrics, "box AP", "mask AP", "mask AP50 (true IoU)") == [0, 0, 0]
     assert metrics["IoU correlation"] == metrics["detections"] == 0
 
 
 def test_no_objects_at_all():
-    metrics = coco.evaluate_dataset(Oracle(NOTHING), Drawn((rectangles(), [])), verbose=False)
+    metrics = evaluate_dataset(Oracle(NOTHING), Drawn((rectangles(), [])), verbose=False)
     assert metrics["box AP"] == metrics["mask AP"] == -1
     assert "-" in metrics_table(metrics)
 
@@ -163,8 +163,8 @@ def test_false_positives_in_an_image_without_objects_count():
     truth = rectangles((0, 0, 40, 40)), [1]
     model = Oracle(found(*truth, [0.8], [1.0]), found(*truth, [0.9], [1.0]))
     dataset = Drawn(truth, (rectangles(), []))
-    assert coco.evaluate_dataset(model, dataset, verbose=False)["mask AP"] == pytest.approx(0.5)
-    first = coco.evaluate_dataset(model, dataset, image_ids=[0], verbose=False)
+    assert evaluate_dataset(model, dataset, verbose=False)["mask AP"] == pytest.approx(0.5)
+    first = evaluate_dataset(model, dataset, image_ids=[0], verbose=False)
     assert numbers(first, "mask AP", "images", "detections") == pytest.approx([1, 1, 1])
 
 
@@ -173,10 +173,10 @@ def test_crowds_are_ignored():
     masks = rectangles((0, 0, 40, 40), (50, 0, 100, 120))
     inside = rectangles((0, 0, 40, 40), (60, 10, 80, 30))
     model = Oracle(found(inside, [1, 1], [0.5, 0.9], [0.5, 0.9]))
-    metrics = coco.evaluate_dataset(model, Drawn((masks, [1, -1])), verbose=False)
+    metrics = evaluate_dataset(model, Drawn((masks, [1, -1])), verbose=False)
     assert numbers(metrics, "box AP", "mask AP") == pytest.approx([1, 1])
     assert metrics["mask APl"] == -1, "the crowd of 6000 pixels would be a medium one, nothing is large"
-    assert coco.evaluate_dataset(model, Drawn((masks, [1, 1])), verbose=False)["mask AP"] < 0.6
+    assert evaluate_dataset(model, Drawn((masks, [1, 1])), verbose=False)["mask AP"] < 0.6
 
 
 def test_true_ious():
@@ -199,13 +199,13 @@ def test_150_objects(settings, max_dets, expected):
     boxes = [(10 * (i // 15), 10 * (i % 15), 10 * (i // 15) + 8, 10 * (i % 15) + 8) for i in range(150)]
     truth = rectangles(*boxes, shape=(100, 150)), [1] * 150
     model = Oracle(found(*truth, np.linspace(1, 0.5, 150), [1.0] * 150), **settings)
-    metrics = coco.evaluate_dataset(model, Drawn(truth), max_dets=max_dets, verbose=False)
+    metrics = evaluate_dataset(model, Drawn(truth), max_dets=max_dets, verbose=False)
     assert numbers(metrics, "mask AP", "box AP", "mask APs") == pytest.approx([expected] * 3)
 
 
 def test_without_a_maskiou_head():
     truth = rectangles((0, 0, 40, 40)), [1]
-    metrics = coco.evaluate_dataset(Oracle(found(*truth, [0.8])), Drawn(truth), verbose=False)
+    metrics = evaluate_dataset(Oracle(found(*truth, [0.8])), Drawn(truth), verbose=False)
     assert metrics["mask AP"] == pytest.approx(1)
     assert metrics["re-scoring gain"] == metrics["IoU correlation"] == 0
 
@@ -257,7 +257,7 @@ def test_numbers_are_pycocotools(capsys):
         shifted = np.roll(masks, rng.integers(0, 6), axis=0) | (random_rectangles(rng, 8) & (rng.random(8) < 0.2))
         predictions.append(found(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
     dataset, model = Drawn(*images), Oracle(*predictions)
-    metrics = coco.evaluate_dataset(model, dataset, verbose=False)
+    metrics = evaluate_dataset(model, dataset, verbose=False)
     truth = ground_truth(dataset)
     boxes, masks = detect_dataset(model, dataset)
     by_class = [{**entry, "score": entry["class_score"]} for entry in masks]
@@ -411,10 +411,10 @@ def test_results_are_submissions():
 def test_the_callback_does_the_same_and_is_quiet(capfd):
     truth = rectangles((0, 0, 40, 40)), [1]
     model, dataset = Oracle(found(*truth, [0.8], [0.9])), Drawn(truth, (rectangles(), []))
-    callback = coco.evaluation_callback(dataset, image_ids=[0])
+    callback = evaluation_callback(dataset, image_ids=[0])
     metrics = callback(model)
     assert capfd.readouterr() == ("", "")
-    assert metrics == coco.evaluate_dataset(model, dataset, image_ids=[0])
+    assert metrics == evaluate_dataset(model, dataset, image_ids=[0])
     printed = capfd.readouterr().out
     assert "masks by mask score" in printed
     assert "100.0" in printed
@@ -424,8 +424,8 @@ def test_the_callback_does_the_same_and_is_quiet(capfd):
 def test_mistakes():
     dataset = Drawn((rectangles(), []))
     with pytest.raises(ValueError, match=r"max_dets must be at least 1, not 0"):
-        coco.evaluate_dataset(Oracle(NOTHING), dataset, max_dets=0)
+        evaluate_dataset(Oracle(NOTHING), dataset, max_dets=0)
     model = Oracle(NOTHING)
     model.config = Config(NUM_CLASSES=81)
     with pytest.raises(ValueError, match=r"the model has 81 classes and the data set 3.*BG, cat, dog"):
-        coco.evaluate_dataset(model, dataset)
+        evaluate_dataset(model, dataset)

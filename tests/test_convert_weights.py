@@ -1026,7 +1026,7 @@ def test_offline(server, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("weights.download.download", refuse)
+    monkeypatch.setattr("weights.published.download", refuse)
     with pytest.raises(FileNotFoundError) as caught:
         find_weights("torchvision")
     for text in ("no route to host", PUBLISHED["torchvision"].url, str(tmp_path / "models"), str(tmp_path / "cache")):
@@ -1074,8 +1074,8 @@ def test_imagenet_as_a_name(monkeypatch):
 
 def test_the_style_of_a_published_checkpoint_is_known(monkeypatch):
     """A file in the cache may have any name, so the name of the model tells it; a wish is a wish."""
-    monkeypatch.setattr("weights.published.find_weights", lambda name: Path("cached.pth"))
-    monkeypatch.setattr("weights.convert.convert", lambda *arguments: arguments)
+    monkeypatch.setattr("weights.load.find_weights", lambda name: Path("cached.pth"))
+    monkeypatch.setattr("weights.load.convert", lambda *arguments: arguments)
     for name, style, expected in (
         ("ms_rcnn_r50_caffe_fpn_1x_coco", None, "caffe"),
         ("ms_rcnn_x101_32x4d_fpn_1x_coco", None, "pytorch"),

@@ -19,7 +19,6 @@ from PIL import Image
 from test_layout import ROOT
 from test_shapes import TINY
 
-import coco
 import utils
 from benchmarks import measure_gain
 from config import Config
@@ -689,7 +688,7 @@ def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypa
     command = ["train", "--dataset", str(tmp_path), "--device", "cpu", "--eval-images", "3", "--minutes", "5", *SET]
     assert nucleus.main(command) == 0
     ((model, _, val_data), named), _ = calls.all
-    monkeypatch.setattr(coco, "evaluate_dataset", lambda *arguments: arguments)
+    monkeypatch.setattr(nucleus, "evaluate_dataset", lambda *arguments: arguments)
     detector, dataset, image_ids, max_dets, verbose = named["evaluate"](model)
     assert detector.config.IMAGE_RESIZE_MODE == "pad64"
     assert detector.backbone is model.backbone
@@ -735,7 +734,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     stored["class_names"] = stored["category_ids"] = None
     path, asked = tmp_path / "backbone.pth", []
     save(stored, path)
-    monkeypatch.setattr("weights.published.find_weights", lambda *names: asked.append(names) or path)
+    monkeypatch.setattr(nucleus, "find_weights", lambda *names: asked.append(names) or path)
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
     assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0
     ((model, *_), _), _ = calls.all

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_layout import ROOT
 
-import coco
+from evaluation.run import evaluate_dataset
 from model import MaskRCNN
 from samples import shapes
 from training.loop import Progress
@@ -241,7 +241,7 @@ def test_train_is_given_data_settings_and_evaluation(weights, tmp_path, monkeypa
     assert [info["stream"] for info in train_data.image_info] == [(0, 4, i) for i in range(6)]
     assert {info["stream"][:2] for info in val_data.image_info} == {(1, 0)}
     assert named["epochs"] == 3
-    monkeypatch.setattr(coco, "evaluate_dataset", lambda model, dataset, *_: (model, dataset))
+    monkeypatch.setattr("evaluation.run.evaluate_dataset", lambda model, dataset, *_: (model, dataset))
     assert named["evaluate"](model) == (model, val_data)
     progress.interrupted = 15
     assert shapes.main([*arguments, "--model", str(weights), "--set", *settings]) == 143
@@ -262,7 +262,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
 def test_the_embedded_model_finds_shapes_that_it_has_not_seen():
     """On a few images of the subset test; README has the numbers of many."""
     model = load_model("shapes", "cpu")
-    numbers = coco.evaluate_dataset(model, shapes.make_dataset(model.config, "test", 40), verbose=False)
+    numbers = evaluate_dataset(model, shapes.make_dataset(model.config, "test", 40), verbose=False)
     assert numbers["mask AP"] > 0.35
     assert numbers["mask AP50"] > 0.5
     assert numbers["re-scoring gain"] > 0.005

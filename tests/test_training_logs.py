@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from training import logs
-from training.logs import ProgressLine, Recorder, Watchdog, draw_curves, peak_memory_mb, read_records
+from training.logs import ProgressLine, Recorder, draw_curves, peak_memory_mb, read_records
+from training.watchdog import Watchdog
 
 ############################################################
 #  Records

@@ -15,15 +15,12 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -473,134 +470,3 @@ def peak_memory_mb(device: torch.device | str | None = None) -> float:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB elsewhere
-
-
-############################################################
-#  The watchdog
-############################################################
-
-
-class Stall(NamedTuple):
-    """What it means when a stage of the training takes too long."""
-
-    stage: str  # regular expression for its name
-    patience: float  # how many times longer than usual it may take
-    advice: str
-
-
-_BUSY = (
-    "Usual causes: the first steps of COMPILE = True (minutes, once), memory swapped to disk or a GPU shared with "
-    "other programs (see top and nvidia-smi; lower IMAGES_PER_GPU), or very large images."
-)
-STALLS = (  # the first that fits counts
-    Stall(
-        "other processes",
-        5,
-        "Another process is behind or has died: its own messages say where it stands.",
-    ),
-    Stall(
-        "data",
-        1,
-        "Usual causes: an augmentation or load_image() that does not return, a slow or unreachable disk, a loader that "
-        "died or waits for a lock. With WORKERS = 0 this process loads, and the error shows. If loading is only slow: "
-        "more WORKERS, smaller image files, a local disk.",
-    ),
-    Stall("forward", 1, _BUSY),
-    Stall("backward", 1, f"{_BUSY} With torchrun: another process that died or stalls."),
-    Stall(
-        "weights|optimi[sz]er",
-        1,
-        "Usual causes: memory swapped to disk, or a GPU that hangs in what it was given earlier "
-        "(CUDA_LAUNCH_BLOCKING=1 shows where).",
-    ),
-    Stall(
-        "checkpoint",
-        1,
-        "Usual causes: a full or slow disk, or a network drive that does not answer (see df -h). Lower "
-        "CHECKPOINTS_KEPT, raise CHECKPOINT_MINUTES, or train into a local folder.",
-    ),
-    Stall(
-        "validation",
-        1,
-        "Usual causes: those of waiting for data. With WORKERS = 0 the error shows; fewer VALIDATION_STEPS take less.",
-    ),
-    Stall(
-        "evaluation",
-        10,
-        "It detects in every image, which takes long for a large data set: evaluate fewer images, or less often "
-        "(EVAL_EVERY).",
-    ),
-    Stall("callback", 5, "A function or object of custom_callbacks has not returned."),
-)
-_OTHER_STALL = Stall("", 1, "")
-
-
-class Watchdog:
-    """Says which stage a training stalls in, for how long, where in the code, and what usually causes it.
-
-    It never stops anything: what is only slow goes on. It repeats itself after twice the time.
-    """
-
-    def __init__(
-        self, seconds: float = 120.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """
-        seconds: how long most stages may take; some, like an evaluation, may take several times that.
-        stream: where to write; sys.stderr by default. clock: seconds.
-
-        Raises: ValueError unless seconds is above 0.
-        """
-        if not seconds > 0:
-            raise ValueError(f"seconds must be above 0, not {seconds}; it is how long a stage may take")
-        self.seconds = seconds
-        self._stream, self._clock = sys.stderr if stream is None else stream, clock
-        self._now: tuple[str, float, int] | None = None  # the stage, when it began, and the thread it is in
-        self._warned: tuple | None = None  # the stage that was warned of, as above
-        self._next = 0.0  # seconds into it at which it is warned of again
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="training watchdog", daemon=True)
-        self._thread.start()
-
-    def stage(self, name: str) -> None:
-        """What the calling thread does from now on: one of the stages in STALLS, or any other words."""
-        self._now = name, self._clock(), threading.get_ident()  # one assignment: no lock is needed
-
-    def check(self) -> str | None:
-        """What is to be said now; None while all is well."""
-        now = self._now
-        if now is None:
-            return None
-        name, began, thread = now
-        stall = next((stall for stall in STALLS if re.search(stall.stage, name)), _OTHER_STALL)
-        if now is not self._warned:
-            self._next = self.seconds * stall.patience
-        elapsed = self._clock() - began
-        if elapsed < self._next:
-            return None
-        self._warned, self._next = now, 2 * elapsed
-        process = f" of process {runtime.rank()}" if runtime.world_size() > 1 else ""
-        return f"no progress{process} for {elapsed:.0f} s: {name}{_where(thread)}. {stall.advice}".rstrip()
-
-    def close(self) -> None:
-        """Watch no longer. Calling it again does nothing."""
-        self._closed.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(self.seconds / 4):
-            text = self.check()
-            if text is not None:
-                try:
-                    self._stream.write(f"\n{text}\n")
-                    self._stream.flush()
-                except (OSError, ValueError):  # the terminal was closed
-                    return
-
-
-def _where(thread: int) -> str:
-    """The lines of code that a thread is in, the innermost first."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
-        return ""
-    calls = reversed(traceback.extract_stack(frame)[-3:])
-    return ", in " + " < ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls)

@@ -31,8 +31,9 @@ import utils
 from . import checkpoints
 from .checkpoints import Position
 from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
-from .logs import ProgressLine, Recorder, Watchdog, peak_memory_mb
+from .logs import ProgressLine, Recorder, peak_memory_mb
 from .optimizer import AveragedWeights, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
+from .watchdog import Watchdog
 
 ############################################################
 #  What train returns and callbacks see

@@ -27,8 +27,7 @@ from tqdm import tqdm
 import runtime
 import utils
 from data.dataset import Dataset
-
-from .results import categories_of_model, image_number, image_numbers, to_results
+from evaluation.results import categories_of_model, image_number, image_numbers, to_results
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
 LISTED = 200  # images that could not be read are named up to here

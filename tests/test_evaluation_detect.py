@@ -19,19 +19,22 @@ from test_model import tiny_model
 from torch import nn
 
 from config import Config
-from evaluation import stream
-from evaluation.results import ground_truth, to_results
-from evaluation.stream import (
+from evaluation.detect import (
+    _agree,
+    _Writer,
     claim_folder,
     detect_dataset,
     detect_to_folder,
     done_images,
+    hash_weights,
     identify,
     load_results,
     plan_chunks,
     read_batches,
+    read_lines,
     write_submission,
 )
+from evaluation.results import ground_truth, to_results
 
 SCRIPT = Path(__file__).parent / "evaluate_tiny.py"
 
@@ -174,7 +177,7 @@ def test_a_part_cut_off_anywhere(tmp_path, part):
 def test_a_torn_line_is_not_read(tmp_path, part):
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
-    assert [line.image_id for line in stream.read_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [line.image_id for line in read_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert done_images(tmp_path) == {1, 2, 3, 4, 5, 6}
     assert part.read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
 
@@ -224,13 +227,13 @@ def test_a_system_that_writes_little_at_a_time(tmp_path, part, monkeypatch):
         def write(self, text):
             return self.file.write(text[:100])
 
-    start = stream._Writer.__init__
+    start = _Writer.__init__
 
     def slow(self, folder):
         start(self, folder)
         self.file = Slow(self.file)
 
-    monkeypatch.setattr(stream._Writer, "__init__", slow)
+    monkeypatch.setattr(_Writer, "__init__", slow)
     detect(tmp_path / "slow")
     assert (tmp_path / "slow" / "detections" / part.name).read_bytes() == part.read_bytes()
 
@@ -326,9 +329,9 @@ def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, mo
     """Another could cut off a line that is being written."""
     monkeypatch.setattr("runtime.rank", lambda: 1)
     monkeypatch.setattr("runtime.world_size", lambda: 2)
-    monkeypatch.setattr(stream.dist, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
     with contextlib.ExitStack() as stack:
-        assert stream._agree(Told(), Plain(7), range(7), tmp_path / "new", "float32", stack) == [[0, 1]]
+        assert _agree(Told(), Plain(7), range(7), tmp_path / "new", "float32", stack) == [[0, 1]]
     assert not (tmp_path / "new").exists()
 
 
@@ -455,7 +458,7 @@ def test_hash_of_weights():
         module = nn.Module()
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        return stream.hash_weights(module)
+        return hash_weights(module)
 
     one = torch.tensor([[1.0, 2.0]])
     same = hash_of(a=one, n=torch.tensor(3), none=torch.zeros(0), flag=torch.tensor([True]))
