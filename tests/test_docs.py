@@ -316,6 +316,35 @@ def test_the_tree_has_the_order_of_the_layers():
     assert order == sorted(order, reverse=True), list(zip(names, order, strict=False))
 
 
+def test_every_change_has_at_most_two_places_and_these_exist():
+    changes = rows(PAGES["CONTRIBUTING.md"], "Where does a change go?")
+    assert len(changes) == 13
+    for change, *places in changes:
+        assert len(places) == 2, change
+        assert places[0], change
+        for path, names in re.findall(r"`([\w./]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", " ".join(places)):
+            for name in re.findall(r"`([\w.]+)`", names):
+                assert name in definitions(ROOT / path), f"{change}: {path} has no {name}"
+        for place in places:
+            for path in [] if place.startswith("new file `") else re.findall(r"`([\w.]+(?:/[\w.]*)+)`", place):
+                assert (ROOT / path).exists(), f"{change}: {path}"
+
+
+def definitions(path: Path) -> set[str]:
+    """Names that a file defines at its top level, and those of methods as Class.method."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign):
+            names.add(node.target.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return names
+
+
 ############################################################
 #  Models
 ############################################################
