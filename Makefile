@@ -39,13 +39,13 @@ bench: kernels
 	$(PY) benchmarks/bench_detect.py
 	$(PY) benchmarks/bench_train.py
 
-reproduce: kernels  ## README's results on shapes, from nothing, and how they differ from the committed ones
+reproduce: kernels  ## the models of shapes, from nothing, and how their results differ from the committed ones
 	$(PY) benchmarks/reproduce.py
 
 ablations: kernels  ## what decides how much mask scoring gains
 	$(PY) benchmarks/ablations.py
 
-pictures: kernels  ## README's, into assets/ (MODEL=checkpoint: of samples/shapes.py)
+pictures: kernels  ## those of README and docs, into assets/ (MODEL=checkpoint: of samples/shapes.py)
 	$(PY) assets/make_pictures.py $(if $(MODEL),--model $(MODEL))
 
 # On a machine with a GPU and a torch of its own: no virtual environment, no network.

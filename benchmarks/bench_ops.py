@@ -302,7 +302,7 @@ def main() -> None:
             rows.append(measure(case, arguments.device, seconds))
             print(format_row(rows[-1]), flush=True)
     if torchvision is None:
-        print("\ntorchvision is not installed here, so there is nothing to compare with; README says how to.")
+        print("\ntorchvision is not installed here, so nothing is compared with it; docs/speed.md says how to get it.")
     cases = [asdict(row) for row in rows]
     machine.finish({"benchmark": "ops", "quick": arguments.quick, **facts, "cases": cases}, arguments.output)
 

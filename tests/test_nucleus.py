@@ -819,7 +819,7 @@ LITE = DATA.parent / "nuclei_lite"
 
 @pytest.mark.skipif(not LITE.is_dir(), reason="the data of ../shared is not here")
 def test_the_embedded_model_finds_nuclei_that_it_has_not_seen(capsys):
-    """On the small part of the subset val; README has the numbers of all of it."""
+    """On the small part of the subset val; docs/results.md has the numbers of all of it."""
     model = load_model("nuclei", "cpu")
     assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
     numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(LITE, "val"), verbose=False)

@@ -260,7 +260,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
 
 
 def test_the_embedded_model_finds_shapes_that_it_has_not_seen():
-    """On a few images of the subset test; README has the numbers of many."""
+    """On a few images of the subset test; docs/results.md has the numbers of many."""
     model = load_model("shapes", "cpu")
     numbers = evaluate_dataset(model, shapes.make_dataset(model.config, "test", 40), verbose=False)
     assert numbers["mask AP"] > 0.35
