@@ -31,8 +31,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ has the deterministic weights
 
+import golden_weights
 import numpy as np
 import skimage.data
 import torch
@@ -43,7 +45,7 @@ import model
 import native
 import runtime
 import utils
-from benchmarks import golden_weights, machine
+from benchmarks import machine
 from config import Config
 from data.samples import Sample, collate
 from roialign import MaskCrops

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_model
 from hypothesis import settings
 
 # Deterministic: a failure on one machine is a failure on all. More examples: HYPOTHESIS_PROFILE=long make test
@@ -15,3 +16,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A checkpoint of a tiny network whose classes have COCO's ids."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    tiny_model(CATEGORY_IDS=(0, 17, 18, 21)).save(path)
+    return path

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
-from test_model import tiny_model
+from helpers import tiny_model
 
 import runtime
 from data.dataset import Dataset

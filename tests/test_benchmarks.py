@@ -11,8 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_bootstrap import two_rankings
-from test_evaluation_metrics import rectangle, result
+from helpers import rectangle, segm_result, two_rankings
 
 import native
 import utils
@@ -451,7 +450,7 @@ def test_measure_gain_of_several_models(reproduced, tmp_path, capsys):
 
 def test_correlation_on_objects_leaves_out_what_is_on_none(monkeypatch):
     contents, masks = two_rankings(4, 2)
-    nowhere = [result(image, 1, rectangle(80, 80, 99, 99), 0.6, 0.9) for image in range(4)]
+    nowhere = [segm_result(image, 1, rectangle(80, 80, 99, 99), 0.6, 0.9) for image in range(4)]
     monkeypatch.setattr(measure_gain, "detect_dataset", lambda *_, **__: ([], masks + nowhere))
     monkeypatch.setattr(measure_gain, "ground_truth", lambda *_: contents)
     numbers = measure_gain.measure(None, None, 100, samples=5)

@@ -4,9 +4,9 @@ import copy
 
 import numpy as np
 import pytest
+from helpers import boxes_of, random_case, run_pycocotools, two_rankings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_evaluation_metrics import boxes_of, direct, random_case, rectangle, result, truth_of
 
 from evaluation import bootstrap
 from evaluation.bootstrap import bootstrap_gains
@@ -46,7 +46,7 @@ def test_a_sample_is_a_data_set_whose_images_are_there_so_often(seed, draw):
     assume(any(not each["iscrowd"] for each in larger["annotations"]) and results)
     ours = RankedEvaluation(as_coco(contents), masks, "segm", 100).rank()
     found = bootstrap._precisions([ours.matches(category) for category in ours.categories], counts, ours.params)
-    np.testing.assert_allclose(found, direct(larger, results, "segm").stats[:3], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, run_pycocotools(larger, results, "segm").stats[:3], rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=20)
@@ -61,18 +61,6 @@ def test_values_are_those_of_the_evaluation(seed, max_dets):
         assert gains[name].value == pytest.approx(metrics[f"mask {name}"] - base, abs=1e-12)
         assert gains[f"{name} (true IoU)"].value == pytest.approx(metrics[f"mask {name} (true IoU)"] - base, abs=1e-12)
         assert all(interval.low <= interval.high for interval in gains.values())
-
-
-def two_rankings(images: int, right: int) -> tuple[dict, list[dict]]:
-    """In each image a good and a bad mask of one object, the bad one with the better class score; in so many of the
-    images the mask score puts that right."""
-    good, bad = rectangle(10, 10, 50, 50), rectangle(10, 10, 50, 32)  # IoU 1 and 0.55
-    contents = truth_of(*((image, 1, good) for image in range(images)), images=range(images), categories=(1,))
-    masks = []
-    for image in range(images):
-        masks.append(result(image, 1, bad, 0.9 - 1e-3 * image, 0.5 if image < right else 1.0))
-        masks.append(result(image, 1, good, 0.8 - 1e-3 * image, 1.0))
-    return contents, masks
 
 
 def test_intervals_hold_the_value_and_narrow_with_more_images():

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TinyConfig, settings_of
 from PIL import Image
-from test_model import TinyConfig
-from test_train_model import vars_of
 
 import coco
 import native
@@ -31,7 +30,7 @@ from weights.published import IMAGENET, PUBLISHED
 DATA = native.ROOT.parent / "shared" / "data"
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
 TINY = {
-    **{name: value for name, value in vars_of(TinyConfig).items() if "CLASSES" not in name and "NAME" not in name},
+    **{name: value for name, value in settings_of(TinyConfig).items() if "CLASSES" not in name and "NAME" not in name},
     "STEPS_PER_EPOCH": 2,
     "VALIDATION_STEPS": 1,
     "TRAIN_ROIS_PER_IMAGE": 16,

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import detection_result, random_rectangles, rectangles
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -58,36 +59,11 @@ class Oracle:
             yield [self.found[image[0, 0, 0]] for image in images]
 
 
-def rectangles(*boxes, shape=(100, 120)) -> np.ndarray:
-    masks = np.zeros((*shape, len(boxes)), bool)
-    for i, (y1, x1, y2, x2) in enumerate(boxes):
-        masks[y1:y2, x1:x2, i] = True
-    return masks
-
-
-def found(masks, class_ids, scores, mask_ious=None) -> dict:
-    scores = np.array(scores, np.float32)
-    ious = None if mask_ious is None else np.array(mask_ious, np.float32)
-    return {
-        "rois": np.array(utils.extract_bboxes(masks), np.float32).reshape(-1, 4),
-        "class_ids": np.array(class_ids, np.int32),
-        "scores": scores,
-        "mask_ious": ious,
-        "mask_scores": scores if ious is None else scores * ious,
-        "masks": utils.mask_to_rle(masks),
-    }
-
-
 def numbers(metrics, *names) -> list[float]:
     return [metrics[name] for name in names]
 
 
-NOTHING = found(rectangles(), [], [], [])
-
-
-def random_rectangles(rng, count) -> np.ndarray:
-    corners = rng.integers(0, [60, 80], (count, 2))
-    return rectangles(*np.concatenate([corners, corners + rng.integers(5, 60, (count, 2))], axis=1).tolist())
+NOTHING = detection_result(rectangles(), [], [], [])
 
 
 ############################################################
@@ -99,7 +75,7 @@ def test_perfect_predictions():
     """The very first object of the first image counts too: pycocotools would lose it if its id were 0."""
     first = rectangles((10, 10, 30, 40)), [1]
     second = rectangles((0, 0, 50, 50), (50, 20, 99, 90)), [2, 1]
-    model = Oracle(found(*first, [0.9], [0.8]), found(*second, [0.7, 0.6], [0.9, 1.0]))
+    model = Oracle(detection_result(*first, [0.9], [0.8]), detection_result(*second, [0.7, 0.6], [0.9, 1.0]))
     metrics = evaluate_dataset(model, Drawn(first, second), verbose=False)
     names = ("box AP", "mask AP", "mask AP (class score)", "mask AP50", "mask AP75 (true IoU)", "mask APs", "mask APm")
     assert numbers(metrics, *names) == pytest.approx([1] * 7)  # of 600, 2500 and 3430 pixels
@@ -116,7 +92,7 @@ def test_mask_scores_rank_the_better_mask_first():
     """
     truth = rectangles((0, 0, 40, 40)), [1]
     both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
-    model = Oracle(found(both, [1, 1], [0.9, 0.8], [0.6, 1.0]))
+    model = Oracle(detection_result(both, [1, 1], [0.9, 0.8], [0.6, 1.0]))
     metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert numbers(metrics, "mask AP (class score)", "box AP") == pytest.approx([0.65, 0.65])
     assert metrics["mask AP75 (class score)"] == pytest.approx(0.5)
@@ -130,7 +106,7 @@ def test_mask_scores_rank_the_better_mask_first():
 def test_wrong_mask_scores_lower_ap_and_the_upper_bound_stays():
     truth = rectangles((0, 0, 40, 40)), [1]
     both = rectangles((0, 0, 25, 40), (0, 0, 40, 40))
-    model = Oracle(found(both, [1, 1], [0.8, 0.9], [1.0, 0.5]))
+    model = Oracle(detection_result(both, [1, 1], [0.8, 0.9], [1.0, 0.5]))
     metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert numbers(metrics, "mask AP (class score)", "mask AP (true IoU)") == pytest.approx([1, 1])
     assert metrics["re-scoring gain"] == pytest.approx(-0.35)
@@ -140,7 +116,7 @@ def test_wrong_mask_scores_lower_ap_and_the_upper_bound_stays():
 def test_the_upper_bound_is_class_score_times_true_iou():
     """0.9 of the object with score 0.9, all of it with 0.5: 0.81 comes before 0.5, which counts at 0.95 alone."""
     truth = rectangles((0, 0, 40, 40)), [1]
-    model = Oracle(found(rectangles((0, 0, 37, 40), (0, 0, 40, 40)), [1, 1], [0.9, 0.5], [0.1, 0.9]))
+    model = Oracle(detection_result(rectangles((0, 0, 37, 40), (0, 0, 40, 40)), [1, 1], [0.9, 0.5], [0.1, 0.9]))
     metrics = evaluate_dataset(model, Drawn(truth), verbose=False)
     assert metrics["mask AP (true IoU)"] == pytest.approx((9 * 1 + 0.5) / 10)
     assert metrics["mask AP"] == pytest.approx(1)
@@ -161,7 +137,7 @@ def test_no_objects_at_all():
 def test_false_positives_in_an_image_without_objects_count():
     """Precision 1/2 at every recall, as the image without objects has the higher score."""
     truth = rectangles((0, 0, 40, 40)), [1]
-    model = Oracle(found(*truth, [0.8], [1.0]), found(*truth, [0.9], [1.0]))
+    model = Oracle(detection_result(*truth, [0.8], [1.0]), detection_result(*truth, [0.9], [1.0]))
     dataset = Drawn(truth, (rectangles(), []))
     assert evaluate_dataset(model, dataset, verbose=False)["mask AP"] == pytest.approx(0.5)
     first = evaluate_dataset(model, dataset, image_ids=[0], verbose=False)
@@ -172,7 +148,7 @@ def test_crowds_are_ignored():
     """What is found in a crowd is neither right nor wrong, and a crowd is no object that has to be found."""
     masks = rectangles((0, 0, 40, 40), (50, 0, 100, 120))
     inside = rectangles((0, 0, 40, 40), (60, 10, 80, 30))
-    model = Oracle(found(inside, [1, 1], [0.5, 0.9], [0.5, 0.9]))
+    model = Oracle(detection_result(inside, [1, 1], [0.5, 0.9], [0.5, 0.9]))
     metrics = evaluate_dataset(model, Drawn((masks, [1, -1])), verbose=False)
     assert numbers(metrics, "box AP", "mask AP") == pytest.approx([1, 1])
     assert metrics["mask APl"] == -1, "the crowd of 6000 pixels would be a medium one, nothing is large"
@@ -184,7 +160,7 @@ def test_true_ious():
     truth = rectangles((0, 0, 40, 40), (0, 60, 40, 100), (50, 0, 90, 40), (15, 0, 22, 9)), [1, 2, -1, 1]
     dataset = Drawn(truth)
     masks = rectangles((0, 0, 20, 40), (0, 60, 40, 100), (50, 0, 90, 40), (95, 100, 99, 110))
-    _, results = detect_dataset(Oracle(found(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
+    _, results = detect_dataset(Oracle(detection_result(masks, [1, 1, 1, 2], [0.9] * 4, [0.5] * 4)), dataset)
     truth = as_coco(ground_truth(dataset))
     ious = RankedEvaluation(truth, results, "segm", 100).true_ious()
     assert ious.tolist() == [0.5, 0, 0, 0]
@@ -198,14 +174,14 @@ def test_true_ious():
 def test_150_objects(settings, max_dets, expected):
     boxes = [(10 * (i // 15), 10 * (i % 15), 10 * (i // 15) + 8, 10 * (i % 15) + 8) for i in range(150)]
     truth = rectangles(*boxes, shape=(100, 150)), [1] * 150
-    model = Oracle(found(*truth, np.linspace(1, 0.5, 150), [1.0] * 150), **settings)
+    model = Oracle(detection_result(*truth, np.linspace(1, 0.5, 150), [1.0] * 150), **settings)
     metrics = evaluate_dataset(model, Drawn(truth), max_dets=max_dets, verbose=False)
     assert numbers(metrics, "mask AP", "box AP", "mask APs") == pytest.approx([expected] * 3)
 
 
 def test_without_a_maskiou_head():
     truth = rectangles((0, 0, 40, 40)), [1]
-    metrics = evaluate_dataset(Oracle(found(*truth, [0.8])), Drawn(truth), verbose=False)
+    metrics = evaluate_dataset(Oracle(detection_result(*truth, [0.8])), Drawn(truth), verbose=False)
     assert metrics["mask AP"] == pytest.approx(1)
     assert metrics["re-scoring gain"] == metrics["IoU correlation"] == 0
 
@@ -255,7 +231,7 @@ def test_numbers_are_pycocotools(capsys):
         masks = random_rectangles(rng, 8)
         images.append((masks, rng.choice([1, 2, 2, -1], 8).tolist()))
         shifted = np.roll(masks, rng.integers(0, 6), axis=0) | (random_rectangles(rng, 8) & (rng.random(8) < 0.2))
-        predictions.append(found(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
+        predictions.append(detection_result(shifted, rng.choice([1, 2], 8), rng.random(8), rng.random(8)))
     dataset, model = Drawn(*images), Oracle(*predictions)
     metrics = evaluate_dataset(model, dataset, verbose=False)
     truth = ground_truth(dataset)
@@ -275,7 +251,7 @@ def test_numbers_are_pycocotools(capsys):
 def test_ap_of_a_category():
     truth = rectangles((0, 0, 40, 40), (50, 0, 90, 40)), [1, 2]
     dataset = Drawn(truth)
-    _, masks = detect_dataset(Oracle(found(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
+    _, masks = detect_dataset(Oracle(detection_result(truth[0][..., :1], [1], [0.9], [0.9])), dataset)
     ranked = run_cocoeval(as_coco(ground_truth(dataset)), masks, "segm", 100)
     assert average_precision(ranked, category=1) == pytest.approx(1)
     assert average_precision(ranked, category=2) == 0
@@ -401,7 +377,7 @@ def test_models_of_other_categories():
 
 def test_results_are_submissions():
     masks = rectangles((10, 20, 30, 60))
-    boxes, segments = to_results(found(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
+    boxes, segments = to_results(detection_result(masks, [2], [0.5], [0.25]), 7, [0, 17, 18])
     assert boxes == [{"image_id": 7, "category_id": 18, "bbox": [20, 10, 40, 20], "score": 0.5}]
     (segment,) = json.loads(json.dumps(segments))
     np.testing.assert_array_equal(utils.rle_to_mask(segment.pop("segmentation")), masks[..., 0])
@@ -410,7 +386,7 @@ def test_results_are_submissions():
 
 def test_the_callback_does_the_same_and_is_quiet(capfd):
     truth = rectangles((0, 0, 40, 40)), [1]
-    model, dataset = Oracle(found(*truth, [0.8], [0.9])), Drawn(truth, (rectangles(), []))
+    model, dataset = Oracle(detection_result(*truth, [0.8], [0.9])), Drawn(truth, (rectangles(), []))
     callback = evaluation_callback(dataset, image_ids=[0])
     metrics = callback(model)
     assert capfd.readouterr() == ("", "")

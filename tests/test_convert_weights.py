@@ -15,16 +15,16 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import golden_weights
 import h5py
 import numpy as np
 import pytest
 import torch
-from test_model import tiny_model
+from helpers import imagenet_state, tiny_model
 from torch.nn import functional as F
 
 import convert_weights
 import model
-from benchmarks import golden_weights
 from config import Config
 from convert_weights import main
 from data.coco_files import COCO_CATEGORIES
@@ -619,19 +619,6 @@ def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
 ############################################################
 #  ImageNet
 ############################################################
-
-
-def imagenet_state(backbone, classes=1000):
-    """The state dict of torchvision's classifier, from our own backbone's shapes."""
-    state = {}
-    for name, shape in _expected(Config(BACKBONE=backbone), only_backbone=True).items():
-        theirs = name.removeprefix("backbone.").replace("stem.norm", "bn1").replace("stem", "conv1")
-        theirs = re.sub(r"conv(\d)\.norm", r"bn\1", theirs)
-        theirs = theirs.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
-        state[theirs] = torch.ones(1).expand(shape)
-        if theirs.endswith("running_var"):
-            state[theirs.replace("running_var", "num_batches_tracked")] = torch.tensor(1)
-    return {**state, "fc.weight": torch.zeros(1).expand(classes, 8), "fc.bias": torch.zeros(classes)}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_mask_crops import SPECIAL_ROIS, make_masks, random_masks, random_rois
+from helpers import SPECIAL_ROIS, make_masks, random_masks, random_rois
 
 import native
 import nms

@@ -5,23 +5,15 @@ import signal
 
 import numpy as np
 import pytest
+from helpers import interrupt_drawing, random_image, tiny_model
 from PIL import Image
-from test_model import random_image, tiny_model
 
 import demo
 import utils
-import visualize
 from evaluation.results import to_results
 from video import Source
 from weights.load import load_model
 from weights.published import EMBEDDED
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
-    tiny_model(CATEGORY_IDS=(0, 17, 18, 21)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -168,20 +160,6 @@ def test_each_line_is_safe_at_once(weights, tmp_path):
         results.add("x.png", demo.Frame(random_image(40, 60), 0), result, model.category_ids)
         assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == count, "before the file is closed"
     results.close()
-
-
-def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
-    """Press Ctrl-C so many times when the picture of this number is drawn; signals close together count, too."""
-    monkeypatch.setattr("runtime.REPEAT_SECONDS", -1)
-    draw, calls = visualize.draw_instances, []
-
-    def draw_and_interrupt(*arguments):
-        calls.append(arguments)
-        for _ in range(signals if len(calls) == number else 0):
-            signal.raise_signal(signal.SIGINT)
-        return draw(*arguments)
-
-    monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

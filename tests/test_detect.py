@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
-from test_model import TinyConfig, random_image, tiny_model
+from helpers import TinyConfig, random_image, tiny_model
 
 import utils
 from config import DIALECTS

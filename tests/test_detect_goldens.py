@@ -7,6 +7,7 @@ numbers come from. Heads are fed the golden proposals and detections, so that a 
 import functools
 import json
 
+import golden_weights
 import numpy as np
 import pytest
 import skimage.data
@@ -15,7 +16,6 @@ from conftest import GOLDEN
 
 import model as modellib
 import utils
-from benchmarks import golden_weights
 from model import Images, MaskRCNN
 from weights.convert import convert
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 from evaluate_tiny import Noise
-from test_coco_evaluation import found, random_rectangles, rectangles
-from test_model import tiny_model
+from helpers import detection_result, random_rectangles, rectangles, tiny_model
 from torch import nn
 
 from config import Config
@@ -60,7 +59,7 @@ class Told(nn.Module):
         rng = np.random.default_rng(number)
         count = number % 3
         masks, ids = random_rectangles(rng, count) if count else rectangles(), rng.integers(1, 4, count)
-        return found(masks, ids, rng.random(count), rng.random(count))
+        return detection_result(masks, ids, rng.random(count), rng.random(count))
 
 
 class Plain(Noise):

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import HEIGHT, WIDTH, boxes_of, random_case, rectangle, run_pycocotools, segm_result, to_rle, truth_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -34,91 +35,14 @@ from evaluation.metrics import (
 )
 
 DATA = native.ROOT.parent / "shared" / "data"
-HEIGHT, WIDTH = 120, 130  # room for an object of every size: large is from 96 x 96
+
+
 KINDS = ("bbox", "segm")
 
 
 ############################################################
 #  Data
 ############################################################
-
-
-def rectangle(y1, x1, y2, x2, shape=(HEIGHT, WIDTH)) -> np.ndarray:
-    mask = np.zeros(shape, np.uint8)
-    mask[y1:y2, x1:x2] = 1
-    return mask
-
-
-def to_rle(mask: np.ndarray) -> dict:
-    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": code["size"], "counts": code["counts"].decode()}
-
-
-def truth_of(*objects, images=(1,), categories=(1, 2)) -> dict:
-    """objects: (image, category, mask[, iscrowd])."""
-    annotations = []
-    for number, (image, category, mask, *crowd) in enumerate(objects, start=1):
-        annotations.append({
-            "id": number, "image_id": image, "category_id": category, "iscrowd": int(bool(crowd and crowd[0])),
-            "segmentation": to_rle(mask), "area": int(mask.sum()), "bbox": coco_mask.toBbox(to_rle(mask)).tolist(),
-        })  # fmt: skip
-    return {
-        "images": [{"id": image, "height": HEIGHT, "width": WIDTH, "file_name": f"{image}.jpg"} for image in images],
-        "categories": [{"id": category, "name": f"class {category}"} for category in categories],
-        "annotations": annotations,
-    }
-
-
-def result(image, category, mask, class_score, mask_iou=1.0) -> dict:
-    score = class_score if mask_iou is None else class_score * mask_iou
-    entry = {"image_id": image, "category_id": category, "segmentation": to_rle(mask), "score": score}
-    return {**entry, "class_score": class_score, "mask_iou": mask_iou}
-
-
-def boxes_of(masks) -> list[dict]:
-    return [
-        {
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": coco_mask.toBbox(entry["segmentation"]).tolist(),
-            "score": entry["class_score"],
-        }
-        for entry in masks
-    ]
-
-
-def random_mask(rng) -> np.ndarray:
-    """A rectangle of any size with holes, or a square whose area lies just between small, medium and large."""
-    if rng.random() < 0.2:
-        (y, x), side = rng.integers(0, 20, 2), rng.choice([32, 96])
-        return rectangle(y, x, y + side, x + side)
-    y1, x1 = rng.integers(0, [HEIGHT - 4, WIDTH - 4])
-    y2, x2 = y1 + rng.integers(3, HEIGHT - y1 + 1), x1 + rng.integers(3, WIDTH - x1 + 1)
-    return rectangle(y1, x1, y2, x2) * (rng.random((HEIGHT, WIDTH)) > rng.choice([0, 0.1]))
-
-
-def random_case(seed, images=3, categories=3, objects=4, results=6) -> tuple[dict, list[dict]]:
-    """Objects, a third of them crowds or near another; results near objects, some in other places; few scores."""
-    rng = np.random.default_rng(seed)
-    ids = rng.choice(np.arange(0, 1000), images + categories, replace=False).tolist()
-    images, categories = ids[:images], ids[images:]
-    masks: dict[int, list] = {image: [] for image in images}
-    entries, found = [], []
-    for image in images:
-        for _ in range(rng.integers(0, objects + 1)):
-            near = masks[image] and rng.random() < 0.3
-            mask = np.roll(masks[image][-1], 2, axis=0) if near else random_mask(rng)
-            masks[image].append(mask)
-            entries.append((image, int(rng.choice(categories)), mask, rng.random() < 0.15))
-        for _ in range(rng.integers(0, results + 1)):
-            near = masks[image] and rng.random() < 0.8
-            mask = masks[image][rng.integers(len(masks[image]))] if near else random_mask(rng)
-            mask = np.roll(mask, rng.integers(-2, 12), axis=rng.integers(2))
-            same = [entry[1] for entry in entries if entry[0] == image]
-            category = int(rng.choice(same if same and rng.random() < 0.8 else categories))
-            found.append(result(image, category, mask, float(rng.choice([0.2, 0.5, 0.7, 0.9])), float(rng.random())))
-    order = rng.permutation(len(found))
-    return truth_of(*entries, images=images, categories=categories), [found[i] for i in order]
 
 
 cases = st.builds(
@@ -131,27 +55,12 @@ cases = st.builds(
 )
 
 
-def direct(contents, results, kind, max_dets=(1, 10, 100)) -> COCOeval:
-    """pycocotools called as its documentation says."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        index = COCO()
-        index.dataset = copy.deepcopy(contents)
-        index.createIndex()
-        ours = COCOeval(index, index.loadRes(copy.deepcopy(results)), kind)
-        ours.params.maxDets = list(max_dets)
-        ours.evaluate()
-        ours.accumulate()
-        if list(max_dets) == [1, 10, 100]:
-            ours.summarize()
-    return ours
-
-
 def evaluate(contents, results, kind, max_dets=100):
     return run_cocoeval(as_coco(contents), results, kind, max_dets)
 
 
 def assert_pycocotools(contents, results, kind):
-    ours, theirs = evaluate(contents, results, kind), direct(contents, results, kind)
+    ours, theirs = evaluate(contents, results, kind), run_pycocotools(contents, results, kind)
     np.testing.assert_array_equal(ours.eval["precision"], theirs.eval["precision"])
     np.testing.assert_array_equal(ours.eval["recall"], theirs.eval["recall"])
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -178,7 +87,7 @@ def test_other_max_dets(case, max_dets):
     assume(masks)
     counts = [count for count in (1, 10) if count < max_dets] + [max_dets]
     for kind, results in zip(KINDS, (boxes_of(masks), masks), strict=True):
-        ours, theirs = evaluate(contents, results, kind, max_dets), direct(contents, results, kind, counts)
+        ours, theirs = evaluate(contents, results, kind, max_dets), run_pycocotools(contents, results, kind, counts)
         np.testing.assert_array_equal(ours.eval["precision"], theirs.eval["precision"])
         np.testing.assert_array_equal(ours.eval["recall"], theirs.eval["recall"])
         for m, count in enumerate(counts):
@@ -195,7 +104,7 @@ def test_each_ranking_is_an_evaluation_of_its_own(case):
     ranked = RankedEvaluation(as_coco(contents), masks, "segm", 3)
     for name in ("class_score", "mask_iou", "class_score"):
         scores = [entry[name] for entry in masks]
-        theirs = direct(contents, [{**entry, "score": entry[name]} for entry in masks], "segm", (1, 3))
+        theirs = run_pycocotools(contents, [{**entry, "score": entry[name]} for entry in masks], "segm", (1, 3))
         np.testing.assert_array_equal(ranked.rank(scores).eval["precision"], theirs.eval["precision"])
         np.testing.assert_array_equal(ranked.eval["recall"], theirs.eval["recall"])
     np.testing.assert_array_equal(ranked.rank().eval["precision"], theirs.eval["precision"])
@@ -209,12 +118,12 @@ def test_objects_are_matched_once_for_all_areas(monkeypatch):
     monkeypatch.setattr(COCOeval, "evaluateImg", lambda *arguments: calls.append(1) or match(*arguments))
     for objects, expected in (([small], 1), ([small, small], 1), ([small, large], 3)):
         contents = truth_of(*((1, 1, mask) for mask in objects))
-        masks = [result(1, 1, mask, 0.9) for mask in (small, large)]
-        ranked = evaluate(contents, [*masks, result(1, 2, small, 0.9)], "segm")
+        masks = [segm_result(1, 1, mask, 0.9) for mask in (small, large)]
+        ranked = evaluate(contents, [*masks, segm_result(1, 2, small, 0.9)], "segm")
         assert len(calls) == expected
         calls.clear()
         assert ranked.eval["precision"].shape == (10, 101, 2, 4, 3)
-    evaluate(truth_of((1, 1, large)), [result(1, 1, small, 0.9)], "segm")
+    evaluate(truth_of((1, 1, large)), [segm_result(1, 1, small, 0.9)], "segm")
     assert calls == [], "there is nothing near"
 
 
@@ -295,7 +204,7 @@ def made_by_hand(contents, copies=4) -> list[dict]:
                 mask = mask & np.roll(mask, rng.integers(1, 5), axis=rng.integers(2))
             category = entry["category_id"] if rng.random() < 0.9 else int(rng.choice(categories))
             scores = float(rng.choice([0.1, 0.3, 0.5, 0.8, rng.random()])), float(rng.random())
-            masks.append(result(entry["image_id"], category, mask, *scores))
+            masks.append(segm_result(entry["image_id"], category, mask, *scores))
     return [masks[i] for i in rng.permutation(len(masks))]
 
 
@@ -314,7 +223,7 @@ def test_many_nuclei_give_the_numbers_of_pycocotools():
     contents = real_annotations("nuclei", "instances_val", images=20)
     masks = made_by_hand(contents, copies=1)
     for kind, results in zip(KINDS, (boxes_of(masks), masks), strict=True):
-        ours, theirs = evaluate(contents, results, kind, 400), direct(contents, results, kind, (1, 10, 400))
+        ours, theirs = evaluate(contents, results, kind, 400), run_pycocotools(contents, results, kind, (1, 10, 400))
         np.testing.assert_array_equal(ours.eval["precision"], theirs.eval["precision"])
         np.testing.assert_array_equal(ours.eval["recall"], theirs.eval["recall"])
         numbers = summary(ours)
@@ -387,7 +296,7 @@ def test_what_belongs_to_no_category_or_image_is_left_out(case):
 
 def test_results_of_unknown_images_are_an_error():
     mask = rectangle(0, 0, 9, 9)
-    contents, masks = truth_of((1, 1, mask)), [result(image, 1, mask, 0.9) for image in (7, 1, 8, 7)]
+    contents, masks = truth_of((1, 1, mask)), [segm_result(image, 1, mask, 0.9) for image in (7, 1, 8, 7)]
     message = r"results of 2 images that the ground truth does not have: 7, 8; are they of another data set"
     with pytest.raises(ValueError, match=message):
         as_coco(contents, masks)
@@ -410,7 +319,7 @@ def test_images_and_categories_of_the_same_id_are_an_error(name):
 def test_category_and_image_0_are_as_good_as_others():
     mask, far = rectangle(0, 0, 40, 40), rectangle(50, 0, 90, 40)
     contents = truth_of((0, 0, mask), (0, 5, far), images=(0,), categories=(0, 5))
-    masks = [result(0, 0, mask, 0.9), result(0, 0, far, 0.8)]
+    masks = [segm_result(0, 0, mask, 0.9), segm_result(0, 0, far, 0.8)]
     found = evaluate_results(contents, boxes_of(masks), masks)
     assert [row["mask AP"] for row in found.classes] == [pytest.approx(1), 0]
     assert found.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
@@ -440,7 +349,7 @@ def test_without_results(contents, classes, expected):
 
 
 def test_a_truth_of_no_categories_has_no_results_either():
-    masks = [result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
+    masks = [segm_result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
     found = evaluate_results(truth_of(categories=()), boxes_of(masks), masks)
     assert found.metrics["mask AP"] == -1
     assert found.metrics["detections"] == 0
@@ -454,7 +363,7 @@ def test_boxes_need_no_masks():
 
 
 def test_scores_are_one_for_each_result():
-    contents, masks = truth_of((1, 1, rectangle(0, 0, 9, 9))), [result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
+    contents, masks = truth_of((1, 1, rectangle(0, 0, 9, 9))), [segm_result(1, 1, rectangle(0, 0, 9, 9), 0.9)]
     ranked = RankedEvaluation(as_coco(contents), masks, "segm", 100)
     with pytest.raises(ValueError, match="zip"):
         ranked.rank([0.5, 0.6])
@@ -476,7 +385,7 @@ def test_the_true_iou_never_lowers_ap75(seed):
             objects.append((image, category, rectangle(y, 0, y + 30, 100)))
             if rng.random() < 0.9:
                 height, score = rng.integers(10, 31), float(rng.choice([0.3, 0.6, rng.uniform(0.05, 1)]))
-                masks.append(result(image, category, rectangle(y, 0, y + height, 100), score, float(rng.random())))
+                masks.append(segm_result(image, category, rectangle(y, 0, y + height, 100), score, float(rng.random())))
     contents = truth_of(*objects, images=(1, 2, 3))
     numbers = evaluate_results(contents, boxes_of(masks), masks).metrics
     assert numbers["mask AP75 (true IoU)"] >= numbers["mask AP75 (class score)"]
@@ -590,8 +499,8 @@ def test_precision_curve_by_hand():
     wrong, part = rectangle(60, 0, 90, 30), rectangle(60, 60, 84, 90)
     contents = truth_of(*((1, 1, mask) for mask in objects), (1, 2, rectangle(60, 60, 90, 90)), categories=(1, 2, 3))
     masks = [
-        result(1, 1, objects[0], 0.9), result(1, 1, wrong, 0.8), result(1, 1, objects[1], 0.7), result(1, 2, part, 0.6),
-        result(1, 3, wrong, 0.9),
+        segm_result(1, 1, objects[0], 0.9), segm_result(1, 1, wrong, 0.8), segm_result(1, 1, objects[1], 0.7),
+        segm_result(1, 2, part, 0.6), segm_result(1, 3, wrong, 0.9),
     ]  # fmt: skip
     ranked = evaluate(contents, masks, "segm")
     first = np.array([1.0] * 34 + [2 / 3] * 33 + [0] * 34)
@@ -635,7 +544,7 @@ def test_wrong_questions():
 
 def test_the_table_in_words():
     contents = truth_of((1, 1, rectangle(0, 0, 40, 40)))  # medium
-    masks = [result(1, 1, rectangle(0, 0, 25, 40), 0.9, 0.6), result(1, 1, rectangle(0, 0, 40, 40), 0.8, 1.0)]
+    masks = [segm_result(1, 1, rectangle(0, 0, 25, 40), 0.9, 0.6), segm_result(1, 1, rectangle(0, 0, 40, 40), 0.8, 1.0)]
     lines = metrics_table(evaluate_results(contents, boxes_of(masks), masks).metrics).splitlines()
     assert lines[0].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert lines[1].split() == ["boxes", "by", "class", "score", "65.0", "100.0", "50.0", "-", "100.0", "-"]
@@ -661,15 +570,15 @@ def test_confusion_by_hand():
     crowd = rectangle(60, 60, 120, 130)
     contents = truth_of((1, 1, left), (1, 2, right), (1, 2, low), (1, 1, crowd, True), (2, 2, left), images=(1, 2, 3))
     masks = [
-        result(1, 1, left, 0.6),  # comes second
-        result(1, 2, left, 0.8),  # takes the first object for another class
-        result(1, 2, rectangle(0, 60, 40, 80), 0.7),  # IoU of 0.5 with the second
-        result(1, 2, low, 0.49),  # a score below 0.5
-        result(1, 2, rectangle(60, 60, 80, 80), 0.9),  # in the crowd
-        result(1, 1, rectangle(50, 60, 70, 80), 0.9),  # half in it
-        result(1, 1, rectangle(48, 60, 70, 80), 0.9),  # less than half
-        result(2, 2, left, 0.5, 0.1),  # it is the class score that counts
-        result(3, 2, left, 0.9),  # an image without objects
+        segm_result(1, 1, left, 0.6),  # comes second
+        segm_result(1, 2, left, 0.8),  # takes the first object for another class
+        segm_result(1, 2, rectangle(0, 60, 40, 80), 0.7),  # IoU of 0.5 with the second
+        segm_result(1, 2, low, 0.49),  # a score below 0.5
+        segm_result(1, 2, rectangle(60, 60, 80, 80), 0.9),  # in the crowd
+        segm_result(1, 1, rectangle(50, 60, 70, 80), 0.9),  # half in it
+        segm_result(1, 1, rectangle(48, 60, 70, 80), 0.9),  # less than half
+        segm_result(2, 2, left, 0.5, 0.1),  # it is the class score that counts
+        segm_result(3, 2, left, 0.9),  # an image without objects
     ]
     matrix = confusion_matrix(contents, masks)
     assert matrix.dtype == np.int64
@@ -679,8 +588,8 @@ def test_confusion_by_hand():
 def test_of_two_free_objects_the_nearer_is_taken():
     contents = truth_of((1, 1, rectangle(0, 0, 30, 40)), (1, 2, rectangle(0, 0, 40, 40)))
     whole, part = rectangle(0, 0, 40, 40), rectangle(0, 0, 36, 40)
-    assert confusion_matrix(contents, [result(1, 1, whole, 0.9)]).tolist() == [[0] * 3, [1, 0, 0], [0, 1, 0]]
-    masks = [result(1, 1, part, 0.8), result(1, 1, whole, 0.9)]  # the second best object is left
+    assert confusion_matrix(contents, [segm_result(1, 1, whole, 0.9)]).tolist() == [[0] * 3, [1, 0, 0], [0, 1, 0]]
+    masks = [segm_result(1, 1, part, 0.8), segm_result(1, 1, whole, 0.9)]  # the second best object is left
     assert confusion_matrix(contents, masks).tolist() == [[0] * 3, [0, 1, 0], [0, 1, 0]]
 
 
@@ -734,10 +643,10 @@ def test_examples_by_hand():
     contents = truth_of((1, 1, half, True), (1, 1, whole), (1, 2, whole), (1, 1, other), images=(1, 2))
     contents["images"][1].pop("file_name")
     masks = [
-        result(1, 1, half, 0.9, 0.55),  # bad, and said to be
-        result(1, 1, other, 0.8, 0.9),  # good
-        result(1, 2, half, 0.7, 0.95),  # bad, and said to be good
-        result(2, 2, half, 0.99, 0.0),  # there is nothing
+        segm_result(1, 1, half, 0.9, 0.55),  # bad, and said to be
+        segm_result(1, 1, other, 0.8, 0.9),  # good
+        segm_result(1, 2, half, 0.7, 0.95),  # bad, and said to be good
+        segm_result(2, 2, half, 0.99, 0.0),  # there is nothing
     ]
     ious = np.array([0.5, 1, 0.5, 0])
     found = find_examples(contents, masks, ious)
@@ -753,7 +662,7 @@ def test_examples_by_hand():
     nowhere = find_examples(contents, masks[3:], np.array([0.6]))["overrated"][0]
     assert nowhere.title == "image 2"
     assert nowhere.truth is None
-    apart = find_examples(contents, [result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
+    apart = find_examples(contents, [segm_result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
     assert apart.truth is None
 
 
@@ -791,7 +700,7 @@ def test_examples_are_those_of_the_slow_version(case):
 def test_examples_are_few():
     mask = rectangle(0, 0, 40, 40)
     contents = truth_of(*((image, 1, mask) for image in range(1, 21)), images=range(1, 21))
-    masks = [result(image, 1, mask, 0.9) for image in range(1, 21) for _ in range(3)]
+    masks = [segm_result(image, 1, mask, 0.9) for image in range(1, 21) for _ in range(3)]
     best = find_examples(contents, masks, np.ones(60))["best"]
     assert [example.image_id for example in best] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     ious = np.where(np.arange(60) % 7 == 3, 1, 0.9)  # the 4th, 11th, 18th ...

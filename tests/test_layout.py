@@ -105,6 +105,12 @@ def test_functions_stay_short(path):
             assert length <= 60, f"{path}: {node.name} has {length} lines"
 
 
+def test_no_test_imports_a_test():
+    for path in SOURCES:
+        tests = {name for name in imports(path) if name.split(".")[-1].startswith("test_")}
+        assert not tests, f"{path} imports {tests}; what tests share is in tests/helpers.py"
+
+
 def test_torchvision_is_only_compared_with():
     users = [str(path) for path in SOURCES if any(name.split(".")[0] == "torchvision" for name in imports(path))]
     assert users == ["benchmarks/bench_detect.py", "benchmarks/bench_ops.py", "benchmarks/bench_train.py"]

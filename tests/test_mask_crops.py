@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
+from helpers import INF, NAN, SPECIAL_ROIS, make_masks, random_masks, random_rois
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,30 +14,6 @@ import native
 import roialign
 from roialign import MaskCrops, crop_masks, mask_areas, reference, roi_align
 
-NAN, INF = float("nan"), float("inf")
-
-
-def make_masks(crops: list[Tensor], origins: list, canvases: list) -> MaskCrops:
-    """MaskCrops from crops [h, w] of 0 and 1."""
-    sizes = torch.tensor([crop.shape for crop in crops], dtype=torch.int64).view(-1, 2)
-    lengths = sizes.prod(dim=1)
-    pixels = torch.cat([torch.zeros(0, dtype=torch.uint8), *[crop.flatten().to(torch.uint8) for crop in crops]])
-    geometry = [torch.tensor(field, dtype=torch.int64).view(-1, 2) for field in (origins, canvases)]
-    return MaskCrops(pixels, lengths.cumsum(0) - lengths, sizes, *geometry)
-
-
-def random_masks(count: int, seed: int = 0, largest: int = 40) -> MaskCrops:
-    """Masks on canvases of several sizes; some crops are the whole canvas, some have no pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    crops, origins, canvases = [], [], []
-    for i in range(count):
-        canvas = torch.randint(1, largest, (2,), generator=generator)
-        size = canvas if i % 5 == 0 else (torch.rand(2, generator=generator) * (canvas + 1)).long()
-        crops.append(torch.randint(0, 2, size.tolist(), generator=generator))
-        origins.append((torch.rand(2, generator=generator) * (canvas - size + 1)).long().tolist())
-        canvases.append(canvas.tolist())
-    return make_masks(crops, origins, canvases)
-
 
 def paint(masks: MaskCrops, i: int) -> Tensor:
     """The whole canvas [height, width] of mask i, in float32."""
@@ -44,31 +21,6 @@ def paint(masks: MaskCrops, i: int) -> Tensor:
     canvas = torch.zeros(masks.canvases[i].tolist())
     canvas[y : y + h, x : x + w] = masks.pixels[offset : offset + h * w].view(h, w)
     return canvas
-
-
-def random_rois(count: int, scale: float, seed: int = 0) -> Tensor:
-    """Boxes inside, across the edge of and outside a scale x scale canvas, some without area, some upside down."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * scale * 1.4 - scale * 0.4
-    return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * scale - 0.05 * scale], dim=1)
-
-
-SPECIAL_ROIS = torch.tensor(
-    [
-        [0.0, 0.0, 40.0, 40.0],
-        [-0.5, -0.5, 30.5, 30.5],  # a corner at -1 in cells, the last position that counts
-        [-9.0, 3.0, -1.0, 8.0],  # above the canvas
-        [3.0, 50.0, 8.0, 90.0],  # right of it
-        [5.0, 5.0, 5.0, 5.0],  # a point
-        [5.0, 5.0, 5.01, 9.0],
-        [8.0, 8.0, 2.0, 2.0],  # upside down
-        [2.5, 1.5, 3.5, 2.5],
-        [NAN, 0.0, 9.0, 9.0],
-        [0.0, 0.0, 9.0, INF],
-        [-500.0, -300.0, 3000.0, 700.0],  # more than 64 samples a bin
-        [-1e9, -1e9, 1e9, 1e9],
-    ]
-)
 
 
 def move(masks: MaskCrops, device: str) -> MaskCrops:

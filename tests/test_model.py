@@ -9,52 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEVICES, GOLDEN
+from helpers import TinyConfig, tiny_model
 from torch import nn
 
 import model as modellib
 import utils
 from config import DIALECTS, Config
 from model import BatchNorm, Conv, Linear, MaskHead, MaskIoUHead, MaskRCNN
-
-
-class TinyConfig(Config):
-    """As small as it gets: it runs in milliseconds, and keeps every detection."""
-
-    NAME = "tiny"
-    BACKBONE = "resnet18"
-    BACKBONE_WIDTH = 0.125
-    TOP_DOWN_PYRAMID_SIZE = 16
-    RPN_CHANNELS = 16
-    FPN_CLASSIF_FC_LAYERS_SIZE = 32
-    MASK_HEAD_CHANNELS = 16
-    MASK_HEAD_CONVS = 1
-    MASKIOU_HEAD_CHANNELS = 16
-    MASKIOU_FC_LAYERS_SIZE = 32
-    NUM_CLASSES = 4
-    CLASS_NAMES = ("BG", "cat", "dog", "cow")
-    IMAGE_MIN_DIM = 64
-    IMAGE_MAX_DIM = 128
-    DETECTION_MIN_CONFIDENCE = 0.0
-    DETECTION_MAX_INSTANCES = 20
-    POST_NMS_ROIS_INFERENCE = 60
-
-
-def tiny_model(seed: int = 0, **overrides) -> MaskRCNN:
-    torch.manual_seed(seed)
-    model = MaskRCNN(TinyConfig(**overrides)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 1.5)
-            if name.startswith(("rpn.objectness", "box_head.class_logits")):
-                parameter.normal_(std=0.2)  # so that images differ in what is found
-            if name.startswith(("rpn.deltas", "box_head.box_deltas")):
-                parameter.normal_(std=0.02)
-    return model
-
-
-def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_layout import ROOT
 
 import visualize
+from native import ROOT
 
 FOLDER = ROOT / "notebooks"
 # How many figures and tables each shows.

@@ -13,11 +13,10 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_layout import ROOT
-from test_shapes import TINY
 
 import utils
 from benchmarks import measure_gain
@@ -26,6 +25,7 @@ from data.dataset import Dataset
 from data.samples import TrainingData
 from evaluation.results import ground_truth
 from model import MaskRCNN
+from native import ROOT
 from samples import nucleus
 from training.checkpoints import find_last
 from training.loop import Progress
@@ -34,8 +34,8 @@ from weights.load import load_model
 
 DATA = ROOT.parent / "shared" / "data" / "nuclei"
 SETTINGS = {
-    **TINY, "IMAGE_MIN_DIM": 64, "IMAGE_MAX_DIM": 64, "IMAGES_PER_GPU": 2, "STEPS_PER_EPOCH": 2, "VALIDATION_STEPS": 1,
-    "EVAL_EVERY": 1, "TRAIN_DTYPE": "float32", "SCALE_JITTER": None,
+    **TINY_SHAPES, "IMAGE_MIN_DIM": 64, "IMAGE_MAX_DIM": 64, "IMAGES_PER_GPU": 2, "STEPS_PER_EPOCH": 2,
+    "VALIDATION_STEPS": 1, "EVAL_EVERY": 1, "TRAIN_DTYPE": "float32", "SCALE_JITTER": None,
 }  # fmt: skip
 SET = ["--set", *(f"{name}={value}" for name, value in SETTINGS.items())]
 IDS = ("a005", "b2e1", "c008", "d001")  # only the third is held out, of shares from 0.1 to 0.6
@@ -711,7 +711,7 @@ def test_the_time_is_over(monkeypatch, capsys):
 def test_another_detector_starts_a_training(calls, tmp_path, capsys):
     """Of other classes and sizes: its network and weights are taken, its training and its anchors are not."""
     write_coco(tmp_path, "train")
-    network = {**TINY, "BACKBONE": "resnet34", "NUM_CLASSES": 4, "MEAN_PIXEL": (1.0, 2.0, 3.0)}
+    network = {**TINY_SHAPES, "BACKBONE": "resnet34", "NUM_CLASSES": 4, "MEAN_PIXEL": (1.0, 2.0, 3.0)}
     other = MaskRCNN(Config(**network, LEARNING_RATE=0.7, IMAGE_MIN_DIM=512))
     other.save(tmp_path / "other.pth")
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu"]
@@ -746,7 +746,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
 
 def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
     write_coco(tmp_path, "val")
-    MaskRCNN(Config(**TINY, NUM_CLASSES=3, CLASS_NAMES=("BG", "cat", "dog"))).save(tmp_path / "pets.pth")
+    MaskRCNN(Config(**TINY_SHAPES, NUM_CLASSES=3, CLASS_NAMES=("BG", "cat", "dog"))).save(tmp_path / "pets.pth")
     for command in ("evaluate", "detect"):
         arguments = [command, "--dataset", str(tmp_path), "--subset", "val", "--model", str(tmp_path / "pets.pth")]
         assert nucleus.main([*arguments, "--device", "cpu"]) == 2

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import NASTY, nasty_evaluation, one_example
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -485,10 +486,6 @@ def near(image: np.ndarray, color: tuple[int, int, int], tolerance: int = 40) ->
     return (np.abs(image - color) <= tolerance).all(axis=2)
 
 
-def one_example(**changes):
-    return toy_evaluation(1, 5).examples["best"][1]._replace(**changes)
-
-
 def test_picture_shows_mask_and_truth():
     mask, truth = disc(60, 60, 20), disc(60, 90, 20)
     example = one_example(box=(40, 40, 80, 80), mask=utils.mask_to_rle(mask), truth=utils.mask_to_rle(truth))
@@ -675,33 +672,6 @@ def test_confusion_picture_draws_any_name(name):
 ############################################################
 #  Odd evaluations
 ############################################################
-
-
-NASTY = [
-    "<script>alert(1)</script>",
-    "a & b",
-    '" onload="x',
-    "'><img src=x>",
-    "人物 é",
-    "{0} %s",
-    "</style>",
-    "]]>",
-    "",
-]
-
-
-def nasty_evaluation() -> Evaluation:
-    """Names that would break out of any place of the page."""
-    evaluation = toy_evaluation(len(NASTY), 30)
-    evaluation.class_names[1:] = NASTY
-    for row, name in zip(evaluation.classes, NASTY, strict=True):
-        row["name"] = name
-    evaluation.confusion_rule = "a < b & c"
-    evaluation.facts = {"model": NASTY[0], "data": "</title><b>", "<i>name</i>": "<u>value</u>"}
-    evaluation.seconds |= {"<em>read</em>": 1.0}
-    examples = [one_example(title=name, class_name=name, image_id=i) for i, name in enumerate(NASTY)]
-    evaluation.examples = {"best": examples}
-    return evaluation
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["table", "picture"])

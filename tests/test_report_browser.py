@@ -4,7 +4,7 @@ import re
 
 import chromium
 import pytest
-from test_report import nasty_evaluation
+from helpers import nasty_evaluation
 from toy_evaluation import empty_evaluation, load_toy_image, toy_evaluation
 
 from evaluation.report import write_report

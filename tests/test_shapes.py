@@ -8,20 +8,15 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_SHAPES, tiny_weights
 from PIL import Image
-from test_layout import ROOT
 
 from evaluation.run import evaluate_dataset
 from model import MaskRCNN
+from native import ROOT
 from samples import shapes
 from training.loop import Progress
 from weights.load import load_model
-
-TINY = {
-    "BACKBONE_WIDTH": 0.0625, "TOP_DOWN_PYRAMID_SIZE": 8, "RPN_CHANNELS": 8, "FPN_CLASSIF_FC_LAYERS_SIZE": 8,
-    "MASK_HEAD_CHANNELS": 8, "MASKIOU_HEAD_CHANNELS": 8, "MASKIOU_FC_LAYERS_SIZE": 8, "DETECTION_MAX_INSTANCES": 5,
-    "DETECTION_MIN_CONFIDENCE": 0.0,
-}  # fmt: skip
 
 
 def drawn(count, *arguments, **options) -> shapes.ShapesDataset:
@@ -29,14 +24,6 @@ def drawn(count, *arguments, **options) -> shapes.ShapesDataset:
     dataset.load_shapes(count, *arguments, **options)
     dataset.prepare()
     return dataset
-
-
-def tiny_weights(folder):
-    """A checkpoint of a small untrained model of shapes, the same each time."""
-    path = folder / "tiny.pth"
-    torch.manual_seed(0)
-    MaskRCNN(shapes.ShapesConfig(**TINY)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +217,7 @@ def test_train_is_given_data_settings_and_evaluation(weights, tmp_path, monkeypa
         return progress
 
     monkeypatch.setattr(MaskRCNN, "train_model", noted)
-    settings = [f"{name}={value}" for name, value in TINY.items()]
+    settings = [f"{name}={value}" for name, value in TINY_SHAPES.items()]
     arguments = ["train", "--epochs", "3", "--seed", "4", "--images", "6", "--device", "cpu", "--logs", "somewhere"]
     assert shapes.main([*arguments, "--model", str(weights), "--set", *settings]) == 0
     (((model, train_data, val_data), named),) = calls

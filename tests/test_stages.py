@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers import random_image, tiny_model, tiny_weights
 from PIL import Image
-from test_model import random_image, tiny_model
-from test_shapes import tiny_weights
 
 import demo
 import stages

@@ -8,9 +8,9 @@ import pytest
 import reference_training as reference
 import torch
 from conftest import DEVICES
+from helpers import NO_CROWDS, TinyConfig, make_targets, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from test_model import TinyConfig, tiny_model
 from torch import Tensor
 
 import model as modellib
@@ -18,52 +18,9 @@ from config import REFERENCE_TRAINING, Config
 from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample, Targets
 from roialign import MaskCrops
 
-NO_CROWDS = np.zeros((0, 4), np.float32)
-
-
 ############################################################
 #  Ground truth for tests
 ############################################################
-
-
-def crop_bitmap(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of a mask [H, W] that is not empty, and its first pixel (y, x)."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return mask[:0, :0], (0, 0)
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(rows[0]), int(columns[0]))
-
-
-def mask_crops(masks: Sequence[np.ndarray]) -> MaskCrops:
-    """Bitmaps [H, W] as the loader hands them over."""
-    crops = [crop_bitmap(np.asarray(mask)) for mask in masks]
-    pixels = [crop.astype(np.uint8).ravel() for crop, _ in crops]
-    lengths = np.array([len(part) for part in pixels], np.int64)
-    return MaskCrops(
-        torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *pixels])),
-        torch.from_numpy(lengths.cumsum() - lengths),
-        torch.tensor([crop.shape for crop, _ in crops], dtype=torch.int64).view(-1, 2),
-        torch.tensor([origin for _, origin in crops], dtype=torch.int64).view(-1, 2),
-        torch.tensor([np.shape(mask) for mask in masks], dtype=torch.int64).view(-1, 2),
-    )
-
-
-def make_targets(images: Sequence[tuple]) -> Targets:
-    """images: of each boxes [G, 4], class_ids [G], masks [G, H, W], crowd_boxes [C, 4] and a seed."""
-    boxes, class_ids, masks, crowds, seeds = zip(*images, strict=True)
-
-    def owners(lists: Sequence) -> Tensor:
-        return torch.arange(len(lists)).repeat_interleave(torch.tensor([len(part) for part in lists]))
-
-    return Targets(
-        torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in boxes]),
-        torch.cat([torch.as_tensor(part, dtype=torch.int64) for part in class_ids]),
-        owners(boxes),
-        mask_crops([mask for part in masks for mask in part]),
-        torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in crowds]),
-        owners(crowds),
-        torch.tensor(seeds, dtype=torch.int64),
-    )
 
 
 def rectangle(shape: tuple[int, int], y1: int, x1: int, y2: int, x2: int) -> np.ndarray:

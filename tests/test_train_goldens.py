@@ -11,18 +11,18 @@ import functools
 import json
 from pathlib import Path
 
+import golden_weights
 import maskiou_oracle as oracle
 import numpy as np
 import pytest
 import reference_training as reference
 import torch
 from conftest import GOLDEN
-from test_targets import NO_CROWDS, make_targets
+from helpers import NO_CROWDS, make_targets
 from torch import Tensor
 
 import model as modellib
 import utils
-from benchmarks import golden_weights
 from config import REFERENCE_TRAINING, Config
 from model import Images, MaskRCNN
 from training.optimizer import make_optimizer, set_learning_rate

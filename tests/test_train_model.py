@@ -8,16 +8,22 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from test_convert_weights import imagenet_state
-from test_model import TinyConfig, tiny_model
+from helpers import (
+    SquaresDataset,
+    TinyConfig,
+    TrainConfig,
+    imagenet_state,
+    settings_of,
+    tiny_model,
+    train_squares,
+    untrained,
+)
 from torch import nn
 
 import model as modellib
 from config import Config
-from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import TrainingData
 from model import BatchNorm, Conv, MaskRCNN
@@ -29,50 +35,6 @@ from weights.torch_files import load_torch_file
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
 
 
-class SquaresDataset(Dataset):
-    """One bright square on noise in each image, of the class that its brightness tells."""
-
-    def load_squares(self, count: int, side: int = 64, empty: tuple[int, ...] = ()) -> "SquaresDataset":
-        for class_id, name in enumerate(TinyConfig.CLASS_NAMES[1:], start=1):
-            self.add_class("squares", class_id, name)
-        for number in range(count):
-            self.add_image("squares", number, None, width=side, height=side, is_empty=number in empty)
-        self.prepare()
-        return self
-
-    def _square(self, image_id: int) -> tuple[np.random.Generator, int, int, int, int]:
-        rng = np.random.default_rng(image_id)
-        return rng, *rng.integers([4, 4, 20, 1], [20, 20, 40, 4]).tolist()
-
-    def load_image(self, image_id: int) -> np.ndarray:
-        rng, y, x, side, class_id = self._square(image_id)
-        info = self.image_info[image_id]
-        image = rng.integers(0, 60, (info["height"], info["width"], 3), np.uint8)
-        if not info["is_empty"]:
-            image[y : y + side, x : x + side] += np.uint8(60 * class_id)
-        return image
-
-    def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
-        _, y, x, side, class_id = self._square(image_id)
-        info = self.image_info[image_id]
-        count = 0 if info["is_empty"] else 1
-        mask = np.zeros((info["height"], info["width"], count), bool)
-        mask[y : y + side, x : x + side] = True
-        return mask, np.full(count, class_id, np.int32)
-
-
-class TrainConfig(TinyConfig):
-    GPU_COUNT = 0
-    IMAGES_PER_GPU = 2
-    STEPS_PER_EPOCH = 3
-    VALIDATION_STEPS = 1
-    IMAGE_RESIZE_MODE = "square"
-    IMAGE_MIN_DIM = IMAGE_MAX_DIM = 64
-    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
-    TRAIN_ROIS_PER_IMAGE = 16
-    WARMUP_STEPS = 2
-
-
 def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
     """(images, targets) of the first squares."""
     data = TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
@@ -82,13 +44,9 @@ def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
 
 def learner(seed: int = 0, **overrides) -> MaskRCNN:
     """A small model in training mode, all of which learns."""
-    model = tiny_model(seed, **{**vars_of(TrainConfig), **overrides}).train()
+    model = tiny_model(seed, **{**settings_of(TrainConfig), **overrides}).train()
     model.set_trainable("all")
     return model
-
-
-def vars_of(config: type) -> dict:
-    return {name: value for name, value in vars(config).items() if name.isupper()}
 
 
 def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
@@ -370,12 +328,6 @@ def test_rows_of_the_same_classes_are_copied(tmp_path):
 ############################################################
 
 
-def train(model: MaskRCNN, epochs: int, **options) -> Progress:
-    return model.train_model(
-        SquaresDataset().load_squares(7, empty=(3,)), SquaresDataset().load_squares(3), 0.01, epochs, **options
-    )
-
-
 def weights(model: MaskRCNN) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -386,15 +338,10 @@ def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Te
         assert torch.equal(tensor, other[name]), name
 
 
-def untrained(folder, **overrides) -> MaskRCNN:
-    torch.manual_seed(0)
-    return MaskRCNN(TrainConfig(**overrides), folder)
-
-
 def test_training_from_data_to_checkpoint(tmp_path):
     model = untrained(tmp_path)
     before = weights(model)
-    progress = train(model, 2)
+    progress = train_squares(model, 2)
     assert (progress.epoch, progress.interrupted, model.epoch) == (2, None, 2)
     assert not model.training
     for name in ("backbone.stem.weight", "rpn.deltas.weight", "maskiou_head.maskious.weight"):
@@ -414,12 +361,12 @@ def test_training_from_data_to_checkpoint(tmp_path):
 
 def test_continued_training_is_the_uninterrupted_one(tmp_path):
     whole = untrained(tmp_path / "whole")
-    train(whole, 3)
-    train(untrained(tmp_path / "parts"), 1)
+    train_squares(whole, 3)
+    train_squares(untrained(tmp_path / "parts"), 1)
     second = untrained(tmp_path / "parts")
     second.load_weights(second.find_last())
     assert second.epoch == 1
-    train(second, 3)
+    train_squares(second, 3)
     assert_equal_weights(weights(second), weights(whole))
     assert len(list((tmp_path / "parts").iterdir())) == 1  # one log folder
 
@@ -455,7 +402,7 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
 
 def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     first = untrained(tmp_path / "one")
-    train(first, 1)
+    train_squares(first, 1)
     second = untrained(tmp_path / "two")
     second.load_weights(first.find_last())
     assert second.epoch == 0
@@ -487,7 +434,7 @@ def test_stages_of_a_schedule(tmp_path, monkeypatch):
 def test_evaluation_decides_the_best(tmp_path):
     values = iter([0.5, 0.9, 0.1])
     model = untrained(tmp_path)
-    train(model, 3, evaluate=lambda evaluated: {"mask AP": next(values), "training": float(evaluated.training)})
+    train_squares(model, 3, evaluate=lambda evaluated: {"mask AP": next(values), "training": float(evaluated.training)})
     best = load_torch_file(model.log_dir / "mask_rcnn_tiny_best.pth")
     assert best["training"]["epoch"] == 2
     records = [json.loads(line) for line in (model.log_dir / "metrics.jsonl").read_text().splitlines()]
@@ -496,7 +443,7 @@ def test_evaluation_decides_the_best(tmp_path):
 
 def test_validation_is_in_order_and_not_augmented(tmp_path):
     model = untrained(tmp_path, HORIZONTAL_FLIP=1.0, STEPS_PER_EPOCH=1)
-    progress = train(model, 1)
+    progress = train_squares(model, 1)
     with torch.no_grad():
         losses = model(*batch_of(model.config))  # of the first two images; VALIDATION_STEPS is 1
     assert progress.logs["val_loss"] == pytest.approx(sum(losses.values()).item(), rel=1e-5)

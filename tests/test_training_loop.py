@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_model import tiny_model
+from helpers import tiny_model
 from torch import nn
 from toy_training import Toy, ToyLoader, continue_toy, toy_config, train_toy, weights_of
 

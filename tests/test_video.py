@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_demo import interrupt_drawing, weights  # noqa: F401
-from test_model import random_image
+from helpers import interrupt_drawing, random_image
 
 import demo
 import utils
@@ -64,7 +63,7 @@ def film(av, tmp_path):
 
 
 @pytest.fixture
-def detect(weights, tmp_path):  # noqa: F811
+def detect(weights, tmp_path):
     """demo.py on something, into out/: its exit status."""
     options = ["--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
     return lambda *arguments: demo.main([*map(str, arguments), *options])
@@ -219,7 +218,7 @@ def test_without_pyav_it_says_how_to_get_it(detect, tmp_path, monkeypatch, capsy
 ############################################################
 
 
-def test_a_camera_is_read_as_it_comes(av, film, detect, tmp_path, monkeypatch, weights):  # noqa: F811
+def test_a_camera_is_read_as_it_comes(av, film, detect, tmp_path, monkeypatch, weights):
     """A file stands for the camera. Each frame is a batch of its own: nobody waits for the next one."""
     shutil.copy(film.name, tmp_path / "film0.mp4")
     monkeypatch.setitem(video.CAMERAS, sys.platform, ("mp4", str(tmp_path / "film{}.mp4")))

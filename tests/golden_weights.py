@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEYS_FILE = Path(__file__).parent.parent / "tests" / "golden" / "keys.json.gz"
+KEYS_FILE = Path(__file__).parent / "golden" / "keys.json.gz"
 MMDET = ("r50-caffe", "r50", "r101-caffe", "x101-32x4d", "x101-64x4d")
 PEERS = ("p1", "p2_ms_r50", "p2_ms_r101", "p2_mask_r50", "p2_mask_x101", "p3_v1", "p3_v1_current", "p3_v2")
 ALIASES = {"benchmark": "p2_ms_r50", "torchvision": "p3_v1", "matterport": "p4", "port2018": "p1"}
