@@ -350,31 +350,45 @@ _DPI = 100
 _TITLE, _TEXT = 12, 10  # sizes of type, in points
 
 
-def _new_figure(width: float, height: float, show: bool, **options: Any) -> Any:
-    """A figure of that many inches, which belongs to no window unless it is to be shown."""
-    size = [max(1, round(side * _DPI)) / _DPI for side in (width, height)]
+def new_figure(width: float, height: float, show: bool = False, dpi: float | None = None, **options: Any) -> Any:
+    """An empty matplotlib figure: the one place of this project that makes them. It needs no display.
+
+    width, height: inches. dpi: pixels an inch, 100 by default. The figure is rounded to whole pixels.
+        A plot of 360 x 320 pixels for a web page: new_figure(360 / 96, 320 / 96, dpi=96, layout="constrained").
+    show: make a window for it, through pyplot. Otherwise the figure belongs to Agg, and pyplot is not imported.
+    options: of matplotlib.figure.Figure, such as layout="constrained".
+
+    Returns: the figure. figure.subplots() or figure.add_axes() makes axes; a notebook that gets the figure shows it;
+        figure_to_png and figure_to_image turn it into bytes and pixels.
+    """
+    dpi = _DPI if dpi is None else dpi
+    size = [max(1, round(side * dpi)) / dpi for side in (width, height)]
     if show:
         import matplotlib.pyplot as plt
 
-        return plt.figure(figsize=size, dpi=_DPI, **options)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+        return plt.figure(figsize=size, dpi=dpi, **options)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: detection alone should not wait for matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=_DPI, **options)
+    figure = Figure(figsize=size, dpi=dpi, **options)
     FigureCanvasAgg(figure)
-    figure._repr_png_ = functools.partial(_png_of, figure)  # what a notebook asks for
+    figure._repr_png_ = functools.partial(figure_to_png, figure)  # a notebook calls this
     return figure
 
 
-def _png_of(figure: Any) -> bytes:
+def figure_to_png(figure: Any, scale: float = 1) -> bytes:
+    """A figure as a PNG file: the same bytes for the same figure.
+
+    scale: pixels of the file for each pixel of the figure; 2 keeps a plot sharp on dense screens.
+    """
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=figure.dpi)
+    figure.savefig(file, format="png", dpi=figure.dpi * scale, metadata={"Software": None})
     return file.getvalue()
 
 
 def figure_to_image(figure: Any) -> np.ndarray:
-    """What a figure looks like: uint8 [H, W, 3]."""
-    return np.array(Image.open(io.BytesIO(_png_of(figure))).convert("RGB"))
+    """A figure as pixels: uint8 [H, W, 3]."""
+    return np.array(Image.open(io.BytesIO(figure_to_png(figure))).convert("RGB"))
 
 
 def _finish(figure: Any, save_path: Any, show: bool) -> Any:
@@ -409,7 +423,7 @@ def _image_axes(image: np.ndarray, ax: Any, figsize: Any, title: str, show: bool
         size = (figsize, figsize) if np.isscalar(figsize) else figsize
         scale = min(size[0] / width, size[1] / height)  # inches a pixel
         title = _wrapped(title, width * scale)
-        figure = _new_figure(width * scale, height * scale + _room(title), show)
+        figure = new_figure(width * scale, height * scale + _room(title), show)
         ax = figure.add_axes((0, 0, 1, height * scale / (height * scale + _room(title))))
     ax.imshow(image, extent=(0, width, height, 0), aspect="auto" if own else "equal")
     ax.set_title(title, fontsize=_TITLE)
@@ -467,7 +481,7 @@ def _panels(aspects: Sequence[float], cols: int, titles: Sequence[str], title: s
     heads = [max(_room(titles[i], _TEXT) for i in row) for row in rows]
     cells = [min(1.5, max(aspects[i] for i in row)) * cell for row in rows]
     total = max(_room(title) + sum(heads) + sum(cells) + gap * (len(rows) - 1), 0.5)
-    figure = _new_figure(width, total, show)
+    figure = new_figure(width, total, show)
     if title:
         figure.text(0.5, 1 - 4 / 72 / total, title, ha="center", va="top", fontsize=_TITLE)
     axes, top = [], total - _room(title)
@@ -964,7 +978,7 @@ def _two_rows(cols: int, texts: Sequence[str], title: str, show: bool) -> tuple:
     title = _wrapped(title, width)
     heights = {"title": _room(title), "texts": 0.45, "above": cell, "band": band, "below": cell, "more texts": 0.65}
     total = sum(heights.values())
-    figure = _new_figure(width, total, show)
+    figure = new_figure(width, total, show)
     figure.text(0.5, 1 - 4 / 72 / total, title, ha="center", va="top", fontsize=_TITLE)
     tops = dict(zip(heights, total - np.cumsum([0, *heights.values()]), strict=False))
     axes = []
@@ -1015,7 +1029,7 @@ def plot_calibration(mask_ious, true_ious, class_scores=None, bins=10, title="",
     columns = {"predicted IoU": ("mask_ious", mask_ious), "class score": ("class_scores", class_scores)}
     columns = {label: _numbers(name, values, len(true_ious)) for label, (name, values) in columns.items()}
     columns = {label: values for label, values in columns.items() if values is not None}
-    figure = _new_figure(5.5 * len(columns), 5.5, show, layout="constrained")
+    figure = new_figure(5.5 * len(columns), 5.5, show, layout="constrained")
     figure.suptitle(_wrapped(title, 5.5 * len(columns)), fontsize=_TITLE)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for ax, (label, values) in zip(axes, columns.items(), strict=True):
@@ -1059,7 +1073,7 @@ def plot_precision_recall(AP, precisions, recalls, ax=None, save_path=None, show
     """
     precisions = _numbers("precisions", precisions)
     recalls = _numbers("recalls", recalls, len(precisions))
-    ax = ax or _new_figure(6, 5, show, layout="constrained").subplots()
+    ax = ax or new_figure(6, 5, show, layout="constrained").subplots()
     ax.plot(recalls, precisions, color="C0", linewidth=2)
     ax.fill_between(recalls, precisions, color="C0", alpha=0.15, linewidth=0)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
@@ -1084,7 +1098,7 @@ def plot_overlaps(
         raise ValueError(f"overlaps must be [predictions, objects] = {list(shape)}, got {list(overlaps.shape)}")
     gt_ids, pred_ids = _class_ids(gt_class_ids, shape[1]), _class_ids(pred_class_ids, shape[0])
     scores = _numbers("pred_scores", pred_scores, shape[0])
-    figure = _new_figure(2.5 + 0.6 * max(shape[1], 3), 1.8 + 0.4 * max(shape[0], 2), show, layout="constrained")
+    figure = new_figure(2.5 + 0.6 * max(shape[1], 3), 1.8 + 0.4 * max(shape[0], 2), show, layout="constrained")
     ax = figure.subplots()
     ax.set_title(f"IoU; bold from {threshold:g} on", fontsize=_TITLE)
     ax.set(xlabel="ground truth", ylabel="predictions")
@@ -1113,7 +1127,7 @@ def plot_histograms(values, bins=50, cols=4, title="", save_path=None, show=Fals
     values = {name: _numbers(f"values[{name!r}]", _array(some).ravel()) for name, some in values.items()}
     cols = max(1, min(cols, len(values)))
     rows = max(1, -(-len(values) // cols))
-    figure = _new_figure(3.5 * cols, 2.3 * rows + _room(title), show, layout="constrained")
+    figure = new_figure(3.5 * cols, 2.3 * rows + _room(title), show, layout="constrained")
     figure.suptitle(title, fontsize=_TITLE)
     axes = figure.subplots(rows, cols, squeeze=False).flat
     for ax, (name, some) in itertools.zip_longest(axes, values.items(), fillvalue=("", np.zeros(0))):
@@ -1154,12 +1168,12 @@ def plot_loss(loss, val_loss, save=True, log_dir=None, save_path=None, show=Fals
     names = [_LOSSES[i] if i < len(_LOSSES) else f"loss_{i}" for i in range(loss.shape[1])]
     if save:
         for i, name in enumerate(names):
-            figure = _new_figure(6.4, 4.8, False, layout="constrained")
+            figure = new_figure(6.4, 4.8, False, layout="constrained")
             _plot_curves(figure.subplots(), name, loss[:, i], val_loss[:, i])
             _finish(figure, Path(log_dir) / f"{name}.png", False)
     cols = min(4, max(1, len(names)))
     rows = max(1, -(-len(names) // cols))
-    figure = _new_figure(3.6 * cols, 2.9 * rows, show, layout="constrained")
+    figure = new_figure(3.6 * cols, 2.9 * rows, show, layout="constrained")
     for i, ax in enumerate(figure.subplots(rows, cols, squeeze=False).flat):
         if i < len(names):
             _plot_curves(ax, names[i], loss[:, i], val_loss[:, i])

@@ -505,6 +505,21 @@ def test_a_kind_that_is_none_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_figures_are_of_the_size_that_was_asked_for(monkeypatch):
+    """In whole pixels, in a file with as many as a dense screen has; the same bytes each time."""
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
+    figure = visualize.new_figure(2.004, 1, layout="constrained")
+    figure.subplots().plot([1, 2])
+    assert visualize.figure_to_image(figure).shape == (100, 200, 3)
+    _, large = opened(io.BytesIO(visualize.figure_to_png(figure, scale=2)))
+    assert large.shape[:2] == (200, 400)
+    assert visualize.figure_to_png(figure) == visualize.figure_to_png(figure)
+    for_a_page = visualize.new_figure(36 / 96, 32 / 96, dpi=96)
+    assert visualize.figure_to_image(for_a_page).shape == (32, 36, 3)
+    assert (visualize.figure_to_image(for_a_page) == 255).all()
+    assert b"Software" not in visualize.figure_to_png(for_a_page), "a new release of matplotlib changes no bytes"
+
+
 def four_times(function, *arguments, **options):
     """The picture of an image of 160 x 120 at four pixels a pixel: uint8 [480, 640, 3]."""
     figure = function(*arguments, figsize=(6.4, 4.8), **options)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import runtime
+import visualize
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class Recorder:
         """Draw losses.png anew. It is for the end of an epoch; a drawing that fails is no reason to end a training."""
         try:
             figure = draw_curves(read_records(self._path), title=self.log_dir.resolve().name)
-            runtime.write_atomically(self.log_dir / "losses.png", lambda file: figure.savefig(file, format="png"))
+            picture = visualize.figure_to_png(figure)
+            runtime.write_atomically(self.log_dir / "losses.png", lambda file: file.write(picture))
         except Exception:
             logger.warning("losses.png could not be drawn", exc_info=True)
 
@@ -210,13 +212,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Any:
 
     Returns: matplotlib's Figure, which belongs to no window and to no pyplot.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who only detects need not wait for it
-    from matplotlib.figure import Figure
-
     train, val, evals = (_curves_of(records, kind) for kind in ("train", "val", "eval"))
     ap = {label: evals[name] for name, label in _AP_CURVES.items() if name in evals}
-    figure = Figure(figsize=(13, 8.5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = visualize.new_figure(13, 8.5, layout="constrained")
     figure.suptitle(title)
     last_row = ["learning_rate", "ap"] if ap else ["learning_rate", "learning_rate"]
     axes = figure.subplot_mosaic([["total", "losses"], last_row])
