@@ -39,12 +39,22 @@ Crop = tuple[int, int, np.ndarray]  # y1, x1, bool [h, w]: a mask inside its bou
 #  Colours
 ############################################################
 
-# Ten colours as far apart as can be for normal and for colour-blind eyes, and farthest from those before and after: at
-# least 26 in CIELAB for deuteranopes, 41 between neighbours. Found by search; tests/test_visualize.py has the measure.
+# Plots: Okabe and Ito's colours, which differ for colour-blind eyes as well, and a gray for text and counts.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY_BLUE, YELLOW = (
+    tuple(channel / 255 for channel in bytes.fromhex(code))
+    for code in ("0072b2", "d55e00", "009e73", "e69f00", "cc79a7", "56b4e9", "f0e442")
+)
+DARK_GRAY, LIGHT_GRAY = (1 / 3,) * 3, (0.62,) * 3
+CURVES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY_BLUE, DARK_GRAY)  # in this order; all can be read on white
+
+# Images: the ground truth is mint, predictions are red.
+TRUTH, PREDICTION = (0.4, 1.0, 0.8), (1.0, 0.1, 0.0)
+
+# Instances: ten colours as far apart as can be for normal and for colour-blind eyes, and farthest from those before and
+# after: at least 26 in CIELAB for deuteranopes, 41 between neighbours. Found by search; tests/test_visualize.py has the
+# measure.
 _PALETTE = ("0099ff", "ffe680", "cc0066", "b3ff00", "66ffcc", "b31ab3", "ff1a00", "ffb3ff", "334dff", "e68066")
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-_TRUTH, _FOUND = (0.4, 1.0, 0.8), (1.0, 0.1, 0.0)  # ground truth and predictions
-_GRAY = (0.62, 0.62, 0.62)
 
 
 def random_colors(N: int, bright: bool = True) -> list[tuple[float, float, float]]:
@@ -675,7 +685,7 @@ def display_differences(
         ax=ax,
         show_mask=show_mask,
         show_bbox=show_box,
-        colors=[_FOUND] * len(pred_box) + [_TRUTH] * len(gt_box),
+        colors=[PREDICTION] * len(pred_box) + [TRUTH] * len(gt_box),
         captions=captions,
         save_path=save_path,
         show=show,
@@ -742,7 +752,7 @@ def draw_boxes(
     captions = [""] * count if captions is None else _counted("captions", captions, count)
     if not {0, 1, 2}.issuperset(visibilities):
         raise ValueError(f"visibilities must be 0, 1 or 2, got {utils.listed(map(str, visibilities))}")
-    looks = [((_GRAY, "dotted", 0.8), (color, "dotted", 1), (color, "solid", 1)) for color in colors]
+    looks = [((LIGHT_GRAY, "dotted", 0.8), (color, "dotted", 1), (color, "solid", 1)) for color in colors]
     looks = [look[int(visibility)] for look, visibility in zip(looks, visibilities, strict=True)]
     crops = [] if masks is None else _crops(masks, count, image.shape)
     there = np.flatnonzero(main.any(axis=1)).tolist()
@@ -833,7 +843,7 @@ def draw_rois(image, rois, refined_rois, mask, class_ids, class_names, limit=10,
         if class_ids[i] > 0:
             _plot_refinement(ax, rois[i], refined[i], colors[i], "dashed")
         else:
-            _plot_box(ax, rois[i], _GRAY, "dashed")
+            _plot_box(ax, rois[i], LIGHT_GRAY, "dashed")
     named = [i for i in picked if class_ids[i] > 0]
     _plot_captions(ax, refined[named], [names[i] for i in named], [colors[i] for i in named], image.shape)
     return _finish(ax.figure, save_path, show)
@@ -1046,11 +1056,11 @@ def _plot_agreement(ax: Any, predicted: np.ndarray, truth: np.ndarray, bins: int
         *_, counts = ax.hist2d(predicted, truth, bins=50, range=((low, high), (0, 1)), cmap="Blues", norm="log")
         ax.figure.colorbar(counts, ax=ax, shrink=0.7, label="instances")
     else:
-        ax.scatter(predicted, truth, s=14, color="C0", alpha=0.5, linewidths=0)
+        ax.scatter(predicted, truth, s=14, color=BLUE, alpha=0.5, linewidths=0)
     which = ((predicted - low) / (high - low) * bins).astype(int).clip(0, bins - 1)
     filled = np.unique(which)
     means = [(predicted[which == one].mean(), truth[which == one].mean()) for one in filled]
-    ax.plot(*np.reshape(means, (-1, 2)).T, color="C3", marker="o", linewidth=2, label="mean")
+    ax.plot(*np.reshape(means, (-1, 2)).T, color=VERMILION, marker="o", linewidth=2, label="mean")
     ax.set(xlim=(low, high), ylim=(0, 1))
     varies = len(truth) > 1 and np.ptp(predicted) > 0 and np.ptp(truth) > 0
     correlation = f"correlation {np.corrcoef(predicted, truth)[0, 1]:.2f}" if varies else "no correlation: no variation"
@@ -1074,8 +1084,8 @@ def plot_precision_recall(AP, precisions, recalls, ax=None, save_path=None, show
     precisions = _numbers("precisions", precisions)
     recalls = _numbers("recalls", recalls, len(precisions))
     ax = ax or new_figure(6, 5, show, layout="constrained").subplots()
-    ax.plot(recalls, precisions, color="C0", linewidth=2)
-    ax.fill_between(recalls, precisions, color="C0", alpha=0.15, linewidth=0)
+    ax.plot(recalls, precisions, color=BLUE, linewidth=2)
+    ax.fill_between(recalls, precisions, color=BLUE, alpha=0.15, linewidth=0)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
     ax.set_title(f"precision over recall, AP {AP:.3f}", fontsize=_TITLE)
     ax.grid(alpha=0.3)
@@ -1136,7 +1146,7 @@ def plot_histograms(values, bins=50, cols=4, title="", save_path=None, show=Fals
         else:
             low, high = float(some.min()), float(some.max())
             wide = high - low > 1e-5 * max(abs(low), abs(high))
-            ax.hist(some, bins=bins, color="C0", range=(low, high) if wide else (low - 0.5, high + 0.5))
+            ax.hist(some, bins=bins, color=BLUE, range=(low, high) if wide else (low - 0.5, high + 0.5))
             name = f"{name}\nmean {some.mean():.3g}, std {some.std():.3g}"
         ax.set_title(name, fontsize=9)
         ax.tick_params(labelsize=8)
@@ -1183,7 +1193,7 @@ def plot_loss(loss, val_loss, save=True, log_dir=None, save_path=None, show=Fals
 
 
 def _plot_curves(ax: Any, name: str, train: np.ndarray, val: np.ndarray) -> None:
-    for values, color, label in ((train, "C0", "training"), (val, "C1", "validation")):
+    for values, color, label in ((train, BLUE, "training"), (val, VERMILION, "validation")):
         ax.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=3, label=label)
     ax.set(xlabel="epoch", title=name)
     finite = np.concatenate([train, val])

@@ -838,7 +838,7 @@ def test_display_differences_says_what_was_found_and_missed():
     )
     assert texts(figure) == [f"cat 0.95 / {cat:.2f}", f"cat 0.60 / {bar:.2f}", "missed dog"]
     patches = [text.get_bbox_patch().get_facecolor()[:3] for text in figure.axes[0].texts]
-    assert patches == [pytest.approx(color) for color in (visualize._FOUND, visualize._FOUND, visualize._TRUTH)]
+    assert patches == [pytest.approx(color) for color in (visualize.PREDICTION, visualize.PREDICTION, visualize.TRUTH)]
     assert "score / IoU" in figure.axes[0].get_title()
     strict = differences(iou_threshold=0.99, title="Strict")
     assert texts(strict)[2:] == ["missed cat", "missed dog", "missed cat"]
@@ -850,7 +850,7 @@ def test_display_differences_says_what_was_found_and_missed():
 
 def test_the_two_colors_of_differences_can_be_told_apart():
     for eyes in EYES:
-        truth, found = seen([visualize._TRUTH, visualize._FOUND], eyes)
+        truth, found = seen([visualize.TRUTH, visualize.PREDICTION], eyes)
         assert np.linalg.norm(truth - found) > 60
 
 
@@ -876,7 +876,7 @@ def styles(figure):
 
 def test_draw_boxes_shows_how_visible_each_is():
     boxes = shapes()[1]
-    gray, color = visualize._GRAY, visualize.random_colors(3)
+    gray, color = visualize.LIGHT_GRAY, visualize.random_colors(3)
     figure = visualize.draw_boxes(photo(), boxes, visibilities=[0, 1, 2], captions=["a", None, "c"], title="Title")
     assert styles(figure) == [("-", 1, color[2]), (":", 1, color[1]), (":", 0.8, gray)]
     assert texts(figure) == ["a", "c"]
@@ -940,7 +940,7 @@ def test_draw_rois():
     assert figure.axes[0].get_title() == "3 of 3 RoIs. Of all, 2 are of objects, 67 %. Gray: background"
     lines = styles(figure)
     assert [style for style, _, _ in lines] == ["--", *["-"] * 5, "--", "--", *["-"] * 5]
-    assert lines[6][2] == visualize._GRAY
+    assert lines[6][2] == visualize.LIGHT_GRAY
     shown = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
     changed = (shown != image).any(axis=2)
     assert changed[45, 45]
