@@ -254,7 +254,8 @@ def detect_all(
             for frame, result in zip(taken.popleft(), found, strict=True):
                 with watch.time("draw"):
                     captions = visualize.captions_of(result, model.class_names)
-                    drawn = visualize.draw_instances(frame.image, result["rois"], result["masks"], captions)
+                    instances = (result["rois"], result["masks"], captions)
+                    drawn = visualize.draw_instances(frame.image, *instances, labels=arguments.labels)
                 with watch.time("write"):
                     pictures.add(frame, drawn)
                     results.add(str(sources[frame.source]), frame, result, model.category_ids)
@@ -331,6 +332,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")
+    parser.add_argument(
+        "--labels",
+        choices=visualize.LABELS,
+        default="auto",
+        help="captions: auto shrinks or leaves out those that would hide objects; all; none; default: auto",
+    )
     parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
     parser.add_argument("--stages", action="store_true", help="also draw each stage of the first image: DIR/NAME_*.png")
     parser.add_argument(

@@ -20,7 +20,7 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,24 +192,43 @@ def _bounds(stack: np.ndarray) -> np.ndarray:
 #  Captions
 ############################################################
 
-
-def _caption(name: str, score: float | None, mask_iou: float | None, mask_score: float | None) -> str:
-    parts = {"": score, " IoU": mask_iou, " mask": mask_score}
-    return name + "".join(f"{label} {value:.2f}" for label, value in parts.items() if value is not None)
-
-
-def _captions(names: Sequence[str], scores: Any, mask_ious: Any = None, mask_scores: Any = None) -> list[str]:
-    columns = [[None] * len(names) if values is None else values for values in (scores, mask_ious, mask_scores)]
-    return [_caption(*row) for row in zip(names, *columns, strict=True)]
+LABELS = ("auto", "all", "none")  # captions where they fit, all of them, none
+COVERED = 0.2  # of a box: captions cover no more of it
+SEPARATOR = " \N{MIDDLE DOT} "
+SMALLEST_TYPE = 7
+_DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
 
 
-def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[str]:
-    """What to write at each instance: class, class score and, where they are known, predicted IoU and mask score.
+class Caption(str):
+    """A text to write at an instance, and its short form for where the text has no room; no short form by default."""
+
+    def __new__(cls, text: str, short: str = "") -> "Caption":
+        caption = super().__new__(cls, text)
+        caption.short = short
+        return caption
+
+
+def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[Caption]:
+    """The class, class score and, where they are known, predicted IoU and mask score of each instance.
 
     result: as detect() returns it.
+
+    Returns: N of "cat 0.91 · IoU 0.50 · mask 0.46", whose short form is "0.46".
     """
     names = _names_of(result["class_ids"], class_names)
     return _captions(names, *_scores_of(result).values())
+
+
+def _captions(names: Sequence[str], scores: Any, mask_ious: Any = None, mask_scores: Any = None) -> list[Caption]:
+    columns = [[None] * len(names) if values is None else values for values in (scores, mask_ious, mask_scores)]
+    captions = []
+    for name, score, mask_iou, mask_score in zip(names, *columns, strict=True):
+        parts = {name: score, "IoU": mask_iou, "mask": mask_score}
+        numbers = {label: f"{value:.2f}" for label, value in parts.items() if value is not None}
+        text = SEPARATOR.join([f"{name} {numbers.pop(name, '')}".rstrip(), *map(" ".join, numbers.items())])
+        last_score = mask_score if mask_score is not None else score
+        captions.append(Caption(text, "" if last_score is None else f"{last_score:.2f}"))
+    return captions
 
 
 def _scores_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -219,23 +238,108 @@ def _scores_of(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] if scored or name == "scores" else None for name in names}
 
 
-def _place_labels(boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """Where captions go: above their boxes, or else where there is more room. All lie inside the image.
+def _texts(captions: Iterable[Any]) -> list[str]:
+    return ["" if caption is None else caption if isinstance(caption, str) else str(caption) for caption in captions]
 
-    boxes: [N, 4]. sizes: [N, (height, width)] of the captions, in pixels of the image.
 
-    Returns: [N, (y, x)], the upper left corners. The first choose first.
+def place_captions(
+    boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[int], labels: str = "auto"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose a form and a place for each caption. The first captions choose first.
+
+    With "auto", a caption takes its first form that has a place: in the image, at its box, and off all other captions.
+    There, the shares that it covers of all boxes must add up to COVERED at most, and all captions together may cover no
+    more than COVERED of any box. A caption is at most half as wide as the image. One without a place is left out.
+    With "all", each caption is placed in its first form, where it covers least of other captions, then of boxes.
+
+    boxes: [N, 4]. sizes: [forms, N, (height, width)] in pixels of the image, the preferred form first; a form of width
+        0 does not exist.
+
+    Returns: forms int [N], -1 for captions that are left out, and corners [N, (y, x)], the upper left ones.
     """
     limit = np.array(image_shape[:2], float)
-    placed = np.zeros((len(boxes), 4))
-    for i, ((y1, x1, y2, x2), (h, w)) in enumerate(zip(boxes, sizes, strict=True)):
-        rows = (y1 - h, y1, y2, y2 - h, (y1 + y2 - h) / 2, y1 - 2 * h, y2 + h, y1 - 3 * h, y2 + 2 * h)
-        columns = (x1, x2 - w, (x1 + x2 - w) / 2, x2, x1 - w)
-        corners = np.array([(y, x) for y in rows for x in columns]).clip(0, np.maximum(limit - (h, w), 0))
-        spots = np.concatenate([corners, corners + np.array([h, w])], axis=1)[:, None]  # [spots, 1, 4]
-        shared = np.minimum(spots[..., 2:], placed[:i, 2:]) - np.maximum(spots[..., :2], placed[:i, :2])
-        placed[i] = spots[shared.clip(0).prod(axis=2).sum(axis=1).argmin(), 0]
-    return placed[:, :2]
+    boxes = boxes.clip(0, np.tile(limit, 2))
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-9)
+    forms, placed = np.full(len(boxes), -1), np.zeros((len(boxes), 4))
+    covered = np.zeros(len(boxes))
+    for i, box in enumerate(boxes):
+        for form, (height, width) in enumerate(sizes[:, i]):
+            if width == 0 or (labels == "auto" and (height > limit[0] or width > limit[1] / 2)):
+                continue
+            spots = _spots(box, height, width, limit, far=labels == "all")  # [S, 4]
+            near = _touching(boxes, spots)
+            shares = _shared_areas(spots, boxes[near]) / areas[near]  # [S, near boxes]
+            cover = shares.sum(axis=1)
+            others = placed[:i][_touching(placed[:i], spots)]
+            overlap = _shared_areas(spots, others).sum(axis=1)
+            if labels == "all":
+                best = np.lexsort([cover, overlap])[0]
+            else:
+                allowed = (overlap == 0) & (cover <= COVERED) & (covered[near] + shares <= COVERED).all(axis=1)
+                if not allowed.any():
+                    continue
+                harm = 2 * cover - shares[:, near == i].sum(axis=1)  # its own box may be covered rather than another
+                best = np.where(allowed, harm, np.inf).argmin()
+            forms[i], placed[i] = form, spots[best]
+            covered[near] += shares[best]
+            break
+    return forms, placed[:, :2]
+
+
+def _spots(box: np.ndarray, height: float, width: float, limit: np.ndarray, far: bool) -> np.ndarray:
+    """Places for a caption at a box, moved into the image, the preferred ones first: [S, 4]. far: also a line away."""
+    y1, x1, y2, x2 = box.tolist()
+    rows = [y1 - height, y2, y1, y2 - height, (y1 + y2 - height) // 2]
+    rows += [y1 - 2 * height, y2 + height, y1 - 3 * height, y2 + 2 * height] if far else []
+    columns = (x1, x2 - width, (x1 + x2 - width) // 2, x2, x1 - width)
+    corners = np.array([(y, x) for y in rows for x in columns]).clip(0, np.maximum(limit - (height, width), 0))
+    return np.concatenate([corners, corners + np.array([height, width])], axis=1)
+
+
+def _touching(rects: np.ndarray, spots: np.ndarray) -> np.ndarray:
+    """Which of the rectangles [R, 4] may overlap any of the spots [S, 4]: indices."""
+    low, high = spots[:, :2].min(axis=0), spots[:, 2:].max(axis=0)
+    return np.flatnonzero((rects[:, 2:] > low).all(axis=1) & (rects[:, :2] < high).all(axis=1))
+
+
+def _shared_areas(spots: np.ndarray, rects: np.ndarray) -> np.ndarray:
+    """[S, R] of spots [S, 4] and rectangles [R, 4]."""
+    low, high = np.maximum(spots[:, None, :2], rects[:, :2]), np.minimum(spots[:, None, 2:], rects[:, 2:])
+    return (high - low).clip(0).prod(axis=2)
+
+
+def _fit_captions(
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    font_size: float,
+    measure: Callable[[str, float], tuple[float, float]],
+    image_shape: Sequence[int],
+    labels: str,
+) -> list[tuple[int, str, float, float, float]]:
+    """The captions that are drawn, by place_captions: index, text, size of type, y and x of each, in order.
+
+    A caption is tried in full, then in smaller type, then in its short form. measure: (height, width) of a text in a
+    size of type, in pixels of the image.
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
+    if labels == "none" or not any(captions):
+        return []
+    small = max(SMALLEST_TYPE, round(0.75 * font_size))
+    styles = [(False, font_size), (False, small), (True, small)]  # short or not, size of type
+    texts = [[getattr(caption, "short", "") if short else caption for caption in captions] for short, _ in styles]
+    measure = functools.cache(measure)
+    sizes = [
+        # All digits are equally wide in both fonts, so that texts that differ in digits only are measured once
+        [measure(text.translate(_DIGITS_TO_ZERO), size) if text else (0, 0) for text in row]
+        for row, (_, size) in zip(texts, styles, strict=True)
+    ]
+    forms, corners = place_captions(boxes, np.array(sizes, float), image_shape, labels)
+    return [
+        (i, texts[form][i], styles[form][1], *corner)
+        for i, (form, corner) in enumerate(zip(forms.tolist(), corners.tolist(), strict=True))
+        if form >= 0
+    ]
 
 
 ############################################################
@@ -290,11 +394,13 @@ def draw_instances(
     colors: Sequence[Color] | None = None,
     alpha: float = 0.5,
     show_bbox: bool = True,
+    labels: str = "auto",
 ) -> np.ndarray:
     """The image with masks, boxes and captions, at its own resolution. Fast enough for video, most of all with RLEs.
 
     image: uint8 [H, W, 3]. boxes: [N, 4]. masks: of any kind, or None for none.
-    captions: N texts. colors: N of RGB in [0, 1]; random_colors by default. show_bbox: draw the boxes.
+    captions: N texts, or Captions with a short form. colors: N of RGB in [0, 1]; random_colors by default.
+    show_bbox: draw the boxes. labels: "auto", "all" or "none" of the captions, see place_captions.
 
     Returns: a new image. The first instance lies on top: detections come best first.
     Raises: ValueError if boxes, masks, captions and colors differ in number, or the masks do not fit the image.
@@ -302,7 +408,7 @@ def draw_instances(
     image, boxes = _rgb(image), _boxes("boxes", boxes)
     count = len(boxes)
     colors = random_colors(count) if colors is None else _counted("colors", colors, count)
-    captions = _counted("captions", captions, count)
+    captions = None if captions is None else _texts(_counted("captions", captions, count))
     drawn = image.copy()
     if masks is not None:
         for crop, color in reversed(list(zip(_crops(masks, count, image.shape), colors, strict=True))):
@@ -311,9 +417,10 @@ def draw_instances(
     pen = ImageDraw.Draw(picture)
     width = max(1, round(max(image.shape[:2]) / 500))
     for (y1, x1, y2, x2), color in reversed(list(zip(boxes.tolist(), colors, strict=True)) if show_bbox else []):
-        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=_bytes(color), width=width)
+        thin = min(width, max(1, round(min(y2 - y1, x2 - x1) / 25)))  # a frame hides little of a small object
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=_bytes(color), width=thin)
     if captions is not None:
-        _write_captions(pen, boxes, captions, colors, image.shape)
+        _write_captions(pen, boxes, captions, colors, image.shape, labels)
     return np.array(picture)
 
 
@@ -337,19 +444,30 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
-def _write_captions(pen: Any, boxes: np.ndarray, captions: Sequence[str], colors, image_shape: Sequence[int]) -> None:
+def _write_captions(
+    pen: Any,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    image_shape: Sequence[int],
+    labels: str,
+) -> None:
     """Each on a patch of its colour; none where a caption is empty. The first lie on top."""
-    named = [i for i, caption in enumerate(captions) if caption]
-    side = min(image_shape[:2])
-    font = _font(max(10, side // 40) if len(named) <= 20 else max(10, side // 50))
-    extents = np.array([pen.textbbox((0, 0), captions[i], font=font) for i in named]).reshape(-1, 4)
-    sizes = extents[:, [3, 2]] - extents[:, [1, 0]] + 4
-    corners = _place_labels(boxes[named], sizes, image_shape)
-    for i, (left, top, _, _), (height, width), (y, x) in reversed(
-        list(zip(named, extents.tolist(), sizes.tolist(), np.rint(corners).tolist(), strict=True))
+    side, pad = min(image_shape[:2]), 2
+    extent = functools.cache(lambda text, size: pen.textbbox((0, 0), text, font=_font(size)))
+
+    def measure(text: str, size: int) -> tuple[float, float]:
+        left, top, right, bottom = extent(text, size)
+        return bottom - top + 2 * pad, right - left + 2 * pad
+
+    font_size = max(10, side // 40) if sum(map(bool, captions)) <= 20 else max(10, side // 50)
+    for i, text, size, y, x in reversed(
+        _fit_captions(np.rint(boxes), captions, font_size, measure, image_shape, labels)
     ):
+        pattern = text.translate(_DIGITS_TO_ZERO)
+        (height, width), (left, top, _, _) = measure(pattern, size), extent(pattern, size)
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_bytes(colors[i]))
-        pen.text((x + 2 - left, y + 2 - top), captions[i], fill=_bytes(_ink(colors[i])), font=font)
+        pen.text((x + pad - left, y + pad - top), text, fill=_bytes(_ink(colors[i])), font=_font(size))
 
 
 ############################################################
@@ -444,35 +562,53 @@ def _image_axes(image: np.ndarray, ax: Any, figsize: Any, title: str, show: bool
 
 def _plot_box(ax: Any, box: Sequence[float], color: Color, style: str = "solid", alpha: float = 1, width=2) -> None:
     y1, x1, y2, x2 = box
+    width = _line_width(ax, min(y2 - y1, x2 - x1), width)
     ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linestyle=style, alpha=alpha, linewidth=width)
 
 
 def _plot_outline(ax: Any, crop: Crop, color: Color) -> None:
     y1, x1, inside = crop
     if inside.any():
+        width = _line_width(ax, min(inside.shape), 1.2)
         for line in skimage.measure.find_contours(np.pad(inside, 1).astype(np.float32), 0.5):
-            ax.plot(line[:, 1] + x1 - 0.5, line[:, 0] + y1 - 0.5, color=color, linewidth=1.2)
+            ax.plot(line[:, 1] + x1 - 0.5, line[:, 0] + y1 - 0.5, color=color, linewidth=width)
 
 
-def _plot_captions(ax: Any, boxes: np.ndarray, captions: Sequence[str], colors: Sequence[Color], image_shape) -> None:
+def _line_width(ax: Any, side: float, largest: float) -> float:
+    """Points that a line around an object of so many pixels of the image may be wide: small objects get thin lines."""
+    left, right = ax.get_xlim()
+    points = side * ax.bbox.width / max(abs(right - left), 1e-9) * 72 / ax.figure.dpi
+    return float(np.clip(points / 15, 0.5, largest))
+
+
+def _plot_captions(
+    ax: Any,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    image_shape: Sequence[int],
+    labels: str,
+) -> None:
     """Each on a patch of its colour, in the image; none where a caption is empty. The first lie on top."""
-    named = [i for i, caption in enumerate(captions) if caption]
-    size, pad = (_TEXT if len(named) <= 30 else 8), 2
+    pad = 2  # points
     ax.apply_aspect()
-    pixels = np.array(
-        [image_shape[0] / ax.bbox.height, image_shape[1] / ax.bbox.width]
-    )  # of the image, by the screen's
+    pixels = np.array([image_shape[0] / ax.bbox.height, image_shape[1] / ax.bbox.width])  # image by screen
     margin = pad * ax.figure.dpi / 72
-    texts, sizes = [], []
-    for rank, i in enumerate(named):
+    probe = ax.text(0, 0, "")
+
+    def measure(text: str, size: float) -> tuple[float, float]:
+        probe.set(text=text, fontsize=size)
+        extent = probe.get_window_extent()
+        return tuple((np.array([extent.height, extent.width]) + 2 * margin) * pixels)
+
+    size = _TEXT if sum(map(bool, captions)) <= 30 else 8
+    drawn = _fit_captions(boxes, captions, size, measure, image_shape, labels)
+    probe.remove()
+    for rank, (i, text, size, y, x) in enumerate(drawn):
         patch = {"facecolor": colors[i], "edgecolor": "none", "pad": pad}
         style = {"color": _ink(colors[i]), "fontsize": size, "va": "top", "ha": "left", "bbox": patch}
-        texts.append(ax.text(0, 0, captions[i], zorder=10 - rank / len(named), clip_on=True, **style))
-        extent = texts[-1].get_window_extent()
-        sizes.append((extent.height + 2 * margin, extent.width + 2 * margin))
-    corners = _place_labels(boxes[named], np.array(sizes).reshape(-1, 2) * pixels, image_shape)
-    for text, (y, x) in zip(texts, corners + margin * pixels, strict=True):
-        text.set_position((x, y))
+        y, x = np.array([y, x]) + margin * pixels
+        ax.text(x, y, text, zorder=10 - rank / len(drawn), clip_on=True, **style)
 
 
 def _panels(aspects: Sequence[float], cols: int, titles: Sequence[str], title: str, show: bool, width: float) -> tuple:
@@ -584,6 +720,7 @@ def display_instances(
     mask_ious=None,
     mask_scores=None,
     color_by="instance",
+    labels="auto",
     save_path=None,
     show=False,
 ) -> Any:
@@ -594,6 +731,7 @@ def display_instances(
         [N], for the captions.
     figsize: the most inches that the image may take, at 100 pixels an inch.
     color_by: "instance", or "class", whose colour then is the same in every picture. colors: N of RGB, instead.
+    labels: "auto", "all" or "none" of the captions, see place_captions.
 
     Returns: the figure. The first instance lies on top: detections come best first.
     Raises: ValueError if the arguments differ in number, or the masks do not fit the image.
@@ -607,7 +745,7 @@ def display_instances(
         values = {"scores": scores, "mask_ious": mask_ious, "mask_scores": mask_scores}
         values = [_numbers(name, column, count) for name, column in values.items()]
         captions = _captions(_names_of(class_ids, class_names, crowds=True), *values)
-    captions = ["" if caption is None else str(caption) for caption in _counted("captions", captions, count)]
+    captions = _texts(_counted("captions", captions, count))
     there = np.flatnonzero(boxes.any(axis=1)).tolist()
     crops = crops if show_mask else []
     painted = image.copy()
@@ -620,7 +758,7 @@ def display_instances(
             _plot_outline(ax, crops[i], colors[i])
         if show_bbox:
             _plot_box(ax, boxes[i], colors[i], "dashed", 0.8)
-    _plot_captions(ax, boxes[there], [captions[i] for i in there], [colors[i] for i in there], image.shape)
+    _plot_captions(ax, boxes[there], [captions[i] for i in there], [colors[i] for i in there], image.shape, labels)
     return _finish(ax.figure, save_path, show)
 
 
@@ -650,6 +788,7 @@ def display_differences(
     iou_threshold=0.5,
     score_threshold=0.5,
     figsize=(16, 16),
+    labels="auto",
     save_path=None,
     show=False,
 ) -> Any:
@@ -687,6 +826,7 @@ def display_differences(
         show_bbox=show_box,
         colors=[PREDICTION] * len(pred_box) + [TRUTH] * len(gt_box),
         captions=captions,
+        labels=labels,
         save_path=save_path,
         show=show,
     )
@@ -727,6 +867,7 @@ def draw_boxes(
     ax=None,
     figsize=(12, 12),
     colors=None,
+    labels="auto",
     save_path=None,
     show=False,
 ) -> Any:
@@ -762,8 +903,8 @@ def draw_boxes(
     ax = _image_axes(painted, ax, figsize, title, show)
     for i in reversed(there):
         _plot_refinement(ax, None if before is None else before[i], None if after is None else after[i], *looks[i])
-    captions = [str(captions[i] or "") for i in there]
-    _plot_captions(ax, main[there], captions, [looks[i][0] for i in there], image.shape)
+    captions = _texts(captions[i] for i in there)
+    _plot_captions(ax, main[there], captions, [looks[i][0] for i in there], image.shape, labels)
     return _finish(ax.figure, save_path, show)
 
 
@@ -776,6 +917,7 @@ def display_refinement(
     ax=None,
     figsize=(12, 12),
     colors=None,
+    labels="auto",
     save_path=None,
     show=False,
 ) -> Any:
@@ -792,7 +934,8 @@ def display_refinement(
     ax = _image_axes(image, ax, figsize, title or "dashed: before refinement, solid: after", show)
     for i in reversed(range(count)):
         _plot_refinement(ax, before[i], after[i], colors[i], "dashed")
-    _plot_captions(ax, after, _counted("captions", captions, count) or [""] * count, colors, image.shape)
+    captions = _texts(_counted("captions", captions, count) or [""] * count)
+    _plot_captions(ax, after, captions, colors, image.shape, labels)
     return _finish(ax.figure, save_path, show)
 
 
@@ -816,7 +959,9 @@ def display_boxes(image, boxes, cols=4, limit=200, title="", save_path=None, sho
     return _finish(figure, save_path, show)
 
 
-def draw_rois(image, rois, refined_rois, mask, class_ids, class_names, limit=10, save_path=None, show=False) -> Any:
+def draw_rois(
+    image, rois, refined_rois, mask, class_ids, class_names, limit=10, save_path=None, show=False, labels="auto"
+) -> Any:
     """What the second stage is trained on: RoIs dashed, those of background gray; refined RoIs solid; mask targets.
 
     rois, refined_rois: [R, 4]. class_ids: [R], 0 is background. mask: [R, M, M] in [0, 1], one an RoI, or one for each
@@ -845,7 +990,7 @@ def draw_rois(image, rois, refined_rois, mask, class_ids, class_names, limit=10,
         else:
             _plot_box(ax, rois[i], LIGHT_GRAY, "dashed")
     named = [i for i in picked if class_ids[i] > 0]
-    _plot_captions(ax, refined[named], [names[i] for i in named], [colors[i] for i in named], image.shape)
+    _plot_captions(ax, refined[named], [names[i] for i in named], [colors[i] for i in named], image.shape, labels)
     return _finish(ax.figure, save_path, show)
 
 

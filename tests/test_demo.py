@@ -71,6 +71,19 @@ def test_threshold_and_settings(weights, photos, tmp_path, capsys):
     assert demo.main([*arguments, "--threshold", "0", "--dtype", "bfloat16"]) == 0
 
 
+def test_labels(weights, photos, tmp_path, monkeypatch, capsys):
+    """What the command line says comes to draw_instances; what it says by default is auto."""
+    asked, draw = [], visualize.draw_instances
+    monkeypatch.setattr(visualize, "draw_instances", lambda *a, labels: asked.append(labels) or draw(*a, labels=labels))
+    arguments = [str(photos / "a.jpg"), "--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    for options in ([], ["--labels", "all"], ["--labels", "none"]):
+        assert demo.main([*arguments, *options]) == 0
+    assert asked == ["auto", "all", "none"]
+    with pytest.raises(SystemExit):
+        demo.main([*arguments, "--labels", "some"])
+    assert "choose from auto, all, none" in capsys.readouterr().err.replace("'", "")
+
+
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(weights, photos, tmp_path, capsys):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no")
     arguments = [str(photos), "--model", str(weights), "--output", str(tmp_path / "out")]
