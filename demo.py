@@ -1,7 +1,9 @@
 """Detect objects in images, videos and webcams: pictures with boxes, masks and scores, and the results as JSON.
 
-    python demo.py                                    assets/coffee.jpg, with the model "coco"
-    python demo.py --model shapes                     an image of shapes, with a model that needs no download
+    python demo.py                                    assets/coffee.jpg, with the model "coco"; where that cannot be
+                                                      downloaded, the next two
+    python demo.py --model nuclei                     cell nuclei under the microscope, with a model that is here
+    python demo.py --model shapes                     an image of shapes, likewise
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
@@ -45,8 +47,13 @@ from weights import load
 from weights.published import MODEL_NAMES, find_weights
 
 ROOT = Path(__file__).parent
-EXAMPLE = ROOT / "assets" / "coffee.jpg"
-SHAPES_EXAMPLE = ROOT / "assets" / "shapes.jpg"  # of the subset test of samples/shapes.py: no training sees it
+PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
+# What each embedded model looks at by default. No training has seen these images: nuclei are of the validation split of
+# the Data Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
+EXAMPLES = {
+    "nuclei": [ROOT / "assets" / "nuclei_1.jpg", ROOT / "assets" / "nuclei_2.jpg"],
+    "shapes": [ROOT / "assets" / "shapes.jpg"],
+}
 
 ############################################################
 #  What to look at
@@ -272,22 +279,35 @@ def detect_all(
 ############################################################
 
 
-def choose(arguments: argparse.Namespace) -> None:
-    """The model and what to look at, where the command line does not say.
+def plan_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """One run, or two: without arguments, where "coco" cannot be had, each embedded model shows its own images.
 
-    Where it says nothing and the model "coco" cannot be had, it is the embedded model of shapes, with an image.
+    Returns: the arguments of each run, with a model and sources. Of two runs, each has its own files of results.
     """
     if arguments.model is None and not arguments.sources:
         try:
             find_weights("coco")
         except OSError as error:
             print(
-                f"{error}\n\nSo a small model shows what it can do, which this project trained from nothing and brings "
-                "along (samples/shapes.py), in an image that it has never seen.\n"
+                f"{error}\n\nSo two small models show what they can do: {' and '.join(EXAMPLES)}. This project trained "
+                "them (samples/) and brings them along. They have never seen these images in training.\n"
             )
-            arguments.model = "shapes"
+            return [
+                argparse.Namespace(
+                    **vars(arguments)
+                    | {
+                        "model": name,
+                        "sources": list(map(str, images)),
+                        "output": arguments.output / name,
+                        "save_json": arguments.save_json
+                        and arguments.save_json.with_stem(f"{arguments.save_json.stem}_{name}"),
+                    }
+                )
+                for name, images in EXAMPLES.items()
+            ]
     arguments.model = arguments.model or "coco"
-    arguments.sources = arguments.sources or [str(SHAPES_EXAMPLE if arguments.model == "shapes" else EXAMPLE)]
+    arguments.sources = arguments.sources or list(map(str, EXAMPLES.get(arguments.model, [PHOTOGRAPH])))
+    return [arguments]
 
 
 def load_model(arguments: argparse.Namespace) -> MaskRCNN:
@@ -327,7 +347,7 @@ def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: assets/coffee.jpg")
+    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: images in assets/")
     parser.add_argument("--model", help=f"a checkpoint, or one of {', '.join(MODEL_NAMES)}; default: coco")
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
@@ -356,18 +376,22 @@ def main(argv: list[str] | None = None) -> int:
     Returns: the exit status: 1 if something could not be read, 2 for a mistake, 128 + its number after a signal.
     """
     arguments = parse_arguments(argv)
+    status = 0
     try:
-        return run(arguments)
+        for run_arguments in plan_runs(arguments):
+            status = max(status, run(run_arguments))
+            if status > 128:  # a signal ends all runs
+                break
     except (OSError, ValueError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # the second one
         return 128 + signal.SIGINT
+    return status
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """What main does, but for its errors."""
-    choose(arguments)
+    """Detect with one model. Returns: the exit status, as main does. Raises: OSError or ValueError for mistakes."""
     sources = find_sources(arguments.sources)
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)

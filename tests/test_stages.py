@@ -205,7 +205,7 @@ def test_the_sample_is_of_the_subset_test():
     dataset.load_shapes(12, 512, 512, 0, "test")
     assert (sample == dataset.load_image(make_pictures.SAMPLE)).all()
     assert masks.shape == (512, 512, dataset.load_mask(make_pictures.SAMPLE)[0].shape[2])
-    stored = np.asarray(Image.open(demo.SHAPES_EXAMPLE)).astype(int)
+    stored = np.asarray(Image.open(demo.EXAMPLES["shapes"][0])).astype(int)
     assert np.abs(stored - sample).mean() < 6, "but for JPEG's losses"
 
 
