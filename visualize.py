@@ -514,9 +514,9 @@ def figure_to_png(figure: Any, scale: float = 1) -> bytes:
     return file.getvalue()
 
 
-def figure_to_image(figure: Any) -> np.ndarray:
-    """A figure as pixels: uint8 [H, W, 3]."""
-    return np.array(Image.open(io.BytesIO(figure_to_png(figure))).convert("RGB"))
+def figure_to_image(figure: Any, scale: float = 1) -> np.ndarray:
+    """A figure as pixels: uint8 [H, W, 3]. scale: as for figure_to_png."""
+    return np.array(Image.open(io.BytesIO(figure_to_png(figure, scale))).convert("RGB"))
 
 
 def _finish(figure: Any, save_path: Any, show: bool) -> Any:
