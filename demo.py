@@ -38,6 +38,7 @@ import stages
 import utils
 import video
 import visualize
+from captions import LABELS
 from cli import whole_number
 from config import parse_settings
 from evaluation.results import to_results
@@ -354,7 +355,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")
     parser.add_argument(
         "--labels",
-        choices=visualize.LABELS,
+        choices=LABELS,
         default="auto",
         help="captions: auto shrinks or leaves out those that would hide objects; all; none; default: auto",
     )

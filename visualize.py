@@ -20,7 +20,7 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import runtime
 import utils
+from captions import DIGITS_TO_ZERO, Caption, fit_captions
 
 Color = Sequence[float]  # RGB in [0, 1]
 Crop = tuple[int, int, np.ndarray]  # y1, x1, bool [h, w]: a mask inside its bounds
@@ -192,20 +193,7 @@ def _bounds(stack: np.ndarray) -> np.ndarray:
 #  Captions
 ############################################################
 
-LABELS = ("auto", "all", "none")  # captions where they fit, all of them, none
-COVERED = 0.2  # of a box: captions cover no more of it
 SEPARATOR = " \N{MIDDLE DOT} "
-SMALLEST_TYPE = 7
-_DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
-
-
-class Caption(str):
-    """A text to write at an instance, and its short form for where the text has no room; no short form by default."""
-
-    def __new__(cls, text: str, short: str = "") -> "Caption":
-        caption = super().__new__(cls, text)
-        caption.short = short
-        return caption
 
 
 def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[Caption]:
@@ -240,106 +228,6 @@ def _scores_of(result: dict[str, Any]) -> dict[str, Any]:
 
 def _texts(captions: Iterable[Any]) -> list[str]:
     return ["" if caption is None else caption if isinstance(caption, str) else str(caption) for caption in captions]
-
-
-def place_captions(
-    boxes: np.ndarray, sizes: np.ndarray, image_shape: Sequence[int], labels: str = "auto"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose a form and a place for each caption. The first captions choose first.
-
-    With "auto", a caption takes its first form that has a place: in the image, at its box, and off all other captions.
-    There, the shares that it covers of all boxes must add up to COVERED at most, and all captions together may cover no
-    more than COVERED of any box. A caption is at most half as wide as the image. One without a place is left out.
-    With "all", each caption is placed in its first form, where it covers least of other captions, then of boxes.
-
-    boxes: [N, 4]. sizes: [forms, N, (height, width)] in pixels of the image, the preferred form first; a form of width
-        0 does not exist.
-
-    Returns: forms int [N], -1 for captions that are left out, and corners [N, (y, x)], the upper left ones.
-    """
-    limit = np.array(image_shape[:2], float)
-    boxes = boxes.clip(0, np.tile(limit, 2))
-    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-9)
-    forms, placed = np.full(len(boxes), -1), np.zeros((len(boxes), 4))
-    covered = np.zeros(len(boxes))
-    for i, box in enumerate(boxes):
-        for form, (height, width) in enumerate(sizes[:, i]):
-            if width == 0 or (labels == "auto" and (height > limit[0] or width > limit[1] / 2)):
-                continue
-            spots = _spots(box, height, width, limit, far=labels == "all")  # [S, 4]
-            near = _touching(boxes, spots)
-            shares = _shared_areas(spots, boxes[near]) / areas[near]  # [S, near boxes]
-            cover = shares.sum(axis=1)
-            others = placed[:i][_touching(placed[:i], spots)]
-            overlap = _shared_areas(spots, others).sum(axis=1)
-            if labels == "all":
-                best = np.lexsort([cover, overlap])[0]
-            else:
-                allowed = (overlap == 0) & (cover <= COVERED) & (covered[near] + shares <= COVERED).all(axis=1)
-                if not allowed.any():
-                    continue
-                harm = 2 * cover - shares[:, near == i].sum(axis=1)  # its own box may be covered rather than another
-                best = np.where(allowed, harm, np.inf).argmin()
-            forms[i], placed[i] = form, spots[best]
-            covered[near] += shares[best]
-            break
-    return forms, placed[:, :2]
-
-
-def _spots(box: np.ndarray, height: float, width: float, limit: np.ndarray, far: bool) -> np.ndarray:
-    """Places for a caption at a box, moved into the image, the preferred ones first: [S, 4]. far: also a line away."""
-    y1, x1, y2, x2 = box.tolist()
-    rows = [y1 - height, y2, y1, y2 - height, (y1 + y2 - height) // 2]
-    rows += [y1 - 2 * height, y2 + height, y1 - 3 * height, y2 + 2 * height] if far else []
-    columns = (x1, x2 - width, (x1 + x2 - width) // 2, x2, x1 - width)
-    corners = np.array([(y, x) for y in rows for x in columns]).clip(0, np.maximum(limit - (height, width), 0))
-    return np.concatenate([corners, corners + np.array([height, width])], axis=1)
-
-
-def _touching(rects: np.ndarray, spots: np.ndarray) -> np.ndarray:
-    """Which of the rectangles [R, 4] may overlap any of the spots [S, 4]: indices."""
-    low, high = spots[:, :2].min(axis=0), spots[:, 2:].max(axis=0)
-    return np.flatnonzero((rects[:, 2:] > low).all(axis=1) & (rects[:, :2] < high).all(axis=1))
-
-
-def _shared_areas(spots: np.ndarray, rects: np.ndarray) -> np.ndarray:
-    """[S, R] of spots [S, 4] and rectangles [R, 4]."""
-    low, high = np.maximum(spots[:, None, :2], rects[:, :2]), np.minimum(spots[:, None, 2:], rects[:, 2:])
-    return (high - low).clip(0).prod(axis=2)
-
-
-def _fit_captions(
-    boxes: np.ndarray,
-    captions: Sequence[str],
-    font_size: float,
-    measure: Callable[[str, float], tuple[float, float]],
-    image_shape: Sequence[int],
-    labels: str,
-) -> list[tuple[int, str, float, float, float]]:
-    """The captions that are drawn, by place_captions: index, text, size of type, y and x of each, in order.
-
-    A caption is tried in full, then in smaller type, then in its short form. measure: (height, width) of a text in a
-    size of type, in pixels of the image.
-    """
-    if labels not in LABELS:
-        raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
-    if labels == "none" or not any(captions):
-        return []
-    small = max(SMALLEST_TYPE, round(0.75 * font_size))
-    styles = [(False, font_size), (False, small), (True, small)]  # short or not, size of type
-    texts = [[getattr(caption, "short", "") if short else caption for caption in captions] for short, _ in styles]
-    measure = functools.cache(measure)
-    sizes = [
-        # All digits are equally wide in both fonts, so that texts that differ in digits only are measured once
-        [measure(text.translate(_DIGITS_TO_ZERO), size) if text else (0, 0) for text in row]
-        for row, (_, size) in zip(texts, styles, strict=True)
-    ]
-    forms, corners = place_captions(boxes, np.array(sizes, float), image_shape, labels)
-    return [
-        (i, texts[form][i], styles[form][1], *corner)
-        for i, (form, corner) in enumerate(zip(forms.tolist(), corners.tolist(), strict=True))
-        if form >= 0
-    ]
 
 
 ############################################################
@@ -400,7 +288,7 @@ def draw_instances(
 
     image: uint8 [H, W, 3]. boxes: [N, 4]. masks: of any kind, or None for none.
     captions: N texts, or Captions with a short form. colors: N of RGB in [0, 1]; random_colors by default.
-    show_bbox: draw the boxes. labels: "auto", "all" or "none" of the captions, see place_captions.
+    show_bbox: draw the boxes. labels: "auto", "all" or "none" of the captions, see captions.py.
 
     Returns: a new image. The first instance lies on top: detections come best first.
     Raises: ValueError if boxes, masks, captions and colors differ in number, or the masks do not fit the image.
@@ -462,9 +350,9 @@ def _write_captions(
 
     font_size = max(10, side // 40) if sum(map(bool, captions)) <= 20 else max(10, side // 50)
     for i, text, size, y, x in reversed(
-        _fit_captions(np.rint(boxes), captions, font_size, measure, image_shape, labels)
+        fit_captions(np.rint(boxes), captions, font_size, measure, image_shape, labels)
     ):
-        pattern = text.translate(_DIGITS_TO_ZERO)
+        pattern = text.translate(DIGITS_TO_ZERO)
         (height, width), (left, top, _, _) = measure(pattern, size), extent(pattern, size)
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_bytes(colors[i]))
         pen.text((x + pad - left, y + pad - top), text, fill=_bytes(_ink(colors[i])), font=_font(size))
@@ -602,7 +490,7 @@ def _plot_captions(
         return tuple((np.array([extent.height, extent.width]) + 2 * margin) * pixels)
 
     size = _TEXT if sum(map(bool, captions)) <= 30 else 8
-    drawn = _fit_captions(boxes, captions, size, measure, image_shape, labels)
+    drawn = fit_captions(boxes, captions, size, measure, image_shape, labels)
     probe.remove()
     for rank, (i, text, size, y, x) in enumerate(drawn):
         patch = {"facecolor": colors[i], "edgecolor": "none", "pad": pad}
@@ -731,7 +619,7 @@ def display_instances(
         [N], for the captions.
     figsize: the most inches that the image may take, at 100 pixels an inch.
     color_by: "instance", or "class", whose colour then is the same in every picture. colors: N of RGB, instead.
-    labels: "auto", "all" or "none" of the captions, see place_captions.
+    labels: "auto", "all" or "none" of the captions, see captions.py.
 
     Returns: the figure. The first instance lies on top: detections come best first.
     Raises: ValueError if the arguments differ in number, or the masks do not fit the image.

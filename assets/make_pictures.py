@@ -25,6 +25,7 @@ import demo
 import stages
 import utils
 import visualize
+from captions import Caption
 from data.dataset import Dataset
 from model import MaskRCNN
 from samples import shapes
@@ -62,7 +63,7 @@ def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequ
         masks = shapes.enlarged(stack(result["masks"], image.shape))
         named_scores = zip(result["class_ids"], result["mask_scores"], strict=True)
         captions = [
-            visualize.Caption(f"{model.class_names[class_id]} {score:.2f}", short=f"{score:.2f}")
+            Caption(f"{model.class_names[class_id]} {score:.2f}", short=f"{score:.2f}")
             for class_id, score in named_scores
         ]
         drawn = visualize.draw_instances(large, 2 * result["rois"], masks, captions)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "runtime", "native"},
     {"nms", "roialign"},
-    {"utils"},
+    {"utils", "captions", "evaluation.calibration"},
     {"weights.torch_files", "weights.download"},
     {"data", "visualize", "video"},
     {"training", "weights.checkpoint"},
