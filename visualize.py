@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw, ImageFont
 import runtime
 import utils
 from captions import DIGITS_TO_ZERO, Caption, fit_captions
+from evaluation.calibration import calibrate, correlation
 
 Color = Sequence[float]  # RGB in [0, 1]
 Crop = tuple[int, int, np.ndarray]  # y1, x1, bool [h, w]: a mask inside its bounds
@@ -1062,9 +1063,9 @@ def _join_rows(figure: Any, axes: Sequence[Any], places: Sequence[int], colors: 
 
 
 def plot_calibration(mask_ious, true_ious, class_scores=None, bins=10, title="", save_path=None, show=False) -> Any:
-    """How well a predicted IoU says the true one, and, beside it, how well the class score would.
+    """How well the predicted IoU tells the true IoU of a mask and, beside it, how well the class score would.
 
-    mask_ious, true_ious, class_scores: [N]. bins: of the mean of the true IoU over the predicted one.
+    mask_ious, true_ious, class_scores: [N]. bins: see plot_agreement.
 
     Returns: the figure.
     """
@@ -1076,29 +1077,38 @@ def plot_calibration(mask_ious, true_ious, class_scores=None, bins=10, title="",
     figure.suptitle(_wrapped(title, 5.5 * len(columns)), fontsize=_TITLE)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for ax, (label, values) in zip(axes, columns.items(), strict=True):
-        _plot_agreement(ax, values, true_ious, bins)
-        ax.set(xlabel=label, ylabel="true IoU of the mask", aspect="equal")
+        plot_agreement(ax, values, true_ious, label, bins)
     return _finish(figure, save_path, show)
 
 
-def _plot_agreement(ax: Any, predicted: np.ndarray, truth: np.ndarray, bins: int) -> None:
-    """Points, or how many there are where they are many; the diagonal; the mean in each bin; the correlation."""
-    low, high = min(0.0, predicted.min(initial=0)), max(1.0, predicted.max(initial=1))
-    ax.plot([0, 1], [0, 1], color="black", linestyle="dotted", linewidth=1.5, label="exact")
-    if len(truth) > 2000:
-        *_, counts = ax.hist2d(predicted, truth, bins=50, range=((low, high), (0, 1)), cmap="Blues", norm="log")
-        ax.figure.colorbar(counts, ax=ax, shrink=0.7, label="instances")
+def plot_agreement(ax: Any, predicted: np.ndarray, true: np.ndarray, label: str, bins: int = 10) -> None:
+    """Draw predicted against true IoU into axes: the one such plot, in figures and in the report.
+
+    Up to 2,000 instances are points; more are counted in cells of 0.025 and shaded by their logarithm. Lines: the
+    diagonal, and the mean true IoU in bins of the prediction. The title has the correlation and the mean error.
+
+    predicted, true: [N]; values outside [0, 1] are drawn at its ends. label: the name of what is predicted.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    x, y = np.clip(predicted, 0, 1), np.clip(true, 0, 1)
+    if len(true) > 2000:
+        shades = ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))  # the lightest differs from white
+        edges = np.linspace(0, 1, 41)
+        *_, cells = ax.hist2d(x, y, bins=edges, cmap=shades, norm=LogNorm(), cmin=1)
+        ax.figure.colorbar(cells, ax=ax, shrink=0.7, label="instances", format="{x:,.0f}")
     else:
-        ax.scatter(predicted, truth, s=14, color=BLUE, alpha=0.5, linewidths=0)
-    which = ((predicted - low) / (high - low) * bins).astype(int).clip(0, bins - 1)
-    filled = np.unique(which)
-    means = [(predicted[which == one].mean(), truth[which == one].mean()) for one in filled]
+        ax.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidths=0)
+    ax.plot([0, 1], [0, 1], color="black", linestyle="dotted", linewidth=1.5, label="exact")
+    calibration = calibrate(predicted, true, bins)
+    means = [pair for pair in zip(calibration.mean_predicted, calibration.mean_true, strict=True) if None not in pair]
     ax.plot(*np.reshape(means, (-1, 2)).T, color=VERMILION, marker="o", linewidth=2, label="mean")
-    ax.set(xlim=(low, high), ylim=(0, 1))
-    varies = len(truth) > 1 and np.ptp(predicted) > 0 and np.ptp(truth) > 0
-    correlation = f"correlation {np.corrcoef(predicted, truth)[0, 1]:.2f}" if varies else "no correlation: no variation"
-    error = f", mean error {np.abs(predicted - truth).mean():.2f}" if len(truth) else ""
-    ax.set_title(f"{correlation}{error}, N = {len(truth)}", fontsize=_TEXT)
+    related = correlation(predicted, true)
+    title = f"correlation {related:.2f}" if related else "no correlation"
+    error = f", mean error {np.abs(predicted - true).mean():.2f}" if len(true) else ""
+    ax.set_title(f"{title}{error}, N = {len(true)}", fontsize=_TEXT)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="true IoU of the mask", aspect="equal")
     ax.legend(loc="upper left")
 
 

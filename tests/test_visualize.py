@@ -451,7 +451,7 @@ def differences(**options):
 
 def test_every_function_is_in_the_list():
     drawers = {name for name in vars(visualize) if name.startswith(("display_", "plot_", "draw_"))}
-    tables_and_arrays = {"display_table", "display_weight_stats", "draw_box", "draw_instances"}
+    tables_and_arrays = {"display_table", "display_weight_stats", "draw_box", "draw_instances", "plot_agreement"}
     assert drawers - tables_and_arrays == {name.removesuffix(", none") for name in FIGURES}
     assert len(FIGURES) == 2 * len(drawers - tables_and_arrays)
 
@@ -1114,6 +1114,7 @@ def test_plot_calibration():
     assert left.get_ylabel() == "true IoU of the mask"
     assert left.collections[0].get_offsets().tolist() == np.stack([predicted, truth], axis=1).tolist()
     exact, mean = left.lines
+    assert left.get_xlim() == left.get_ylim() == (0, 1)
     assert exact.get_xydata().tolist() == [[0, 0], [1, 1]]
     assert mean.get_xydata() == pytest.approx(np.array([[0.05, 0.1], [0.135, 0.3], [0.975, 0.85]]))
     assert left.get_title() == f"correlation {np.corrcoef(predicted, truth)[0, 1]:.2f}, mean error 0.13, N = 5"
@@ -1129,11 +1130,12 @@ def test_plot_calibration_of_many_and_of_no_variation():
     rng = np.random.default_rng(0)
     figure = visualize.plot_calibration(rng.uniform(-0.1, 1.2, 3000), rng.random(3000))
     counts = figure.axes[0].collections[0].get_array()
-    assert counts.size == 50 * 50
+    assert counts.size == 40 * 40
     assert counts.sum() == 3000, "also those beyond 0 and 1, which raw predictions reach"
+    assert counts.min() == 1, "empty cells stay white"
     visualize.figure_to_image(figure)
     same = visualize.plot_calibration([0.5, 0.5], [0.4, 0.6])
-    assert same.axes[0].get_title() == "no correlation: no variation, mean error 0.10, N = 2"
+    assert same.axes[0].get_title() == "no correlation, mean error 0.10, N = 2"
     with pytest.raises(ValueError, match="mask_ious must have one entry for each box, 2, not 1"):
         visualize.plot_calibration([0.5], [0.4, 0.6])
     with pytest.raises(ValueError, match="true_ious has values that are not finite"):
