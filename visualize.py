@@ -20,7 +20,7 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw, ImageFont
 import runtime
 import utils
 from captions import DIGITS_TO_ZERO, Caption, fit_captions
+from config import Config
 from evaluation.calibration import calibrate, correlation
 
 Color = Sequence[float]  # RGB in [0, 1]
@@ -1196,16 +1197,62 @@ def plot_histograms(values, bins=50, cols=4, title="", save_path=None, show=Fals
     return _finish(figure, save_path, show)
 
 
-_LOSSES = ("loss", "rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss")
-_LOSSES += ("mrcnn_maskiou_loss",)
+############################################################
+#  Curves of a training
+############################################################
+
+Curve = tuple[np.ndarray, np.ndarray]  # epochs [n], values [n]; all finite
+_POINTS = 120  # of a curve: a long training has more steps than a picture has pixels, so that each is a mean of some
+
+
+def plot_training(
+    train: Mapping[str, Curve],
+    val: Mapping[str, Curve],
+    learning_rate: Curve | None = None,
+    ap: Mapping[str, Curve] | None = None,
+    title: str = "",
+    save_path: Any = None,
+    show: bool = False,
+) -> Any:
+    """The total loss and each loss of a training and its validation, the learning rate, and average precision.
+
+    train, val: curves by the name of the loss; "loss" is the total. ap: curves in 0..1 by name; -1 stands for an epoch
+        without objects to find. What is not given has no axes.
+
+    Returns: the figure.
+    """
+    panels = [["total", "losses"]]
+    if learning_rate is not None or ap:
+        panels += [["ap" if learning_rate is None else "learning_rate", "ap" if ap else "learning_rate"]]
+    figure = new_figure(13, 4.25 * len(panels), show, layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplot_mosaic(panels)
+    _plot_loss(axes["total"], "total loss", train.get("loss"), val.get("loss"))
+    _plot_losses(axes["losses"], train, val)
+    if learning_rate is not None:
+        axes["learning_rate"].set_title("learning rate")
+        _plot_mean(axes["learning_rate"], learning_rate, color=DARK_GRAY)
+    if ap:
+        axes["ap"].set_title("average precision, in points")
+        for (label, (x, y)), color in zip(ap.items(), itertools.cycle(CURVES), strict=False):
+            axes["ap"].plot(x[y >= 0], 100 * y[y >= 0], color=color, marker="o", markersize=4, label=label)
+        axes["ap"].set_ylim(bottom=0)
+        axes["ap"].legend(loc="lower right")
+    for name, ax in axes.items():
+        ax.set_xlabel("epoch")
+        ax.set_xlim(left=0)
+        ax.grid(alpha=0.3)
+        if name != "ap":
+            _scale_values(ax)
+    return _finish(figure, save_path, show)
 
 
 def plot_loss(loss, val_loss, save=True, log_dir=None, save_path=None, show=False) -> Any:
-    """Losses over the epochs, in training and validation.
+    """plot_training of arrays of losses, an epoch a row.
 
-    loss, val_loss: [epochs, losses]: the total, RPN class and box, class, box and mask; the MaskIoU loss, where there
-        is one, last. Further columns are numbered.
-    save: write a picture of each into the folder log_dir: loss.png, rpn_class_loss.png ...
+    loss, val_loss: [epochs, losses]: the total, then those of Config.LOSS_WEIGHTS in order. Further columns are
+        numbered.
+    save: write a picture of each loss into the folder log_dir: loss.png, rpn_class_loss.png ...
 
     Returns: the figure with all of them.
     Raises: ValueError if the two differ in columns, or log_dir is missing.
@@ -1218,32 +1265,75 @@ def plot_loss(loss, val_loss, save=True, log_dir=None, save_path=None, show=Fals
         )
     if save and log_dir is None:
         raise ValueError("log_dir must be the folder to write into; or save=False only draws")
-    names = [_LOSSES[i] if i < len(_LOSSES) else f"loss_{i}" for i in range(loss.shape[1])]
-    if save:
-        for i, name in enumerate(names):
-            figure = new_figure(6.4, 4.8, False, layout="constrained")
-            _plot_curves(figure.subplots(), name, loss[:, i], val_loss[:, i])
-            _finish(figure, Path(log_dir) / f"{name}.png", False)
-    cols = min(4, max(1, len(names)))
-    rows = max(1, -(-len(names) // cols))
-    figure = new_figure(3.6 * cols, 2.9 * rows, show, layout="constrained")
-    for i, ax in enumerate(figure.subplots(rows, cols, squeeze=False).flat):
-        if i < len(names):
-            _plot_curves(ax, names[i], loss[:, i], val_loss[:, i])
-        else:
-            ax.set_axis_off()
-    return _finish(figure, save_path, show)
+    names = ["loss", *Config.LOSS_WEIGHTS]
+    names += [f"loss_{i}" for i in range(len(names), loss.shape[1])]
+    train, val = ({}, {})
+    for curves, values in ((train, loss), (val, val_loss)):
+        for name, column in zip(names, values.T, strict=False):
+            finite = np.isfinite(column)
+            curves[name] = (1.0 + np.flatnonzero(finite), column[finite])
+    for name in train if save else ():
+        figure = new_figure(6.4, 4.8, layout="constrained")
+        ax = figure.subplots()
+        _plot_loss(ax, name, train[name], val[name])
+        ax.set_xlabel("epoch")
+        _scale_values(ax)
+        _finish(figure, Path(log_dir) / f"{name}.png", False)
+    return plot_training(train, val, save_path=save_path, show=show)
 
 
-def _plot_curves(ax: Any, name: str, train: np.ndarray, val: np.ndarray) -> None:
-    for values, color, label in ((train, BLUE, "training"), (val, VERMILION, "validation")):
-        ax.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=3, label=label)
-    ax.set(xlabel="epoch", title=name)
-    finite = np.concatenate([train, val])
-    ax.set_ylim(bottom=finite.min(initial=0, where=np.isfinite(finite)))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(alpha=0.3)
-    ax.legend()
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, means, lowest and highest values of at most _POINTS neighbourhoods."""
+    x, y = (np.array_split(part, min(len(part), _POINTS)) if len(part) else [] for part in curve)
+    columns = (x, np.mean), (y, np.mean), (y, np.min), (y, np.max)
+    return tuple(np.array([reduced(part) for part in parts]) for parts, reduced in columns)
+
+
+def _plot_mean(ax: Any, curve: Curve, **style: Any) -> None:
+    x, mean, _, _ = _thinned(curve)
+    ax.plot(x, mean, marker="." if len(x) < 10 else None, **style)
+
+
+def _plot_loss(ax: Any, name: str, train: Curve | None, val: Curve | None) -> None:
+    """One loss: means of a training's steps with their range shaded, and a validation's values."""
+    ax.set_title(f"{name} (shaded: from the lowest to the highest step)")
+    if train is not None:
+        x, _, low, high = _thinned(train)
+        ax.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        _plot_mean(ax, train, color=BLUE, label="training")
+    if val is not None:
+        ax.plot(*val, color=VERMILION, marker="o", markersize=4, label="validation")
+    if ax.lines:
+        ax.legend(loc="best")
+
+
+def _plot_losses(ax: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
+    """All losses but the total, each in a colour of its own."""
+    ax.set_title("each loss" + (" (dashed: validation)" if val else ""))
+    names = [name for name in dict.fromkeys([*train, *val]) if name != "loss"]
+    for name, color in zip(names, itertools.cycle(CURVES), strict=False):
+        if name in train:
+            _plot_mean(ax, train[name], color=color, label=name)
+        if name in val:
+            ax.plot(*val[name], color=color, linestyle="--", marker="o", markersize=3)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best", fontsize="small", ncols=2)
+
+
+def _scale_values(ax: Any) -> None:
+    """Logarithmic where values differ by a factor of 10 or more, over four decades at most; otherwise from 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    values = np.concatenate([[0.0], *(line.get_ydata() for line in ax.lines)])
+    positive = values[values > 0]
+    if not positive.size or positive.max() < 10 * positive.min():
+        ax.set_ylim(bottom=min(0.0, values.min()))
+        return
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_ylim(bottom=0.8 * max(positive.min(), 1e-4 * positive.max()), top=2 * positive.max())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    ax.yaxis.set_minor_locator(LogLocator(subs=()))
 
 
 ############################################################

@@ -21,6 +21,7 @@ from torch import nn
 import utils
 import visualize
 from captions import LABELS, Caption
+from config import Config
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["BG", "cat", "dog", "bird"]
@@ -395,6 +396,7 @@ def utils_anchors(shape, stride, side):
 NONE = (np.zeros((0, 4)), np.zeros((120, 160, 0), bool), np.zeros(0, int))
 LOSSES = np.linspace(2, 1, 6).reshape(3, 2)
 # Every function that makes a figure, called with three instances and with none.
+CURVE = (np.arange(1.0, 4.0), np.array([1.0, 0.5, 0.4]))
 FIGURES = {
     "display_images": lambda **to: visualize.display_images([photo(), photo()[:60]], ["one", "two"], **to),
     "display_images, none": lambda **to: visualize.display_images([], **to),
@@ -435,6 +437,10 @@ FIGURES = {
     "plot_overlaps": lambda **to: visualize.plot_overlaps([1, 2], [1], [0.9], [[0.8, 0.1]], NAMES, **to),
     "plot_overlaps, none": lambda **to: visualize.plot_overlaps([], [], [], np.zeros((0, 0)), NAMES, **to),
     "plot_loss": lambda **to: visualize.plot_loss(LOSSES, LOSSES, save=False, **to),
+    "plot_training": lambda **to: visualize.plot_training(
+        {"loss": CURVE, "a_loss": CURVE}, {"loss": CURVE}, CURVE, **to
+    ),
+    "plot_training, none": lambda **to: visualize.plot_training({}, {}, **to),
     "plot_loss, none": lambda **to: visualize.plot_loss(LOSSES[:0], LOSSES[:0], save=False, **to),
 }
 
@@ -1180,15 +1186,20 @@ def test_plot_loss_writes_a_picture_of_each(columns, tmp_path):
     figure = visualize.plot_loss(loss.tolist(), loss * 2, log_dir=tmp_path, save_path=tmp_path / "all.png")
     names = ["loss", "rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss"]
     names = [*names, "mrcnn_maskiou_loss", "loss_7"][:columns]
+    assert names[1:7] == list(Config.LOSS_WEIGHTS)[: columns - 1], "a new loss is named in one place"
     assert {path.name for path in tmp_path.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
-    drawn = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in drawn] == names
-    for i, ax in enumerate(drawn):
-        assert ax.lines[0].get_xydata().tolist() == [[epoch + 1, loss[epoch, i]] for epoch in range(3)]
-        assert ax.lines[1].get_ydata().tolist() == (2 * loss[:, i]).tolist()
-        assert [line.get_label() for line in ax.lines] == ["training", "validation"]
-        assert ax.get_ylim()[0] == 0
     assert opened(tmp_path / "loss.png")[1].shape == (480, 640, 3)
+    total, each = figure.axes
+    assert [line.get_label() for line in total.lines] == ["training", "validation"]
+    assert total.lines[0].get_xydata().tolist() == [[epoch + 1, loss[epoch, 0]] for epoch in range(3)]
+    assert total.lines[1].get_ydata().tolist() == (2 * loss[:, 0]).tolist()
+    assert [line.get_label() for line in each.lines[::2]] == names[1:]
+    assert [line.get_linestyle() for line in each.lines] == ["-", "--"] * (columns - 1), "dashed: validation"
+    for i, (train, val) in enumerate(zip(each.lines[::2], each.lines[1::2], strict=True), 1):
+        assert train.get_ydata().tolist() == loss[:, i].tolist()
+        assert val.get_ydata().tolist() == (2 * loss[:, i]).tolist()
+        assert train.get_color() == val.get_color()
+    assert total.get_ylim()[0] == 0
 
 
 def test_plot_loss_explains_itself(tmp_path):
@@ -1199,8 +1210,19 @@ def test_plot_loss_explains_itself(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         visualize.plot_loss(LOSSES, LOSSES, log_dir=tmp_path / "missing")
     total = visualize.plot_loss([1, np.nan, 0.5], [1, 1, 1], save=False)
-    assert total.axes[0].get_title() == "loss"
+    assert total.axes[0].get_title().startswith("total loss")
     assert total.axes[0].get_ylim()[0] == 0
+    assert total.axes[0].lines[0].get_xydata().tolist() == [[1, 1], [3, 0.5]], "what is not finite is left out"
+
+
+def test_plot_training_has_axes_for_what_is_given():
+    curve = (np.array([1.0, 2.0]), np.array([0.5, 0.25]))
+    figure = visualize.plot_training({"loss": curve}, {}, ap={"masks": curve, "boxes": (curve[0], np.array([-1, 0.3]))})
+    assert len(figure.axes) == 3
+    assert [line.get_xydata().tolist() for line in figure.axes[2].lines] == [[[1, 50], [2, 25]], [[2, 30]]]
+    assert len({line.get_color() for line in figure.axes[2].lines}) == 2
+    assert len(visualize.plot_training({"loss": curve}, {}, learning_rate=curve).axes) == 3
+    assert len(visualize.plot_training({"loss": curve}, {}, curve, {"masks": curve}).axes) == 4
 
 
 def test_display_table(tmp_path, capsys):
