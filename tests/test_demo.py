@@ -10,6 +10,7 @@ from PIL import Image
 
 import demo
 import utils
+import visualize
 from evaluation.results import to_results
 from video import Source
 from weights.load import load_model

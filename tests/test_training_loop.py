@@ -370,7 +370,7 @@ def test_not_finite(tmp_path, problem, names):
 
 
 def test_not_finite_in_another_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.distributed, "world_sum", lambda tensor: tensor * float("nan"))
+    monkeypatch.setattr(runtime, "world_sum", lambda tensor: tensor * float("nan"))
     with pytest.raises(FloatingPointError, match="process 0: the losses of another process are not finite"):
         train_toy(tmp_path)
     assert not list(tmp_path.glob("nonfinite*"))
