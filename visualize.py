@@ -6,6 +6,7 @@ takes
     save_path   a file to write, atomically; its suffix decides its format: .png, .jpg, .pdf, .svg
     show        True opens a window; only then is pyplot imported. A notebook shows the figure that a cell returns.
     ax          Axes to draw into, in some functions; the returned figure is theirs then
+    labels      where there are captions: "auto" writes those that hide nothing (see captions.py), or "all", or "none"
 
 A picture of an image has the image's aspect, and no margin but for a title. draw_instances draws into an array, without
 matplotlib: it is fast enough for video. new_figure makes all figures, and the palette has all colours.

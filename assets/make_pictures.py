@@ -35,7 +35,7 @@ SAMPLE = 7
 
 
 def draw_sample() -> tuple[np.ndarray, np.ndarray]:
-    """What demo.py looks at: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
+    """The image of shapes.jpg: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
     dataset = shapes.ShapesDataset()
     dataset.load_shapes(SAMPLE + 1, 512, 512, subset="test")
     dataset.prepare()
@@ -56,7 +56,7 @@ def stack(rles: Sequence[dict[str, Any]], shape: Sequence[int]) -> np.ndarray:
 
 
 def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequence[dict[str, Any]]) -> np.ndarray:
-    """A sheet: images above, what is found below, twice as large as they are."""
+    """A sheet: images above, the same with detections below, all twice as large."""
     columns = []
     for image, result in zip(images, results, strict=True):
         large = shapes.enlarged(image)

@@ -1,4 +1,4 @@
-"""How long drawing takes: draw_instances for video, display_instances for a large picture.
+"""Speed of drawing: draw_instances for video, display_instances for a large picture.
 
     python benchmarks/bench_visualize.py [--quick] [--output FILE]
 

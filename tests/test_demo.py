@@ -142,7 +142,7 @@ def test_nothing_that_is_looked_at_is_replaced(weights, photos, capsys, monkeypa
     assert f"--output . would replace {photos / 'a.jpg'}; choose another" in capsys.readouterr().err
     (photos / "a.json").write_bytes(before)  # the content decides
     assert demo.main(["a.json", "--model", str(weights), "--save-json", str(photos / "a.json")]) == 2
-    assert "a.json would replace what is to be looked at" in capsys.readouterr().err
+    assert "a.json would replace a source" in capsys.readouterr().err
     assert (photos / "a.jpg").read_bytes() == (photos / "a.json").read_bytes() == before
 
 

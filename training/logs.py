@@ -1,4 +1,4 @@
-"""What a training tells people: metrics in files, a line of progress, and where it stands when it stands still.
+"""The logs of a training: metrics in files, and a line of progress.
 
 LOGS/{name}{YYYYmmddTHHMM}/metrics.jsonl   the records, one JSON object a line: kind, epoch, step and numbers
                            metrics.csv     the same as a table, derived from it
