@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check lint format kernels sanitize bench reproduce ablations pictures doctor notebooks gpu clean
 
-demo: kernels  ## detect in assets/coffee.jpg; pictures and JSON come to output/
+demo: kernels  ## detect in images of assets/; pictures and JSON come to output/
 	$(PY) demo.py
 
 test: kernels  ## all tests

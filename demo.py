@@ -1,17 +1,19 @@
 """Detect objects in images, videos and webcams: pictures with boxes, masks and scores, and the results as JSON.
 
-    python demo.py                                    assets/coffee.jpg, with the model "coco"
-    python demo.py --model shapes                     an image of shapes, with a model that needs no download
+    python demo.py                                    assets/coffee.jpg, with the model "coco"; where that cannot be
+                                                      downloaded, the next two
+    python demo.py --model nuclei                     cell nuclei under the microscope, with a model that is here
+    python demo.py --model shapes                     an image of shapes, likewise
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
     python demo.py photo.jpg --stages                 also pictures of what happens on the way to the detections
     python demo.py photo.jpg --model torchvision --threshold 0.7 --device cuda --dtype bfloat16
 
-For each image OUTPUT/NAME.jpg is its picture, for each video or webcam OUTPUT/NAME.mp4: as large and as fast, without
-sound. OUTPUT/detections.json has all instances in COCO's result format; with videos it is OUTPUT/detections.jsonl, a
-line for each image or frame. The score in it is the mask score; class_score and mask_iou stand beside it. Ctrl-C ends
-it, and what is done is kept.
+Each image gets a picture, OUTPUT/NAME.jpg; each video or webcam a video, OUTPUT/NAME.mp4, of the same size and speed,
+without sound. OUTPUT/detections.json has all instances in COCO's result format; with videos it is
+OUTPUT/detections.jsonl, a line for each image or frame. Its score is the mask score; class_score and mask_iou stand
+beside it. Ctrl-C ends the detection and keeps all results up to there.
 """
 
 import argparse
@@ -36,6 +38,7 @@ import stages
 import utils
 import video
 import visualize
+from captions import LABELS
 from cli import whole_number
 from config import parse_settings
 from evaluation.results import to_results
@@ -45,27 +48,32 @@ from weights import load
 from weights.published import MODEL_NAMES, find_weights
 
 ROOT = Path(__file__).parent
-EXAMPLE = ROOT / "assets" / "coffee.jpg"
-SHAPES_EXAMPLE = ROOT / "assets" / "shapes.jpg"  # of the subset test of samples/shapes.py: no training sees it
+PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
+# What each embedded model looks at by default. No training has seen these images: nuclei are of the validation split of
+# the Data Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
+EXAMPLES = {
+    "nuclei": [ROOT / "assets" / "nuclei_1.jpg", ROOT / "assets" / "nuclei_2.jpg"],
+    "shapes": [ROOT / "assets" / "shapes.jpg"],
+}
 
 ############################################################
-#  What to look at
+#  Sources and outputs
 ############################################################
 
 
 def find_sources(names: list[str]) -> list[Source]:
-    """What files, folders, patterns and cameras (0, camera:0) name, each once, in order. Of folders, the images.
+    """The sources that the names of files, folders, patterns and cameras (0, camera:0) stand for, each once, in order.
 
-    Raises: FileNotFoundError for a name that nothing answers to.
+    A folder stands for its images. Raises: FileNotFoundError for a name without any source.
     """
-    found: dict[Source, None] = {}
+    sources: dict[Source, None] = {}
     for name in names:
         path = Path(name)
         missing = f"there is no file, folder or match of {name!r}"
         if path.is_dir():
             paths = utils.image_files(path, "; videos have to be named")
         elif name.startswith("camera:") or (name.isdecimal() and not path.exists()):
-            found[Source(name.removeprefix("camera:"), "camera")] = None
+            sources[Source(name.removeprefix("camera:"), "camera")] = None
             continue
         else:
             paths = (
@@ -74,19 +82,19 @@ def find_sources(names: list[str]) -> list[Source]:
         if not paths:
             raise FileNotFoundError(missing)
         for path in paths:
-            found[Source(str(path), "video" if path.suffix.lower() in video.SUFFIXES else "image")] = None
-    return list(found)
+            sources[Source(str(path), "video" if path.suffix.lower() in video.SUFFIXES else "image")] = None
+    return list(sources)
 
 
 def file_stem(source: Source) -> str:
-    """What the files of a source are called, without what follows the dot."""
+    """The name of a source's output files, without suffix."""
     return f"camera_{Path(source.name).name}" if source.kind == "camera" else Path(source.name).stem
 
 
 def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
-    """The picture or video of each source; those of the same name from different folders are numbered.
+    """The output file of each source. Sources of the same name from different folders get numbers.
 
-    Raises: ValueError if one would replace a source.
+    Raises: ValueError if an output would replace a source.
     """
     paths, taken = [], set()
     for source in sources:
@@ -105,7 +113,7 @@ def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
 
 
 ############################################################
-#  What comes of it
+#  Results and pictures
 ############################################################
 
 
@@ -116,14 +124,14 @@ def to_coco(result: dict[str, Any], image_id: int, name: str, category_ids: Sequ
 
 
 class Results:
-    """A file of results: .json, a list that is written at the end; .jsonl, lines, each of which is safe at once."""
+    """A file of results: .json is a list that is written at the end; .jsonl gets a line for each image at once."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.instances, self.images, self.entries = path, 0, 0, []
         self.lines = path.open("w") if path.suffix == ".jsonl" else None
 
     def add(self, name: str, frame: Frame, result: dict[str, Any], category_ids: Sequence[int]) -> None:
-        """The detections in a frame. name: of its file."""
+        """Add the detections in a frame. name: of its file."""
         self.images += 1
         entries = to_coco(result, self.images, name, category_ids)
         self.instances += len(entries)
@@ -143,13 +151,13 @@ class Results:
 
 
 class Pictures:
-    """The pictures of images, and the videos of videos."""
+    """Writes the picture of each image, and the video of each video."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.video, self.source = paths, None, None
 
     def add(self, frame: Frame, picture: np.ndarray) -> None:
-        """Write a picture, uint8 [H, W, 3], where it belongs."""
+        """Write a picture, uint8 [H, W, 3], to the output of the frame's source."""
         if frame.clock is None:
             save_picture(picture, self.paths[frame.source])
             return
@@ -172,25 +180,25 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 
 
 class Stopwatch:
-    """Seconds spent in named stages, which may run at the same time."""
+    """Seconds spent in each kind of work. Several kinds may run at the same time."""
 
-    STAGES = ("read", "resize", "network", "masks", "draw", "write", "show")
+    KINDS = ("read", "resize", "network", "masks", "draw", "write", "show")
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Count what passes for a stage."""
+    def time(self, kind: str) -> Iterator[None]:
+        """Add the seconds inside the with statement to a kind of work."""
         start = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
 
     def table(self, images: int) -> str:
-        """A line a stage, and one for all of them."""
-        rows = [(name, self.seconds[name]) for name in (*self.STAGES, "in all") if name in self.seconds]
+        """A line for each kind of work, and one for the whole."""
+        rows = [(name, self.seconds[name]) for name in (*self.KINDS, "in all") if name in self.seconds]
         lines = [f"{name:8} {1000 * s / images:10.1f} {images / max(s, 1e-9):10.1f}" for name, s in rows]
-        return "\n".join([f"{'':8} {'ms':>10} {'images/s':>10}   (stages run at the same time)", *lines])
+        return "\n".join([f"{'':8} {'ms':>10} {'images/s':>10}   (these run at the same time)", *lines])
 
 
 ############################################################
@@ -199,7 +207,7 @@ class Stopwatch:
 
 
 def read_frames(sources: Sequence[Source], every: int, failures: list[str]) -> Iterator[Frame]:
-    """All images and frames, one after another. failures: gets what could not be read."""
+    """All images and frames, one after another. failures: gets a message for each source that cannot be read."""
     for index, source in enumerate(sources):
         try:
             if source.kind == "image":
@@ -213,7 +221,7 @@ def read_frames(sources: Sequence[Source], every: int, failures: list[str]) -> I
 def batches(
     frames: Iterator[Frame], size: int, taken: deque, watch: Stopwatch, stopped: Callable[[], Any]
 ) -> Iterator[list[np.ndarray]]:
-    """The images of frames, for detect_batches. taken: gets the frames of each batch."""
+    """The images of frames, for detect_batches. taken: gets the frames of each batch. stopped: ends the batches."""
     while not stopped():
         with watch.time("read"):
             batch = list(itertools.islice(frames, size))
@@ -224,13 +232,13 @@ def batches(
 
 
 class Done(NamedTuple):
-    """What detect_all has done."""
+    """The outcome of detect_all."""
 
     images: int
     instances: int
-    failures: list[str]  # what could not be read
+    failures: list[str]  # a message for each source that could not be read
     watch: Stopwatch
-    signal: int | None  # that ended it
+    signal: int | None  # the signal that ended the detection
 
 
 def detect_all(
@@ -250,11 +258,12 @@ def detect_all(
         pictures = stack.enter_context(contextlib.closing(Pictures(paths)))
         stack.enter_context(watch.time("in all"))
         images = batches(frames, size, taken, watch, lambda: signals.received or (window and window.closed))
-        for found in model.detect_batches(images, arguments.dtype, "rle"):
-            for frame, result in zip(taken.popleft(), found, strict=True):
+        for batch_results in model.detect_batches(images, arguments.dtype, "rle"):
+            for frame, result in zip(taken.popleft(), batch_results, strict=True):
                 with watch.time("draw"):
                     captions = visualize.captions_of(result, model.class_names)
-                    drawn = visualize.draw_instances(frame.image, result["rois"], result["masks"], captions)
+                    instances = (result["rois"], result["masks"], captions)
+                    drawn = visualize.draw_instances(frame.image, *instances, labels=arguments.labels)
                 with watch.time("write"):
                     pictures.add(frame, drawn)
                     results.add(str(sources[frame.source]), frame, result, model.category_ids)
@@ -271,26 +280,40 @@ def detect_all(
 ############################################################
 
 
-def choose(arguments: argparse.Namespace) -> None:
-    """The model and what to look at, where the command line does not say.
+def plan_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of each run, with a model and sources.
 
-    Where it says nothing and the model "coco" cannot be had, it is the embedded model of shapes, with an image.
+    Usually this is one run. Without sources, and where the model "coco" cannot be downloaded, each embedded model has a
+    run on its own images, with a folder and a results file of its own.
     """
     if arguments.model is None and not arguments.sources:
         try:
             find_weights("coco")
         except OSError as error:
             print(
-                f"{error}\n\nSo a small model shows what it can do, which this project trained from nothing and brings "
-                "along (samples/shapes.py), in an image that it has never seen.\n"
+                f"{error}\n\nSo two small models show what they can do: {' and '.join(EXAMPLES)}. This project trained "
+                "them (samples/) and brings them along. They have never seen these images in training.\n"
             )
-            arguments.model = "shapes"
+            return [
+                argparse.Namespace(
+                    **vars(arguments)
+                    | {
+                        "model": name,
+                        "sources": list(map(str, images)),
+                        "output": arguments.output / name,
+                        "save_json": arguments.save_json
+                        and arguments.save_json.with_stem(f"{arguments.save_json.stem}_{name}"),
+                    }
+                )
+                for name, images in EXAMPLES.items()
+            ]
     arguments.model = arguments.model or "coco"
-    arguments.sources = arguments.sources or [str(SHAPES_EXAMPLE if arguments.model == "shapes" else EXAMPLE)]
+    arguments.sources = arguments.sources or list(map(str, EXAMPLES.get(arguments.model, [PHOTOGRAPH])))
+    return [arguments]
 
 
 def load_model(arguments: argparse.Namespace) -> MaskRCNN:
-    """The model that was asked for."""
+    """The model of the command line, with its settings."""
     settings = parse_settings(arguments.set)
     settings.setdefault("DETECTION_MIN_CONFIDENCE", 0.5)
     if arguments.threshold is not None:
@@ -299,7 +322,7 @@ def load_model(arguments: argparse.Namespace) -> MaskRCNN:
 
 
 def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Path:
-    """Where the results go. Raises: ValueError if the file cannot hold them."""
+    """The path of the results. Raises: ValueError if that file cannot hold them, or is a source."""
     videos = [str(source) for source in sources if source.kind != "image"]
     path = arguments.save_json or arguments.output / ("detections.jsonl" if videos else "detections.json")
     if path.suffix not in (".json", ".jsonl"):
@@ -307,7 +330,7 @@ def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Pa
     if videos and path.suffix == ".json":
         raise ValueError(f"--save-json {path}: the results of {videos[0]} need a .jsonl, which is written as they come")
     if path.resolve() in {Path(source.name).resolve() for source in sources}:
-        raise ValueError(f"--save-json {path} would replace what is to be looked at; choose another")
+        raise ValueError(f"--save-json {path} would replace a source; choose another")
     return path
 
 
@@ -326,11 +349,17 @@ def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: assets/coffee.jpg")
+    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: images in assets/")
     parser.add_argument("--model", help=f"a checkpoint, or one of {', '.join(MODEL_NAMES)}; default: coco")
     parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
     parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        default="auto",
+        help="captions: auto shrinks or leaves out those that would hide objects; all; none; default: auto",
+    )
     parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
     parser.add_argument("--stages", action="store_true", help="also draw each stage of the first image: DIR/NAME_*.png")
     parser.add_argument(
@@ -349,18 +378,22 @@ def main(argv: list[str] | None = None) -> int:
     Returns: the exit status: 1 if something could not be read, 2 for a mistake, 128 + its number after a signal.
     """
     arguments = parse_arguments(argv)
+    status = 0
     try:
-        return run(arguments)
+        for run_arguments in plan_runs(arguments):
+            status = max(status, run(run_arguments))
+            if status > 128:  # a signal ends all runs
+                break
     except (OSError, ValueError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # the second one
         return 128 + signal.SIGINT
+    return status
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """What main does, but for its errors."""
-    choose(arguments)
+    """Detect with one model. Returns: the exit status, as main does. Raises: OSError or ValueError for mistakes."""
     sources = find_sources(arguments.sources)
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)

@@ -20,12 +20,12 @@ SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".we
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 
 ############################################################
-#  In
+#  Reading
 ############################################################
 
 
 class Source(NamedTuple):
-    """What was asked for."""
+    """An image, a video or a camera to detect in."""
 
     name: str  # a path, or the number or name of a camera
     kind: str  # image, video or camera
@@ -35,11 +35,11 @@ class Source(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """An image on its way to the detections."""
+    """An image with its place in a source."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    source: int  # its place among the sources
-    number: int = 0  # in its video, from 0
+    source: int  # index among the sources
+    number: int = 0  # index in its video
     time: Fraction = Fraction(0)  # seconds since its video began
     clock: tuple[Fraction, Fraction] | None = None  # frames a second, seconds a tick; None for an image
 
@@ -78,7 +78,7 @@ def open_video(source: Source) -> Iterator[tuple[Any, Fraction]]:
 
 
 def count_frames(source: Source, every: int) -> int | None:
-    """How many frames will be looked at; None where that is not known."""
+    """The number of frames to detect in; None if unknown. every: see read_video."""
     if source.kind == "image":
         return 1
     with open_video(source) as (stream, rate):
@@ -87,7 +87,7 @@ def count_frames(source: Source, every: int) -> int | None:
 
 
 def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
-    """Each frame, or one of every few, turned upright. index: the place of the source."""
+    """The frames 0, every, 2 * every ..., turned upright. index: of the source."""
     with open_video(source) as (stream, rate):
         start = None
         for number, frame in enumerate(stream.container.decode(stream)):
@@ -99,12 +99,12 @@ def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
 
 
 ############################################################
-#  Out
+#  Writing and showing
 ############################################################
 
 
 class VideoWriter:
-    """An H.264 video of frames at their times. However it is cut off, the file plays up to there."""
+    """An H.264 video of frames at their times. A file that is cut off plays up to the cut."""
 
     def __init__(self, path: Path, first: Frame) -> None:
         self.av, (rate, self.tick), self.last = import_av(), first.clock, -1
@@ -112,7 +112,7 @@ class VideoWriter:
         self.stream = self.container.add_stream("libx264", rate=rate, options={"crf": "20"})
         self.stream.height, self.stream.width = first.image.shape[:2]
         even = self.stream.height % 2 == self.stream.width % 2 == 0
-        self.stream.pix_fmt = "yuv420p" if even else "yuv444p"  # the first, which every player knows, halves the sides
+        self.stream.pix_fmt = "yuv420p" if even else "yuv444p"  # every player knows yuv420p, which needs even sides
         context = self.stream.codec_context
         context.time_base, context.gop_size, context.max_b_frames = self.tick, 48, 0
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, not full
@@ -167,6 +167,6 @@ class Window:
         self.figure.canvas.flush_events()
 
     def wait(self) -> None:
-        """Until the user closes the window."""
+        """Wait until the user closes the window."""
         if not self.closed:
             self.plt.show()

@@ -2,9 +2,12 @@
 
     python assets/make_pictures.py [--model CHECKPOINT] [--output FOLDER] [--threshold SCORE]
 
-All images are those of samples/shapes.py, of the subset test, which no training sees. shapes.jpg is what demo.py looks
-at, and what the stages are of: one of the first twelve images, chosen for the variety of its shapes, and drawn larger.
-detections.png has the first four with what the model finds. calibration.png is of the detections in the first 200.
+nuclei_detections.png: a microscopy image (NOTICE says whose) beside what the embedded model of nuclei finds in it.
+All others are of images of samples/shapes.py, of its subset test, which no training sees:
+shapes.jpg: demo.py looks at it, and the pictures of stages are of it. It is one of the first twelve images, chosen for
+    the variety of its shapes, and drawn larger.
+shapes_detections.png: the first four images with what the model finds. shapes_calibration.png: of the detections in the
+    first 200.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import demo
 import stages
 import utils
 import visualize
+from captions import Caption
 from data.dataset import Dataset
 from model import MaskRCNN
 from samples import shapes
@@ -31,7 +35,7 @@ SAMPLE = 7
 
 
 def draw_sample() -> tuple[np.ndarray, np.ndarray]:
-    """What demo.py looks at: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
+    """The image of shapes.jpg: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
     dataset = shapes.ShapesDataset()
     dataset.load_shapes(SAMPLE + 1, 512, 512, subset="test")
     dataset.prepare()
@@ -52,16 +56,38 @@ def stack(rles: Sequence[dict[str, Any]], shape: Sequence[int]) -> np.ndarray:
 
 
 def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequence[dict[str, Any]]) -> np.ndarray:
-    """A sheet: images above, what is found below, twice as large as they are."""
+    """A sheet: images above, the same with detections below, all twice as large."""
     columns = []
     for image, result in zip(images, results, strict=True):
         large = shapes.enlarged(image)
         masks = shapes.enlarged(stack(result["masks"], image.shape))
-        names = [model.class_names[class_id] for class_id in result["class_ids"]]
-        captions = [f"{name} {score:.2f}" for name, score in zip(names, result["mask_scores"], strict=True)]
+        named_scores = zip(result["class_ids"], result["mask_scores"], strict=True)
+        captions = [
+            Caption(f"{model.class_names[class_id]} {score:.2f}", short=f"{score:.2f}")
+            for class_id, score in named_scores
+        ]
         drawn = visualize.draw_instances(large, 2 * result["rois"], masks, captions)
         columns.append(np.concatenate([large, np.full((8, *large.shape[1:]), 255, np.uint8), drawn]))
     return stages.side_by_side(columns)
+
+
+def draw_nuclei(model: MaskRCNN, image: np.ndarray) -> np.ndarray:
+    """The image, and beside it what a model finds, named by mask scores: 1800 pixels wide, to be shown at 900."""
+    (result,) = model.detect([image], masks="rle")
+    instances = (result["rois"], result["masks"], result["class_ids"])
+    captions = [f"{score:.2f}" for score in result["mask_scores"]]
+    height, width = image.shape[:2]
+    gap, head = 0.08, 0.3  # inches
+    cell = (9 - gap) / 2
+    total = cell * height / width + head
+    figure = visualize.new_figure(9, total)
+    before, after = (figure.add_axes((left / 9, 0, cell / 9, 1 - head / total)) for left in (0, cell + gap))
+    before.imshow(image)
+    before.set_axis_off()
+    before.set_title("A microscopy image that training has not seen", fontsize=10)
+    visualize.display_instances(image, *instances, model.class_names, captions=captions, show_bbox=False, ax=after)
+    after.set_title("Nuclei that the embedded model finds, with mask scores", fontsize=10)
+    return visualize.figure_to_image(figure, scale=2)
 
 
 def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -77,8 +103,8 @@ def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
         title=f"Does a score know how good the mask is? Detections in {len(images)} images that training has not seen",
     )
     sample, truth = draw_sample()
-    (found,) = model.detect([sample], masks="rle")
-    scoring = visualize.display_mask_scoring(sample, found, model.class_names, true_ious(found, truth))
+    (result,) = model.detect([sample], masks="rle")
+    scoring = visualize.display_mask_scoring(sample, result, model.class_names, true_ious(result, truth))
     return {
         "detections": draw_detections(model, images[:4], results[:4]),
         **stages.draw_stages(model, sample),
@@ -100,7 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
             raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
         dataset = shapes.make_dataset(model.config, "test", max(4, arguments.images))
-        pictures = {"shapes.jpg": draw_sample()[0]}
+        nuclei = load_model("nuclei", "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
+        photograph = utils.read_image(demo.EXAMPLES["nuclei"][0])
+        pictures = {"nuclei_detections.png": draw_nuclei(nuclei, photograph), "shapes.jpg": draw_sample()[0]}
         pictures |= {f"shapes_{name}.png": picture for name, picture in make_pictures(model, dataset).items()}
         arguments.output.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():

@@ -1,4 +1,4 @@
-"""How long drawing takes: draw_instances for video, display_instances for a large picture.
+"""Speed of drawing: draw_instances for video, display_instances for a large picture.
 
     python benchmarks/bench_visualize.py [--quick] [--output FILE]
 
@@ -21,6 +21,7 @@ import torch
 import utils
 import visualize
 from benchmarks import machine
+from captions import Caption
 
 NAMES = ("BG", "person", "bicycle", "traffic light")
 
@@ -45,7 +46,7 @@ def cases(quick: bool) -> Iterator[tuple[str, float | None, Callable[[], object]
     image, boxes, crops, class_ids = scene(height, width, count)
     rles = [utils.crop_to_rle(*crop, (height, width)) for crop in crops]
     stack = np.stack([utils.rle_to_mask(rle) for rle in rles]).transpose(1, 2, 0)  # in the order of detect()'s
-    captions = [f"{NAMES[class_id]} 0.95 IoU 0.87 mask 0.83" for class_id in class_ids]
+    captions = [Caption(f"{NAMES[class_id]} 0.95 · IoU 0.87 · mask 0.83", short="0.83") for class_id in class_ids]
     title = f"draw_instances, {width} x {height}, {count} instances"
     for kind, masks in (("run-length codes", rles), ("bool [H, W, N]", stack), ("crops", crops), ("no masks", None)):
         yield f"{title}, {kind}", 60, lambda masks=masks: visualize.draw_instances(image, boxes, masks, captions)

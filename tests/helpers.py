@@ -432,11 +432,11 @@ def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
     monkeypatch.setattr("runtime.REPEAT_SECONDS", -1)
     draw, calls = visualize.draw_instances, []
 
-    def draw_and_interrupt(*arguments):
+    def draw_and_interrupt(*arguments, **options):
         calls.append(arguments)
         for _ in range(signals if len(calls) == number else 0):
             signal.raise_signal(signal.SIGINT)
-        return draw(*arguments)
+        return draw(*arguments, **options)
 
     monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
 

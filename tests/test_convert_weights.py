@@ -1171,6 +1171,8 @@ def test_embedded_models(tmp_path, monkeypatch):
         assert found == path
         assert name == load_model(name, "cpu").config.NAME
         assert path.stat().st_size < 24e6
+    assert load_model("nuclei", device="cpu").source == "nuclei, trained by this project (docs/results.md)"
+    assert load_model(EMBEDDED["nuclei"], device="cpu").source == "trained from nothing", "what the file itself says"
     monkeypatch.setitem(EMBEDDED, "shapes", tmp_path / "shapes.pth")
     with pytest.raises(FileNotFoundError, match=r"shapes should be in .*; `git checkout .*` restores it"):
         find_weights("shapes")

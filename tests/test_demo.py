@@ -10,6 +10,7 @@ from PIL import Image
 
 import demo
 import utils
+import visualize
 from evaluation.results import to_results
 from video import Source
 from weights.load import load_model
@@ -71,6 +72,19 @@ def test_threshold_and_settings(weights, photos, tmp_path, capsys):
     assert demo.main([*arguments, "--threshold", "0", "--dtype", "bfloat16"]) == 0
 
 
+def test_labels(weights, photos, tmp_path, monkeypatch, capsys):
+    """What the command line says comes to draw_instances; what it says by default is auto."""
+    asked, draw = [], visualize.draw_instances
+    monkeypatch.setattr(visualize, "draw_instances", lambda *a, labels: asked.append(labels) or draw(*a, labels=labels))
+    arguments = [str(photos / "a.jpg"), "--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    for options in ([], ["--labels", "all"], ["--labels", "none"]):
+        assert demo.main([*arguments, *options]) == 0
+    assert asked == ["auto", "all", "none"]
+    with pytest.raises(SystemExit):
+        demo.main([*arguments, "--labels", "some"])
+    assert "choose from auto, all, none" in capsys.readouterr().err.replace("'", "")
+
+
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(weights, photos, tmp_path, capsys):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no")
     arguments = [str(photos), "--model", str(weights), "--output", str(tmp_path / "out")]
@@ -128,7 +142,7 @@ def test_nothing_that_is_looked_at_is_replaced(weights, photos, capsys, monkeypa
     assert f"--output . would replace {photos / 'a.jpg'}; choose another" in capsys.readouterr().err
     (photos / "a.json").write_bytes(before)  # the content decides
     assert demo.main(["a.json", "--model", str(weights), "--save-json", str(photos / "a.json")]) == 2
-    assert "a.json would replace what is to be looked at" in capsys.readouterr().err
+    assert "a.json would replace a source" in capsys.readouterr().err
     assert (photos / "a.jpg").read_bytes() == (photos / "a.json").read_bytes() == before
 
 
@@ -229,19 +243,31 @@ def offline(monkeypatch):
     monkeypatch.setattr("weights.published._fetch", fetch)
 
 
-def test_without_the_default_model_the_embedded_one_shows_what_it_can(offline, tmp_path, capsys):
-    """It says so, and finds what is in the image; a model or a photograph that was named has no stand-in."""
-    assert demo.main(["--output", str(tmp_path / "out")]) == 0
+def test_without_the_default_model_the_embedded_ones_show_what_they_can(offline, tmp_path, capsys):
+    """demo.py says so, and finds what is in the images; a model or a photograph that was named has no stand-in."""
+    assert demo.main(["--output", str(tmp_path / "out"), "--save-json", str(tmp_path / "all.json")]) == 0
     printed = capsys.readouterr().out
     assert "fetch http://x/y.pth" in printed
-    assert "a small model shows what it can do" in printed
-    assert "never seen" in printed
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "shapes.jpg"]
-    assert json.loads((tmp_path / "out" / "detections.json").read_text()), "it finds something"
-    for named in (["--model", "coco"], [str(demo.EXAMPLE)]):
+    assert "two small models show what they can do" in printed
+    first, second = (
+        printed.index(f"weights: {name}, trained by this project (docs/results.md)") for name in ("nuclei", "shapes")
+    )
+    assert first < second
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    pictures = ["out/nuclei/nuclei_1.jpg", "out/nuclei/nuclei_2.jpg", "out/shapes/shapes.jpg"]
+    assert files == ["all_nuclei.json", "all_shapes.json", *pictures]
+    assert len(json.loads((tmp_path / "all_nuclei.json").read_text())) > 40
+    assert len(json.loads((tmp_path / "all_shapes.json").read_text())) > 3
+    for named in (["--model", "coco"], [str(demo.PHOTOGRAPH)]):
         assert demo.main([*named, "--output", str(tmp_path / "other")]) == 2
         assert "fetch http://x/y.pth" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_signal_ends_both_runs(offline, tmp_path, monkeypatch):
+    interrupt_drawing(monkeypatch, 1, 1)
+    assert demo.main(["--output", str(tmp_path / "out")]) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["nuclei"]
 
 
 def test_what_it_looks_at_by_default(weights, monkeypatch, tmp_path):

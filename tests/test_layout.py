@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "runtime", "native"},
     {"nms", "roialign"},
-    {"utils"},
+    {"utils", "captions", "evaluation.calibration"},
     {"weights.torch_files", "weights.download"},
-    {"data"},
-    {"training", "visualize", "video", "weights.checkpoint"},
+    {"data", "visualize", "video"},
+    {"training", "weights.checkpoint"},
     {"model"},
     {"weights"},
     {"evaluation", "stages"},

@@ -185,10 +185,16 @@ def test_make_pictures(weights, tmp_path, capsys):
         assert make_pictures.main(arguments) == 0
     names = ["1_anchors", "2_refinement", "3_masks", "4_composition", "5_mask_scoring", "calibration", "detections"]
     one, two = (sorted((tmp_path / folder).iterdir()) for folder in ("one", "two"))
-    assert [path.name for path in one] == ["shapes.jpg", *(f"shapes_{name}.png" for name in names)]
+    pictures = ["nuclei_detections.png", "shapes.jpg", *(f"shapes_{name}.png" for name in names)]
+    assert [path.name for path in one] == pictures
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert sum(path.stat().st_size for path in one) < 6e6
-    assert "shapes_detections.png: 1048 x 520" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "shapes_detections.png: 1048 x 520" in printed
+    assert "nuclei_detections.png: 1800 x 726" in printed
+    nuclei = np.asarray(Image.open(one[0]))[60:].astype(int)
+    assert np.ptp(nuclei[:, :892], axis=2).max() == 0, "the image is gray"
+    assert (np.ptp(nuclei[:, 908:], axis=2) > 60).mean() > 0.1, "what is found is in colour"
     sheet = np.asarray(Image.open(one[-1]))
     dataset = shapes.make_dataset(shapes.ShapesConfig(), "test", 4)
     for i in range(4):
@@ -205,7 +211,7 @@ def test_the_sample_is_of_the_subset_test():
     dataset.load_shapes(12, 512, 512, 0, "test")
     assert (sample == dataset.load_image(make_pictures.SAMPLE)).all()
     assert masks.shape == (512, 512, dataset.load_mask(make_pictures.SAMPLE)[0].shape[2])
-    stored = np.asarray(Image.open(demo.SHAPES_EXAMPLE)).astype(int)
+    stored = np.asarray(Image.open(demo.EXAMPLES["shapes"][0])).astype(int)
     assert np.abs(stored - sample).mean() < 6, "but for JPEG's losses"
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training import logs
-from training.logs import ProgressLine, Recorder, draw_curves, peak_memory_mb, read_records
+from training import curves, logs
+from training.curves import draw_curves
+from training.logs import ProgressLine, Recorder, peak_memory_mb, read_records
 from training.watchdog import Watchdog
 
 ############################################################
@@ -306,19 +307,15 @@ def test_curves_of_next_to_nothing(records):
 def test_the_picture_is_drawn_without_pyplot(tmp_path, uninterrupted, monkeypatch):
     (tmp_path / "metrics.jsonl").write_bytes((uninterrupted / "metrics.jsonl").read_bytes())
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
-    recorder = Recorder(tmp_path)
-    recorder.plot()
-    recorder.close()
+    curves.save_curves(tmp_path)
     image = np.asarray(Image.open(tmp_path / "losses.png").convert("RGB"))
     assert image.shape == (850, 1300, 3)
     assert 0.5 < (image == 255).all(axis=2).mean() < 0.99
 
 
 def test_a_picture_that_fails_does_not_stop_a_training(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logs, "draw_curves", lambda *args, **named: 1 / 0)
-    recorder = Recorder(tmp_path)
-    recorder.plot()
-    recorder.close()
+    monkeypatch.setattr(curves, "draw_curves", lambda *args, **named: 1 / 0)
+    curves.save_curves(tmp_path)
     assert "ZeroDivisionError" in caplog.text
     assert not (tmp_path / "losses.png").exists()
 

@@ -21,20 +21,20 @@ import training
 from config import Config
 from training import guards, loop
 from training.checkpoints import best_path, checkpoint_path, list_checkpoints
-from training.logs import Recorder, read_records
+from training.logs import read_records
 from training.optimizer import SCHEDULES, learning_rate_at, make_optimizer, schedule_learning_rate, set_learning_rate
 
 SCRIPT = Path(__file__).parent / "toy_training.py"
 
 
-PLOT = Recorder.plot
+SAVE_CURVES = loop.save_curves
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures():
     """They take longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "plot", lambda self: None)
+        patch.setattr(loop, "save_curves", lambda log_dir: None)
         yield
 
 
@@ -370,7 +370,7 @@ def test_not_finite(tmp_path, problem, names):
 
 
 def test_not_finite_in_another_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.distributed, "world_sum", lambda tensor: tensor * float("nan"))
+    monkeypatch.setattr(runtime, "world_sum", lambda tensor: tensor * float("nan"))
     with pytest.raises(FloatingPointError, match="process 0: the losses of another process are not finite"):
         train_toy(tmp_path)
     assert not list(tmp_path.glob("nonfinite*"))
@@ -548,7 +548,7 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_logs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Recorder, "plot", PLOT)
+    monkeypatch.setattr(loop, "save_curves", SAVE_CURVES)
     train_toy(tmp_path, epochs=1, val_data=ToyLoader(1), evaluate=lambda epoch: {"mask AP": 0.5})
     records = read_records(tmp_path / "metrics.jsonl")
     assert [(record["kind"], record["epoch"], record["step"]) for record in records] == [

@@ -80,7 +80,7 @@ def lines(path) -> list[dict]:
 
 def test_video_in_video_out(av, film, detect, tmp_path, monkeypatch, capsys):
     draw, drawn = visualize.draw_instances, []
-    monkeypatch.setattr(visualize, "draw_instances", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    monkeypatch.setattr(visualize, "draw_instances", lambda *a, **named: drawn.append(draw(*a, **named)) or drawn[-1])
     assert detect(film.name, "--set", "DETECTION_MAX_INSTANCES=2") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.jsonl", "film.mp4"]
     images, times, rate = decoded(av, tmp_path / "out" / "film.mp4")

@@ -20,6 +20,8 @@ from torch import nn
 
 import utils
 import visualize
+from captions import LABELS, Caption
+from config import Config
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["BG", "cat", "dog", "bird"]
@@ -270,7 +272,11 @@ def test_captions_say_all_scores():
         "mask_ious": np.array([0.5, 0.9]),
         "mask_scores": np.array([0.456, 0.45]),
     }
-    assert visualize.captions_of(result, NAMES) == ["cat 0.91 IoU 0.50 mask 0.46", "dog 0.50 IoU 0.90 mask 0.45"]
+    captions = visualize.captions_of(result, NAMES)
+    assert captions == ["cat 0.91 · IoU 0.50 · mask 0.46", "dog 0.50 · IoU 0.90 · mask 0.45"]
+    assert [caption.short for caption in captions] == ["0.46", "0.45"], "the mask score"
+    unscored = visualize.captions_of({**result, "mask_ious": None}, NAMES)
+    assert [caption.short for caption in unscored] == ["0.91", "0.50"], "which then is the class score"
     assert visualize.captions_of({**result, "mask_ious": None}, NAMES) == ["cat 0.91", "dog 0.50"]
     plain = {name: result[name] for name in ("class_ids", "scores")}  # Matterport's
     assert visualize.captions_of(plain, NAMES) == ["cat 0.91", "dog 0.50"]
@@ -280,33 +286,42 @@ def test_captions_say_all_scores():
         visualize.captions_of({**result, "class_ids": np.array([-1, 2])}, NAMES)
 
 
-def overlaps_of(corners, sizes):
-    rects = np.concatenate([corners, corners + sizes], axis=1)
-    shared = np.minimum(rects[:, None, 2:], rects[:, 2:]) - np.maximum(rects[:, None, :2], rects[:, :2])
-    return shared.clip(0).prod(axis=2)[np.triu_indices(len(rects), 1)]
+def test_labels_choose_which_captions_are_drawn():
+    """In an array and in a figure: masks and boxes stay, whatever becomes of the captions."""
+    image, boxes, masks = scene()
+    crowded = np.concatenate([boxes, boxes + 1, boxes + 2])
+    stack = np.concatenate([masks] * 3, axis=-1)
+    captions = [Caption(f"a rather long name {i} · mask 0.{i}7", f"0.{i}7") for i in range(6)]
+    drawn = {labels: visualize.draw_instances(image, crowded, stack, captions, labels=labels) for labels in LABELS}
+    assert (drawn["none"] == visualize.draw_instances(image, crowded, stack)).all()
+    changed = {labels: (drawn[labels] != drawn["none"]).any(axis=2).sum() for labels in ("auto", "all")}
+    assert 0 < changed["auto"] < changed["all"]
+    with pytest.raises(ValueError, match="labels must be one of auto, all, none, not 'some'"):
+        visualize.draw_instances(image, crowded, stack, captions, labels="some")
+    named = {
+        labels: visualize.display_instances(
+            image, crowded, stack, [1] * 6, NAMES, captions=captions, labels=labels, figsize=2
+        )
+        for labels in LABELS
+    }
+    assert texts(named["none"]) == []
+    assert sorted(texts(named["all"])) == sorted(captions)
+    allowed = {*captions, *(caption.short for caption in captions)}
+    assert 0 < len(texts(named["auto"])) <= 6
+    assert allowed.issuperset(texts(named["auto"]))
+    assert len({len(figure.axes[0].lines) for figure in named.values()}) == 1, "outlines and boxes"
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
-def test_labels_lie_in_the_image(seed, count):
-    rng = np.random.default_rng(seed)
-    boxes = np.sort(rng.uniform(-50, 250, (count, 2, 2)), axis=1).reshape(count, 4)
-    sizes = rng.uniform([5, 20], [12, 90], (count, 2))
-    corners = visualize._place_labels(boxes, sizes, (200, 220, 3))
-    assert corners.shape == (count, 2)
-    assert (corners >= 0).all()
-    assert (corners + sizes <= [200, 220]).all()
-
-
-def test_labels_keep_out_of_each_others_way():
-    boxes, sizes = np.array([[100, 100, 140, 150]] * 12, float), np.array([[10, 40]] * 12, float)
-    corners = visualize._place_labels(boxes, sizes, (300, 300, 3))
-    assert corners[0].tolist() == [90, 100], "the first has its place above"
-    assert corners[1:3].tolist() == [[90, 110], [90, 150]][:0] or overlaps_of(corners, sizes).max() == 0
-    assert overlaps_of(corners, sizes).max() == 0
-    centres, middle = corners + sizes / 2, [120, 125]
-    assert np.abs(centres - middle).max() <= 70, "none far from its box"
-    wide = visualize._place_labels(boxes[:1], np.array([[400, 500]]), (300, 300, 3))
-    assert wide.tolist() == [[0, 0]], "too large for the image"
+def test_lines_are_thin_around_small_objects():
+    image = photo(height=600, width=800)
+    small, large = [10, 10, 22, 22], [100, 100, 500, 700]
+    figure = visualize.display_instances(image, np.array([small, large]), None, [1, 1], NAMES, figsize=8)
+    widths = [line.get_linewidth() for line in reversed(figure.axes[0].lines)]
+    assert widths == [pytest.approx(12 * 0.72 / 15), 2]
+    black = np.zeros((2000, 2000, 3), np.uint8)
+    framed = visualize.draw_instances(black, np.array([small, large]), None, colors=[RED, RED])
+    assert framed[16, 10:22, 0].tolist() == [255] + [0] * 10 + [255], "one pixel"
+    assert framed[300, 100:105, 0].tolist() == [255] * 4 + [0], "four"
 
 
 ############################################################
@@ -381,6 +396,7 @@ def utils_anchors(shape, stride, side):
 NONE = (np.zeros((0, 4)), np.zeros((120, 160, 0), bool), np.zeros(0, int))
 LOSSES = np.linspace(2, 1, 6).reshape(3, 2)
 # Every function that makes a figure, called with three instances and with none.
+CURVE = (np.arange(1.0, 4.0), np.array([1.0, 0.5, 0.4]))
 FIGURES = {
     "display_images": lambda **to: visualize.display_images([photo(), photo()[:60]], ["one", "two"], **to),
     "display_images, none": lambda **to: visualize.display_images([], **to),
@@ -421,6 +437,10 @@ FIGURES = {
     "plot_overlaps": lambda **to: visualize.plot_overlaps([1, 2], [1], [0.9], [[0.8, 0.1]], NAMES, **to),
     "plot_overlaps, none": lambda **to: visualize.plot_overlaps([], [], [], np.zeros((0, 0)), NAMES, **to),
     "plot_loss": lambda **to: visualize.plot_loss(LOSSES, LOSSES, save=False, **to),
+    "plot_training": lambda **to: visualize.plot_training(
+        {"loss": CURVE, "a_loss": CURVE}, {"loss": CURVE}, CURVE, **to
+    ),
+    "plot_training, none": lambda **to: visualize.plot_training({}, {}, **to),
     "plot_loss, none": lambda **to: visualize.plot_loss(LOSSES[:0], LOSSES[:0], save=False, **to),
 }
 
@@ -437,7 +457,7 @@ def differences(**options):
 
 def test_every_function_is_in_the_list():
     drawers = {name for name in vars(visualize) if name.startswith(("display_", "plot_", "draw_"))}
-    tables_and_arrays = {"display_table", "display_weight_stats", "draw_box", "draw_instances"}
+    tables_and_arrays = {"display_table", "display_weight_stats", "draw_box", "draw_instances", "plot_agreement"}
     assert drawers - tables_and_arrays == {name.removesuffix(", none") for name in FIGURES}
     assert len(FIGURES) == 2 * len(drawers - tables_and_arrays)
 
@@ -503,6 +523,21 @@ def test_a_kind_that_is_none_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not supported"):
         FIGURES["display_instances"](save_path=tmp_path / "picture.nonsense")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_of_the_size_that_was_asked_for(monkeypatch):
+    """In whole pixels, in a file with as many as a dense screen has; the same bytes each time."""
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
+    figure = visualize.new_figure(2.004, 1, layout="constrained")
+    figure.subplots().plot([1, 2])
+    assert visualize.figure_to_image(figure).shape == (100, 200, 3)
+    _, large = opened(io.BytesIO(visualize.figure_to_png(figure, scale=2)))
+    assert large.shape[:2] == (200, 400)
+    assert visualize.figure_to_png(figure) == visualize.figure_to_png(figure)
+    for_a_page = visualize.new_figure(36 / 96, 32 / 96, dpi=96)
+    assert visualize.figure_to_image(for_a_page).shape == (32, 36, 3)
+    assert (visualize.figure_to_image(for_a_page) == 255).all()
+    assert b"Software" not in visualize.figure_to_png(for_a_page), "a new release of matplotlib changes no bytes"
 
 
 def four_times(function, *arguments, **options):
@@ -583,7 +618,7 @@ def test_boxes_lie_at_their_pixels():
 
 def test_display_instances_says_all_scores():
     image, result = found()
-    expected = ["cat 0.95 IoU 0.50 mask 0.47", "dog 0.90 IoU 0.90 mask 0.81", "cat 0.50 IoU 0.80 mask 0.40"]
+    expected = ["cat 0.95 · IoU 0.50 · mask 0.47", "dog 0.90 · IoU 0.90 · mask 0.81", "cat 0.50 · IoU 0.80 · mask 0.40"]
     assert sorted(texts(visualize.display_result(image, result, NAMES))) == sorted(expected)
     unscored = {**result, "mask_ious": None}
     assert sorted(texts(visualize.display_result(image, unscored, NAMES))) == ["cat 0.50", "cat 0.95", "dog 0.90"]
@@ -823,7 +858,7 @@ def test_display_differences_says_what_was_found_and_missed():
     )
     assert texts(figure) == [f"cat 0.95 / {cat:.2f}", f"cat 0.60 / {bar:.2f}", "missed dog"]
     patches = [text.get_bbox_patch().get_facecolor()[:3] for text in figure.axes[0].texts]
-    assert patches == [pytest.approx(color) for color in (visualize._FOUND, visualize._FOUND, visualize._TRUTH)]
+    assert patches == [pytest.approx(color) for color in (visualize.PREDICTION, visualize.PREDICTION, visualize.TRUTH)]
     assert "score / IoU" in figure.axes[0].get_title()
     strict = differences(iou_threshold=0.99, title="Strict")
     assert texts(strict)[2:] == ["missed cat", "missed dog", "missed cat"]
@@ -835,7 +870,7 @@ def test_display_differences_says_what_was_found_and_missed():
 
 def test_the_two_colors_of_differences_can_be_told_apart():
     for eyes in EYES:
-        truth, found = seen([visualize._TRUTH, visualize._FOUND], eyes)
+        truth, found = seen([visualize.TRUTH, visualize.PREDICTION], eyes)
         assert np.linalg.norm(truth - found) > 60
 
 
@@ -861,7 +896,7 @@ def styles(figure):
 
 def test_draw_boxes_shows_how_visible_each_is():
     boxes = shapes()[1]
-    gray, color = visualize._GRAY, visualize.random_colors(3)
+    gray, color = visualize.LIGHT_GRAY, visualize.random_colors(3)
     figure = visualize.draw_boxes(photo(), boxes, visibilities=[0, 1, 2], captions=["a", None, "c"], title="Title")
     assert styles(figure) == [("-", 1, color[2]), (":", 1, color[1]), (":", 0.8, gray)]
     assert texts(figure) == ["a", "c"]
@@ -925,7 +960,7 @@ def test_draw_rois():
     assert figure.axes[0].get_title() == "3 of 3 RoIs. Of all, 2 are of objects, 67 %. Gray: background"
     lines = styles(figure)
     assert [style for style, _, _ in lines] == ["--", *["-"] * 5, "--", "--", *["-"] * 5]
-    assert lines[6][2] == visualize._GRAY
+    assert lines[6][2] == visualize.LIGHT_GRAY
     shown = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
     changed = (shown != image).any(axis=2)
     assert changed[45, 45]
@@ -1085,6 +1120,7 @@ def test_plot_calibration():
     assert left.get_ylabel() == "true IoU of the mask"
     assert left.collections[0].get_offsets().tolist() == np.stack([predicted, truth], axis=1).tolist()
     exact, mean = left.lines
+    assert left.get_xlim() == left.get_ylim() == (0, 1)
     assert exact.get_xydata().tolist() == [[0, 0], [1, 1]]
     assert mean.get_xydata() == pytest.approx(np.array([[0.05, 0.1], [0.135, 0.3], [0.975, 0.85]]))
     assert left.get_title() == f"correlation {np.corrcoef(predicted, truth)[0, 1]:.2f}, mean error 0.13, N = 5"
@@ -1100,11 +1136,12 @@ def test_plot_calibration_of_many_and_of_no_variation():
     rng = np.random.default_rng(0)
     figure = visualize.plot_calibration(rng.uniform(-0.1, 1.2, 3000), rng.random(3000))
     counts = figure.axes[0].collections[0].get_array()
-    assert counts.size == 50 * 50
+    assert counts.size == 40 * 40
     assert counts.sum() == 3000, "also those beyond 0 and 1, which raw predictions reach"
+    assert counts.min() == 1, "empty cells stay white"
     visualize.figure_to_image(figure)
     same = visualize.plot_calibration([0.5, 0.5], [0.4, 0.6])
-    assert same.axes[0].get_title() == "no correlation: no variation, mean error 0.10, N = 2"
+    assert same.axes[0].get_title() == "no correlation, mean error 0.10, N = 2"
     with pytest.raises(ValueError, match="mask_ious must have one entry for each box, 2, not 1"):
         visualize.plot_calibration([0.5], [0.4, 0.6])
     with pytest.raises(ValueError, match="true_ious has values that are not finite"):
@@ -1149,15 +1186,20 @@ def test_plot_loss_writes_a_picture_of_each(columns, tmp_path):
     figure = visualize.plot_loss(loss.tolist(), loss * 2, log_dir=tmp_path, save_path=tmp_path / "all.png")
     names = ["loss", "rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss"]
     names = [*names, "mrcnn_maskiou_loss", "loss_7"][:columns]
+    assert names[1:7] == list(Config.LOSS_WEIGHTS)[: columns - 1], "a new loss is named in one place"
     assert {path.name for path in tmp_path.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
-    drawn = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in drawn] == names
-    for i, ax in enumerate(drawn):
-        assert ax.lines[0].get_xydata().tolist() == [[epoch + 1, loss[epoch, i]] for epoch in range(3)]
-        assert ax.lines[1].get_ydata().tolist() == (2 * loss[:, i]).tolist()
-        assert [line.get_label() for line in ax.lines] == ["training", "validation"]
-        assert ax.get_ylim()[0] == 0
     assert opened(tmp_path / "loss.png")[1].shape == (480, 640, 3)
+    total, each = figure.axes
+    assert [line.get_label() for line in total.lines] == ["training", "validation"]
+    assert total.lines[0].get_xydata().tolist() == [[epoch + 1, loss[epoch, 0]] for epoch in range(3)]
+    assert total.lines[1].get_ydata().tolist() == (2 * loss[:, 0]).tolist()
+    assert [line.get_label() for line in each.lines[::2]] == names[1:]
+    assert [line.get_linestyle() for line in each.lines] == ["-", "--"] * (columns - 1), "dashed: validation"
+    for i, (train, val) in enumerate(zip(each.lines[::2], each.lines[1::2], strict=True), 1):
+        assert train.get_ydata().tolist() == loss[:, i].tolist()
+        assert val.get_ydata().tolist() == (2 * loss[:, i]).tolist()
+        assert train.get_color() == val.get_color()
+    assert total.get_ylim()[0] == 0
 
 
 def test_plot_loss_explains_itself(tmp_path):
@@ -1168,8 +1210,19 @@ def test_plot_loss_explains_itself(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         visualize.plot_loss(LOSSES, LOSSES, log_dir=tmp_path / "missing")
     total = visualize.plot_loss([1, np.nan, 0.5], [1, 1, 1], save=False)
-    assert total.axes[0].get_title() == "loss"
+    assert total.axes[0].get_title().startswith("total loss")
     assert total.axes[0].get_ylim()[0] == 0
+    assert total.axes[0].lines[0].get_xydata().tolist() == [[1, 1], [3, 0.5]], "what is not finite is left out"
+
+
+def test_plot_training_has_axes_for_what_is_given():
+    curve = (np.array([1.0, 2.0]), np.array([0.5, 0.25]))
+    figure = visualize.plot_training({"loss": curve}, {}, ap={"masks": curve, "boxes": (curve[0], np.array([-1, 0.3]))})
+    assert len(figure.axes) == 3
+    assert [line.get_xydata().tolist() for line in figure.axes[2].lines] == [[[1, 50], [2, 25]], [[2, 30]]]
+    assert len({line.get_color() for line in figure.axes[2].lines}) == 2
+    assert len(visualize.plot_training({"loss": curve}, {}, learning_rate=curve).axes) == 3
+    assert len(visualize.plot_training({"loss": curve}, {}, curve, {"masks": curve}).axes) == 4
 
 
 def test_display_table(tmp_path, capsys):

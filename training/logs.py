@@ -1,8 +1,8 @@
-"""What a training tells people: metrics in files, curves, a line of progress, and where it stands when it stands still.
+"""The logs of a training: metrics in files, and a line of progress.
 
 LOGS/{name}{YYYYmmddTHHMM}/metrics.jsonl   the records, one JSON object a line: kind, epoch, step and numbers
                            metrics.csv     the same as a table, derived from it
-                           losses.png      the same as curves
+                           losses.png      the same as curves (curves.py)
                            events.out.*    the same for TensorBoard, where that is installed
 
 Nothing in the records depends on the clock: those of a continued training equal those of an uninterrupted one.
@@ -30,9 +30,9 @@ import runtime
 logger = logging.getLogger(__name__)
 
 # Where a record belongs: epochs that are completed, and steps into the next.
-_PLACE = ("kind", "epoch", "step")
-# What a record of training has beside its losses.
-_NOT_LOSSES = {"loss", "learning_rate", "gradient_norm", "images_per_second", "data_share", "peak_memory_mb"}
+PLACE = ("kind", "epoch", "step")
+# What a record of training has beside its single losses: see Trainer.show and Trainer.update in loop.py.
+NOT_LOSSES = ("loss", "learning_rate", "gradient_norm")
 
 ############################################################
 #  Records
@@ -50,7 +50,7 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     for line in filter(None, lines):
         try:
             record = json.loads(line, parse_constant=lambda name: None)
-            records.append({key: record[key] for key in _PLACE} | record)
+            records.append({key: record[key] for key in PLACE} | record)
         except (ValueError, KeyError, TypeError):  # not JSON or not Unicode, or JSON of something else
             logger.warning("%s: a line cannot be read and is dropped; was the training killed? %.80r", path, line)
     return records
@@ -70,7 +70,7 @@ class Recorder:
         records = read_records(self._path)
         if resume_step is not None:
             records = [record for record in records if (record["epoch"], record["step"]) <= tuple(resume_step)]
-        self._columns = list(_PLACE)
+        self._columns = list(PLACE)
         self._epoch_steps: dict[int, int] = {}  # the last step of training seen in each epoch
         for record in records:
             self._note(record)
@@ -103,18 +103,10 @@ class Recorder:
             text = f"the metrics in {self.log_dir} cannot be written ({error.strerror or error}); is the disk full?"
             raise OSError(error.errno, text) from error
         for name in record if self._tensorboard is not None else ():
-            if name not in _PLACE:
+            if name not in PLACE:
                 value = math.nan if record[name] is None else record[name]
                 tag = f"{kind}/{name.removeprefix(f'{kind}_')}"
                 self._tensorboard.add_scalar(tag, value, self._global_step(epoch, step))
-
-    def plot(self) -> None:
-        """Draw losses.png anew. It is for the end of an epoch; a drawing that fails is no reason to end a training."""
-        try:
-            figure = draw_curves(read_records(self._path), title=self.log_dir.resolve().name)
-            runtime.write_atomically(self.log_dir / "losses.png", lambda file: figure.savefig(file, format="png"))
-        except Exception:
-            logger.warning("losses.png could not be drawn", exc_info=True)
 
     def close(self) -> None:
         """Close the files. Calling it again does nothing."""
@@ -151,7 +143,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
     """The values as JSON has them, which knows no NaN: None stands for what is not finite."""
     numbers = {}
     for name, value in values.items():
-        if name in _PLACE:
+        if name in PLACE:
             raise ValueError(f"values: {name!r} is taken by the record's place; use another name")
         try:
             number = float(value)
@@ -186,128 +178,6 @@ def _summary_writer(log_dir: Path, purge_step: int) -> Any:
     except Exception as error:  # as often as not its version does not fit protobuf's or NumPy's
         logger.warning("TensorBoard is installed and does not work, so it gets nothing: %s", error)
         return None
-
-
-############################################################
-#  Curves
-############################################################
-
-# A long training has more steps than a picture has pixels: this many points a curve, each the mean of some steps.
-_POINTS = 120
-_AP_CURVES = {
-    "mask AP": "masks, by mask score",
-    "mask AP (class score)": "masks, by class score",
-    "box AP": "boxes",
-}
-
-Curve = tuple[np.ndarray, np.ndarray]  # epochs [n], values [n]; all finite
-
-
-def draw_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Any:
-    """The loss curves: total and each loss in training and validation, learning rate, and AP if it was measured.
-
-    records: as read_records returns them.
-
-    Returns: matplotlib's Figure, which belongs to no window and to no pyplot.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who only detects need not wait for it
-    from matplotlib.figure import Figure
-
-    train, val, evals = (_curves_of(records, kind) for kind in ("train", "val", "eval"))
-    ap = {label: evals[name] for name, label in _AP_CURVES.items() if name in evals}
-    figure = Figure(figsize=(13, 8.5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    last_row = ["learning_rate", "ap"] if ap else ["learning_rate", "learning_rate"]
-    axes = figure.subplot_mosaic([["total", "losses"], last_row])
-    _draw_total(axes["total"], train, val)
-    _draw_losses(axes["losses"], train, val)
-    axes["learning_rate"].set_title("learning rate")
-    if "learning_rate" in train:
-        _draw_training(axes["learning_rate"], train["learning_rate"], color="C7")
-    if ap:
-        _draw_ap(axes["ap"], ap)
-    for each in axes.values():
-        each.set_xlabel("epoch")
-        each.set_xlim(left=0)
-        each.grid(alpha=0.3)
-    for name in ("total", "losses", "learning_rate"):
-        _set_scale(axes[name])
-    return figure
-
-
-def _curves_of(records: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Curve]:
-    """The curves of all numbers in records of a kind."""
-    epoch_steps = {record["epoch"]: record["step"] for record in records if record["kind"] == "train"}
-    points: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        if record["kind"] == kind:
-            at = record["epoch"] + record["step"] / max(epoch_steps.get(record["epoch"], 1), record["step"], 1)
-            for name, value in record.items():
-                if name not in _PLACE and value is not None:
-                    points.setdefault(name, []).append((at, value))
-    return {name: tuple(np.array(curve).T) for name, curve in points.items()}
-
-
-def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Epochs, means, lowest and highest values of at most _POINTS neighbourhoods."""
-    x, y = (np.array_split(part, min(len(part), _POINTS)) for part in curve)
-    wanted = (x, np.mean), (y, np.mean), (y, np.min), (y, np.max)
-    return tuple(np.array([of(part) for part in parts]) for parts, of in wanted)
-
-
-def _draw_training(axes: Any, curve: Curve, **style: str) -> None:
-    x, mean, _, _ = _thinned(curve)
-    axes.plot(x, mean, marker="." if len(x) < 10 else None, **style)
-
-
-def _draw_total(axes: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
-    axes.set_title("total loss (shaded: from the lowest to the highest step)")
-    if "loss" in train:
-        x, _, low, high = _thinned(train["loss"])
-        axes.fill_between(x, low, high, color="C0", alpha=0.2, linewidth=0)
-        _draw_training(axes, train["loss"], color="C0", label="training")
-    if "val_loss" in val:
-        axes.plot(*val["val_loss"], color="C3", marker="o", markersize=4, label="validation")
-    if axes.lines:
-        axes.legend(loc="best")
-
-
-def _draw_losses(axes: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
-    axes.set_title("each loss" + (" (dashed: validation)" if val else ""))
-    names = dict.fromkeys([*train, *(name.removeprefix("val_") for name in val)])
-    for i, name in enumerate(name for name in names if name not in _NOT_LOSSES):
-        if name in train:
-            _draw_training(axes, train[name], color=f"C{i}", label=name)
-        if f"val_{name}" in val:
-            axes.plot(*val[f"val_{name}"], color=f"C{i}", linestyle="--", marker="o", markersize=3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", fontsize="small", ncols=2)
-
-
-def _draw_ap(axes: Any, curves: Mapping[str, Curve]) -> None:
-    axes.set_title("average precision, in points")
-    for i, (label, (x, y)) in enumerate(curves.items()):
-        measured = y >= 0  # -1: there was nothing to find
-        axes.plot(x[measured], 100 * y[measured], color=f"C{i}", marker="o", markersize=4, label=label)
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right")
-
-
-def _set_scale(axes: Any) -> None:
-    """Logarithmic where values differ much, over four decades at most; otherwise from 0."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    values = np.concatenate([[0.0], *(line.get_ydata() for line in axes.lines)])
-    positive = values[values > 0]
-    if not positive.size or positive.max() < 10 * positive.min():
-        axes.set_ylim(bottom=min(0.0, values.min()))
-        return
-    axes.set_yscale("log", nonpositive="mask")
-    axes.set_ylim(bottom=0.8 * max(positive.min(), 1e-4 * positive.max()), top=2 * positive.max())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    axes.yaxis.set_minor_locator(LogLocator(subs=()))
 
 
 ############################################################
@@ -399,7 +269,7 @@ class ProgressLine:
 
     def _parts(self, now: float, epoch: int, step: int, values: Mapping[str, float], learning_rate: float) -> list[str]:
         """What there is to say, the most important first."""
-        losses = {name: float(value) for name, value in values.items() if name not in _NOT_LOSSES}
+        losses = {name: float(value) for name, value in values.items() if name not in NOT_LOSSES}
         total = float(values["loss"]) if "loss" in values else sum(losses.values())
         _, images, seconds, data_seconds = self._recent
         width, memory = len(str(self.steps_per_epoch)), peak_memory_mb(self.device)

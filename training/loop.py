@@ -30,6 +30,7 @@ import utils
 
 from . import checkpoints
 from .checkpoints import Position
+from .curves import save_curves
 from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
 from .logs import ProgressLine, Recorder, peak_memory_mb
 from .optimizer import AveragedWeights, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
@@ -531,7 +532,7 @@ class Trainer:
             self.recorder.record("val", at.epoch, at.step, values)
         if metrics:
             self.recorder.record("eval", at.epoch, at.step, metrics)
-        self.recorder.plot()
+        save_curves(self.recorder.log_dir)
         told = {name: value for name, value in {**logs, **metrics}.items() if name in _TOLD} or logs
         self.say(f"epoch {at.epoch}/{at.epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
 

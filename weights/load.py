@@ -10,7 +10,7 @@ from model import MaskRCNN
 
 from .checkpoint import is_backbone
 from .convert import convert
-from .published import PUBLISHED, find_weights
+from .published import EMBEDDED, PUBLISHED, find_weights
 
 
 def load_checkpoint(
@@ -23,7 +23,10 @@ def load_checkpoint(
     path, name = find_weights(name_or_path), str(name_or_path)
     if style is None and name in PUBLISHED:
         style = PUBLISHED[name].style
-    return convert(path, style, class_names)
+    checkpoint = convert(path, style, class_names)
+    if path == EMBEDDED.get(name):  # its file says "trained from nothing", which is true and tells a user little
+        checkpoint["source"] = f"{name}, trained by this project (docs/results.md)"
+    return checkpoint
 
 
 def load_model(
