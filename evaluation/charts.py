@@ -17,7 +17,9 @@ from scipy import ndimage
 import utils
 import visualize
 
-from .metrics import Example
+from .calibration import Calibration
+from .examples import Example
+from .names import Metric
 
 DENSITY = 2  # pixels of a plot per pixel on the page
 BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#555555"
@@ -73,11 +75,11 @@ def _shades() -> Any:
     return ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
 
 
-# What a curve is named in Evaluation.curves, label, colour, dashes: told apart without colour, too
+# Kind and ranking of a curve, label, colour, dashes: the dashes tell curves apart without colour, too
 _CURVES = (
-    ("box {}", "boxes", GRAY, ":"),
-    ("mask {} (class score)", "masks, class score (A)", VERMILION, "--"),
-    ("mask {}", "masks, mask score (B)", BLUE, "-"),
+    ("box", "class score", "boxes", GRAY, ":"),
+    ("mask", "class score", "masks, class score (A)", VERMILION, "--"),
+    ("mask", "mask score", "masks, mask score (B)", BLUE, "-"),
 )
 
 
@@ -94,8 +96,8 @@ def precision_recall(curves: Mapping[str, np.ndarray], measure: str, title: str)
     _unit_square(axes)
     axes.set_ylim(0, 1.03)  # a precision of 1 does not hide in the frame
     axes.grid(alpha=0.3)
-    for name, label, color, dashes in _CURVES:
-        precision = np.asarray(curves[name.format(measure)])
+    for kind, ranking, label, color, dashes in _CURVES:
+        precision = np.asarray(curves[str(Metric(kind, measure, ranking))])
         if (precision >= 0).all():
             recall = np.linspace(0, 1, len(precision))
             axes.plot(recall, precision, color=color, linestyle=dashes, linewidth=1.8, label=label)
@@ -135,10 +137,10 @@ def density(predicted: np.ndarray, true: np.ndarray, label: str) -> bytes:
     return _png(figure)
 
 
-def reliability(calibration: Mapping[str, Any], label: str) -> bytes:
+def reliability(calibration: Calibration, label: str) -> bytes:
     """Mean true IoU in each bin of what is predicted, and below how many detections are in it.
 
-    calibration: of report.calibrate. label: what is predicted.
+    calibration: of calibrate(). label: what is predicted.
 
     Returns: a PNG.
     """
@@ -147,11 +149,11 @@ def reliability(calibration: Mapping[str, Any], label: str) -> bytes:
     _label(upper, f"is the {label} right?", "", "mean true IoU")
     _label(lower, "", label, "detections")
     _unit_square(upper)
-    edges = np.array(calibration["edges"])
-    counts = np.array(calibration["counts"])
+    edges = np.array(calibration.edges)
+    counts = np.array(calibration.counts)
     widths = np.diff(edges)
     filled = counts > 0
-    true = np.array([0.0 if mean is None else mean for mean in calibration["mean_true"]])
+    true = np.array([0.0 if mean is None else mean for mean in calibration.mean_true])
     style = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
     upper.bar(edges[:-1][filled], true[filled], widths[filled], color=BLUE, **style)
     upper.plot([0, 1], [0, 1], color=VERMILION, linestyle="--", linewidth=1.4, label="right on average")

@@ -10,11 +10,12 @@ import torch
 
 import runtime
 from data.dataset import Dataset
-from evaluation.metrics import Evaluation, evaluate_results, metrics_table
-from evaluation.report import write_report
-from evaluation.results import ground_truth, image_number
 
 from .detect import detect_dataset, detect_to_folder, load_results, write_submission
+from .metrics import Evaluation, evaluate_results
+from .report import write_report
+from .results import ground_truth, image_number
+from .words import images_evaluated, metrics_table
 
 
 def evaluate_dataset(
@@ -31,7 +32,7 @@ def evaluate_dataset(
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
         if that is more. verbose: show progress, and print a table.
 
-    Returns: numbers by name, see evaluation.evaluate_results.
+    Returns: numbers by name, see evaluate_results.
     Raises: ValueError if model and data set differ in classes, or max_dets is below 1.
     """
     max_dets = _max_dets(model, max_dets)
@@ -91,22 +92,22 @@ def evaluate_to_folder(
     boxes, masks = load_results(folder, list(by_number))
     write_submission(folder, boxes, masks)
     contents = ground_truth(dataset, image_ids)
-    found = evaluate_results(contents, boxes, masks, max_dets)
-    found.seconds = {**seconds, "evaluation": time.perf_counter() - start}
-    found.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
-    report = write_report(found, folder, lambda number: dataset.load_image(by_number[number]))
+    evaluation = evaluate_results(contents, boxes, masks, max_dets)
+    evaluation.seconds = {**seconds, "evaluation": time.perf_counter() - start}
+    evaluation.dataset_images = dataset.num_images
+    evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
+    report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]))
     if verbose:
-        print(metrics_table(found.metrics))
+        print(metrics_table(evaluation.metrics))
         print(f"report: {report}")
-    return found
+    return evaluation
 
 
 def _facts(model: Any, dataset: Dataset, image_ids: Sequence[int], max_dets: int, dtype: str) -> dict[str, str]:
-    config, count, total = model.config, len(image_ids), dataset.num_images
-    part = f"all {count}" if count == total else f"{count} of {total}: a subset, so these are no standard numbers"
+    config = model.config
     return {
         "weights": model.source,
-        "images": part,
+        "images": images_evaluated(len(image_ids), dataset.num_images),
         "detections that count": f"the best {max_dets} of a class in an image",
         "network": f"{config.BACKBONE}, dialect {config.DIALECT}",
         "MaskIoU head": "yes" if config.USE_MASKIOU_HEAD else "no",
