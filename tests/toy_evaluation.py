@@ -148,6 +148,7 @@ def empty_evaluation(classes: int = 1, objects: int = 0, detections: int = 0) ->
     there_are.confusion[1:, 0] = objects
     there_are.true_ious = np.zeros(detections)
     there_are.examples = {}
+    there_are.dataset_images = 3
     there_are.facts = {}
     there_are.seconds = {}
     return there_are
