@@ -37,6 +37,7 @@ from benchmarks import machine, synthetic_coco
 from data.coco_files import COCO_CATEGORIES
 from evaluation.detect import write_submission
 from evaluation.metrics import RANKINGS, RankedEvaluation, as_coco, evaluate_results, summary
+from evaluation.names import Metric
 from evaluation.report import write_report
 from evaluation.results import to_results
 
@@ -160,12 +161,12 @@ def results_of(found: Found, masks: list[dict], number: int) -> tuple[list[dict]
 def our_evaluation(contents: dict, boxes: list[dict], masks: list[dict]) -> dict[str, float]:
     """AP of boxes and of the three rankings of masks, as evaluation.evaluate_results gets them."""
     truth = as_coco(contents)
-    numbers = {"box": summary(RankedEvaluation(truth, boxes, "bbox", 100).rank())["AP"]}
+    numbers = {"box AP": summary(RankedEvaluation(truth, boxes, "bbox", 100).rank())["AP"]}
     ranked = RankedEvaluation(truth, masks, "segm", 100)
     ious = ranked.true_ious()
     scores = [np.array([entry[name] for entry in masks]) for name in ("class_score", "score")]
-    for name, score in RANKINGS.items():
-        numbers[f"mask{name}"] = summary(ranked.rank(score(*scores, ious)))["AP"]
+    for ranking, score in RANKINGS.items():
+        numbers[str(Metric("mask", "AP", ranking))] = summary(ranked.rank(score(*scores, ious)))["AP"]
     return numbers
 
 
@@ -175,13 +176,13 @@ def plain_evaluation(contents: dict, boxes: list[dict], masks: list[dict], ious:
     truth.dataset = contents
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        numbers = {"box": plain_ap(truth, boxes, "bbox")}
-        for name, score in RANKINGS.items():
+        numbers = {"box AP": plain_ap(truth, boxes, "bbox")}
+        for ranking, score in RANKINGS.items():
             pairs = zip(masks, ious.tolist(), strict=True)
             ranked = [
                 {**entry, "score": float(score(entry["class_score"], entry["score"], iou))} for entry, iou in pairs
             ]
-            numbers[f"mask{name}"] = plain_ap(truth, ranked, "segm")
+            numbers[str(Metric("mask", "AP", ranking))] = plain_ap(truth, ranked, "segm")
     return numbers
 
 

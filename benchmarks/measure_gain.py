@@ -31,8 +31,9 @@ from scipy import stats
 from benchmarks import machine
 from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
+from evaluation.calibration import correlation
 from evaluation.detect import detect_dataset
-from evaluation.metrics import correlation, evaluate_results
+from evaluation.metrics import evaluate_results
 from evaluation.results import ground_truth
 from model import MaskRCNN
 from samples import nucleus, shapes

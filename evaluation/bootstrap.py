@@ -1,4 +1,4 @@
-"""How sure a difference is: average precision over images drawn again and again from those that there are.
+"""How sure a gain is: average precision over images drawn again and again from the images of the data set.
 
 S samples   I images   K categories   T IoU thresholds   D results of a category
 """
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .metrics import CLASS_MEASURES, MEASURES, RANKINGS, Matches, RankedEvaluation, as_coco, precision_at
+from .metrics import RANKINGS, Matches, RankedEvaluation, as_coco, precision_at
+from .names import CLASS_MEASURES, MEASURES
 
 
 class Interval(NamedTuple):
-    """A number, and between which two it lies with a confidence of 95 %."""
+    """A number and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -24,13 +25,13 @@ def bootstrap_gains(
 ) -> dict[str, Interval]:
     """What re-scoring adds to mask AP, AP50 and AP75, and what the true IoU in place of the predicted one would add.
 
-    Each sample is as many images as there are, drawn with replacement; both rankings see the same ones, so what makes
-    images hard or easy drops out of the difference.
+    Each sample draws as many images as the data set has, with replacement. Both rankings see the same sample, so that
+    the difficulty of its images cancels in the difference.
 
     contents: a ground truth in COCO's format. masks: results as to_results makes them. max_dets: how many of an image's
-        best results of a category count. samples, seed: how many samples, and which.
+        best results of a category count. samples: S. seed: of the draws.
 
-    Returns: by measure ("AP", "AP50", "AP75") and, with " (true IoU)" after it, of the upper bound.
+    Returns: the gain by measure ("AP", "AP50", "AP75"), and its upper bound by "AP (true IoU)", "AP50 (true IoU)" ...
     Raises: ValueError without objects, and as as_coco.
     """
     truth = as_coco(contents)
@@ -49,15 +50,15 @@ def bootstrap_gains(
         matches = [evaluation.matches(category) for category in evaluation.categories]
         values[ranking] = np.array([_precisions(matches, each, evaluation.params) for each in counts])  # [1 + S, 3]
     gains = {}
-    for ranking in ("", " (true IoU)"):
-        difference = values[ranking] - values[" (class score)"]
-        for measure, (value, *drawn) in zip(CLASS_MEASURES, difference.T.tolist(), strict=True):
-            gains[measure + ranking] = Interval(value, *np.percentile(drawn, (2.5, 97.5)).tolist())
+    for ranking, ending in {"mask score": "", "true IoU": " (true IoU)"}.items():
+        differences = values[ranking] - values["class score"]
+        for measure, (value, *drawn) in zip(CLASS_MEASURES, differences.T.tolist(), strict=True):
+            gains[measure + ending] = Interval(value, *np.percentile(drawn, (2.5, 97.5)).tolist())
     return gains
 
 
 def _precisions(matches: Sequence[Matches], counts: Mapping[int, int], params: Any) -> list[float]:
-    """CLASS_MEASURES of images of which each is there so many times."""
+    """CLASS_MEASURES of a sample. matches: of each category. counts: how often the sample has each image."""
     thresholds, precisions = params.iouThrs.round(12).tolist(), []
     for of_category in matches:
         objects = sum(counts[image] * number[0] for image, number in of_category.objects.items())
@@ -67,5 +68,5 @@ def _precisions(matches: Sequence[Matches], counts: Mapping[int, int], params: A
             results = of_category.matched[0][:, few], of_category.counted[0][:, few]
             precisions.append(precision_at(*results, objects, params.recThrs, weights)[0].mean(axis=1))  # [T]
     means = np.mean(precisions, axis=0) if precisions else np.zeros(len(thresholds))
-    ious = [MEASURES[name][0] for name in CLASS_MEASURES]
+    ious = [MEASURES[name].iou for name in CLASS_MEASURES]
     return [float(means.mean() if iou is None else means[thresholds.index(iou)]) for iou in ious]

@@ -27,7 +27,8 @@ from tqdm import tqdm
 import runtime
 import utils
 from data.dataset import Dataset
-from evaluation.results import categories_of_model, image_number, image_numbers, to_results
+
+from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
 LISTED = 200  # images that could not be read are named up to here
@@ -40,7 +41,7 @@ _INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALI
 ############################################################
 
 
-def identify(model: Any, dataset: Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
+def identify(model: ResumableDetector, dataset: Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
     """What a detection in a data set depends on, as JSON has it: weights, settings, images.
 
     Raises: as categories_of_model and image_numbers.
@@ -60,7 +61,7 @@ def identify(model: Any, dataset: Dataset, image_ids: Sequence[int], dtype: str)
     return json.loads(json.dumps(identity))
 
 
-def hash_weights(model: torch.nn.Module) -> str:
+def hash_weights(model: ResumableDetector) -> str:
     """sha256 of names, types, shapes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -226,7 +227,7 @@ class _Writer:
 ############################################################
 
 
-def plan_chunks(model: Any, image_ids: Sequence[int]) -> list[list[int]]:
+def plan_chunks(model: Detector, image_ids: Sequence[int]) -> list[list[int]]:
     """Images that are detected together, whoever does it and when."""
     size = model.config.IMAGES_PER_GPU
     return [list(map(int, image_ids[start : start + size])) for start in range(0, len(image_ids), size)]
@@ -261,7 +262,7 @@ def _finished(chunk: list[int], futures: list, failures: dict[int, str]) -> Iter
 
 
 def detect_to_folder(
-    model: Any,
+    model: ResumableDetector,
     dataset: Dataset,
     image_ids: Sequence[int],
     folder: str | os.PathLike,
@@ -271,9 +272,8 @@ def detect_to_folder(
 ) -> dict[str, float]:
     """Detect in all images that have no results in a folder yet. All processes of a group call it together.
 
-    model: MaskRCNN, or what has its detect_batches(), config and categories. image_ids: of the data set.
-    folder: the same for all processes. dtype: of detect(). workers: threads that read images.
-    verbose: show progress, in the first process.
+    image_ids: of the data set. folder: the same for all processes. dtype: of detect(). workers: threads that read
+        images. verbose: show progress, in the first process.
 
     Returns: seconds of each stage in this process, "total" among them, and "images", how many they are of.
     Raises: ValueError if the folder holds another evaluation, or images cannot be read: then all others are done, and
@@ -287,7 +287,9 @@ def detect_to_folder(
     return {**seconds, "total": time.perf_counter() - start}
 
 
-def _detect_chunks(model: Any, dataset: Dataset, mine, folder, dtype, workers, verbose) -> dict[str, float]:
+def _detect_chunks(
+    model: ResumableDetector, dataset: Dataset, mine, folder, dtype, workers, verbose
+) -> dict[str, float]:
     """Detect in the images of this process, and write what is found."""
     categories = categories_of_model(model, dataset)
     failures: dict[int, str] = {}
@@ -316,7 +318,7 @@ def _detect_chunks(model: Any, dataset: Dataset, mine, folder, dtype, workers, v
     return {**model.seconds, "images": images}
 
 
-def _agree(model: Any, dataset: Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
+def _agree(model: ResumableDetector, dataset: Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
     """The chunks that are left, as the first process sees it, which keeps others out as long as the stack is open. Its
     errors are everybody's."""
     answer: list[Any] = [None]
@@ -358,7 +360,7 @@ def _check_failures(dataset: Dataset, failures: dict[int, str], folder: Path) ->
 
 
 def detect_dataset(
-    model: Any,
+    model: Detector,
     dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     dtype: str = "float32",
@@ -366,7 +368,7 @@ def detect_dataset(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Detect in the images of a data set and keep the results in memory: for validation within a training.
 
-    model: MaskRCNN, or what has its detect_batches(), config and categories. verbose: show progress.
+    verbose: show progress.
 
     Returns: results of all boxes, results of all masks; ids as in ground_truth.
     Raises: ValueError if the model was made for other classes, or an image cannot be read.

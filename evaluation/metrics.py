@@ -1,10 +1,10 @@
 """From ground truth and results to numbers: COCO's average precision, and what mask scoring changes in it.
 
 Boxes are ranked by class score. The same masks are ranked three times: by class score (A), by mask score (B), and by
-class score x true IoU, which is what a MaskIoU head that is never wrong would give.
+class score x true IoU, the ranking of a MaskIoU head that is never wrong.
 
-Overlaps and matching are pycocotools'. Around them, overlaps are computed once for all rankings, only results that can
-match anything are matched, and sums are numpy's: the numbers are COCOeval's, to the bit.
+pycocotools computes overlaps and matches. The code around it computes each overlap once for all rankings, matches only
+those results that can match anything, and sums with numpy. The numbers are COCOeval's, to the bit.
 
     T IoU thresholds   K categories   A areas   M max_dets   D results and G objects of a category   N results
 """
@@ -23,21 +23,13 @@ from pycocotools.cocoeval import COCOeval
 
 import utils
 
+from .calibration import correlation
+from .examples import Example, find_examples
+from .names import AREAS, CLASS_MEASURES, CORRELATIONS, MEASURES, Metric
+
 ############################################################
 #  Average precision
 ############################################################
-
-AREAS = ("all", "small", "medium", "large")
-# What is reported: name: (IoU threshold or None for the mean of .50 to .95, area)
-MEASURES = {
-    "AP": (None, "all"),
-    "AP50": (0.5, "all"),
-    "AP75": (0.75, "all"),
-    "APs": (None, "small"),
-    "APm": (None, "medium"),
-    "APl": (None, "large"),
-}
-CLASS_MEASURES = ("AP", "AP50", "AP75")  # of a category, and drawn as curves
 
 
 @contextlib.contextmanager
@@ -48,13 +40,13 @@ def _quiet() -> Iterator[None]:
 
 
 def as_coco(contents: dict[str, Any], results: list[dict[str, Any]] | None = None) -> COCO:
-    """pycocotools' index of a ground truth, or, with results, what its loadRes(results) makes of them.
+    """pycocotools' index of a ground truth; with results, the index that loadRes would make of the results.
 
-    The index has copies, in which pycocotools may write. Annotations are numbered from 1 (for pycocotools 0 is "none",
-    and one of two with the same id is both), those of images or categories that are not there are left out, and their
-    segmentations are compressed RLEs. Unlike loadRes it takes an empty list of results.
+    pycocotools may write into the index: it holds copies. Annotations are numbered from 1, because pycocotools takes an
+    id 0 for "none" and confuses two annotations of one id. Annotations of unknown images or categories are left out.
+    Segmentations become compressed RLEs. Unlike loadRes, an empty list of results is taken.
 
-    Raises: ValueError for images or categories of the same id, and for results of images that are not there.
+    Raises: ValueError for images or categories of the same id, and for results of images that the ground truth lacks.
     """
     index = COCO()
     images, categories = (_unique_ids(contents, name) for name in ("images", "categories"))
@@ -104,8 +96,8 @@ class _Category(NamedTuple):
 
     results: np.ndarray  # int64 [D], their places in the list
     images: np.ndarray  # [D], the ids of their images
-    outside: np.ndarray  # bool [A, D], whether their area is another than A
-    ignored: dict[int, np.ndarray]  # image id: bool [A, G], whether A passes its objects over
+    outside: np.ndarray  # bool [A, D], whether their area lies outside of the range A
+    ignored: dict[int, np.ndarray]  # image id: bool [A, G], whether the range A ignores its objects
 
 
 class Matches(NamedTuple):
@@ -114,8 +106,8 @@ class Matches(NamedTuple):
     images: np.ndarray  # [D], the ids of their images
     place: np.ndarray  # int64 [D], 0 for the best of its image
     matched: np.ndarray  # bool [A, T, D], whether it has an object
-    counted: np.ndarray  # bool [A, T, D], whether it is right or wrong, and not passed over
-    objects: dict[int, np.ndarray]  # image id: int64 [A], how many of its objects are to be found
+    counted: np.ndarray  # bool [A, T, D], whether it counts, as right or wrong, and is not ignored
+    objects: dict[int, np.ndarray]  # image id: int64 [A], how many of its objects count
 
 
 class RankedEvaluation(COCOeval):
@@ -146,11 +138,11 @@ class RankedEvaluation(COCOeval):
         for pair in sorted(self._gts.keys() | self._dts.keys()):
             pairs[pair[1]].append(pair)
         categories = {}
-        for category, some in pairs.items():
-            places = [self.places[pair] for pair in some if pair in self.places]
+        for category, group in pairs.items():
+            places = [self.places[pair] for pair in group if pair in self.places]
             results = np.concatenate(places) if places else np.zeros(0, np.int64)
             images = np.array([self.entries[place]["image_id"] for place in results.tolist()])
-            ignored = {pair[0]: self._ignored(self._gts[pair]) for pair in some if pair in self._gts}
+            ignored = {pair[0]: self._ignored(self._gts[pair]) for pair in group if pair in self._gts}
             categories[category] = _Category(results, images, outside[:, results], ignored)
         return categories
 
@@ -163,11 +155,11 @@ class RankedEvaluation(COCOeval):
         return self._outside(objects) | np.array([bool(entry["ignore"]) for entry in objects])
 
     def rank(self, scores: Sequence[float] | None = None) -> "RankedEvaluation":
-        """Evaluate and accumulate, after giving the results these scores [N]; by default, those that they have.
+        """Evaluate and accumulate by these scores [N]; by default, by the scores that the results have.
 
-        Makes "precision" [T, 101, K, A, M] and "recall" [T, K, A, M] in `eval`, M one for each of max_dets, as COCOeval
-        does, to the bit. Its summarize() is no good: it prints, and wants the 100 of COCO among several max_dets.
-        average_precision and average_recall read the result.
+        Fills `eval` with "precision" [T, 101, K, A, M] and "recall" [T, K, A, M], as COCOeval does, to the bit. Read it
+        with average_precision and average_recall. COCOeval's summarize() does not work here: it prints, and it expects
+        COCO's 100 among several max_dets.
         """
         self.set_scores(scores)
         params = self.params
@@ -183,7 +175,7 @@ class RankedEvaluation(COCOeval):
         return self
 
     def set_scores(self, scores: Sequence[float] | None = None) -> None:
-        """Give the results these scores [N]; by default, those that they have. matches() is by them."""
+        """Give the results these scores [N]; by default, keep the scores that they have. matches() sorts by them."""
         if scores is not None:
             for entry, score in zip(self.entries, scores, strict=True):
                 entry["score"] = float(score)
@@ -194,31 +186,31 @@ class RankedEvaluation(COCOeval):
         for a in range(len(params.areaRng)):
             objects = sum(counts[a] for counts in matches.objects.values())
             for m, max_dets in enumerate(params.maxDets if objects else ()):
-                which = matches.place < max_dets
-                results = matches.matched[a][:, which], matches.counted[a][:, which]
+                best = matches.place < max_dets
+                results = matches.matched[a][:, best], matches.counted[a][:, best]
                 precision, recall = precision_at(*results, objects, params.recThrs)
                 self.eval["precision"][:, :, k, a, m], self.eval["recall"][:, k, a, m] = precision, recall
 
     def matches(self, category: int) -> Matches:
-        """The results of a category by the scores of set_scores() or rank(), best first, and what they match."""
-        found = self.categories[category]
-        order = np.lexsort((-self.scores[found.results], found.images))  # by image, then score; equal ones as they were
-        place = np.arange(len(order)) - np.searchsorted(found.images, found.images)
+        """The results of a category, best first by the scores of set_scores() or rank(), and their matches."""
+        entries = self.categories[category]
+        order = np.lexsort((-self.scores[entries.results], entries.images))  # by image, then by score; stable
+        place = np.arange(len(order)) - np.searchsorted(entries.images, entries.images)
         matched, counted = self._match(category, order)
-        best = np.argsort(-self.scores[found.results[order]], kind="mergesort")
-        objects = {image: np.count_nonzero(~ignored, axis=1) for image, ignored in found.ignored.items()}
-        return Matches(found.images[best], place[best], matched[..., best], counted[..., best], objects)
+        best = np.argsort(-self.scores[entries.results[order]], kind="mergesort")
+        objects = {image: np.count_nonzero(~ignored, axis=1) for image, ignored in entries.ignored.items()}
+        return Matches(entries.images[best], place[best], matched[..., best], counted[..., best], objects)
 
     def _match(self, category: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """bool [A, T, D] each: whether a result has an object, and whether it is right or wrong, and not passed over.
+        """matched and counted of Matches, in this order of the category's results.
 
-        order: int64 [D], results of a category, by image and score.
+        order: int64 [D], by image and score.
         """
-        found = self.categories[category]
+        entries = self.categories[category]
         matched = np.zeros((len(self.params.areaRng), len(self.params.iouThrs), len(order)), bool)
-        counted = np.repeat(~found.outside[:, None, order], matched.shape[1], axis=1)
-        for image, ignored in found.ignored.items():
-            first, last = (np.searchsorted(found.images, image, side) for side in ("left", "right"))
+        counted = np.repeat(~entries.outside[:, None, order], matched.shape[1], axis=1)
+        for image, ignored in entries.ignored.items():
+            first, last = (np.searchsorted(entries.images, image, side) for side in ("left", "right"))
             if first == last:
                 continue
             rows = order[first:last] - first  # of its overlaps, best score first
@@ -229,22 +221,24 @@ class RankedEvaluation(COCOeval):
         return matched, counted
 
     def _match_image(self, pair, rows: np.ndarray, ignored: np.ndarray, columns, matched, counted) -> None:
-        """Fills columns of matched and counted. Areas that ignore the same objects have the same matches, and so have
-        those that ignore none or all: there, what is matched to an ignored object is all or nothing.
+        """Fill columns of matched and counted.
+
+        Ranges of areas that ignore the same objects have the same matches, which are computed once. A range that
+        ignores no object and a range that ignores all have the same matches, too; in the second none of them counts.
         """
         self._dts[pair] = [self.entries[place] for place in self.places[pair][rows]]  # what evaluateImg reads
         self.ious[pair] = self.overlaps[pair][rows]
-        known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        computed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         for a, skipped in enumerate(ignored):
             is_uniform = skipped.all() or not skipped.any()
             key = b"" if is_uniform else skipped.tobytes()
-            if key not in known:
+            if key not in computed:
                 matches = self.evaluateImg(*pair, self.params.areaRng[a], len(rows))
-                known[key] = matches["dtMatches"] != 0, matches["dtIgnore"]  # [T, len(rows)]
-            has_object, passed = known[key]
-            passed = skipped.all() if is_uniform else passed
+                computed[key] = matches["dtMatches"] != 0, matches["dtIgnore"]  # [T, len(rows)]
+            has_object, is_ignored = computed[key]
+            is_ignored = skipped.all() if is_uniform else is_ignored
             matched[a][:, columns] = has_object
-            counted[a][:, columns] = np.where(has_object, np.logical_not(passed), counted[a][:, columns])
+            counted[a][:, columns] = np.where(has_object, np.logical_not(is_ignored), counted[a][:, columns])
 
     def true_ious(self) -> np.ndarray:
         """The largest IoU of each result with an object of its category that is no crowd; 0 where there is none.
@@ -262,10 +256,10 @@ class RankedEvaluation(COCOeval):
 def precision_at(
     matched: np.ndarray, counted: np.ndarray, objects: float, recalls: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, len(recalls)] and recall [T] of results by score: what COCOeval.accumulate computes.
+    """Precision [T, len(recalls)] and recall [T] of sorted results, as COCOeval.accumulate computes them.
 
-    matched, counted: bool [T, D], see Matches. objects: how many there are to be found. weights: [D], how often each
-        result is there; once, by default.
+    matched, counted: bool [T, D], see Matches. objects: how many objects count. weights: [D], how often each result
+        counts; once, by default.
     """
     true, false = matched & counted, ~matched & counted
     if weights is not None:
@@ -275,9 +269,8 @@ def precision_at(
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 at recalls that are not reached
     places = [np.searchsorted(row, recalls, side="left") for row in recall]
-    return np.take_along_axis(precision, np.array(places), axis=1), recall[:, -1] if recall.size else np.zeros(
-        len(recall)
-    )
+    last_recall = recall[:, -1] if recall.size else np.zeros(len(recall))
+    return np.take_along_axis(precision, np.array(places), axis=1), last_recall
 
 
 def run_cocoeval(truth: COCO, results: list[dict[str, Any]], kind: str, max_dets: int) -> RankedEvaluation:
@@ -289,9 +282,9 @@ def run_cocoeval(truth: COCO, results: list[dict[str, Any]], kind: str, max_dets
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over what is known; -1, as pycocotools has it, if that is nothing."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else -1.0
+    """The mean of the values that are not -1. pycocotools writes -1 where there is no object; so does this."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else -1.0
 
 
 def average_precision(
@@ -332,8 +325,8 @@ def average_recall(evaluation: COCOeval, max_dets: int | None = None, area: str 
     Returns: AR in [0, 1], or -1 as average_precision.
     Raises: ValueError for another max_dets or area.
     """
-    which = -1 if max_dets is None else _place("max_dets", evaluation.params.maxDets, max_dets)
-    return _mean(evaluation.eval["recall"][:, :, _place("area", AREAS, area), which])
+    place = -1 if max_dets is None else _place("max_dets", evaluation.params.maxDets, max_dets)
+    return _mean(evaluation.eval["recall"][:, :, _place("area", AREAS, area), place])
 
 
 def summary(evaluation: COCOeval) -> dict[str, float]:
@@ -341,7 +334,7 @@ def summary(evaluation: COCOeval) -> dict[str, float]:
 
     The number of AR100 is the evaluation's largest max_dets; AR1 and AR10 are there if that is larger.
     """
-    numbers = {name: average_precision(evaluation, *what) for name, what in MEASURES.items()}
+    numbers = {name: average_precision(evaluation, *measure) for name, measure in MEASURES.items()}
     numbers |= {f"AR{count}": average_recall(evaluation, count) for count in evaluation.params.maxDets}
     return numbers | {f"AR{area[0]}": average_recall(evaluation, area=area) for area in AREAS[1:]}
 
@@ -349,47 +342,20 @@ def summary(evaluation: COCOeval) -> dict[str, float]:
 def precision_curve(evaluation: COCOeval, iou: float | None = None) -> np.ndarray:
     """Mean precision at recalls 0, 0.01 ... 1 over categories (and thresholds): float64 [101]; -1 without objects."""
     precision = _precision(evaluation, iou, "all")
-    known = (precision > -1).all(axis=(0, 1))  # [K]; a category has objects or not
-    return precision[:, :, known].mean(axis=(0, 2)) if known.any() else np.full(precision.shape[1], -1.0)
+    has_objects = (precision > -1).all(axis=(0, 1))  # [K]
+    return precision[:, :, has_objects].mean(axis=(0, 2)) if has_objects.any() else np.full(precision.shape[1], -1.0)
 
 
 ############################################################
-#  What mask scoring changes
+#  Every number of an evaluation
 ############################################################
 
-# How masks are ranked: what it adds to the name of a measure, the scores [N] from class scores, mask scores, true IoUs.
+# How masks are ranked: their scores [N], from class scores, mask scores and true IoUs
 RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    " (class score)": lambda class_scores, mask_scores, ious: class_scores,
-    "": lambda class_scores, mask_scores, ious: mask_scores,
-    " (true IoU)": lambda class_scores, mask_scores, ious: class_scores * ious,
+    "class score": lambda class_scores, mask_scores, ious: class_scores,
+    "mask score": lambda class_scores, mask_scores, ious: mask_scores,
+    "true IoU": lambda class_scores, mask_scores, ious: class_scores * ious,
 }
-
-
-def gain_name(measure: str) -> str:
-    """What re-scoring adds to a measure is called."""
-    return "re-scoring gain" if measure == "AP" else f"re-scoring gain {measure}"
-
-
-def correlation(one: np.ndarray | None, other: np.ndarray) -> float:
-    """Pearson's; 0 where it has no meaning: no values (no MaskIoU head), or all the same."""
-    if one is None or not len(one) or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-class Example(NamedTuple):
-    """A detection worth a picture."""
-
-    image_id: int  # as in the results
-    title: str  # of the image
-    class_name: str
-    class_score: float
-    mask_iou: float | None  # predicted; None without a MaskIoU head
-    mask_score: float
-    true_iou: float  # largest IoU with an object of the class
-    box: tuple[float, float, float, float]  # (y1, x1, y2, x2) around the mask
-    mask: dict  # RLE
-    truth: dict | None  # RLE of the object of the class that it overlaps most
 
 
 @dataclasses.dataclass
@@ -406,97 +372,107 @@ class Evaluation:
     mask_ious: np.ndarray | None  # float64 [N], predicted; None without a MaskIoU head
     mask_scores: np.ndarray  # float64 [N]
     true_ious: np.ndarray  # float64 [N]
-    examples: dict[str, list[Example]]  # "overrated", "corrected", "best"
+    examples: dict[str, list[Example]]  # by kind, see find_examples
+    dataset_images: int | None = None  # images of the whole data set; None: not known
     facts: dict[str, str] = dataclasses.field(default_factory=dict)  # what was evaluated, by whom and when
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by stage
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of each part of the work
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether only some of the data set's images were evaluated."""
+        return self.dataset_images is not None and self.metrics["images"] < self.dataset_images
+
+    @property
+    def iou_scores(self) -> dict[str, np.ndarray]:
+        """The scores [N] that may say the true IoU of a mask, by the names of CORRELATIONS."""
+        scores = {"predicted IoU": self.mask_ious, "class score": self.class_scores}
+        return {name: values for name, values in scores.items() if values is not None}
 
 
 def evaluate_results(
     contents: dict[str, Any], boxes: list[dict[str, Any]], masks: list[dict[str, Any]], max_dets: int = 100
 ) -> Evaluation:
-    """Every number of an evaluation.
+    """Compute every number of an evaluation.
 
-    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them; those of categories that
-        the ground truth does not have are left out. Nothing is changed in them.
+    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them; results of categories
+        that the ground truth lacks are left out. None of them is changed.
     max_dets: how many of an image's best results of a category count.
 
-    Returns: an Evaluation without facts and seconds, whose metrics are in [0, 1], -1 if there is no such object, for X
-        of summary() (AP, AP50 ... AR100 ...):
-            "box X", by class score; "mask X", by mask score; "mask X (class score)"; "mask X (true IoU)", by class
-            score x true IoU, the upper bound of re-scoring;
+    Returns: an Evaluation without facts and seconds. Its metrics lie in [0, 1], and are -1 if there is no such object.
+        With X for each number of summary() (AP, AP50 ... AR100 ...), they are
+            "box X", ranked by class score; "mask X", by mask score; "mask X (class score)"; "mask X (true IoU)", by
+            class score x true IoU, the upper bound of re-scoring;
             "re-scoring gain", "re-scoring gain AP50" ...: by mask score minus by class score, 0 without such objects;
-            "IoU correlation" of predicted and true IoU over all detections; "class score correlation", of it and true
-            IoU; "images", "detections", "objects", "max_dets".
+            "IoU correlation" of predicted and true IoU over all detections; "class score correlation", of class score
+            and true IoU; "images", "detections", "objects", "max_dets".
     Raises: ValueError if max_dets is below 1, and as as_coco.
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
     truth = as_coco(contents)
-    contents = truth.dataset
-    boxes, masks = (_of_known_categories(entries, truth.cats) for entries in (boxes, masks))
-    report = _Numbers(truth)
-    report.add(RankedEvaluation(truth, boxes, "bbox", max_dets).rank(), "box", "")
-    evaluation = RankedEvaluation(truth, masks, "segm", max_dets)
-    ious = evaluation.true_ious()
+    boxes, masks = (_of_categories(entries, truth.cats) for entries in (boxes, masks))
+    numbers = _Numbers(truth)
+    numbers.add(RankedEvaluation(truth, boxes, "bbox", max_dets).rank(), "box", "class score")
+    ranked = RankedEvaluation(truth, masks, "segm", max_dets)
+    true_ious = ranked.true_ious()
     class_scores = np.array([entry["class_score"] for entry in masks], np.float64)
     mask_scores = np.array([entry["score"] for entry in masks], np.float64)
     for ranking, score in RANKINGS.items():
-        report.add(evaluation.rank(score(class_scores, mask_scores, ious)), "mask", ranking)
+        numbers.add(ranked.rank(score(class_scores, mask_scores, true_ious)), "mask", ranking)
+    numbers.add_gains()
     has_head = bool(masks) and masks[0]["mask_iou"] is not None
-    mask_ious = np.array([entry["mask_iou"] for entry in masks], np.float64) if has_head else None
-    report.finish(len(masks), max_dets, correlation(mask_ious, ious), correlation(class_scores, ious))
-    return Evaluation(
-        report.metrics,
-        report.classes,
-        report.curves,
-        confusion_matrix(contents, masks),
-        CONFUSION_RULE,
-        ["BG", *(entry["name"] for entry in report.categories)],
-        class_scores,
-        mask_ious,
-        mask_scores,
-        ious,
-        find_examples(contents, masks, ious),
+    evaluation = Evaluation(
+        metrics=numbers.metrics,
+        classes=numbers.classes,
+        curves=numbers.curves,
+        confusion=confusion_matrix(truth, masks),
+        confusion_rule=CONFUSION_RULE,
+        class_names=["BG", *(row["name"] for row in numbers.classes)],
+        class_scores=class_scores,
+        mask_ious=np.array([entry["mask_iou"] for entry in masks], np.float64) if has_head else None,
+        mask_scores=mask_scores,
+        true_ious=true_ious,
+        examples=find_examples(truth, masks, true_ious),
     )
+    scores, objects = evaluation.iou_scores, sum(row["objects"] for row in numbers.classes)
+    evaluation.metrics |= {name: correlation(scores.get(score), true_ious) for score, name in CORRELATIONS.items()}
+    evaluation.metrics |= {"images": len(truth.imgs), "detections": len(masks), "objects": objects}
+    evaluation.metrics["max_dets"] = max_dets
+    return evaluation
 
 
-def _of_known_categories(results: list[dict[str, Any]], categories: Container[int]) -> list[dict[str, Any]]:
+def _of_categories(results: list[dict[str, Any]], categories: Container[int]) -> list[dict[str, Any]]:
     return [entry for entry in results if entry["category_id"] in categories]
 
 
 class _Numbers:
-    """Collects what evaluations say. A category each has a row, in ascending order of their ids."""
+    """Collects the numbers of several rankings by name: of all categories, and of each, in ascending order of ids."""
 
     def __init__(self, truth: COCO) -> None:
-        self.contents = truth.dataset
-        self.categories = sorted(truth.dataset["categories"], key=lambda entry: entry["id"])
         self.metrics: dict[str, float] = {}
         self.curves: dict[str, np.ndarray] = {}
-        counts = Counter(entry["category_id"] for entry in self.contents["annotations"] if not entry["iscrowd"])
-        self.classes = [
-            {"name": entry["name"], "category_id": entry["id"], "objects": counts[entry["id"]]}
-            for entry in self.categories
+        counts = Counter(entry["category_id"] for entry in truth.dataset["annotations"] if not entry["iscrowd"])
+        self.classes: list[dict[str, Any]] = [
+            {"name": truth.cats[number]["name"], "category_id": number, "objects": counts[number]}
+            for number in sorted(truth.cats)
         ]
 
     def add(self, evaluation: COCOeval, kind: str, ranking: str) -> None:
-        for name, value in summary(evaluation).items():
-            self.metrics[f"{kind} {name}{ranking}"] = value
-        for name in CLASS_MEASURES:
-            self.curves[f"{kind} {name}{ranking}"] = precision_curve(evaluation, MEASURES[name][0])
+        for measure, value in summary(evaluation).items():
+            self.metrics[str(Metric(kind, measure, ranking))] = value
+        for measure in CLASS_MEASURES:
+            name, iou = str(Metric(kind, measure, ranking)), MEASURES[measure].iou
+            self.curves[name] = precision_curve(evaluation, iou)
             for row in self.classes:
-                value = average_precision(evaluation, MEASURES[name][0], category=row["category_id"])
-                row[f"{kind} {name}{ranking}"] = value
+                row[name] = average_precision(evaluation, iou, category=row["category_id"])
 
-    def finish(self, detections: int, max_dets: int, of_ious: float, of_scores: float) -> None:
-        for name in MEASURES:
-            self.metrics[gain_name(name)] = self.metrics[f"mask {name}"] - self.metrics[f"mask {name} (class score)"]
-        for name in CLASS_MEASURES:
-            for row in self.classes:
-                row[gain_name(name)] = row[f"mask {name}"] - row[f"mask {name} (class score)"]
-        objects = sum(row["objects"] for row in self.classes)
-        counts = {"images": len(self.contents["images"]), "detections": detections, "objects": objects}
-        self.metrics |= {"IoU correlation": of_ious, "class score correlation": of_scores}
-        self.metrics |= {**counts, "max_dets": max_dets}
+    def add_gains(self) -> None:
+        """Masks by mask score minus masks by class score."""
+        tables = [(self.metrics, tuple(MEASURES)), *((row, CLASS_MEASURES) for row in self.classes)]
+        for numbers, measures in tables:
+            for measure in measures:
+                after, before = (str(Metric("mask", measure, ranking)) for ranking in ("mask score", "class score"))
+                numbers[str(Metric("gain", measure, "mask score"))] = numbers[after] - numbers[before]
 
 
 ############################################################
@@ -511,46 +487,43 @@ CONFUSION_RULE = (
 )
 
 
-def confusion_matrix(contents: dict[str, Any], masks: list[dict[str, Any]]) -> np.ndarray:
-    """What objects are taken for.
+def confusion_matrix(truth: COCO, masks: list[dict[str, Any]]) -> np.ndarray:
+    """Count for which class each object was taken, by CONFUSION_RULE.
 
-    contents: a ground truth in COCO's format. masks: results as to_results makes them; those of categories that the
-        ground truth does not have are left out.
+    truth: of as_coco. masks: results as to_results makes them; results of categories that the ground truth lacks are
+        left out.
 
     Returns: int64 [K + 1, K + 1], row the true category, column the predicted one, in ascending order of their ids.
-        Row 0 counts detections of what is no object, column 0 objects that were missed; see CONFUSION_RULE. What was
-        detected in a crowd counts nowhere.
-    Raises: as as_coco.
+        Row 0 counts detections where there is no object, column 0 objects that were missed. Detections in a crowd count
+        nowhere.
+    Raises: ValueError for results of images that the ground truth lacks.
     """
-    truth = as_coco(contents)
     place = {None: 0, **{category: i for i, category in enumerate(sorted(truth.cats), start=1)}}
     chosen = [entry for entry in masks if entry["class_score"] >= CONFUSION_SCORE]
-    chosen = sorted(_of_known_categories(chosen, truth.cats), key=lambda entry: -entry["class_score"])
+    chosen = sorted(_of_categories(chosen, truth.cats), key=lambda entry: -entry["class_score"])
     _check_images(chosen, set(truth.imgs))
+    detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for entry in chosen:
+        detections[entry["image_id"]].append(entry)
     matrix = np.zeros((len(place),) * 2, np.int64)
-    objects, found = _by_image(truth.dataset["annotations"]), _by_image(chosen)
-    for image in objects.keys() | found.keys():
-        for true, predicted in _confused(objects.get(image, []), found.get(image, [])):
+    for image in truth.imgs:
+        for true, predicted in _confused(truth.imgToAnns.get(image, []), detections.get(image, [])):
             matrix[place[true], place[predicted]] += 1
     return matrix
 
 
-def _by_image(entries: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    groups = defaultdict(list)
-    for entry in entries:
-        groups[entry["image_id"]].append(entry)
-    return groups
+def _confused(objects: list[dict], detections: list[dict]) -> Iterator[tuple[int | None, int | None]]:
+    """The (true, predicted) category of each match in an image. None stands for "no object" and for "missed".
 
-
-def _confused(objects: list[dict], found: list[dict]) -> Iterator[tuple[int | None, int | None]]:
-    """(true, predicted) category of each match, None where there is none."""
+    detections: best class score first.
+    """
     crowds = [int(entry["iscrowd"]) for entry in objects]
     free = [not crowd for crowd in crowds]
-    overlaps = np.zeros((len(found), len(objects)))
-    if objects and found:
-        codes = ([entry["segmentation"] for entry in entries] for entries in (found, objects))
+    overlaps = np.zeros((len(detections), len(objects)))
+    if objects and detections:
+        codes = ([entry["segmentation"] for entry in entries] for entries in (detections, objects))
         overlaps = coco_mask.iou(*codes, crowds)
-    for entry, row in zip(found, overlaps, strict=True):
+    for entry, row in zip(detections, overlaps, strict=True):
         candidates = np.where(free, row, 0.0)
         if candidates.size and candidates.max() >= CONFUSION_IOU:
             best = int(candidates.argmax())
@@ -561,93 +534,3 @@ def _confused(objects: list[dict], found: list[dict]) -> Iterator[tuple[int | No
     for entry, is_free in zip(objects, free, strict=True):
         if is_free:
             yield entry["category_id"], None
-
-
-############################################################
-#  Examples
-############################################################
-
-EXAMPLES, EXAMPLES_OF_AN_IMAGE = 12, 2
-
-
-def find_examples(contents: dict[str, Any], masks: list[dict[str, Any]], ious: np.ndarray) -> dict[str, list[Example]]:
-    """Detections worth a picture, at most EXAMPLES of each kind and EXAMPLES_OF_AN_IMAGE of them from one image.
-
-    contents: a ground truth in COCO's format. masks: results as to_results makes them. ious: [N], true.
-
-    Returns: "overrated": of a high class score though the mask is bad (something of the class is there, so it is not
-        the class that is wrong): the paper's Figure 1. "corrected": those whose mask score is far below the class
-        score, and rightly so. "best": of a high mask score, and rightly so.
-    Raises: as as_coco.
-    """
-    contents = as_coco(contents).dataset
-    class_scores = np.array([entry["class_score"] for entry in masks])
-    mask_scores = np.array([entry["score"] for entry in masks])
-    predicted = np.array([np.nan if entry["mask_iou"] is None else entry["mask_iou"] for entry in masks], np.float64)
-    is_there, is_right = ious >= 0.1, np.abs(predicted - ious) <= 0.1
-    kinds = {
-        "overrated": np.where(is_there & (ious < 0.75), class_scores - ious, 0),
-        "corrected": np.where(is_there & is_right & (ious < 0.75), class_scores - mask_scores, 0),
-        "best": mask_scores * ious,
-    }
-    objects = _by_image(contents["annotations"])
-    describe = _Describe(contents, objects)
-    return {kind: [describe(masks[i], float(ious[i])) for i in _largest(worth, masks)] for kind, worth in kinds.items()}
-
-
-def _largest(worth: np.ndarray, masks: list[dict[str, Any]]) -> list[int]:
-    """The places of the largest values above 0, few of any image."""
-    chosen, taken = [], defaultdict(int)
-    for i in np.argsort(-worth, kind="stable").tolist():
-        if len(chosen) == EXAMPLES or worth[i] <= 0:
-            break
-        image = masks[i]["image_id"]
-        if taken[image] < EXAMPLES_OF_AN_IMAGE:
-            taken[image] += 1
-            chosen.append(i)
-    return chosen
-
-
-class _Describe:
-    def __init__(self, contents: dict[str, Any], objects: dict[int, list[dict]]) -> None:
-        self.objects = objects
-        self.names = {entry["id"]: entry["name"] for entry in contents["categories"]}
-        self.titles = {entry["id"]: entry.get("file_name", f"image {entry['id']}") for entry in contents["images"]}
-
-    def __call__(self, entry: dict[str, Any], iou: float) -> Example:
-        code, image, category = entry["segmentation"], entry["image_id"], entry["category_id"]
-        same = [each for each in self.objects.get(image, ()) if each["category_id"] == category and not each["iscrowd"]]
-        overlaps = coco_mask.iou([code], [each["segmentation"] for each in same], [0] * len(same)) if same else None
-        truth = same[int(overlaps[0].argmax())]["segmentation"] if same and overlaps.max() > 0 else None
-        x, y, width, height = coco_mask.toBbox(code).tolist()
-        scores = entry["class_score"], entry["mask_iou"], entry["score"]
-        box = (y, x, y + height, x + width)
-        return Example(image, self.titles[image], self.names[category], *scores, iou, box, code, truth)
-
-
-############################################################
-#  In words
-############################################################
-
-
-def metrics_table(metrics: dict[str, float]) -> str:
-    """The numbers of evaluate_results for people: AP in points (0 to 100), a ranking a line."""
-    rows = {
-        "boxes by class score": [f"box {name}" for name in MEASURES],
-        "masks by class score (A)": [f"mask {name} (class score)" for name in MEASURES],
-        "masks by mask score (B)": [f"mask {name}" for name in MEASURES],
-        "re-scoring gain (B - A)": [gain_name(name) for name in MEASURES],
-        "masks by true IoU (limit)": [f"mask {name} (true IoU)" for name in MEASURES],
-    }
-    known = [metrics[f"box {name}"] >= 0 for name in MEASURES]  # -1: there is no object of this size
-    lines = [f"{'':26}" + "".join(f"{name:>8}" for name in MEASURES)]
-    for title, names in rows.items():
-        sign = "+" if "gain" in title else ""
-        values = [f"{100 * metrics[name]:{sign}.1f}" for name in names]
-        cells = [f"{value if shown else '-':>8}" for value, shown in zip(values, known, strict=True)]
-        lines.append(f"{title:26}" + "".join(cells))
-    lines.append(
-        f"{metrics['images']:.0f} images, {metrics['detections']:.0f} detections, at most {metrics['max_dets']:.0f} of "
-        f"a class in an image; correlation of predicted and true IoU: {metrics['IoU correlation']:.2f}"
-    )
-    return "\n".join(lines)

@@ -1,18 +1,67 @@
-"""Ground truth and detections in COCO's format: what COCOeval reads, and what is submitted.
+"""Ground truth and detections in COCO's format, as COCOeval reads them and as they are submitted.
 
-A data set is numbered as its source is where it knows COCO's annotations (coco.CocoDataset, by its method
-`annotations`): category ids and image ids are those of the file. Of any other, category ids are class ids and image ids
-are image_id + 1: pycocotools takes an id 0 for "none".
+A data set that has COCO's annotations (CocoDataset, by its method `annotations`) keeps the category ids and image ids
+of its file. In any other data set, category ids are class ids and image ids are image_id + 1, because pycocotools takes
+an id 0 for "none".
 
 COCO's boxes are (x, y, width, height); everywhere else boxes are (y1, x1, y2, x2).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
 
 import utils
+from config import Config
 from data.dataset import Dataset, check_instances
+
+############################################################
+#  Models
+############################################################
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What evaluation needs of a model. MaskRCNN has it; so can anything that detects with the help of one.
+
+    config: NUM_CLASSES, IMAGES_PER_GPU and DETECTION_MAX_INSTANCES are read.
+    class_names: [K], background first; they may be missing if the data set is not in COCO's format.
+    category_ids: [K], of COCO's categories, 0 for background; read only if the data set is in COCO's format.
+    """
+
+    config: Config
+    class_names: Sequence[str]
+    category_ids: Sequence[int]
+
+    def detect_batches(
+        self, batches: Iterable[Sequence[np.ndarray]], dtype: str = "float32", masks: str = "rle"
+    ) -> Iterator[list[dict[str, Any]]]:
+        """For each batch of at most IMAGES_PER_GPU images, the results of its images as detect() returns them.
+
+        batches: images, uint8 [H, W, 3]. dtype: of the convolutions. masks: evaluation asks for "rle".
+        """
+        ...
+
+
+@runtime_checkable
+class ResumableDetector(Detector, Protocol):
+    """What an evaluation on the disk needs besides, to know whether it continues the same evaluation and to report.
+
+    device: hashed with the weights. seconds: how long each part of the last detect_batches() took.
+    source: where the weights come from, in words.
+    """
+
+    device: torch.device
+    seconds: Mapping[str, float]
+    source: str
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """All weights by name."""
+        ...
+
 
 ############################################################
 #  Numbers
@@ -20,7 +69,7 @@ from data.dataset import Dataset, check_instances
 
 
 def is_coco(dataset: Dataset) -> bool:
-    """Whether a data set has annotations in COCO's format, and with them numbers of its own."""
+    """Whether a data set has annotations in COCO's format, whose ids it keeps."""
     return hasattr(dataset, "annotations")
 
 
@@ -32,7 +81,7 @@ def image_number(dataset: Dataset, image_id: int) -> int:
 def image_numbers(dataset: Dataset, image_ids: Sequence[int] | None = None) -> list[int]:
     """The ids of images in results; of all by default.
 
-    Raises: ValueError if two have the same: their results could not be told apart.
+    Raises: ValueError if two images have the same id: their results could not be told apart.
     """
     numbers = [image_number(dataset, image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
     repeated = [str(number) for number, count in Counter(numbers).items() if count > 1]
@@ -49,12 +98,12 @@ def category_numbers(dataset: Dataset) -> list[int]:
     return list(dataset.category_ids) if is_coco(dataset) else list(range(dataset.num_classes))
 
 
-def categories_of_model(model: Any, dataset: Dataset) -> list[int]:
+def categories_of_model(model: Detector, dataset: Dataset) -> list[int]:
     """The category id in results of each class index of a model.
 
-    With COCO's numbers the checkpoint says which category an index is, in whatever order and with whatever gaps. For
-    any other data set, classes of the model are those of the data set of the same names; where the names are others,
-    those of the same place.
+    For a data set in COCO's format the model's category_ids say it, in whatever order and with whatever gaps. For any
+    other data set, a class of the model is the data set's class of the same name; if the two do not have the same
+    names, it is the class in the same place.
 
     Raises: ValueError if the model was made for other classes.
     """
@@ -72,23 +121,28 @@ def categories_of_model(model: Any, dataset: Dataset) -> list[int]:
     return list(range(dataset.num_classes))
 
 
-def _check_categories(model: Any, dataset: Dataset) -> None:
-    theirs, ours = (dict(zip(each.category_ids[1:], each.class_names[1:], strict=True)) for each in (model, dataset))
-    shared = [category for category in ours if category in theirs]
+def _check_categories(model: Detector, dataset: Dataset) -> None:
+    of_model, of_data = (
+        dict(zip(each.category_ids[1:], each.class_names[1:], strict=True)) for each in (model, dataset)
+    )
+    shared = [category for category in of_data if category in of_model]
     if not shared:
         raise ValueError(
-            f"the model knows none of the data set's categories: its are {utils.listed(map(str, theirs))}, "
-            f"the data set's {utils.listed(map(str, ours))}; was the model trained on another data set?"
+            f"the model knows none of the data set's categories: its are {utils.listed(map(str, of_model))}, "
+            f"the data set's {utils.listed(map(str, of_data))}; was the model trained on another data set?"
         )
-    other = [f"{i} is {theirs[i]!r}, here {ours[i]!r}" for i in shared if _plain(theirs[i]) != _plain(ours[i])]
-    if other:
+    renamed = [
+        f"{i} is {of_model[i]!r}, here {of_data[i]!r}" for i in shared if _plain(of_model[i]) != _plain(of_data[i])
+    ]
+    if renamed:
         raise ValueError(
-            f"the model's categories have other names than the data set's: {utils.listed(other, 5)}; was the model "
+            f"the model's categories have other names than the data set's: {utils.listed(renamed, 5)}; was the model "
             "trained on another data set? (category_ids and class_names of the checkpoint say what its classes are)"
         )
 
 
 def _plain(name: str) -> str:
+    """Letters and digits only, in lower case: "hair drier" and "Hair-Drier" are the same category."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
@@ -98,12 +152,12 @@ def _plain(name: str) -> str:
 
 
 def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
-    """A data set as the contents of a COCO annotation file. Images without objects are in it.
+    """A data set as the contents of a COCO annotation file, with its images without objects.
 
-    dataset: prepared. image_ids: the images wanted; all by default.
+    dataset: prepared. image_ids: the images to include; all by default.
 
     Returns: {"images", "categories", "annotations"}. Annotations count from 1: pycocotools takes an annotation 0 for
-        "no match", and one of two with the same id for both.
+        "no match", and confuses two annotations of one id.
     Raises: as image_numbers.
     """
     image_ids = dataset.image_ids if image_ids is None else image_ids
@@ -119,7 +173,7 @@ def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> di
 
 
 def image_size(dataset: Dataset, image_id: int) -> tuple[int, int]:
-    """(height, width): as image_info says, or else of the image itself."""
+    """(height, width) by image_info, or by the image itself if image_info does not have it."""
     info = dataset.image_info[image_id]
     if info.get("height") and info.get("width"):
         return int(info["height"]), int(info["width"])
@@ -127,7 +181,10 @@ def image_size(dataset: Dataset, image_id: int) -> tuple[int, int]:
 
 
 def _annotations(dataset: Dataset, image_id: int, shape: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """An image's objects as annotations without ids. Masks without a pixel are no objects, unless COCO says so."""
+    """An image's objects as annotations without ids.
+
+    A mask without a pixel is no object, except in COCO's format, where the file decides.
+    """
     if is_coco(dataset):
         yield from dataset.annotations(image_id)
         return
@@ -159,10 +216,11 @@ def to_results(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One image's detections as COCO results, which json.dump takes.
 
-    detections: of detect(masks="rle"). image_id: of the COCO file. category_ids: of each class index.
+    detections: of detect(masks="rle"). image_id: as in the ground truth. category_ids: of each class index.
 
-    Returns: the boxes, scored by class; the masks, scored by mask score, with class_score and mask_iou (None without a
-        MaskIoU head) beside it. Masks have no "bbox": pycocotools would take the area of the box for the mask's.
+    Returns: the boxes, scored by class score; the masks, scored by mask score, with "class_score" and "mask_iou" (None
+        without a MaskIoU head) beside it. Masks have no "bbox": pycocotools would take the area of the box for the
+        area of the mask.
     """
     boxes, masks = [], []
     ious = detections["mask_ious"]

@@ -4,21 +4,21 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import torch
 
 import runtime
 from data.dataset import Dataset
-from evaluation.metrics import Evaluation, evaluate_results, metrics_table
-from evaluation.report import write_report
-from evaluation.results import ground_truth, image_number
 
 from .detect import detect_dataset, detect_to_folder, load_results, write_submission
+from .metrics import Evaluation, evaluate_results
+from .report import write_report
+from .results import Detector, ResumableDetector, ground_truth, image_number
+from .words import images_evaluated, metrics_table
 
 
 def evaluate_dataset(
-    model: Any,
+    model: Detector,
     dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
@@ -26,12 +26,12 @@ def evaluate_dataset(
 ) -> dict[str, float]:
     """COCO-style evaluation in memory: one pass of detection, with and without re-scoring.
 
-    model: MaskRCNN, or what has its detect_batches() and config; its classes are those of the data set.
-    dataset: prepared; objects of negative class id are crowds. image_ids: the images wanted; all by default.
+    model: a MaskRCNN, or another Detector of the data set's classes.
+    dataset: prepared; objects of negative class id are crowds. image_ids: the images to evaluate; all by default.
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
         if that is more. verbose: show progress, and print a table.
 
-    Returns: numbers by name, see evaluation.evaluate_results.
+    Returns: numbers by name, see evaluate_results.
     Raises: ValueError if model and data set differ in classes, or max_dets is below 1.
     """
     max_dets = _max_dets(model, max_dets)
@@ -42,7 +42,7 @@ def evaluate_dataset(
     return metrics
 
 
-def _max_dets(model: Any, max_dets: int | None) -> int:
+def _max_dets(model: Detector, max_dets: int | None) -> int:
     max_dets = max(100, model.config.DETECTION_MAX_INSTANCES) if max_dets is None else max_dets
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
@@ -54,13 +54,13 @@ def evaluation_callback(
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     verbose: bool = False,
-) -> Callable[[Any], dict[str, float]]:
-    """What train_model takes as `evaluate`: a function of the model that evaluates it as evaluate_dataset does."""
+) -> Callable[[Detector], dict[str, float]]:
+    """A function for train_model's `evaluate`: it evaluates the model that it is given, as evaluate_dataset does."""
     return lambda model: evaluate_dataset(model, dataset, image_ids, max_dets, verbose)
 
 
 def evaluate_to_folder(
-    model: Any,
+    model: ResumableDetector,
     dataset: Dataset,
     folder: str | os.PathLike,
     image_ids: Sequence[int] | None = None,
@@ -70,16 +70,16 @@ def evaluate_to_folder(
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
 ) -> Evaluation | None:
-    """evaluate_dataset on the disk: it goes on where it was interrupted, processes of a group share it, and it reports.
+    """Evaluate on the disk, with a report. An interrupted evaluation continues; processes of a group share the work.
 
-    folder: gets detections/ (the stream), bbox.json and segm.json (COCO's submission format), metrics.json,
-        metrics.csv, classes.csv and report.html. It takes one evaluation.
-    dtype: of detect(). workers: threads that read images. facts: what else the report says of itself. The others as in
-        evaluate_dataset.
+    folder: gets detections/, bbox.json and segm.json (COCO's submission format), metrics.json, metrics.csv,
+        classes.csv and report.html. A folder takes one evaluation.
+    dtype: of detect(). workers: threads that read images. facts: further rows of the report's table of what was
+        evaluated. The others as in evaluate_dataset.
 
     Returns: every number; None in all processes but the first.
-    Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, which is
-        told when all others are done.
+    Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, after all
+        others are done.
     """
     max_dets = _max_dets(model, max_dets)
     image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
@@ -91,22 +91,24 @@ def evaluate_to_folder(
     boxes, masks = load_results(folder, list(by_number))
     write_submission(folder, boxes, masks)
     contents = ground_truth(dataset, image_ids)
-    found = evaluate_results(contents, boxes, masks, max_dets)
-    found.seconds = {**seconds, "evaluation": time.perf_counter() - start}
-    found.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
-    report = write_report(found, folder, lambda number: dataset.load_image(by_number[number]))
+    evaluation = evaluate_results(contents, boxes, masks, max_dets)
+    evaluation.seconds = {**seconds, "evaluation": time.perf_counter() - start}
+    evaluation.dataset_images = dataset.num_images
+    evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
+    report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]))
     if verbose:
-        print(metrics_table(found.metrics))
+        print(metrics_table(evaluation.metrics))
         print(f"report: {report}")
-    return found
+    return evaluation
 
 
-def _facts(model: Any, dataset: Dataset, image_ids: Sequence[int], max_dets: int, dtype: str) -> dict[str, str]:
-    config, count, total = model.config, len(image_ids), dataset.num_images
-    part = f"all {count}" if count == total else f"{count} of {total}: a subset, so these are no standard numbers"
+def _facts(
+    model: ResumableDetector, dataset: Dataset, image_ids: Sequence[int], max_dets: int, dtype: str
+) -> dict[str, str]:
+    config = model.config
     return {
         "weights": model.source,
-        "images": part,
+        "images": images_evaluated(len(image_ids), dataset.num_images),
         "detections that count": f"the best {max_dets} of a class in an image",
         "network": f"{config.BACKBONE}, dialect {config.DIALECT}",
         "MaskIoU head": "yes" if config.USE_MASKIOU_HEAD else "no",

@@ -81,7 +81,7 @@ def test_bench_eval_ends_with_a_json_line(tmp_path):
     assert masks["plain_measured_on"] == 2
     assert masks["differing"] <= 0.05 * 200, "the two ways paste almost the same"
     assert coco["largest_difference"] <= 1e-12
-    assert coco["AP"]["mask (true IoU)"] > coco["AP"]["mask"] > 0
+    assert coco["AP"]["mask AP (true IoU)"] > coco["AP"]["mask AP"] > 0
     assert facts["loading"]["images"] == 200
     assert any("both" in row and f"{both['ours_s']:.1f}" in row for row in table)
 

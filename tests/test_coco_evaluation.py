@@ -14,7 +14,8 @@ import utils
 from config import Config
 from data.dataset import Dataset, Instances
 from evaluation.detect import detect_dataset
-from evaluation.metrics import MEASURES, RankedEvaluation, as_coco, average_precision, metrics_table, run_cocoeval
+from evaluation.metrics import RankedEvaluation, as_coco, average_precision, run_cocoeval
+from evaluation.names import MEASURES
 from evaluation.results import (
     categories_of_model,
     category_numbers,
@@ -24,6 +25,7 @@ from evaluation.results import (
     to_results,
 )
 from evaluation.run import evaluate_dataset, evaluation_callback
+from evaluation.words import metrics_table
 
 
 class Drawn(Dataset):

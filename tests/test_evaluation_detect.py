@@ -33,7 +33,7 @@ from evaluation.detect import (
     read_lines,
     write_submission,
 )
-from evaluation.results import ground_truth, to_results
+from evaluation.results import Detector, ResumableDetector, ground_truth, to_results
 
 SCRIPT = Path(__file__).parent / "evaluate_tiny.py"
 
@@ -79,6 +79,22 @@ def detect(folder, model=None, dataset=None, image_ids=None, **options) -> Told:
 
 def results_in(folder, count=7):
     return load_results(folder, range(1, count + 1))
+
+
+def test_the_model_is_what_evaluation_asks_for():
+    model = tiny_model()
+    assert isinstance(model, Detector)
+    assert isinstance(model, ResumableDetector)
+
+    class WithoutBatches:
+        config, class_names, category_ids = model.config, model.class_names, model.category_ids
+
+    class Memory(WithoutBatches):
+        detect_batches = Told.detect_batches
+
+    assert not isinstance(WithoutBatches(), Detector)
+    assert isinstance(Memory(), Detector)
+    assert not isinstance(Memory(), ResumableDetector), "nothing to know its weights by"
 
 
 @pytest.fixture

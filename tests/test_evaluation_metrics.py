@@ -18,21 +18,21 @@ from pycocotools.cocoeval import COCOeval
 import native
 import utils
 from evaluation import metrics
+from evaluation.calibration import correlation
+from evaluation.examples import Example, find_examples
 from evaluation.metrics import (
-    MEASURES,
     RankedEvaluation,
     as_coco,
     average_precision,
     average_recall,
     confusion_matrix,
-    correlation,
     evaluate_results,
-    find_examples,
-    metrics_table,
     precision_curve,
     run_cocoeval,
     summary,
 )
+from evaluation.names import MEASURES
+from evaluation.words import metrics_table
 
 DATA = native.ROOT.parent / "shared" / "data"
 
@@ -140,9 +140,9 @@ def test_polygons_and_uncompressed_codes_are_ground_truth_too():
     encoded = copy.deepcopy(contents)
     for entry in encoded["annotations"]:
         entry["segmentation"] = as_coco(contents).anns[entry["id"]]["segmentation"]
-    np.testing.assert_array_equal(confusion_matrix(contents, masks), confusion_matrix(encoded, masks))
+    np.testing.assert_array_equal(confusion_matrix(as_coco(contents), masks), confusion_matrix(as_coco(encoded), masks))
     ious = evaluate_results(contents, boxes_of(masks), masks).true_ious
-    assert find_examples(contents, masks, ious) == find_examples(encoded, masks, ious)
+    assert find_examples(as_coco(contents), masks, ious) == find_examples(as_coco(encoded), masks, ious)
 
 
 @given(cases)
@@ -255,8 +255,8 @@ def test_nothing_is_changed_in_the_inputs():
     inputs = contents, boxes, masks
     before = copy.deepcopy(inputs)
     found = evaluate_results(*inputs)
-    find_examples(contents, masks, found.true_ious)
-    confusion_matrix(contents, masks)
+    find_examples(as_coco(contents), masks, found.true_ious)
+    confusion_matrix(as_coco(contents), masks)
     RankedEvaluation(as_coco(contents), masks, "segm", 5).rank(np.arange(len(masks)))
     as_coco(contents, boxes)
     assert inputs == before
@@ -290,7 +290,7 @@ def test_what_belongs_to_no_category_or_image_is_left_out(case):
     assert found.classes == expected.classes
     assert found.examples == expected.examples
     np.testing.assert_array_equal(found.confusion, expected.confusion)
-    np.testing.assert_array_equal(confusion_matrix(more, others + masks), expected.confusion)
+    np.testing.assert_array_equal(confusion_matrix(as_coco(more), others + masks), expected.confusion)
     np.testing.assert_array_equal(found.mask_scores, expected.mask_scores)
 
 
@@ -305,7 +305,7 @@ def test_results_of_unknown_images_are_an_error():
     with pytest.raises(ValueError, match=message):
         evaluate_results(contents, boxes_of(masks), [])
     with pytest.raises(ValueError, match=message):
-        confusion_matrix(contents, masks)
+        confusion_matrix(as_coco(contents), masks)
 
 
 @pytest.mark.parametrize("name", ["images", "categories"])
@@ -423,15 +423,16 @@ def test_every_number_of_an_evaluation(case):
             for row in found.classes:
                 value = average_precision(one, iou, category=row["category_id"])
                 assert row[pattern.format(name)] == value
+    gains = {"AP": "re-scoring gain", **{name: f"re-scoring gain {name}" for name in list(MEASURES)[1:]}}
     for name in MEASURES:
         gain = found.metrics[f"mask {name}"] - found.metrics[f"mask {name} (class score)"]
-        assert found.metrics[metrics.gain_name(name)] == gain
+        assert found.metrics[gains[name]] == gain
     for row in found.classes:
         assert row["name"] == f"class {row['category_id']}"
         mine = [entry for entry in contents["annotations"] if entry["category_id"] == row["category_id"]]
         assert row["objects"] == sum(not entry["iscrowd"] for entry in mine)
         for name in ("AP", "AP50", "AP75"):
-            assert row[metrics.gain_name(name)] == row[f"mask {name}"] - row[f"mask {name} (class score)"]
+            assert row[gains[name]] == row[f"mask {name}"] - row[f"mask {name} (class score)"]
     counts = [found.metrics[name] for name in ("images", "detections", "objects", "max_dets")]
     objects = sum(row["objects"] for row in found.classes)
     assert counts == [len(contents["images"]), len(masks), objects, 100]
@@ -439,8 +440,8 @@ def test_every_number_of_an_evaluation(case):
     assert found.metrics["IoU correlation"] == expected
     expected = correlation(found.class_scores, found.true_ious)
     assert found.metrics["class score correlation"] == expected
-    np.testing.assert_array_equal(found.confusion, confusion_matrix(contents, masks))
-    assert found.examples == find_examples(contents, masks, found.true_ious)
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(as_coco(contents), masks))
+    assert found.examples == find_examples(as_coco(contents), masks, found.true_ious)
     names = {entry["id"]: entry["name"] for entry in contents["categories"]}
     assert found.class_names == ["BG", *(names[number] for number in sorted(names))]
     assert found.confusion_rule == metrics.CONFUSION_RULE
@@ -470,19 +471,6 @@ def test_without_a_head_masks_are_ranked_by_class_score():
     assert found.metrics["IoU correlation"] == 0 != found.metrics["class score correlation"]
     assert found.examples["corrected"] == []
     assert {example.mask_iou for example in found.examples["best"]} == {None}
-
-
-def test_correlation():
-    one, other = np.array([1.0, 2, 3, 5]), np.array([2.0, 1, 4, 6])
-    assert correlation(one, one) == pytest.approx(1)
-    assert correlation(one, -2 * one + 7) == pytest.approx(-1)
-    # deviations (-1.75 -.75 .25 2.25) and (-1.25 -2.25 .75 2.75): 10.25 / sqrt(8.75 * 14.75)
-    assert correlation(one, other) == pytest.approx(10.25 / (8.75 * 14.75) ** 0.5)
-    assert correlation(None, other) == 0
-    assert correlation(one[:1], other[:1]) == 0
-    assert correlation(np.zeros(0), np.zeros(0)) == 0
-    assert correlation(np.full(4, 0.1), other) == 0
-    assert correlation(other, np.full(4, 0.1)) == 0
 
 
 ############################################################
@@ -551,7 +539,7 @@ def test_the_table_in_words():
     assert lines[2].split()[-6:] == ["65.0", "100.0", "50.0", "-", "100.0", "-"]  # the part is a small one
     assert lines[3].split()[-6:] == ["100.0", "100.0", "100.0", "-", "100.0", "-"]
     assert lines[4].split()[-6:] == ["+35.0", "+0.0", "+50.0", "-", "+0.0", "-"]
-    assert lines[5].split()[:4] == ["masks", "by", "true", "IoU"]
+    assert lines[5].split()[:4] == ["upper", "bound", "(true", "IoU)"]
     assert lines[6] == (
         "1 images, 2 detections, at most 100 of a class in an image; correlation of predicted and true IoU: 1.00"
     )
@@ -580,7 +568,7 @@ def test_confusion_by_hand():
         segm_result(2, 2, left, 0.5, 0.1),  # it is the class score that counts
         segm_result(3, 2, left, 0.9),  # an image without objects
     ]
-    matrix = confusion_matrix(contents, masks)
+    matrix = confusion_matrix(as_coco(contents), masks)
     assert matrix.dtype == np.int64
     assert matrix.tolist() == [[0, 2, 1], [0, 0, 1], [1, 0, 2]]
 
@@ -588,9 +576,13 @@ def test_confusion_by_hand():
 def test_of_two_free_objects_the_nearer_is_taken():
     contents = truth_of((1, 1, rectangle(0, 0, 30, 40)), (1, 2, rectangle(0, 0, 40, 40)))
     whole, part = rectangle(0, 0, 40, 40), rectangle(0, 0, 36, 40)
-    assert confusion_matrix(contents, [segm_result(1, 1, whole, 0.9)]).tolist() == [[0] * 3, [1, 0, 0], [0, 1, 0]]
+    assert confusion_matrix(as_coco(contents), [segm_result(1, 1, whole, 0.9)]).tolist() == [
+        [0] * 3,
+        [1, 0, 0],
+        [0, 1, 0],
+    ]
     masks = [segm_result(1, 1, part, 0.8), segm_result(1, 1, whole, 0.9)]  # the second best object is left
-    assert confusion_matrix(contents, masks).tolist() == [[0] * 3, [0, 1, 0], [0, 1, 0]]
+    assert confusion_matrix(as_coco(contents), masks).tolist() == [[0] * 3, [0, 1, 0], [0, 1, 0]]
 
 
 def slow_confusion(contents, masks) -> np.ndarray:
@@ -627,7 +619,7 @@ def slow_confusion(contents, masks) -> np.ndarray:
 
 @given(cases)
 def test_confusion_is_that_of_the_slow_version(case):
-    matrix = confusion_matrix(*case)
+    matrix = confusion_matrix(as_coco(case[0]), case[1])
     np.testing.assert_array_equal(matrix, slow_confusion(*case))
     assert matrix[0, 0] == 0
     assert matrix[1:].sum() == sum(not entry["iscrowd"] for entry in case[0]["annotations"])
@@ -649,20 +641,20 @@ def test_examples_by_hand():
         segm_result(2, 2, half, 0.99, 0.0),  # there is nothing
     ]
     ious = np.array([0.5, 1, 0.5, 0])
-    found = find_examples(contents, masks, ious)
+    found = find_examples(as_coco(contents), masks, ious)
     assert [example.class_score for example in found["overrated"]] == [0.9, 0.7]
     assert [example.class_score for example in found["corrected"]] == [0.9]
     assert [example.class_score for example in found["best"]] == [0.8, 0.7]  # two of an image
     example = found["corrected"][0]
-    assert example == metrics.Example(
+    assert example == Example(
         1, "1.jpg", "class 1", 0.9, 0.55, 0.9 * 0.55, 0.5, (10, 20, 30, 60), to_rle(half), example.truth
     )
     np.testing.assert_array_equal(utils.rle_to_mask(example.truth), whole)
     np.testing.assert_array_equal(utils.rle_to_mask(found["best"][0].truth), other)
-    nowhere = find_examples(contents, masks[3:], np.array([0.6]))["overrated"][0]
+    nowhere = find_examples(as_coco(contents), masks[3:], np.array([0.6]))["overrated"][0]
     assert nowhere.title == "image 2"
     assert nowhere.truth is None
-    apart = find_examples(contents, [segm_result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
+    apart = find_examples(as_coco(contents), [segm_result(1, 2, other, 0.9)], np.array([0.6]))["overrated"][0]
     assert apart.truth is None
 
 
@@ -670,7 +662,7 @@ def test_examples_by_hand():
 def test_examples_are_those_of_the_slow_version(case):
     contents, masks = case
     ious = np.array(slow_true_ious(contents, masks))
-    found = find_examples(contents, masks, ious)
+    found = find_examples(as_coco(contents), masks, ious)
     for kind, examples in found.items():
         worths = []
         for i, (entry, iou) in enumerate(zip(masks, ious.tolist(), strict=True)):
@@ -701,8 +693,8 @@ def test_examples_are_few():
     mask = rectangle(0, 0, 40, 40)
     contents = truth_of(*((image, 1, mask) for image in range(1, 21)), images=range(1, 21))
     masks = [segm_result(image, 1, mask, 0.9) for image in range(1, 21) for _ in range(3)]
-    best = find_examples(contents, masks, np.ones(60))["best"]
+    best = find_examples(as_coco(contents), masks, np.ones(60))["best"]
     assert [example.image_id for example in best] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     ious = np.where(np.arange(60) % 7 == 3, 1, 0.9)  # the 4th, 11th, 18th ...
-    best = find_examples(contents, masks, ious)["best"]
+    best = find_examples(as_coco(contents), masks, ious)["best"]
     assert [example.image_id for example in best] == [2, 4, 6, 9, 11, 13, 16, 18, 20, 1, 1, 2]

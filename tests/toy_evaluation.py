@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 
 import utils
-from evaluation.metrics import Evaluation, Example
+from evaluation.examples import Example
+from evaluation.metrics import Evaluation
+from evaluation.names import CLASS_COLUMNS, MEASURES
+from evaluation.page import GALLERIES
 
-MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 THINGS = ("person", "bicycle", "traffic light", "baseball glove", "hot dog", "potted plant", "dining table", "zebra")
 HEIGHT, WIDTH = 120, 160
 
@@ -34,10 +36,11 @@ def toy_evaluation(classes: int = 80, detections: int = 4000, seed: int = 0, hea
         examples={
             name: [example(rng, names[i % classes], i, head) for i in range(12 if classes else 0)] for name in GALLERIES
         },
+        dataset_images=5000,
         facts={
             "model": "logs/coco/checkpoint_0012.pth, ms_rcnn_r50",
             "data": "coco val2017",
-            "images": "5000 of 5000 images",
+            "images": "all 5000",
             "max_dets": "100",
             "machine": "2 cores, no GPU",
         },
@@ -45,16 +48,14 @@ def toy_evaluation(classes: int = 80, detections: int = 4000, seed: int = 0, hea
     )
 
 
-GALLERIES = ("overrated", "corrected", "best")
-
-
 def metrics_of(rng: np.random.Generator, classes: int, detections: int, head: bool) -> dict[str, float]:
     values = {"AP": 0.3512, "AP50": 0.5634, "AP75": 0.3716, "APs": 0.1549, "APm": 0.3785, "APl": 0.5238}
     gains = dict.fromkeys(MEASURES, 0.0)
     if head:
-        gains = {"AP": 0.0113, "AP50": -0.0021, "AP75": 0.0158, "APs": 0.0, "APm": 0.00004, "APl": 0.0244}
+        gains |= {"AP": 0.0113, "AP50": -0.0021, "AP75": 0.0158, "APs": 0.0, "APm": 0.00004, "APl": 0.0244}
     metrics: dict[str, float] = {}
-    for name, value in values.items():
+    for name in MEASURES:
+        value = values.get(name, 0.4)
         metrics[f"box {name}"] = value + 0.0231
         metrics[f"mask {name} (class score)"] = value
         metrics[f"mask {name}"] = value + gains[name]
@@ -74,6 +75,7 @@ def class_of(rng: np.random.Generator, name: str, category_id: int, head: bool) 
         "name": name,
         "category_id": category_id,
         "objects": int(rng.integers(9, 11000)),
+        **{str(metric): before for metric in CLASS_COLUMNS.values()},
         "box AP": before + 0.03,
         "mask AP (class score)": before,
         "mask AP": max(before + gain, 0.0),
@@ -146,6 +148,7 @@ def empty_evaluation(classes: int = 1, objects: int = 0, detections: int = 0) ->
     there_are.confusion[1:, 0] = objects
     there_are.true_ious = np.zeros(detections)
     there_are.examples = {}
+    there_are.dataset_images = 3
     there_are.facts = {}
     there_are.seconds = {}
     return there_are
