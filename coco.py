@@ -38,7 +38,7 @@ from training.optimizer import SCHEDULES
 from weights.checkpoint import is_backbone, read_checkpoint
 from weights.convert import convert
 from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, find_weights
+from weights.published import MODEL_NAMES, imagenet_weights
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -312,8 +312,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
-        path = find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
-        return convert(path), None
+        return convert(imagenet_weights(config)), None
     return load_checkpoint(name, arguments.style), None
 
 

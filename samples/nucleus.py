@@ -50,7 +50,7 @@ from weights import load
 from weights.checkpoint import is_backbone, read_checkpoint
 from weights.convert import convert
 from weights.load import load_checkpoint
-from weights.published import find_weights
+from weights.published import imagenet_weights
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
 VAL_SHARE = 0.1
@@ -416,8 +416,7 @@ def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -
         return model
     if name == "imagenet":
         config = NucleusConfig(**settings)
-        path = find_weights(name, config.BACKBONE, config.BACKBONE_STYLE)
-        checkpoint = convert(path)
+        checkpoint = convert(imagenet_weights(config))
     else:
         checkpoint = load_checkpoint(name)
     return finetuned_model(checkpoint, logs, settings)

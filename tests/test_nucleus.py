@@ -742,6 +742,10 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
     assert (model.config.BACKBONE_WIDTH, model.config.MEAN_PIXEL) == (1.0, (7.0, 8.0, 9.0))
     assert (model.config.LEARNING_RATE, model.config.RPN_CHANNELS) == (0.002, 128)
+    assert nucleus.main([*command, "--set", f"IMAGENET_MODEL_PATH={path}", "STEPS_PER_EPOCH=3"]) == 0
+    (model, *_), _ = calls.all[-1]
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+    assert len(asked) == 1, "the published weights are not asked for"
 
 
 def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
