@@ -25,7 +25,7 @@ import native
 import runtime
 import utils
 from cli import whole_number
-from config import BACKBONES, RUN_SETTINGS, Config, parse_settings
+from config import BACKBONE_WEIGHTS, BACKBONES, RUN, Config, parse_settings, settings_that
 from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
@@ -323,10 +323,11 @@ def training_config(
     run of training), CocoConfig's. Classes are the data set's."""
     settings = {}
     if checkpoint is not None:
-        goes_on = arguments.model == "last"
-        settings = {name: value for name, value in checkpoint["config"].items() if goes_on or name not in RUN_SETTINGS}
+        settings = dict(checkpoint["config"])
         if is_backbone(checkpoint):
-            settings = {name: settings[name] for name in ("BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")}
+            settings = {name: settings[name] for name in settings_that(BACKBONE_WEIGHTS)}
+        elif arguments.model != "last":
+            settings = {name: value for name, value in settings.items() if name not in settings_that(RUN)}
     if arguments.layers == "maskiou":
         settings["USE_MASKIOU_HEAD"] = True
     classes = {
@@ -334,7 +335,7 @@ def training_config(
         "CLASS_NAMES": dataset.class_names,
         "CATEGORY_IDS": dataset.category_ids,
     }
-    return CocoConfig(**{**settings, **asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
+    return CocoConfig.from_dict(settings, **{**asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
 
 
 def load_start(model: MaskRCNN, checkpoint: Mapping[str, Any] | None, path: Path | None) -> None:

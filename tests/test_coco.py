@@ -327,13 +327,25 @@ def test_imagenet_weights_of_a_file(data, started, tmp_path, monkeypatch, capsys
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     path = tmp_path / "backbone.pth"
-    torch.save(stored, path)
+    save(stored, path)
     assert run("train", data, "--model", "imagenet", "--set", *SETTINGS, f"IMAGENET_MODEL_PATH={path}") == 0
     (((model, *_), _),) = started
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
     assert model.config.MEAN_PIXEL == (7.0, 8.0, 9.0)
     assert run("train", data, "--set", *SETTINGS, f"IMAGENET_MODEL_PATH={tmp_path / 'missing.pth'}") == 2
     assert "missing.pth must be a file with ImageNet weights, and there is no such file" in capsys.readouterr().err
+
+
+def test_a_model_that_was_stored_with_settings_that_are_gone(data, started, logs, tmp_path):
+    """A training continues, and another one starts, from a checkpoint of a release that had USE_RPN_ROIS."""
+    path = tmp_path / "logs" / Path(find_last(logs, "coco")).relative_to(logs)
+    shutil.copytree(logs, tmp_path / "logs")
+    checkpoint = dict(read_checkpoint(path))
+    checkpoint["config"] = {**checkpoint["config"], "USE_RPN_ROIS": True, "MASK_SHAPE": [28, 28]}
+    save(checkpoint, path)
+    for model in ("last", str(path)):
+        assert run("train", data, "--model", model, "--logs", str(tmp_path / "logs")) == 0
+    assert [arguments[0].config.MASK_SHAPE for arguments, _ in started] == [(28, 28), (28, 28)]
 
 
 def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs, tmp_path):
