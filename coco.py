@@ -9,8 +9,6 @@ everywhere else boxes are (y1, x1, y2, x2).
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import shlex
 import sys
@@ -29,7 +27,7 @@ from config import BACKBONE_WEIGHTS, BACKBONES, RUN, Config, parse_settings, set
 from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
-from evaluation.detect import identify
+from evaluation.detect import digest_of, identify
 from evaluation.results import category_numbers
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import TRAINABLE, MaskRCNN
@@ -409,8 +407,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
 
 def default_output(model: MaskRCNN, dataset: Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
     """The same folder for the same evaluation, and for no other."""
-    identity = identify(model, dataset, image_ids, dtype)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    digest = digest_of(identify(model, dataset, image_ids, dtype))
     limit = "" if len(image_ids) == dataset.num_images else f"-first{len(image_ids)}"
     return Path("output") / f"{subset}{limit}-{digest}"
 
