@@ -9,8 +9,6 @@ everywhere else boxes are (y1, x1, y2, x2).
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import shlex
 import sys
@@ -25,11 +23,11 @@ import native
 import runtime
 import utils
 from cli import whole_number
-from config import BACKBONES, RUN_SETTINGS, Config, parse_settings
+from config import BACKBONE_WEIGHTS, BACKBONES, RUN, Config, parse_settings, settings_that
 from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
-from evaluation.detect import identify
+from evaluation.detect import digest_of, identify
 from evaluation.results import category_numbers
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import TRAINABLE, MaskRCNN
@@ -38,7 +36,7 @@ from training.optimizer import SCHEDULES
 from weights.checkpoint import is_backbone, read_checkpoint
 from weights.convert import convert
 from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, find_weights
+from weights.published import MODEL_NAMES, imagenet_weights
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -312,8 +310,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
-        path = find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
-        return convert(path), None
+        return convert(imagenet_weights(config)), None
     return load_checkpoint(name, arguments.style), None
 
 
@@ -324,10 +321,11 @@ def training_config(
     run of training), CocoConfig's. Classes are the data set's."""
     settings = {}
     if checkpoint is not None:
-        goes_on = arguments.model == "last"
-        settings = {name: value for name, value in checkpoint["config"].items() if goes_on or name not in RUN_SETTINGS}
+        settings = dict(checkpoint["config"])
         if is_backbone(checkpoint):
-            settings = {name: settings[name] for name in ("BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")}
+            settings = {name: settings[name] for name in settings_that(BACKBONE_WEIGHTS)}
+        elif arguments.model != "last":
+            settings = {name: value for name, value in settings.items() if name not in settings_that(RUN)}
     if arguments.layers == "maskiou":
         settings["USE_MASKIOU_HEAD"] = True
     classes = {
@@ -335,7 +333,7 @@ def training_config(
         "CLASS_NAMES": dataset.class_names,
         "CATEGORY_IDS": dataset.category_ids,
     }
-    return CocoConfig(**{**settings, **asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
+    return CocoConfig.from_dict(settings, **{**asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
 
 
 def load_start(model: MaskRCNN, checkpoint: Mapping[str, Any] | None, path: Path | None) -> None:
@@ -409,8 +407,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
 
 def default_output(model: MaskRCNN, dataset: Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
     """The same folder for the same evaluation, and for no other."""
-    identity = identify(model, dataset, image_ids, dtype)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    digest = digest_of(identify(model, dataset, image_ids, dtype))
     limit = "" if len(image_ids) == dataset.num_images else f"-first{len(image_ids)}"
     return Path("output") / f"{subset}{limit}-{digest}"
 

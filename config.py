@@ -14,13 +14,18 @@ Imports nothing of this project.
 """
 
 import ast
+import copy
 import difflib
+import enum
+import functools
 import math
+import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 ############################################################
 #  Dialects
@@ -160,334 +165,526 @@ RESIZE_MODES = ("shorter", "square", "pad64", "crop", "none")
 
 
 ############################################################
+#  What a setting says of itself
+############################################################
+
+
+class Affects(enum.Flag):
+    """What depends on a setting. A setting may affect several things; settings_that lists the settings of each."""
+
+    DETECTION = enum.auto()  # what a model detects in an image
+    TRAINING = enum.auto()  # what a model learns from: images, targets and losses
+    RUN = enum.auto()  # how one training goes; another training that starts from its checkpoint chooses anew
+    MEMORY = enum.auto()  # the memory that a training takes; the settings to lower when memory runs out
+    _SHAPE = enum.auto()
+    _WEIGHTS = enum.auto()
+    _BACKBONE = enum.auto()
+    SHAPE = _SHAPE | DETECTION  # which layers the network has, and the shapes of its weights
+    WEIGHTS = _WEIGHTS | DETECTION  # what weights mean: they are right only with the value that they were trained with
+    BACKBONE_WEIGHTS = _BACKBONE | WEIGHTS  # the same, and weights of a backbone alone depend on it already
+
+
+DETECTION, TRAINING, RUN, MEMORY = Affects.DETECTION, Affects.TRAINING, Affects.RUN, Affects.MEMORY
+SHAPE, WEIGHTS, BACKBONE_WEIGHTS = Affects.SHAPE, Affects.WEIGHTS, Affects.BACKBONE_WEIGHTS
+
+
+class Range:
+    """Which values of its type a setting may have. None, where the type allows it, is in every range."""
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        """What is wrong with a value, as "must be ..., not ...", or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class AtLeast(Range):
+    """Numbers that are not below low; of a tuple or a dict, every number in it."""
+
+    low: float
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        is_inside = all(number >= self.low for number in _numbers_in(value))
+        return None if is_inside else f"must be at least {self.low}, not {value}"
+
+
+@dataclass(frozen=True)
+class Above(Range):
+    """Numbers above low; of a tuple, every number in it."""
+
+    low: float
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        is_inside = all(number > self.low for number in _numbers_in(value))
+        return None if is_inside else f"must be above {self.low}, not {value}"
+
+
+@dataclass(frozen=True)
+class Between(Range):
+    """Numbers from low to high, both included."""
+
+    low: float
+    high: float
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        return None if self.low <= value <= self.high else f"must lie in [{self.low}, {self.high}], not {value}"
+
+
+@dataclass(frozen=True)
+class OneOf(Range):
+    """Some values, and any callable where the type allows one."""
+
+    values: Sequence[Any]
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        if value in self.values or callable(value):
+            return None
+        hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if str(value)[:1] == "<" else ""
+        return f"must be one of {', '.join(map(str, self.values))}, not {value!r}{hint}"
+
+
+@dataclass(frozen=True)
+class Length(Range):
+    """Tuples of this many entries.
+
+    count: the number, or the name of the setting that holds it. entries: what they are, for the error message.
+    """
+
+    count: int | str
+    entries: str = ""
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        count = getattr(config, self.count) if isinstance(self.count, str) else self.count
+        if len(value) == count:
+            return None
+        return f"must have {count} entries ({self.entries or self.count}), not {len(value)}: {value}"
+
+
+@dataclass(frozen=True)
+class Keys(Range):
+    """Dicts that have no other keys than these."""
+
+    names: Sequence[str]
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        unknown = [key for key in value if key not in self.names]
+        return f"must have no key but {', '.join(self.names)}, not {unknown[0]!r}" if unknown else None
+
+
+ANY, SHARE = Range(), Between(0, 1)
+PER_CLASS, PER_CHANNEL = Length("NUM_CLASSES"), Length("IMAGE_CHANNEL_COUNT")
+PER_LEVEL, PER_DELTA = Length(5, "P2 to P6"), Length(4, "dy, dx, dh, dw")
+
+
+def _numbers_in(value: Any) -> Sequence[float]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, tuple) else (value,)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the annotation of a setting says: its type, the ranges that it must lie in, and what depends on it."""
+
+    kind: Any
+    ranges: tuple[Range, ...]
+    affects: Affects
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """The settings that the annotations of a class declare, by name, in their order.
+
+    Raises: TypeError for a setting that does not say its range (bools need none) or what it affects.
+    """
+    settings = {}
+    for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
+        if not name.isupper():
+            continue
+        is_annotated = typing.get_origin(annotation) is Annotated
+        kind, *notes = typing.get_args(annotation) if is_annotated else (annotation,)
+        ranges = tuple(note for note in notes if isinstance(note, Range))
+        affects = [note for note in notes if isinstance(note, Affects)]
+        if not ranges and not {bool, type(None)}.issuperset(_alternatives(kind)):
+            raise TypeError(f"{cls.__name__}.{name} must say its range, such as Annotated[int, AtLeast(1), TRAINING]")
+        if not affects:
+            raise TypeError(f"{cls.__name__}.{name} must say what it affects, such as Annotated[bool, TRAINING]")
+        settings[name] = Setting(kind, ranges, functools.reduce(operator.or_, affects))
+    return settings
+
+
+def settings_that(*affects: Affects) -> tuple[str, ...]:
+    """Names of the settings that affect any of these, in the order of Config: settings_that(WEIGHTS, SHAPE)."""
+    return tuple(name for name, setting in SETTINGS.items() if any(each in setting.affects for each in affects))
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types that a union allows."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+############################################################
 #  Config
 ############################################################
+
+# The losses of a training, in the order of the losses that the model returns.
+LOSSES = (
+    "rpn_class_loss",
+    "rpn_bbox_loss",
+    "mrcnn_class_loss",
+    "mrcnn_bbox_loss",
+    "mrcnn_mask_loss",
+    "mrcnn_maskiou_loss",
+)
+
+# Values that follow from settings, and the settings to change instead.
+DERIVED = {
+    "BATCH_SIZE": "IMAGES_PER_GPU",
+    "IMAGE_SHAPE": "IMAGE_MAX_DIM, IMAGE_MIN_DIM or IMAGE_RESIZE_MODE",
+    "IMAGE_META_SIZE": "NUM_CLASSES",
+    "BACKBONE_SHAPES": "BACKBONE_STRIDES or COMPUTE_BACKBONE_SHAPE",
+    "MASK_SHAPE": "MASK_POOL_SIZE",
+}
+
+# Settings of older releases and of Matterport that are gone, and why. Config.from_dict accepts them, so that older
+# checkpoints load.
+REMOVED = {
+    "USE_RPN_ROIS": "nothing ever read it, and training always takes the RoIs of the RPN",
+}
 
 
 class Config:
     """Settings of a model, its training and its detection. Subclass it for each data set.
 
-    Raises: ValueError for names that do not exist, values of the wrong type, and values that contradict each other.
+    The annotation of a setting says its type, its range and what depends on it (Affects):
+
+        RPN_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION, TRAINING] = 0.7
+
+    Raises: ValueError for names that do not exist, values of the wrong type or outside of their range, and values that
+        contradict each other.
     """
 
     # Short name of the experiment; the log folder is called after it. Override it.
-    NAME: str | None = None
+    NAME: Annotated[str | None, ANY, RUN] = None
 
-    # What each class index is called, "BG" first, NUM_CLASSES names. Stored in checkpoints, shown in pictures.
-    CLASS_NAMES: tuple[str, ...] | None = None
+    # The name of each class, "BG" first: NUM_CLASSES names. Checkpoints store them, and pictures show them.
+    CLASS_NAMES: Annotated[tuple[str, ...] | None, PER_CLASS, DETECTION] = None
 
     # Category id of each class index in the data set's own numbering, 0 for background. None: the class index.
-    CATEGORY_IDS: tuple[int, ...] | None = None
+    CATEGORY_IDS: Annotated[tuple[int, ...] | None, PER_CLASS, DETECTION] = None
 
     # How to compute: "mmdet" (new training), "benchmark", "torchvision" or "matterport". Checkpoints carry theirs.
-    DIALECT: str = "mmdet"
+    DIALECT: Annotated[str, OneOf(tuple(DIALECTS)), WEIGHTS, TRAINING] = "mmdet"
 
     ### Machine
 
-    # GPUs used; 0 means CPU.
-    GPU_COUNT: int = 1
+    # 0 trains on the CPU, any other number on a GPU. How many processes train together, each on a GPU of its own, is
+    # the choice of `torchrun --nproc_per_node=N`, whatever the number here.
+    GPU_COUNT: Annotated[int, AtLeast(0), RUN] = 1
 
-    # Images in a batch on each GPU (or on the CPU). Lower it when memory runs out.
-    IMAGES_PER_GPU: int = 2
+    # Images in a batch of each process; BATCH_SIZE counts those of all processes. Lower it when memory runs out. On a
+    # CPU, training Mask R-CNN with ResNet-50 on two images of 800 x 1088 takes 2.3 GB (README, "How fast is training").
+    IMAGES_PER_GPU: Annotated[int, AtLeast(1), DETECTION, RUN, MEMORY] = 2
 
     # Batches in an epoch; None is once through the data. Lower it to see validation and checkpoints sooner.
-    STEPS_PER_EPOCH: int | None = 1000
+    STEPS_PER_EPOCH: Annotated[int | None, AtLeast(1), RUN] = 1000
 
     # Batches of validation at the end of an epoch; None is all of the validation data.
-    VALIDATION_STEPS: int | None = 50
+    VALIDATION_STEPS: Annotated[int | None, AtLeast(1), RUN] = 50
 
-    # Processes that load images beside the training; 0 loads in the training process. None: by the machine's cores.
-    WORKERS: int | None = None
+    # Processes that load images beside the training. 0 loads them in the training process; None chooses by the
+    # number of cores.
+    WORKERS: Annotated[int | None, AtLeast(0), RUN] = None
 
-    # Every order, augmentation and sample of a training follows from this.
-    SEED: int = 0
+    # Seed of everything random in a training: the order of images, augmentation, samples, new weights.
+    SEED: Annotated[int, AtLeast(0), RUN] = 0
 
     ### Images
 
-    # "shorter": short side to IMAGE_MIN_DIM, long side at most IMAGE_MAX_DIM, padded to IMAGE_SIZE_DIVISOR.
-    # "square": scaled into, and padded to, IMAGE_MAX_DIM squared. "pad64": padded to multiples of 64.
-    # "crop": random crops of IMAGE_MIN_DIM, for training on large images. "none": as it is.
-    IMAGE_RESIZE_MODE: str = "shorter"
+    # "shorter": scale the short side to IMAGE_MIN_DIM and the long side to at most IMAGE_MAX_DIM, then pad both to
+    # multiples of IMAGE_SIZE_DIVISOR. "square": scale into IMAGE_MAX_DIM x IMAGE_MAX_DIM and pad to it. "pad64": pad
+    # to multiples of 64. "crop": take random crops of IMAGE_MIN_DIM x IMAGE_MIN_DIM, to train on large images.
+    # "none": leave images as they are.
+    IMAGE_RESIZE_MODE: Annotated[str, OneOf(RESIZE_MODES), DETECTION, TRAINING] = "shorter"
 
-    # Pixels; what they mean depends on the mode. Smaller is faster and loses small objects.
-    IMAGE_MIN_DIM: int = 800
-    IMAGE_MAX_DIM: int = 1333
+    # Pixels; what they mean depends on the mode. Smaller images are faster and lose small objects.
+    IMAGE_MIN_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 800
+    IMAGE_MAX_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 1333
 
-    # Modes "square", "pad64" and "crop": scale images up by at least this factor; 0 for no such demand.
-    IMAGE_MIN_SCALE: float = 0
+    # Modes "square", "pad64" and "crop": scale images up by at least this factor. 0: as the other settings say.
+    IMAGE_MIN_SCALE: Annotated[float, AtLeast(0), DETECTION, TRAINING] = 0
 
     # Mode "shorter": the padded sides are multiples of this.
-    IMAGE_SIZE_DIVISOR: int = 32
+    IMAGE_SIZE_DIVISOR: Annotated[int, AtLeast(1), DETECTION, TRAINING] = 32
 
     # Channels of an image: 3 is RGB. For others set MEAN_PIXEL and STD_PIXEL too.
-    IMAGE_CHANNEL_COUNT: int = 3
-
-    # Subtracted from, then dividing, each channel (RGB, 0 to 255). They belong to the backbone's weights.
-    MEAN_PIXEL: tuple[float, ...] = (123.675, 116.28, 103.53)
-    STD_PIXEL: tuple[float, ...] = (58.395, 57.12, 57.375)
+    IMAGE_CHANNEL_COUNT: Annotated[int, AtLeast(1), SHAPE] = 3
 
     ### Backbone and pyramid
 
     # One of BACKBONES, or a callable: config -> module that maps images to [C2, C3, C4, C5] and has `channels`.
-    BACKBONE: str | Callable = "resnet101"
+    BACKBONE: Annotated[str | Callable, OneOf(BACKBONES), BACKBONE_WEIGHTS, SHAPE] = "resnet101"
 
-    # Where a bottleneck has its stride: "pytorch" in the 3x3 convolution, "caffe" in the first 1x1. It cannot be seen
-    # in the weights and must be what they were trained with.
-    BACKBONE_STYLE: str = "pytorch"
+    # Where a bottleneck has its stride: "pytorch" in the 3x3 convolution, "caffe" in the first 1x1. The weights do not
+    # show it; it must be what they were trained with.
+    BACKBONE_STYLE: Annotated[str, OneOf(("pytorch", "caffe")), BACKBONE_WEIGHTS] = "pytorch"
 
-    # Norm after each convolution of the backbone: "batch" (TRAIN_BN says whether it learns), or "group", which does
-    # without statistics: for training from nothing in small batches.
-    BACKBONE_NORM: str = "batch"
+    # Mean that is subtracted from each channel of an image (RGB, 0 to 255), and deviation that divides it then. They
+    # belong to the backbone's weights.
+    MEAN_PIXEL: Annotated[tuple[float, ...], PER_CHANNEL, BACKBONE_WEIGHTS] = (123.675, 116.28, 103.53)
+    STD_PIXEL: Annotated[tuple[float, ...], PER_CHANNEL, Above(0), BACKBONE_WEIGHTS] = (58.395, 57.12, 57.375)
 
-    # Stages of the backbone that never learn: 1 is the stem and the first. None: 1 from weights, 0 from nothing.
-    FROZEN_STAGES: int | None = None
+    # Norm after each convolution of the backbone: "batch" (TRAIN_BN says whether it learns), or "group", which needs
+    # no statistics and suits training from random weights in small batches.
+    BACKBONE_NORM: Annotated[str, OneOf(("batch", "group")), SHAPE] = "batch"
 
-    # Factor on the channels of every stage; below 1 for small models trained from nothing.
-    BACKBONE_WIDTH: float = 1.0
+    # Stages of the backbone that never learn, up to 4: 1 is the stem and the first stage. None: 1 if training starts
+    # from weights, 0 if it starts from random ones.
+    FROZEN_STAGES: Annotated[int | None, Between(0, 4), RUN] = None
 
-    # With a callable BACKBONE: (config, image_shape) -> [5, (height, width)] for compute_backbone_shapes.
-    COMPUTE_BACKBONE_SHAPE: Callable | None = None
+    # Factor on the channels of every stage; below 1 for small models trained from random weights.
+    BACKBONE_WIDTH: Annotated[float, Above(0), SHAPE] = 1.0
 
-    # Pixels a cell, of P2 to P6.
-    BACKBONE_STRIDES: tuple[int, ...] = (4, 8, 16, 32, 64)
+    # For a BACKBONE whose maps have other sizes than BACKBONE_STRIDES give: a callable (config, image_shape) -> the
+    # (height, width) of P2 to P6. None: image sides divided by the strides, rounded up.
+    COMPUTE_BACKBONE_SHAPE: Annotated[Callable | None, ANY, SHAPE] = None
+
+    # Pixels of the image for each cell of P2 to P6.
+    BACKBONE_STRIDES: Annotated[tuple[int, ...], PER_LEVEL, AtLeast(1), WEIGHTS] = (4, 8, 16, 32, 64)
 
     # Channels of P2 to P6.
-    TOP_DOWN_PYRAMID_SIZE: int = 256
+    TOP_DOWN_PYRAMID_SIZE: Annotated[int, AtLeast(1), SHAPE] = 256
 
-    # File with ImageNet weights of the backbone, for --model imagenet. None: the published ones.
-    IMAGENET_MODEL_PATH: str | None = None
+    # File with ImageNet weights of the backbone, which `--model imagenet` starts from. None: the published weights.
+    IMAGENET_MODEL_PATH: Annotated[str | None, ANY, RUN] = None
 
     ### Region proposal network
 
     # Side of the square anchor of each level, pixels. Halve them for small objects.
-    RPN_ANCHOR_SCALES: tuple[float, ...] = (32, 64, 128, 256, 512)
+    RPN_ANCHOR_SCALES: Annotated[tuple[float, ...], PER_LEVEL, Above(0), WEIGHTS] = (32, 64, 128, 256, 512)
 
     # Width / height of the anchors of a cell.
-    RPN_ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1, 2)
+    RPN_ANCHOR_RATIOS: Annotated[tuple[float, ...], Above(0), WEIGHTS, SHAPE] = (0.5, 1, 2)
 
-    # Anchors at every cell (1), every second (2), ...
-    RPN_ANCHOR_STRIDE: int = 1
+    # Anchors at every cell (1), at every second cell (2), ...
+    RPN_ANCHOR_STRIDE: Annotated[int, AtLeast(1), WEIGHTS] = 1
 
     # 3x3 convolutions of the RPN, and their channels.
-    RPN_CONVS: int = 1
-    RPN_CHANNELS: int = 256
+    RPN_CONVS: Annotated[int, AtLeast(1), SHAPE] = 1
+    RPN_CHANNELS: Annotated[int, AtLeast(1), SHAPE] = 256
 
-    # Anchor deltas are multiplied by these (dy, dx, dh, dw).
-    RPN_BBOX_STD_DEV: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    # Factors of the anchor deltas (dy, dx, dh, dw).
+    RPN_BBOX_STD_DEV: Annotated[tuple[float, ...], PER_DELTA, Above(0), WEIGHTS] = (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )
 
     # Anchors kept before NMS: of each level, or of the image (Dialect.proposals_of).
-    PRE_NMS_LIMIT: int = 1000
-    PRE_NMS_LIMIT_TRAINING: int = 2000
+    PRE_NMS_LIMIT: Annotated[int, AtLeast(1), DETECTION] = 1000
+    PRE_NMS_LIMIT_TRAINING: Annotated[int, AtLeast(1), TRAINING] = 2000
 
     # Proposals that overlap a better one by more than this IoU are dropped. Higher keeps more, for crowded images.
-    RPN_NMS_THRESHOLD: float = 0.7
+    RPN_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION, TRAINING] = 0.7
 
-    # RoIs kept per image after the RPN's NMS. Fewer is faster and may miss objects; more than
-    # DETECTION_MAX_INSTANCES is always needed.
-    POST_NMS_ROIS_TRAINING: int = 1000
-    POST_NMS_ROIS_INFERENCE: int = 1000
+    # RoIs kept of each image after the RPN's NMS. Fewer are faster and may miss objects; keep more than
+    # DETECTION_MAX_INSTANCES.
+    POST_NMS_ROIS_TRAINING: Annotated[int, AtLeast(1), TRAINING] = 1000
+    POST_NMS_ROIS_INFERENCE: Annotated[int, AtLeast(1), DETECTION] = 1000
 
-    # Anchors an image that the RPN learns from.
-    RPN_TRAIN_ANCHORS_PER_IMAGE: int = 256
-
-    # False: the data generator brings the RoIs, to train the heads alone.
-    USE_RPN_ROIS: bool = True
+    # Anchors of each image that the RPN learns from.
+    RPN_TRAIN_ANCHORS_PER_IMAGE: Annotated[int, AtLeast(1), TRAINING] = 256
 
     ### Heads
 
     # Classes, background included.
-    NUM_CLASSES: int = 1
+    NUM_CLASSES: Annotated[int, AtLeast(1), SHAPE] = 1
 
-    # Cells of an RoI for the box head; for the mask and MaskIoU heads; of a predicted mask, twice the latter.
-    POOL_SIZE: int = 7
-    MASK_POOL_SIZE: int = 14
-    MASK_SHAPE: tuple[int, ...] = (28, 28)
+    # Side of the grid of cells that an RoI is pooled to for the box head.
+    POOL_SIZE: Annotated[int, AtLeast(1), SHAPE] = 7
+
+    # The same for the mask and MaskIoU heads. A predicted mask has twice as many pixels a side: MASK_SHAPE.
+    MASK_POOL_SIZE: Annotated[int, AtLeast(1), SHAPE] = 14
 
     # Box head: 3x3 convolutions first (torchvision v2 has 4), then fully connected layers of this width.
-    BOX_HEAD_CONVS: int = 0
-    BOX_HEAD_FC_LAYERS: int = 2
-    FPN_CLASSIF_FC_LAYERS_SIZE: int = 1024
+    BOX_HEAD_CONVS: Annotated[int, AtLeast(0), SHAPE] = 0
+    BOX_HEAD_FC_LAYERS: Annotated[int, AtLeast(1), SHAPE] = 2
+    FPN_CLASSIF_FC_LAYERS_SIZE: Annotated[int, AtLeast(1), SHAPE] = 1024
 
-    # Box deltas are multiplied by these (dy, dx, dh, dw).
-    BBOX_STD_DEV: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    # Factors of the box deltas (dy, dx, dh, dw).
+    BBOX_STD_DEV: Annotated[tuple[float, ...], PER_DELTA, Above(0), WEIGHTS] = (0.1, 0.1, 0.2, 0.2)
 
     # Mask head: 3x3 convolutions and their channels.
-    MASK_HEAD_CONVS: int = 4
-    MASK_HEAD_CHANNELS: int = 256
+    MASK_HEAD_CONVS: Annotated[int, AtLeast(1), SHAPE] = 4
+    MASK_HEAD_CHANNELS: Annotated[int, AtLeast(1), SHAPE] = 256
 
     # MaskIoU head: False is plain Mask R-CNN. Channels of its convolutions, width of its two fully connected layers.
-    USE_MASKIOU_HEAD: bool = True
-    MASKIOU_HEAD_CHANNELS: int = 256
-    MASKIOU_FC_LAYERS_SIZE: int = 1024
+    USE_MASKIOU_HEAD: Annotated[bool, SHAPE] = True
+    MASKIOU_HEAD_CHANNELS: Annotated[int, AtLeast(1), SHAPE] = 256
+    MASKIOU_FC_LAYERS_SIZE: Annotated[int, AtLeast(1), SHAPE] = 1024
 
-    # Limit predicted IoUs to [0, 1] in the mask score. Imported weights have it False, as their own code.
-    MASKIOU_CLAMP: bool = True
+    # Limit predicted IoUs to [0, 1] in the mask score. Imported weights have False, as the code that they come from.
+    MASKIOU_CLAMP: Annotated[bool, DETECTION] = True
 
     ### Training targets
 
-    # RoIs an image for the second stage, and the share of positive ones among them.
-    TRAIN_ROIS_PER_IMAGE: int = 512
-    ROI_POSITIVE_RATIO: float = 0.25
+    # RoIs of each image for the second stage, and the share of positive ones among them.
+    TRAIN_ROIS_PER_IMAGE: Annotated[int, AtLeast(1), TRAINING, MEMORY] = 512
+    ROI_POSITIVE_RATIO: Annotated[float, SHARE, TRAINING] = 0.25
 
-    # Anchors and RoIs are an object's if their IoU with it is at least this, background below the other one.
-    RPN_POSITIVE_IOU: float = 0.7
-    RPN_NEGATIVE_IOU: float = 0.3
-    ROI_POSITIVE_IOU: float = 0.5
+    # An anchor or RoI belongs to an object if their IoU is at least the positive one. It is background if its IoU with
+    # every object is below the negative one (of RoIs: below the positive one).
+    RPN_POSITIVE_IOU: Annotated[float, SHARE, TRAINING] = 0.7
+    RPN_NEGATIVE_IOU: Annotated[float, SHARE, TRAINING] = 0.3
+    ROI_POSITIVE_IOU: Annotated[float, SHARE, TRAINING] = 0.5
 
-    # Anchors and RoIs of which more than this share lies in a crowd are no background. None: they are.
-    CROWD_OVERLAP: float | None = 0.5
+    # An anchor or RoI is not background if more than this share of it lies in a crowd. None: it may be.
+    CROWD_OVERLAP: Annotated[float | None, SHARE, TRAINING] = 0.5
 
-    # Objects of an image used in training; the rest is dropped, with a warning.
-    MAX_GT_INSTANCES: int = 400
+    # Training uses at most this many objects of an image: the largest. It drops the others, with a warning.
+    MAX_GT_INSTANCES: Annotated[int, AtLeast(1), TRAINING] = 400
 
-    # Ground-truth masks are kept cropped to their boxes; True also shrinks them to MINI_MASK_SHAPE: less memory,
-    # coarser masks.
-    USE_MINI_MASK: bool = False
-    MINI_MASK_SHAPE: tuple[int, ...] = (56, 56)
+    # Ground-truth masks are kept cropped to their boxes. True shrinks them to MINI_MASK_SHAPE too, which takes less
+    # memory and makes them coarser.
+    USE_MINI_MASK: Annotated[bool, TRAINING] = False
+    MINI_MASK_SHAPE: Annotated[tuple[int, ...], Length(2, "height, width"), AtLeast(1), TRAINING] = (56, 56)
 
-    # A pixel counts as predicted when its mask logit is above this, in the IoU that the MaskIoU head learns. 0 is
-    # probability 0.5; mmdetection has 0.5.
-    MASKIOU_TARGET_LOGIT: float = 0.0
+    # A pixel counts as predicted if its mask logit is above this, in the IoU that the MaskIoU head learns. 0 is
+    # probability 0.5; mmdetection has the logit 0.5.
+    MASKIOU_TARGET_LOGIT: Annotated[float, ANY, TRAINING] = 0.0
 
-    # Learn from masks that miss their object wholly, too; the references leave them out.
-    MASKIOU_KEEP_ZERO_TARGETS: bool = True
+    # Learn also from masks that miss their object completely, whose IoU is 0; the references leave them out.
+    MASKIOU_KEEP_ZERO_TARGETS: Annotated[bool, TRAINING] = True
 
-    # The part of an object inside an RoI by exact area; False truncates the RoI's corners to pixels (mmdetection).
-    MASKIOU_EXACT_AREA: bool = True
+    # Measure the part of an object inside an RoI exactly; False truncates the RoI's corners to pixels (mmdetection).
+    MASKIOU_EXACT_AREA: Annotated[bool, TRAINING] = True
 
-    # True: the MaskIoU loss does not reach the mask head and the features. The references let it.
-    MASKIOU_DETACH: bool = False
+    # True: the MaskIoU loss does not reach the mask head and the features. In the references it does.
+    MASKIOU_DETACH: Annotated[bool, TRAINING] = False
 
-    # True: the MaskIoU head learns from the RoIs as the box head moves them, which is what it sees in detection; False:
-    # from those that the mask head learns from, as the references do. It costs a second pass of both heads.
-    MASKIOU_REFINED_ROIS: bool = False
+    # True: the MaskIoU head learns from the RoIs as the box head moves them, as it sees them in detection. This costs a
+    # second pass of both heads. False: from the RoIs that the mask head learns from, as in the references.
+    MASKIOU_REFINED_ROIS: Annotated[bool, TRAINING] = False
 
-    # "target": only the output of the object's class learns. "all": the others learn 0.
-    MASKIOU_LOSS_CLASSES: str = "target"
+    # "target": only the output of the object's class learns. "all": the outputs of other classes learn 0.
+    MASKIOU_LOSS_CLASSES: Annotated[str, OneOf(("target", "all")), TRAINING] = "target"
 
     ### Augmentation
 
     # Chance that an image is flipped left to right.
-    HORIZONTAL_FLIP: float = 0.5
+    HORIZONTAL_FLIP: Annotated[float, SHARE, TRAINING] = 0.5
 
     # Short sides to choose from for each image, instead of IMAGE_MIN_DIM (multi-scale training).
-    MULTI_SCALE: tuple[int, ...] | None = None
+    MULTI_SCALE: Annotated[tuple[int, ...] | None, AtLeast(1), TRAINING] = None
 
-    # Range of a random factor on the image's size, then a random crop of the usual size (large-scale jitter):
-    # (0.1, 2.0), or (0.8, 1.25) for a mild one.
-    SCALE_JITTER: tuple[float, ...] | None = None
+    # Smallest and largest of a random factor on the image's size, before a random crop of the usual size (large-scale
+    # jitter): (0.1, 2.0), or (0.8, 1.25) for a mild one.
+    SCALE_JITTER: Annotated[tuple[float, ...] | None, Length(2, "smallest, largest factor"), Above(0), TRAINING] = None
 
     # Random change of brightness, contrast and saturation by up to this share, such as 0.2.
-    COLOR_JITTER: float = 0.0
+    COLOR_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
 
     ### Detection
 
-    # Most instances of an image. Raise it for dense images (nuclei: 400).
-    DETECTION_MAX_INSTANCES: int = 100
+    # Most instances of an image. Raise it for dense images (nuclei: 500).
+    DETECTION_MAX_INSTANCES: Annotated[int, AtLeast(1), DETECTION] = 100
 
     # Detections with a class score of no more than this are dropped. 0.05 to evaluate, about 0.5 for pictures.
-    DETECTION_MIN_CONFIDENCE: float = 0.05
+    DETECTION_MIN_CONFIDENCE: Annotated[float, SHARE, DETECTION] = 0.05
 
     # Detections of a class that overlap a better one by more than this IoU are dropped.
-    DETECTION_NMS_THRESHOLD: float = 0.5
+    DETECTION_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION] = 0.5
 
     ### Optimiser
 
     # "sgd" with momentum, or "adamw" (then a learning rate of about 1e-4).
-    OPTIMIZER: str = "sgd"
+    OPTIMIZER: Annotated[str, OneOf(("sgd", "adamw")), RUN] = "sgd"
 
-    # Learning rate, momentum and L2 penalty. The schedules have learning rates of their own.
-    LEARNING_RATE: float = 0.001
-    LEARNING_MOMENTUM: float = 0.9
-    WEIGHT_DECAY: float = 0.0001
+    # Learning rate, momentum and L2 penalty. The schedules "1x" and "2x" have learning rates of their own.
+    LEARNING_RATE: Annotated[float, AtLeast(0), RUN] = 0.001
+    LEARNING_MOMENTUM: Annotated[float, SHARE, RUN] = 0.9
+    WEIGHT_DECAY: Annotated[float, AtLeast(0), RUN] = 0.0001
 
     # Whether the L2 penalty is on biases, and on the weights of norms; factor on the learning rate of biases.
-    WEIGHT_DECAY_BIASES: bool = True
-    WEIGHT_DECAY_NORMS: bool = True
-    BIAS_LEARNING_RATE_FACTOR: float = 1.0
+    WEIGHT_DECAY_BIASES: Annotated[bool, RUN] = True
+    WEIGHT_DECAY_NORMS: Annotated[bool, RUN] = True
+    BIAS_LEARNING_RATE_FACTOR: Annotated[float, AtLeast(0), RUN] = 1.0
 
     # "1x": 12 epochs, a tenth of the learning rate after 8 and 11. "2x": 24, after 16 and 22. "matterport": the heads
-    # for 40 epochs, 4+ until 120, all until 160 at a tenth. None: what train_model is given.
-    SCHEDULE: str | None = None
+    # for 40 epochs, 4+ until 120, all until 160 at a tenth. None: the epochs and layers that train_model is given.
+    SCHEDULE: Annotated[str | None, OneOf((None, "1x", "2x", "matterport")), RUN] = None
 
-    # How the learning rate falls: "steps", as SCHEDULE says, or not at all; "cosine", along half a cosine to 0 at the
-    # last epoch, which gets more out of short trainings. Where other layers learn on, that is a new cosine.
-    LEARNING_RATE_DECAY: str = "steps"
+    # How the learning rate falls. "steps": as SCHEDULE says, or not at all. "cosine": along half a cosine to 0 at the
+    # last epoch, which gets more out of short trainings. A phase that trains other layers begins a new cosine.
+    LEARNING_RATE_DECAY: Annotated[str, OneOf(("steps", "cosine")), RUN] = "steps"
 
     # Steps over which the learning rate rises linearly from this share of it.
-    WARMUP_STEPS: int = 500
-    WARMUP_FACTOR: float = 0.001
+    WARMUP_STEPS: Annotated[int, AtLeast(0), RUN] = 500
+    WARMUP_FACTOR: Annotated[float, SHARE, RUN] = 0.001
 
     # Batches whose gradients are averaged before a step of the optimiser: larger batches in the same memory.
-    ACCUMULATE_STEPS: int = 1
+    ACCUMULATE_STEPS: Annotated[int, AtLeast(1), RUN] = 1
 
-    # Gradients are scaled down to this norm. None or 0: they are not.
-    GRADIENT_CLIP_NORM: float | None = 5.0
+    # Gradients with a larger norm are scaled down to this norm. None or 0: never.
+    GRADIENT_CLIP_NORM: Annotated[float | None, AtLeast(0), RUN] = 5.0
 
     # Factor of each loss in the sum.
-    LOSS_WEIGHTS: dict[str, float] = types.MappingProxyType(
-        {
-            "rpn_class_loss": 1.0,
-            "rpn_bbox_loss": 1.0,
-            "mrcnn_class_loss": 1.0,
-            "mrcnn_bbox_loss": 1.0,
-            "mrcnn_mask_loss": 1.0,
-            "mrcnn_maskiou_loss": 1.0,
-        }
+    LOSS_WEIGHTS: Annotated[dict[str, float], Keys(LOSSES), AtLeast(0), RUN, TRAINING] = types.MappingProxyType(
+        dict.fromkeys(LOSSES, 1.0)
     )
 
-    # Statistics of batch norm from each batch (True), or frozen (False), as small batches need. None: frozen from
-    # weights, not from nothing.
-    TRAIN_BN: bool | None = None
+    # True: batch norm takes the statistics of each batch. False: frozen statistics, as small batches need. None:
+    # frozen if training starts from weights, of each batch if it starts from random ones.
+    TRAIN_BN: Annotated[bool | None, RUN] = None
 
-    # What the convolutions of a training compute in: "float32", or "bfloat16" where the processor has it. Weights and
-    # losses are float32.
-    TRAIN_DTYPE: str = "float32"
+    # Type of numbers in which the convolutions of a training compute: "float32", or "bfloat16" where the processor has
+    # it. Weights and losses are float32. "bfloat16" brings the 2.3 GB of IMAGES_PER_GPU's example to 1.7 GB.
+    TRAIN_DTYPE: Annotated[str, OneOf(("float32", "bfloat16")), RUN, MEMORY] = "float32"
 
     # Compute activations of the backbone twice instead of keeping them: half of the memory, a fifth more time.
-    ACTIVATION_CHECKPOINTING: bool = False
+    ACTIVATION_CHECKPOINTING: Annotated[bool, RUN, MEMORY] = False
 
     # Put the backbone and the pyramid through torch.compile: minutes at the start, for long trainings on a GPU.
-    COMPILE: bool = False
+    COMPILE: Annotated[bool, RUN] = False
 
-    # Detect and validate with an average of the weights that forgets by this factor a step, such as 0.999. 0: none.
-    EMA_DECAY: float = 0.0
+    # Detect and validate with a running average of the weights that keeps this share of itself at each step, such as
+    # 0.999. 0: no average.
+    EMA_DECAY: Annotated[float, SHARE, RUN] = 0.0
 
     ### Checkpoints
 
     # Minutes between checkpoints within an epoch; each epoch ends with one. 0: none within.
-    CHECKPOINT_MINUTES: float = 15.0
+    CHECKPOINT_MINUTES: Annotated[float, AtLeast(0), RUN] = 15.0
 
     # Checkpoints that stay, beside the best.
-    CHECKPOINTS_KEPT: int = 3
+    CHECKPOINTS_KEPT: Annotated[int, AtLeast(1), RUN] = 3
 
-    # Epochs between evaluations (COCO-style AP), where a callback does them. 0: never.
-    EVAL_EVERY: int = 1
+    # Epochs between evaluations (COCO-style AP) by the callback of train_model. 0: never.
+    EVAL_EVERY: Annotated[int, AtLeast(0), RUN] = 1
 
     # Epochs without a better result after which training stops. None: never.
-    EARLY_STOPPING: int | None = None
+    EARLY_STOPPING: Annotated[int | None, AtLeast(1), RUN] = None
 
     # Images that may fail to load before training stops.
-    MAX_DATA_ERRORS: int = 5
+    MAX_DATA_ERRORS: Annotated[int, AtLeast(1), RUN] = 5
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, value in vars(cls).items():
-            if name.isupper() and name not in _KINDS:
+            if name.isupper() and name not in SETTINGS:
                 raise _unknown(name, f"{cls.__name__}.{name}")
             if name.isupper():
                 _convert(name, value)
 
     def __init__(self, **overrides: Any) -> None:
         for name in overrides:
-            if name not in _KINDS:
+            if name not in SETTINGS:
                 raise _unknown(name, name)
         cls = type(self)
         dialect = overrides.get("DIALECT", cls.DIALECT)
         if dialect not in DIALECTS:
             raise ValueError(f"DIALECT must be one of {', '.join(DIALECTS)}, not {dialect!r}")
         chosen = {name for base in cls.__mro__[: cls.__mro__.index(Config)] for name in vars(base)}
-        for name in _KINDS:
+        for name in SETTINGS:
             value = getattr(cls, name)
             if name not in chosen:
                 value = DIALECTS[dialect].defaults.get(name, value)
@@ -495,13 +692,11 @@ class Config:
         self.validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("BATCH_SIZE", "IMAGE_SHAPE", "IMAGE_META_SIZE", "BACKBONE_SHAPES"):
-            raise ValueError(f"{name} follows from other settings; set IMAGES_PER_GPU, IMAGE_MAX_DIM, ... instead")
         if name == "DIALECT" and value != self.DIALECT:
             raise ValueError("DIALECT decides the defaults of others: set it in the class, or Config(DIALECT=...)")
-        if name.isupper() and name not in _KINDS:
+        if name.isupper() and name not in SETTINGS:
             raise _unknown(name, name)
-        self.__dict__[name] = _convert(name, value) if name in _KINDS else value
+        self.__dict__[name] = _convert(name, value) if name in SETTINGS else value
 
     @property
     def dialect(self) -> Dialect:
@@ -510,8 +705,12 @@ class Config:
 
     @property
     def BATCH_SIZE(self) -> int:
-        """Images in a batch on all GPUs."""
-        return self.IMAGES_PER_GPU * max(self.GPU_COUNT, 1)
+        """Images in a batch of all processes together: IMAGES_PER_GPU times the processes that torchrun started.
+
+        Without torchrun there is one process, whatever GPU_COUNT says. torchrun writes their number into the
+        environment variable WORLD_SIZE.
+        """
+        return self.IMAGES_PER_GPU * int(os.environ.get("WORLD_SIZE", 1))
 
     @property
     def IMAGE_SHAPE(self) -> tuple[int, int, int]:
@@ -525,102 +724,73 @@ class Config:
         return 1 + 3 + 3 + 4 + 1 + self.NUM_CLASSES
 
     @property
+    def MASK_SHAPE(self) -> tuple[int, int]:
+        """(height, width) of a predicted mask: the mask head doubles MASK_POOL_SIZE, which is the setting to change."""
+        return 2 * self.MASK_POOL_SIZE, 2 * self.MASK_POOL_SIZE
+
+    @property
     def BACKBONE_SHAPES(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of P2 to P6 for IMAGE_SHAPE."""
-        height, width, _ = self.IMAGE_SHAPE
+        return self.backbone_shapes(self.IMAGE_SHAPE)
+
+    def backbone_shapes(self, image_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """(height, width) of P2 to P6 for an image of (height, width, ...), by COMPUTE_BACKBONE_SHAPE if it is set."""
+        if self.COMPUTE_BACKBONE_SHAPE is not None:
+            shapes = self.COMPUTE_BACKBONE_SHAPE(self, image_shape)
+            return tuple((int(height), int(width)) for height, width in shapes)
+        height, width = image_shape[:2]
         return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in self.BACKBONE_STRIDES)
 
     def validate(self) -> None:
-        """Raise ValueError for values that do not exist or contradict each other."""
-        for name, values in {
-            "IMAGE_RESIZE_MODE": RESIZE_MODES,
-            "BACKBONE_STYLE": ("pytorch", "caffe"),
-            "BACKBONE": BACKBONES,
-            "BACKBONE_NORM": ("batch", "group"),
-            "MASKIOU_LOSS_CLASSES": ("target", "all"),
-            "OPTIMIZER": ("sgd", "adamw"),
-            "SCHEDULE": (None, "1x", "2x", "matterport"),
-            "LEARNING_RATE_DECAY": ("steps", "cosine"),
-            "TRAIN_DTYPE": ("float32", "bfloat16"),
-        }.items():
+        """Raise ValueError for values outside of their range, and for values that contradict each other."""
+        for name, setting in SETTINGS.items():
             value = getattr(self, name)
-            if value not in values and not callable(value):
-                hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if value[:1] == "<" else ""
-                raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, not {value!r}{hint}")
-        for name in _POSITIVE:
-            if getattr(self, name) is not None and not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in _SHARES:
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in _COUNTS:
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        self._validate_training()
-        self._validate_lengths()
-        if any(not value > 0 for value in (*self.STD_PIXEL, self.BACKBONE_WIDTH)):
-            raise ValueError(f"STD_PIXEL {self.STD_PIXEL} and BACKBONE_WIDTH {self.BACKBONE_WIDTH} must be above 0")
+            problems = [each.problem(value, self) for each in setting.ranges] if value is not None else []
+            for problem in filter(None, problems):
+                raise ValueError(f"{name} {problem}")
         if self.IMAGE_MIN_DIM > self.IMAGE_MAX_DIM:
             raise ValueError(
                 f"IMAGE_MIN_DIM {self.IMAGE_MIN_DIM} is above IMAGE_MAX_DIM {self.IMAGE_MAX_DIM}; set both"
-            )
-        if tuple(self.MASK_SHAPE) != (2 * self.MASK_POOL_SIZE,) * 2:
-            raise ValueError(
-                f"MASK_SHAPE {self.MASK_SHAPE} must be twice MASK_POOL_SIZE {self.MASK_POOL_SIZE} along both sides: "
-                "the mask head doubles the resolution"
             )
         if self.IMAGE_RESIZE_MODE in ("square", "crop") and self.IMAGE_SHAPE[0] % 64:
             raise ValueError(
                 f"IMAGE_RESIZE_MODE {self.IMAGE_RESIZE_MODE!r} makes squares of {self.IMAGE_SHAPE[0]} pixels, which "
                 "must be a multiple of 64, so that P2 to P6 fit onto each other"
             )
-
-    def _validate_training(self) -> None:
         if self.RPN_NEGATIVE_IOU > self.RPN_POSITIVE_IOU:
             raise ValueError(
                 f"RPN_NEGATIVE_IOU {self.RPN_NEGATIVE_IOU} is above RPN_POSITIVE_IOU {self.RPN_POSITIVE_IOU}; "
                 "anchors between the two teach nothing"
             )
-        if (self.FROZEN_STAGES or 0) > 4:
-            raise ValueError(f"FROZEN_STAGES must be at most 4, not {self.FROZEN_STAGES}: the backbone has no more")
-        for name in self.LOSS_WEIGHTS:
-            if name not in _LOSSES:
-                raise ValueError(f"LOSS_WEIGHTS has no loss {name!r}; the losses are {', '.join(sorted(_LOSSES))}")
-        jitter = self.SCALE_JITTER
-        if jitter is not None and not (len(jitter) == 2 and 0 < jitter[0] <= jitter[1]):
-            raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor above 0, not {jitter}")
+        if self.SCALE_JITTER is not None and self.SCALE_JITTER[0] > self.SCALE_JITTER[1]:
+            raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor, not {self.SCALE_JITTER}")
 
-    def _validate_lengths(self) -> None:
-        lengths = {
-            "MEAN_PIXEL": (self.IMAGE_CHANNEL_COUNT, "IMAGE_CHANNEL_COUNT"),
-            "STD_PIXEL": (self.IMAGE_CHANNEL_COUNT, "IMAGE_CHANNEL_COUNT"),
-            "BACKBONE_STRIDES": (5, "P2 to P6"),
-            "RPN_ANCHOR_SCALES": (5, "P2 to P6"),
-            "RPN_BBOX_STD_DEV": (4, "dy, dx, dh, dw"),
-            "BBOX_STD_DEV": (4, "dy, dx, dh, dw"),
-            "CLASS_NAMES": (self.NUM_CLASSES, "NUM_CLASSES"),
-            "CATEGORY_IDS": (self.NUM_CLASSES, "NUM_CLASSES"),
-        }
-        for name, (length, reason) in lengths.items():
-            value = getattr(self, name)
-            if value is not None and len(value) != length:
-                raise ValueError(f"{name} must have {length} entries ({reason}), not {len(value)}: {value}")
+    def for_detection(self, **settings: Any) -> "Config":
+        """A copy of this config to detect with: one image at a time, and whole images where training takes crops.
+
+        settings: others to change. It is what Matterport's users write as a class InferenceConfig.
+        """
+        detection = copy.copy(self)
+        whole = {"IMAGE_RESIZE_MODE": "pad64"} if self.IMAGE_RESIZE_MODE == "crop" else {}
+        for name, value in {"IMAGES_PER_GPU": 1, **whole, **settings}.items():
+            setattr(detection, name, value)
+        detection.validate()
+        return detection
 
     def display(self) -> None:
-        """Print every setting."""
+        """Print every setting, and the values that follow from them."""
         print("\nConfigurations:")
-        names = [*_KINDS, "BATCH_SIZE", "IMAGE_SHAPE", "IMAGE_META_SIZE", "BACKBONE_SHAPES"]
-        for name in sorted(names):
+        for name in sorted([*SETTINGS, *DERIVED]):
             print(f"{name:30} {getattr(self, name)}")
         print()
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as plain numbers, strings, lists and dicts, for checkpoints and JSON.
 
-        Of a callable only the name is kept: from_dict wants it given again.
+        Of a callable only the name is kept; from_dict needs the callable again.
         """
         plain = {}
-        for name in _KINDS:
+        for name in SETTINGS:
             value = getattr(self, name)
             if callable(value):
                 value = f"<{value.__module__}.{value.__qualname__}>"
@@ -629,46 +799,37 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **overrides: Any) -> "Config":
-        """The Config that to_dict described.
+        """The Config that to_dict described, of this release or an older one.
+
+        settings: names in REMOVED do not count. MASK_SHAPE, once a setting, must be what MASK_POOL_SIZE gives.
+        overrides: values that replace those of settings.
 
         Raises: ValueError for names that do not exist and values of the wrong type.
         """
-        return cls(**{**settings, **overrides})
+        kept = {name: value for name, value in settings.items() if name not in REMOVED and name != "MASK_SHAPE"}
+        pool_size = settings.get("MASK_POOL_SIZE", cls.MASK_POOL_SIZE)
+        mask_shape = settings.get("MASK_SHAPE", (2 * pool_size, 2 * pool_size))
+        if tuple(mask_shape) != (2 * pool_size, 2 * pool_size):
+            raise ValueError(
+                f"MASK_SHAPE {mask_shape} must be twice MASK_POOL_SIZE {pool_size} along both sides: "
+                "the mask head doubles the resolution"
+            )
+        return cls(**{**kept, **overrides})
 
 
 ############################################################
 #  Types of settings
 ############################################################
 
-_KINDS: dict[str, Any] = {name: kind for name, kind in typing.get_type_hints(Config).items() if name.isupper()}
-_POSITIVE = [
-    *("IMAGES_PER_GPU", "STEPS_PER_EPOCH", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "IMAGE_SIZE_DIVISOR", "NUM_CLASSES"),
-    *("IMAGE_CHANNEL_COUNT", "TOP_DOWN_PYRAMID_SIZE", "RPN_ANCHOR_STRIDE", "RPN_CONVS", "RPN_CHANNELS"),
-    *("PRE_NMS_LIMIT", "PRE_NMS_LIMIT_TRAINING", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "POOL_SIZE"),
-    *("MASK_POOL_SIZE", "BOX_HEAD_FC_LAYERS", "FPN_CLASSIF_FC_LAYERS_SIZE", "MASK_HEAD_CONVS", "MASK_HEAD_CHANNELS"),
-    *("MASKIOU_HEAD_CHANNELS", "MASKIOU_FC_LAYERS_SIZE", "TRAIN_ROIS_PER_IMAGE", "DETECTION_MAX_INSTANCES"),
-    *("RPN_TRAIN_ANCHORS_PER_IMAGE", "MAX_GT_INSTANCES", "VALIDATION_STEPS", "ACCUMULATE_STEPS", "CHECKPOINTS_KEPT"),
-    *("EARLY_STOPPING", "MAX_DATA_ERRORS"),
-]
-_SHARES = [
-    *("RPN_NMS_THRESHOLD", "DETECTION_NMS_THRESHOLD", "DETECTION_MIN_CONFIDENCE", "ROI_POSITIVE_RATIO"),
-    *("RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_IOU", "CROWD_OVERLAP", "HORIZONTAL_FLIP", "EMA_DECAY"),
-    *("WARMUP_FACTOR", "COLOR_JITTER"),
-]
-_LOSSES = set(Config.LOSS_WEIGHTS)
-_NAMES = list(_KINDS)
-# Settings of a run of training, not of the network: who starts from a checkpoint chooses them anew.
-RUN_SETTINGS = {
-    "FROZEN_STAGES",
-    *_NAMES[_NAMES.index("GPU_COUNT") : _NAMES.index("SEED") + 1],
-    *_NAMES[_NAMES.index("OPTIMIZER") :],
-}
-# Numbers of any size from 0 up.
-_COUNTS = ["WORKERS", "WARMUP_STEPS", "EVAL_EVERY", "CHECKPOINT_MINUTES", "FROZEN_STAGES", "GRADIENT_CLIP_NORM", "SEED"]
+SETTINGS: dict[str, Setting] = settings_of(Config)
 
 
 def _unknown(name: str, shown: str) -> ValueError:
-    close = difflib.get_close_matches(name.upper(), _KINDS, n=1)
+    if name in DERIVED:
+        return ValueError(f"{shown} follows from other settings; set {DERIVED[name]} instead")
+    if name in REMOVED:
+        return ValueError(f"{shown} is not a setting: {REMOVED[name]}; leave it out")
+    close = difflib.get_close_matches(name.upper(), SETTINGS, n=1)
     hint = f"did you mean {close[0]}?" if close else "config.display() lists all names"
     return ValueError(f"{shown} is not a setting; {hint}")
 
@@ -677,16 +838,12 @@ def _convert(name: str, value: Any) -> Any:
     """The value as its setting's type: lists and arrays become tuples, whole floats ints."""
     if callable(getattr(value, "tolist", None)):  # NumPy arrays and numbers
         value = value.tolist()
-    for kind in _alternatives(_KINDS[name]):
+    kinds = _alternatives(SETTINGS[name].kind)
+    for kind in kinds:
         converted = _as_kind(kind, value)
         if converted is not None or (value is None and kind is type(None)):
             return converted
-    expected = " or ".join(_kind_name(kind) for kind in _alternatives(_KINDS[name]))
-    raise ValueError(f"{name} must be {expected}, not {value!r}")
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    raise ValueError(f"{name} must be {' or '.join(map(_kind_name, kinds))}, not {value!r}")
 
 
 def _as_kind(kind: Any, value: Any) -> Any:
@@ -732,14 +889,14 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         name = name.strip()
         if not equals:
             raise ValueError(f"--set needs NAME=VALUE, not {text!r}; no spaces around the '='?")
-        if name not in _KINDS:
+        if name not in SETTINGS:
             raise _unknown(name, name)
         settings[name] = _convert(name, _literal(name, value.strip()))
     return settings
 
 
 def _literal(name: str, text: str) -> Any:
-    kinds = _alternatives(_KINDS[name])
+    kinds = _alternatives(SETTINGS[name].kind)
     if text.lower() in ("true", "false", "none"):
         text = text.capitalize()
     try:

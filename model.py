@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import Config
+from config import BACKBONE_WEIGHTS, WEIGHTS, Config, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, TrainingData, collate
@@ -598,12 +598,8 @@ def generate_pyramid_anchors(shapes: Sequence[tuple[int, int]], image_shape: Seq
 
 
 def compute_backbone_shapes(config, image_shape: Sequence[int]) -> np.ndarray:
-    """(height, width) of P2 to P6 for an image: int64 [5, 2]."""
-    if callable(config.BACKBONE) and config.COMPUTE_BACKBONE_SHAPE is not None:
-        return np.asarray(config.COMPUTE_BACKBONE_SHAPE(config, image_shape))
-    return np.array(
-        [[math.ceil(image_shape[0] / stride), math.ceil(image_shape[1] / stride)] for stride in config.BACKBONE_STRIDES]
-    )
+    """(height, width) of P2 to P6 for an image: int64 [5, 2]. Matterport's name of config.backbone_shapes."""
+    return np.array(config.backbone_shapes(image_shape))
 
 
 ############################################################
@@ -950,7 +946,7 @@ class Targets(NamedTuple):
     crowd_index: Tensor  # [C], the image of each
     seeds: Tensor  # int64 [B], what the samples of each image are drawn by
     mini_masks: bool = False  # each mask covers its box whatever its size (USE_MINI_MASK)
-    proposals: Tensor | None = None  # [R, 4]: instead of the RPN's (USE_RPN_ROIS = False)
+    proposals: Tensor | None = None  # [R, 4]: taken as they are, and the RPN proposes none
     proposal_index: Tensor | None = None  # [R], the image of each
 
 
@@ -1549,13 +1545,6 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
 
 UNTRAINED = "untrained"  # the source of a model that no checkpoint was loaded into
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Settings that change what weights mean: a checkpoint and the model that it is loaded into must agree in them.
-_MEANING = (
-    *("DIALECT", "BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL"),
-    *("RPN_BBOX_STD_DEV", "BBOX_STD_DEV", "RPN_ANCHOR_RATIOS", "RPN_ANCHOR_SCALES", "RPN_ANCHOR_STRIDE"),
-    "BACKBONE_STRIDES",
-)
-_BACKBONE_MEANING = ("BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")
 # Layers with a row, or several, for each class.
 _CLASS_LAYERS = ("box_head.class_logits", "box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious")
 # What train_model's `layers` name: a pattern of modules or parameters. FROZEN_STAGES stay frozen in any case.
@@ -2321,7 +2310,7 @@ class MaskRCNN(nn.Module):
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises ValueError for weights that would compute something else in this model."""
         stored, own = checkpoint["config"], self.config.to_dict()
-        for name in _BACKBONE_MEANING if is_backbone(checkpoint) else _MEANING:
+        for name in settings_that(BACKBONE_WEIGHTS if is_backbone(checkpoint) else WEIGHTS):
             if name in stored and not _same(stored[name], own[name]):
                 raise ValueError(
                     f"these weights were made for {name} = {stored[name]}, but the model has {own[name]}; set {name} "

@@ -125,7 +125,8 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
     if arguments.dataset is None:
         raise ValueError("nuclei need --dataset, the folder of the data set")
-    model = load_model(name, arguments.device, **settings, **nucleus.INFERENCE_SETTINGS)
+    model = load_model(name, arguments.device, **settings)
+    model.config = model.config.for_detection()
     dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
     model.category_ids = dataset.category_ids  # the one class of the model, whatever its number
     return model, dataset, nucleus.MAX_DETS

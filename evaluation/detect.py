@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 import runtime
 import utils
+from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
 
 from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
 LISTED = 200  # images that could not be read are named up to here
-# Settings that no detection depends on.
-_INDIFFERENT = {"NAME", "WORKERS", "GPU_COUNT", "SEED", "STEPS_PER_EPOCH", "VALIDATION_STEPS"}
 
 
 ############################################################
@@ -46,7 +45,8 @@ def identify(model: ResumableDetector, dataset: Dataset, image_ids: Sequence[int
 
     Raises: as categories_of_model and image_numbers.
     """
-    settings = {name: value for name, value in model.config.to_dict().items() if name not in _INDIFFERENT}
+    values = model.config.to_dict()
+    settings = {name: values[name] for name in settings_that(DETECTION)}
     paths = [str(dataset.image_info[image_id]["path"]) for image_id in image_ids]
     images = list(zip(image_numbers(dataset, image_ids), paths, strict=True))
     identity = {
@@ -81,12 +81,35 @@ def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
         contents = {"format": FORMAT, "version": FORMAT_VERSION, "identity": identity}
         runtime.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
         return
-    found = _read_identity(path)
-    if found != identity:
+    stored = _read_identity(path)
+    stored["settings"] = _compared_settings(stored["settings"], identity["settings"])
+    if stored != identity:
         raise ValueError(
-            f"{folder} holds another evaluation: {_differences(found, identity)}. Choose another --output, or remove "
+            f"{folder} holds another evaluation: {_differences(stored, identity)}. Choose another --output, or remove "
             "the folder"
         )
+
+
+def _compared_settings(stored: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a folder, which another release may have written, as far as they have to agree with ours.
+
+    A setting that the folder does not have is newer than the folder, whose detections had its default. Settings of
+    training, which older releases stored too, do not count. A name that this release never had counts: it comes from a
+    later release.
+    """
+    defaults = Config(DIALECT=settings["DIALECT"]).to_dict()
+    foreign = stored.keys() - SETTINGS.keys() - REMOVED.keys() - DERIVED.keys()
+    return {name: stored.get(name, defaults.get(name)) for name in [*settings, *sorted(foreign)]}
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """8 hexadecimal digits that differ for different evaluations.
+
+    Settings at their default do not count, so that a new setting in a later release leaves the digest as it is.
+    """
+    defaults = Config(DIALECT=identity["settings"]["DIALECT"]).to_dict()
+    changed = {name: value for name, value in identity["settings"].items() if value != defaults[name]}
+    return hashlib.sha256(json.dumps({**identity, "settings": changed}, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _read_identity(path: Path) -> dict[str, Any]:

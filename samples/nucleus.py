@@ -39,7 +39,7 @@ import runtime
 import utils
 import visualize
 from cli import whole_number
-from config import Config, parse_settings
+from config import BACKBONE_WEIGHTS, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from data.dataset import Instances
 from data.formats.coco import CocoDataset
 from evaluation.run import evaluate_dataset, evaluate_to_folder
@@ -50,7 +50,7 @@ from weights import load
 from weights.checkpoint import is_backbone, read_checkpoint
 from weights.convert import convert
 from weights.load import load_checkpoint
-from weights.published import find_weights
+from weights.published import imagenet_weights
 
 MAX_DETS = 1000  # results of an image that count in evaluation: images have up to 375 nuclei, COCO's limit is 100
 VAL_SHARE = 0.1
@@ -63,7 +63,7 @@ VAL_SHARE = 0.1
 class NucleusConfig(Config):
     """A small model for nuclei of 5 to 100 pixels, to be trained from nothing on a few cores.
 
-    It learns from crops of images enlarged twice; INFERENCE_SETTINGS let it look at whole ones.
+    It learns from crops of images enlarged twice; Config.for_detection lets it see whole ones.
     """
 
     NAME = "nuclei"
@@ -108,17 +108,11 @@ class NucleusConfig(Config):
     EVAL_EVERY = 4
 
 
-# Whole images instead of crops, one at a time: they may be large.
-INFERENCE_SETTINGS = {"IMAGE_RESIZE_MODE": "pad64", "IMAGES_PER_GPU": 1}
-
-
 def detector_of(model: MaskRCNN) -> MaskRCNN:
-    """A second model of the same weights, not a copy of them, that looks at whole images while the first one learns
-    from crops."""
+    """A second model that shares the weights of the first one and sees whole images, while the first learns from
+    crops."""
     detector = copy.copy(model)
-    detector.config = copy.copy(model.config)
-    for name, value in INFERENCE_SETTINGS.items():
-        setattr(detector.config, name, value)
+    detector.config = model.config.for_detection()
     return detector
 
 
@@ -395,15 +389,6 @@ def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, N
     return rest, held_out
 
 
-# What belongs to weights; all else is this sample's.
-_NETWORK = (
-    *("DIALECT", "MEAN_PIXEL", "STD_PIXEL", "BACKBONE", "BACKBONE_STYLE", "BACKBONE_NORM", "BACKBONE_WIDTH"),
-    *("TOP_DOWN_PYRAMID_SIZE", "RPN_CONVS", "RPN_CHANNELS", "RPN_ANCHOR_RATIOS", "RPN_BBOX_STD_DEV", "BBOX_STD_DEV"),
-    *("POOL_SIZE", "MASK_POOL_SIZE", "MASK_SHAPE", "BOX_HEAD_CONVS", "BOX_HEAD_FC_LAYERS", "MASK_HEAD_CONVS"),
-    *("FPN_CLASSIF_FC_LAYERS_SIZE", "MASK_HEAD_CHANNELS", "MASKIOU_HEAD_CHANNELS", "MASKIOU_FC_LAYERS_SIZE"),
-)
-
-
 def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> MaskRCNN:
     """The model that training starts from: new, of the training that goes on, or with the weights of another."""
     name, logs = arguments.model, arguments.logs
@@ -411,25 +396,29 @@ def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -
         return MaskRCNN(NucleusConfig(**settings), logs)
     if name == "last":
         path = find_last(logs, NucleusConfig.NAME)
-        model = MaskRCNN(NucleusConfig(**{**read_checkpoint(path)["config"], **settings}), logs)
+        model = MaskRCNN(NucleusConfig.from_dict(read_checkpoint(path)["config"], **settings), logs)
         model.load_weights(path)
         return model
     if name == "imagenet":
         config = NucleusConfig(**settings)
-        path = find_weights(name, config.BACKBONE, config.BACKBONE_STYLE)
-        checkpoint = convert(path)
+        checkpoint = convert(imagenet_weights(config))
     else:
         checkpoint = load_checkpoint(name)
     return finetuned_model(checkpoint, logs, settings)
 
 
 def finetuned_model(checkpoint: Mapping[str, Any], logs: Path, settings: Mapping[str, Any]) -> MaskRCNN:
-    """A model that starts from the weights of a checkpoint as far as they fit, with its network and the anchors,
-    images and training of this sample, at a tenth of the learning rate."""
-    names = _NETWORK[1:5] if is_backbone(checkpoint) else _NETWORK
-    stored = {name: checkpoint["config"][name] for name in names if name in checkpoint["config"]}
+    """A model that starts from the weights of a checkpoint as far as they fit, at a tenth of the learning rate.
+
+    The network is the checkpoint's. Classes, anchor sizes, the choice of a MaskIoU head, images and training are this
+    sample's.
+    """
     if is_backbone(checkpoint):
-        stored["BACKBONE_WIDTH"] = 1.0
+        names, stored = settings_that(BACKBONE_WEIGHTS), {"BACKBONE_WIDTH": 1.0}
+    else:
+        names, stored = settings_that(WEIGHTS, SHAPE), {}
+    kept = {"NUM_CLASSES", "RPN_ANCHOR_SCALES", "USE_MASKIOU_HEAD"}
+    stored |= {name: value for name, value in checkpoint["config"].items() if name in names and name not in kept}
     rate = NucleusConfig.LEARNING_RATE / 10
     model = MaskRCNN(NucleusConfig(**{"LEARNING_RATE": rate, **stored, **settings}), logs)
     anchors = {"RPN_ANCHOR_SCALES": model.config.RPN_ANCHOR_SCALES}  # the RPN learns what fits to new ones
@@ -486,7 +475,8 @@ def load_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> Ma
     """
     name = arguments.model
     path = find_last(arguments.logs, NucleusConfig.NAME) if name == "last" else name
-    model = load.load_model(path, arguments.device, **{**INFERENCE_SETTINGS, **settings})
+    model = load.load_model(path, arguments.device, **settings)
+    model.config = model.config.for_detection(**settings)
     if model.config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
         raise ValueError(
             f"--model {name} knows {utils.listed(model.class_names[1:], 3)}, not nuclei; training can start from it"

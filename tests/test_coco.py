@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,8 +120,6 @@ def test_a_training_knows_its_data(logs, data):
 
 def test_last_goes_on_with_its_own_settings(logs, data, tmp_path, capsys):
     """--set is not repeated: the network is the checkpoint's."""
-    import shutil
-
     shutil.copytree(logs, tmp_path / "logs")
     more = ["--model", "last", "--logs", str(tmp_path / "logs"), "--epochs", "2", "--workers", "0"]
     assert run("train", data, *more, "--set", "LEARNING_RATE=0.5", "SCHEDULE=None") == 0
@@ -318,6 +317,35 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
     assert not torch.equal(model.rpn.convs[0].weight, source.rpn.convs[0].weight)
     assert model.source == "imagenet"
+
+
+def test_imagenet_weights_of_a_file(data, started, tmp_path, monkeypatch, capsys):
+    """--model imagenet with IMAGENET_MODEL_PATH starts from that file, not from the published weights."""
+    monkeypatch.setattr("weights.published.find_weights", lambda *arguments: pytest.fail("asks for published weights"))
+    source = MaskRCNN(Config(BACKBONE="resnet18", BACKBONE_WIDTH=0.125, MEAN_PIXEL=(7.0, 8.0, 9.0)))
+    stored = source.to_checkpoint()
+    stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
+    stored["class_names"] = stored["category_ids"] = None
+    path = tmp_path / "backbone.pth"
+    save(stored, path)
+    assert run("train", data, "--model", "imagenet", "--set", *SETTINGS, f"IMAGENET_MODEL_PATH={path}") == 0
+    (((model, *_), _),) = started
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+    assert model.config.MEAN_PIXEL == (7.0, 8.0, 9.0)
+    assert run("train", data, "--set", *SETTINGS, f"IMAGENET_MODEL_PATH={tmp_path / 'missing.pth'}") == 2
+    assert "missing.pth must be a file with ImageNet weights, and there is no such file" in capsys.readouterr().err
+
+
+def test_a_model_that_was_stored_with_settings_that_are_gone(data, started, logs, tmp_path):
+    """A training continues, and another one starts, from a checkpoint of a release that had USE_RPN_ROIS."""
+    path = tmp_path / "logs" / Path(find_last(logs, "coco")).relative_to(logs)
+    shutil.copytree(logs, tmp_path / "logs")
+    checkpoint = dict(read_checkpoint(path))
+    checkpoint["config"] = {**checkpoint["config"], "USE_RPN_ROIS": True, "MASK_SHAPE": [28, 28]}
+    save(checkpoint, path)
+    for model in ("last", str(path)):
+        assert run("train", data, "--model", model, "--logs", str(tmp_path / "logs")) == 0
+    assert [arguments[0].config.MASK_SHAPE for arguments, _ in started] == [(28, 28), (28, 28)]
 
 
 def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs, tmp_path):

@@ -1,16 +1,40 @@
-"""Settings: defaults by dialect, names and types that are checked, round trips, and what --set means."""
+"""Settings: defaults by dialect, checks of names, types and ranges, what depends on a setting, round trips, --set."""
 
 import argparse
+import ast
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 
 import config as configlib
+import model as modellib
 from cli import whole_number
 from coco import CocoConfig
-from config import DIALECTS, Config, parse_settings
+from config import (
+    BACKBONE_WEIGHTS,
+    DERIVED,
+    DETECTION,
+    DIALECTS,
+    LOSSES,
+    MEMORY,
+    REMOVED,
+    RUN,
+    SETTINGS,
+    SHAPE,
+    WEIGHTS,
+    AtLeast,
+    Config,
+    parse_settings,
+    settings_of,
+    settings_that,
+)
 from data.coco_files import COCO_CATEGORIES
+
+ROOT = Path(configlib.__file__).parent
 
 MATTERPORT_NAMES = """NAME GPU_COUNT IMAGES_PER_GPU STEPS_PER_EPOCH VALIDATION_STEPS BACKBONE COMPUTE_BACKBONE_SHAPE
 BACKBONE_STRIDES FPN_CLASSIF_FC_LAYERS_SIZE TOP_DOWN_PYRAMID_SIZE NUM_CLASSES RPN_ANCHOR_SCALES RPN_ANCHOR_RATIOS
@@ -18,7 +42,7 @@ RPN_ANCHOR_STRIDE RPN_NMS_THRESHOLD RPN_TRAIN_ANCHORS_PER_IMAGE PRE_NMS_LIMIT PO
 POST_NMS_ROIS_INFERENCE USE_MINI_MASK MINI_MASK_SHAPE IMAGE_RESIZE_MODE IMAGE_MIN_DIM IMAGE_MAX_DIM IMAGE_MIN_SCALE
 IMAGE_CHANNEL_COUNT MEAN_PIXEL TRAIN_ROIS_PER_IMAGE ROI_POSITIVE_RATIO POOL_SIZE MASK_POOL_SIZE MASK_SHAPE
 MAX_GT_INSTANCES RPN_BBOX_STD_DEV BBOX_STD_DEV DETECTION_MAX_INSTANCES DETECTION_MIN_CONFIDENCE
-DETECTION_NMS_THRESHOLD LEARNING_RATE LEARNING_MOMENTUM WEIGHT_DECAY LOSS_WEIGHTS USE_RPN_ROIS TRAIN_BN
+DETECTION_NMS_THRESHOLD LEARNING_RATE LEARNING_MOMENTUM WEIGHT_DECAY LOSS_WEIGHTS TRAIN_BN
 GRADIENT_CLIP_NORM IMAGENET_MODEL_PATH BATCH_SIZE IMAGE_SHAPE IMAGE_META_SIZE BACKBONE_SHAPES""".split()  # noqa: SIM905
 
 
@@ -32,7 +56,7 @@ def test_every_setting_has_a_comment_above_it():
     body = source[source.index("class Config:") : source.index("def __init_subclass__")]
     lines = [line.strip() for line in body.splitlines()]
     for name in Config().to_dict():
-        (index,) = [i for i, line in enumerate(lines) if line.startswith(f"{name}: ")]
+        *_, index = [i for i, line in enumerate(lines) if line.startswith(f"{name}: ")]
         while lines[index - 1] and not lines[index - 1].startswith("#"):
             index -= 1  # settings that share a comment
         assert lines[index - 1].startswith("#"), f"{name} has no comment"
@@ -122,7 +146,18 @@ def test_arrays_and_lists_become_tuples():
         ({"IMAGE_CHANNEL_COUNT": 1}, "MEAN_PIXEL must have 1 entries"),
         ({"STD_PIXEL": (1, 0, 1)}, "above 0"),
         ({"IMAGE_MIN_DIM": 1500}, "IMAGE_MIN_DIM 1500 is above IMAGE_MAX_DIM 1333"),
-        ({"MASK_SHAPE": (56, 56)}, "twice MASK_POOL_SIZE"),
+        ({"GPU_COUNT": -1}, "GPU_COUNT must be at least 0, not -1"),
+        ({"FROZEN_STAGES": 5}, r"FROZEN_STAGES must lie in \[0, 4\], not 5"),
+        ({"EARLY_STOPPING": 0}, "EARLY_STOPPING must be at least 1, not 0"),
+        ({"BACKBONE_WIDTH": 0.0}, "BACKBONE_WIDTH must be above 0, not 0"),
+        ({"BBOX_STD_DEV": (0.1, 0.1, 0, 0.2)}, r"BBOX_STD_DEV must be above 0, not \(0.1, 0.1, 0, 0.2\)"),
+        ({"MINI_MASK_SHAPE": (56,)}, r"MINI_MASK_SHAPE must have 2 entries \(height, width\), not 1"),
+        ({"SCALE_JITTER": (1.0, 2.0, 3.0)}, "SCALE_JITTER must have 2 entries"),
+        ({"SCALE_JITTER": (2.0, 1.0)}, r"SCALE_JITTER must be \(smallest, largest\) factor"),
+        ({"SCHEDULE": "3x"}, "SCHEDULE must be one of None, 1x, 2x, matterport, not '3x'"),
+        ({"LOSS_WEIGHTS": {"mask_loss": 1}}, "LOSS_WEIGHTS must have no key but rpn_class_loss, .* not 'mask_loss'"),
+        ({"LOSS_WEIGHTS": {"mrcnn_mask_loss": -1}}, "LOSS_WEIGHTS must be at least 0"),
+        ({"RPN_NEGATIVE_IOU": 0.8}, "RPN_NEGATIVE_IOU 0.8 is above RPN_POSITIVE_IOU 0.7"),
         ({"IMAGE_RESIZE_MODE": "square"}, "multiple of 64"),
         ({"CLASS_NAMES": ("BG", "cell")}, "CLASS_NAMES must have 1 entries"),
         ({"RPN_ANCHOR_SCALES": (32, 64)}, "RPN_ANCHOR_SCALES must have 5 entries"),
@@ -157,12 +192,242 @@ def test_callables_are_stored_by_name_and_wanted_again():
 
 def test_derived_values():
     settings = Config(IMAGE_RESIZE_MODE="square", IMAGE_MAX_DIM=1024, GPU_COUNT=2, IMAGES_PER_GPU=3, NUM_CLASSES=5)
-    assert settings.BATCH_SIZE == 6
+    assert settings.MASK_SHAPE == (28, 28)
+    assert Config(MASK_POOL_SIZE=7).MASK_SHAPE == (14, 14)
     assert settings.IMAGE_SHAPE == (1024, 1024, 3)
     assert settings.IMAGE_META_SIZE == 12 + 5
     assert settings.BACKBONE_SHAPES == ((256, 256), (128, 128), (64, 64), (32, 32), (16, 16))
-    assert Config(GPU_COUNT=0).BATCH_SIZE == 2, "no GPU is one CPU"
     assert Config(IMAGE_RESIZE_MODE="crop", IMAGE_MIN_DIM=512).IMAGE_SHAPE[:2] == (512, 512)
+
+
+def test_batch_size_counts_the_processes_of_torchrun(monkeypatch):
+    """GPU_COUNT = 8 without torchrun is one process on one GPU: its batches have 2 images, not 16."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert [Config(GPU_COUNT=count, IMAGES_PER_GPU=2).BATCH_SIZE for count in (0, 1, 8)] == [2, 2, 2]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert [Config(GPU_COUNT=count, IMAGES_PER_GPU=2).BATCH_SIZE for count in (0, 1, 8)] == [8, 8, 8]
+
+
+def test_shapes_of_a_callable_are_taken_where_pyramid_shapes_are_needed():
+    def shapes(config, image_shape):
+        return np.array([[image_shape[0] // stride, config.IMAGE_MIN_DIM] for stride in (2, 4, 8, 16, 32)])
+
+    settings = Config(BACKBONE=dict, COMPUTE_BACKBONE_SHAPE=shapes, IMAGE_MIN_DIM=7, IMAGE_MAX_DIM=64)
+    assert settings.BACKBONE_SHAPES == ((32, 7), (16, 7), (8, 7), (4, 7), (2, 7))
+    assert settings.backbone_shapes((128, 64)) == ((64, 7), (32, 7), (16, 7), (8, 7), (4, 7))
+    computed = modellib.compute_backbone_shapes(settings, (128, 64, 3))
+    assert computed.dtype == np.int64
+    assert computed.tolist() == [[64, 7], [32, 7], [16, 7], [8, 7], [4, 7]]
+    assert Config().backbone_shapes((65, 64, 3)) == ((17, 16), (9, 8), (5, 4), (3, 2), (2, 1))
+
+
+def test_losses_stand_once():
+    assert tuple(Config.LOSS_WEIGHTS) == LOSSES
+    assert set(Config().LOSS_WEIGHTS.values()) == {1.0}
+
+
+def test_config_for_detection():
+    class Cells(Config):
+        NAME = "cells"
+        IMAGE_RESIZE_MODE = "crop"
+        IMAGE_MIN_DIM = 512
+        IMAGES_PER_GPU = 8
+
+    training = Cells(LEARNING_RATE=0.5)
+    detection = training.for_detection(DETECTION_MIN_CONFIDENCE=0.4)
+    changed = {"IMAGE_RESIZE_MODE": "pad64", "IMAGES_PER_GPU": 1, "DETECTION_MIN_CONFIDENCE": 0.4}
+    assert detection.to_dict() == {**training.to_dict(), **changed}
+    assert isinstance(detection, Cells)
+    assert (training.IMAGE_RESIZE_MODE, training.IMAGES_PER_GPU) == ("crop", 8), "a copy"
+    assert Config().for_detection().IMAGE_RESIZE_MODE == "shorter"
+    assert training.for_detection(IMAGE_RESIZE_MODE="square", IMAGES_PER_GPU=3, IMAGE_MAX_DIM=1024).IMAGES_PER_GPU == 3
+    with pytest.raises(ValueError, match="multiple of 64"):
+        training.for_detection(IMAGE_RESIZE_MODE="square", IMAGE_MAX_DIM=1000)
+    with pytest.raises(ValueError, match="did you mean NUM_CLASSES"):
+        training.for_detection(NUMCLASSES=3)
+
+
+############################################################
+#  What depends on a setting
+############################################################
+
+
+def test_a_setting_without_a_range_or_effect_is_an_error_at_import():
+    class Planted:
+        OLD: Annotated[int | None, AtLeast(1), DETECTION, MEMORY] = 1
+        FLAG: Annotated[bool | None, SHAPE] = None
+        lower_case: int = 3
+
+    class Bare(Planted):
+        NEW: int = 1
+
+    class NoRange(Planted):
+        NEW: Annotated[int, RUN] = 1
+
+    class NoEffect(Planted):
+        NEW: Annotated[int, AtLeast(1)] = 1
+
+    class NoEffectOfFlag(Planted):
+        NEW: bool = True
+
+    settings = settings_of(Planted)
+    assert list(settings) == ["OLD", "FLAG"]
+    assert settings["OLD"] == configlib.Setting(int | None, (AtLeast(1),), DETECTION | MEMORY)
+    assert Planted.OLD == 1, "the class attribute is the plain default"
+    for planted in (Bare, NoRange):
+        with pytest.raises(TypeError, match=rf"{planted.__name__}\.NEW must say its range"):
+            settings_of(planted)
+    for planted in (NoEffect, NoEffectOfFlag):
+        with pytest.raises(TypeError, match=rf"{planted.__name__}\.NEW must say what it affects"):
+            settings_of(planted)
+
+
+def test_what_weights_and_memory_depend_on():
+    backbone = {"BACKBONE", "BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL"}
+    assert set(settings_that(BACKBONE_WEIGHTS)) == backbone
+    boxes = {"RPN_BBOX_STD_DEV", "BBOX_STD_DEV", "BACKBONE_STRIDES"}
+    anchors = {"RPN_ANCHOR_RATIOS", "RPN_ANCHOR_SCALES", "RPN_ANCHOR_STRIDE"}
+    assert set(settings_that(WEIGHTS)) == {"DIALECT"} | backbone | boxes | anchors
+    convolutions = ("IMAGES_PER_GPU", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "TRAIN_DTYPE", "ACTIVATION_CHECKPOINTING")
+    assert set(settings_that(MEMORY)) == {*convolutions, "TRAIN_ROIS_PER_IMAGE"}
+    names = settings_that(WEIGHTS, SHAPE)
+    assert set(names) == {*settings_that(WEIGHTS), *settings_that(SHAPE)}
+    assert list(names) == [name for name in SETTINGS if name in names], "in the order of Config"
+    assert set(names) < set(settings_that(DETECTION))
+
+
+def test_what_a_run_chooses_anew():
+    run = settings_that(RUN)
+    machine = ("GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "VALIDATION_STEPS", "WORKERS", "SEED")
+    assert {"NAME", *machine, "FROZEN_STAGES", "IMAGENET_MODEL_PATH", "OPTIMIZER", "LOSS_WEIGHTS"} <= set(run)
+    assert {"MAX_DATA_ERRORS", "TRAIN_BN", "EMA_DECAY", "EVAL_EVERY"} <= set(run)
+    assert not {*run} & {*settings_that(WEIGHTS, SHAPE)}
+    assert {*run} & {*settings_that(DETECTION)} == {"IMAGES_PER_GPU"}
+
+
+class Watched(Config):
+    """Notes the settings that something reads."""
+
+    def __getattribute__(self, name):
+        if name in SETTINGS:
+            super().__getattribute__("__dict__").setdefault("read", set()).add(name)
+        return super().__getattribute__(name)
+
+    def validate(self):
+        """Reads every setting, which does not count."""
+
+
+def test_detection_reads_no_other_settings_than_it_says():
+    """A resumed evaluation compares settings_that(DETECTION): one that detection reads must be among them."""
+    small = {"BACKBONE": "resnet18", "BACKBONE_WIDTH": 0.25, "TOP_DOWN_PYRAMID_SIZE": 16, "RPN_CHANNELS": 16}
+    settings = Watched(**small, NUM_CLASSES=3, IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=64, DETECTION_MIN_CONFIDENCE=0.0)
+    torch.manual_seed(0)
+    model = modellib.MaskRCNN(settings).eval()
+    (detected,) = model.detect([np.zeros((60, 64, 3), np.uint8)])
+    assert len(detected["scores"]) > 0
+    assert {"BACKBONE", "MEAN_PIXEL", "RPN_NMS_THRESHOLD", "MASKIOU_CLAMP", "IMAGES_PER_GPU"} <= settings.read
+    saves_memory = {"ACTIVATION_CHECKPOINTING"}  # of training alone; the network is built with it
+    assert settings.read - set(settings_that(DETECTION)) == saves_memory
+
+
+############################################################
+#  Settings that nothing reads
+############################################################
+
+
+def names_read(tree: ast.AST) -> set[str]:
+    """Names of attributes that code reads: as `config.NAME`, or as getattr(config, "NAME")."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            names.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            names |= {word.value for word in node.args[1:2] if isinstance(word, ast.Constant)}
+    return names
+
+
+def unread_settings(names: Iterable[str], config_source: str, other_sources: Iterable[str]) -> list[str]:
+    """The names that no other source reads, neither directly nor by a method or property of Config that it uses.
+
+    Checks of values are no use.
+    """
+    read = set().union(*(names_read(ast.parse(source)) for source in other_sources))
+    (config,) = (node for node in ast.parse(config_source).body if getattr(node, "name", "") == "Config")
+    methods = {node.name: names_read(node) for node in config.body if isinstance(node, ast.FunctionDef)}
+    waiting = [name for name in methods if name in read and name != "validate"]
+    while waiting:
+        new = methods[waiting.pop()] - read
+        read |= new
+        waiting += [name for name in new if name in methods and name != "validate"]
+    return [name for name in names if name not in read]
+
+
+def product_sources() -> list[str]:
+    """The text of every file that a setting can take effect in: not config.py, tests, benchmarks, assets or samples."""
+    folders = ("nms", "roialign", "data", "weights", "training", "evaluation")
+    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py"))]
+    return [path.read_text() for path in paths if path.name != "config.py"]
+
+
+def test_every_setting_is_read_somewhere():
+    source = (ROOT / "config.py").read_text()
+    assert unread_settings(SETTINGS, source, product_sources()) == []
+
+
+def test_a_setting_that_nothing_reads_is_noticed():
+    source = (ROOT / "config.py").read_text()
+    planted = [*SETTINGS, "PLANTED"]
+    others = [*product_sources(), "config.PLANTED = 1\nCocoConfig(PLANTED=2)\n# config.PLANTED\nname = 'PLANTED'"]
+    assert unread_settings(planted, source, others) == ["PLANTED"]
+    assert unread_settings(planted, source, [*others, "if config.PLANTED: pass"]) == []
+    assert unread_settings(planted, source, [*others, "getattr(config, 'PLANTED')"]) == []
+    unused_method = [text.replace("config.backbone_shapes", "config.other") for text in others]
+    assert unread_settings(planted, source, unused_method) == ["COMPUTE_BACKBONE_SHAPE", "PLANTED"]
+
+
+############################################################
+#  Settings that are gone
+############################################################
+
+
+def test_old_checkpoints_load_with_settings_that_are_gone():
+    """The models in assets/ were stored when USE_RPN_ROIS and MASK_SHAPE were settings."""
+    for name in ("shapes", "nuclei"):
+        stored = torch.load(ROOT / "assets" / f"{name}.pth", map_location="cpu", weights_only=True)["config"]
+        assert (stored["USE_RPN_ROIS"], stored["MASK_SHAPE"]) == (True, [28, 28])
+        kept = {key: value for key, value in stored.items() if key in SETTINGS}
+        loaded = Config.from_dict(stored, MASK_POOL_SIZE=7)
+        assert loaded.to_dict() == {**Config().to_dict(), **kept, "MASK_POOL_SIZE": 7}
+        assert loaded.MASK_SHAPE == (14, 14)
+        assert modellib.MaskRCNN.from_checkpoint(ROOT / "assets" / f"{name}.pth", "cpu").config.MASK_SHAPE == (28, 28)
+
+
+def test_a_stored_mask_shape_must_agree():
+    with pytest.raises(ValueError, match=r"MASK_SHAPE \[56, 56\] must be twice MASK_POOL_SIZE 14"):
+        Config.from_dict({"MASK_SHAPE": [56, 56]})
+    assert Config.from_dict({"MASK_SHAPE": [56, 56], "MASK_POOL_SIZE": 28}).MASK_SHAPE == (56, 56)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_settings_that_are_gone_are_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=rf"{name} is not a setting: .*; leave it out"):
+        Config(**{name: True})
+    with pytest.raises(ValueError, match=rf"{name} is not a setting: .*; leave it out"):
+        parse_settings([f"{name}=True"])
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_values_name_the_setting_to_change(name):
+    settings = Config()
+    assert hasattr(settings, name)
+    message = rf"{name} follows from other settings; set {DERIVED[name]} instead"
+    with pytest.raises(ValueError, match=message):
+        Config(**{name: 1})
+    with pytest.raises(ValueError, match=message):
+        setattr(settings, name, 1)
+    with pytest.raises(ValueError, match=rf"Wrong\.{message}"):
+        type("Wrong", (Config,), {name: 1})
+    assert set(DERIVED[name].replace(",", "").replace(" or", "").split()) <= set(SETTINGS)
 
 
 def test_display_prints_every_setting(capsys):
@@ -170,7 +435,7 @@ def test_display_prints_every_setting(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"{'NAME':30} cells" in lines
     assert f"{'BATCH_SIZE':30} 2" in lines
-    assert len([line for line in lines if line]) == len(Config().to_dict()) + 4 + 1
+    assert len([line for line in lines if line]) == len(SETTINGS) + len(DERIVED) + 1
 
 
 @pytest.mark.parametrize(

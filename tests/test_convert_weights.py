@@ -32,7 +32,15 @@ from weights.checkpoint import CHECKPOINT_KEYS
 from weights.convert import _eps, _expected, _style, convert, describe, read_class_names
 from weights.formats import FORMATS
 from weights.load import load_checkpoint, load_model
-from weights.published import _MMDET_URL, EMBEDDED, IMAGENET, PUBLISHED, cache_folder, find_weights
+from weights.published import (
+    _MMDET_URL,
+    EMBEDDED,
+    IMAGENET,
+    PUBLISHED,
+    cache_folder,
+    find_weights,
+    imagenet_weights,
+)
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]
@@ -1057,6 +1065,18 @@ def test_imagenet_as_a_name(monkeypatch):
             find_weights("imagenet", backbone, style)
     with pytest.raises(ValueError, match="imagenet is a backbone alone"):
         load_model("imagenet")
+
+
+def test_imagenet_weights_of_a_config(monkeypatch, tmp_path):
+    monkeypatch.setattr("weights.published._fetch", lambda published: published.url)
+    caffe = Config(BACKBONE="resnet50", BACKBONE_STYLE="caffe")
+    assert imagenet_weights(caffe).endswith("/third_party/resnet50_msra-5891d200.pth")
+    path = tmp_path / "mine.pth"
+    caffe.IMAGENET_MODEL_PATH = str(path)
+    with pytest.raises(FileNotFoundError, match=r"IMAGENET_MODEL_PATH .*mine\.pth must be a file .* no such file"):
+        imagenet_weights(caffe)
+    path.touch()
+    assert imagenet_weights(caffe) == path
 
 
 def test_the_style_of_a_published_checkpoint_is_known(monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from evaluation.detect import (
     claim_folder,
     detect_dataset,
     detect_to_folder,
+    digest_of,
     done_images,
     hash_weights,
     identify,
@@ -407,9 +409,46 @@ def test_another_evaluation_is_refused(tmp_path, part, other, message):
     assert detect(tmp_path).batches == []
 
 
-def test_names_and_speed_make_no_other_evaluation(tmp_path, part):
+def test_settings_of_training_make_no_other_evaluation(tmp_path, part):
     same = Told(NAME="another", WORKERS=5, SEED=3, STEPS_PER_EPOCH=7, VALIDATION_STEPS=1)
     assert detect(tmp_path, same).batches == []
+    same = Told(LEARNING_RATE=0.5, CHECKPOINTS_KEPT=9, TRAIN_ROIS_PER_IMAGE=3, COMPILE=True, LOSS_WEIGHTS={})
+    assert detect(tmp_path, same).batches == []
+
+
+def test_a_folder_of_an_older_release(tmp_path, part):
+    """It lacks a setting that is new, which had its default, and has others that detection does not depend on."""
+
+    def age(contents):
+        settings = contents["identity"]["settings"]
+        assert "LEARNING_RATE" not in settings
+        del settings["MASKIOU_CLAMP"], settings["RPN_ANCHOR_SCALES"]
+        settings |= {"LEARNING_RATE": 0.3, "MASK_SHAPE": [28, 28], "USE_RPN_ROIS": True}
+
+    change_record(tmp_path, age)
+    assert detect(tmp_path).batches == []
+    with pytest.raises(ValueError, match="another evaluation: MASKIOU_CLAMP True there, False now"):
+        detect(tmp_path, Told(MASKIOU_CLAMP=False))
+
+
+def test_defaults_of_a_setting_that_a_folder_lacks_are_those_of_its_dialect(tmp_path):
+    folder = tmp_path / "out"
+    detect(folder, Told(DIALECT="matterport"))
+    change_record(folder, lambda contents: contents["identity"]["settings"].pop("DETECTION_NMS_THRESHOLD"))
+    assert detect(folder, Told(DIALECT="matterport")).batches == []
+    with pytest.raises(ValueError, match=r"another evaluation: DETECTION_NMS_THRESHOLD 0.3 there, 0.5 now"):
+        detect(folder, Told(DIALECT="matterport", DETECTION_NMS_THRESHOLD=0.5))
+
+
+def test_digests_differ_with_the_evaluation_and_not_with_new_settings():
+    identity = identify(Told(), Plain(7), range(7), "float32")
+    digest = digest_of(identity)
+    assert re.fullmatch("[0-9a-f]{8}", digest)
+    without = {name: value for name, value in identity["settings"].items() if name != "MASKIOU_CLAMP"}
+    assert digest_of({**identity, "settings": without}) == digest
+    others = [identify(Told(MASKIOU_CLAMP=False), Plain(7), range(7), "float32")]
+    others += [identify(Told(), Plain(7), range(7), "bfloat16"), identify(Told(), Plain(8), range(8), "float32")]
+    assert len({digest, *map(digest_of, others)}) == 4
 
 
 def test_other_paths_and_categories_are_other_evaluations(tmp_path, part):
@@ -442,7 +481,7 @@ def change_record(folder, change) -> None:
     (lambda record: record.pop("identity"), r"is not of an evaluation"),
     (lambda record: record.update(version=2), r"has version 2 of the format, and this release writes 1"),
     (lambda record: record["identity"]["settings"].update(OF_LATER=3), r"OF_LATER 3 there, None now"),
-    (lambda record: record["identity"]["settings"].pop("DIALECT"), r"DIALECT None there, mmdet now"),
+    (lambda record: record["identity"]["settings"].update(DIALECT="crop"), r"DIALECT crop there, mmdet now"),
     (lambda record: record["identity"].pop("dtype"), r"dtype None there, float32 now"),
 ])  # fmt: skip
 def test_records_of_other_programs(tmp_path, part, change, message):

@@ -521,7 +521,8 @@ def test_detect_in_a_subset_without_masks(weights, tmp_path, capsys):
     rows = read_submission(output / "submit.csv")
     assert {row[0] for row in rows} == set(IDS)
     assert f"{output}: 4 pictures and submit.csv with {len(rows)} nuclei" in capsys.readouterr().out
-    model = MaskRCNN.from_checkpoint(weights, "cpu", **nucleus.INFERENCE_SETTINGS, DETECTION_MIN_CONFIDENCE=0.0)
+    model = MaskRCNN.from_checkpoint(weights, "cpu")
+    model.config = model.config.for_detection(DETECTION_MIN_CONFIDENCE=0.0)
     for number, name in enumerate(IDS):
         image = picture(number)[0]
         (found,) = model.detect([image])
@@ -742,6 +743,30 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
     assert (model.config.BACKBONE_WIDTH, model.config.MEAN_PIXEL) == (1.0, (7.0, 8.0, 9.0))
     assert (model.config.LEARNING_RATE, model.config.RPN_CHANNELS) == (0.002, 128)
+    assert nucleus.main([*command, "--set", f"IMAGENET_MODEL_PATH={path}", "STEPS_PER_EPOCH=3"]) == 0
+    (model, *_), _ = calls.all[-1]
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+    assert len(asked) == 1, "the published weights are not asked for"
+
+
+def test_a_network_of_other_settings_is_taken_over(tmp_path):
+    """The network and what its weights mean come from the checkpoint; classes, anchor sizes and training do not."""
+    strides = {
+        "RPN_ANCHOR_STRIDE": 2,
+        "BACKBONE_STRIDES": (4, 8, 16, 32, 60),
+        "RPN_ANCHOR_SCALES": (9, 18, 36, 72, 144),
+    }
+    four = {"IMAGE_CHANNEL_COUNT": 4, "MEAN_PIXEL": (1.0, 2.0, 3.0, 4.0), "STD_PIXEL": (5.0, 6.0, 7.0, 8.0)}
+    training = {"RPN_NMS_THRESHOLD": 0.6, "IMAGES_PER_GPU": 7, "LEARNING_RATE": 0.5, "ROI_POSITIVE_RATIO": 0.9}
+    other = MaskRCNN(Config(**TINY_SHAPES, **strides, **four, **training, NUM_CLASSES=5, USE_MASKIOU_HEAD=False))
+    config = nucleus.finetuned_model(other.to_checkpoint(), tmp_path, {}).config
+    assert (config.RPN_ANCHOR_STRIDE, config.BACKBONE_STRIDES) == (2, (4, 8, 16, 32, 60))
+    assert (config.IMAGE_CHANNEL_COUNT, config.MEAN_PIXEL) == (4, (1.0, 2.0, 3.0, 4.0))
+    assert config.RPN_ANCHOR_SCALES == nucleus.NucleusConfig.RPN_ANCHOR_SCALES
+    assert (config.NUM_CLASSES, config.USE_MASKIOU_HEAD) == (2, True)
+    names = ("RPN_NMS_THRESHOLD", "IMAGES_PER_GPU", "ROI_POSITIVE_RATIO")
+    assert [getattr(config, name) for name in names] == [getattr(nucleus.NucleusConfig, name) for name in names]
+    assert config.LEARNING_RATE == nucleus.NucleusConfig.LEARNING_RATE / 10
 
 
 def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
@@ -807,7 +832,7 @@ def test_measure_gain_looks_at_whole_images_and_counts_all_nuclei(weights, tmp_p
     (row,) = json.loads(output.read_text())["models"].values()
     assert (row["images"], row["max_dets asked for"]) == (3, nucleus.MAX_DETS)
     (model,) = models
-    assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
+    assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("pad64", 1)
     numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(folder, "val"), [0, 1, 2], verbose=False)
     assert {name: row[name] for name in numbers} == numbers
     assert measure_gain.main(["nuclei", "--model", str(weights)]) == 2
@@ -821,7 +846,7 @@ LITE = DATA.parent / "nuclei_lite"
 def test_the_embedded_model_finds_nuclei_that_it_has_not_seen(capsys):
     """On the small part of the subset val; docs/results.md has the numbers of all of it."""
     model = load_model("nuclei", "cpu")
-    assert {name: getattr(model.config, name) for name in nucleus.INFERENCE_SETTINGS} == nucleus.INFERENCE_SETTINGS
+    assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("pad64", 1)
     numbers = nucleus.evaluate_nuclei(model, nucleus.make_dataset(LITE, "val"), verbose=False)
     assert numbers["images"] == 12
     assert numbers["mask AP"] > 0.45

@@ -835,7 +835,7 @@ def moved(field, device):
 
 
 def test_proposals_of_the_caller_are_taken():
-    """USE_RPN_ROIS = False: the RPN's own are not computed."""
+    """With proposals in the targets, the RPN's are not computed."""
     model, targets = tiny_model(), make_targets([one_image([[8, 8, 40, 40]])])
     proposals, index = proposals_of([[8, 8, 40, 39], [50, 50, 60, 60]])
     out: dict = {}

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import MEMORY, settings_that
+
 ############################################################
 #  Errors that say what to do
 ############################################################
@@ -22,15 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-# What takes memory, from what helps most without changing results.
-_MEMORY_SETTINGS = (
-    *("IMAGES_PER_GPU", "ACTIVATION_CHECKPOINTING", "TRAIN_DTYPE", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM"),
-    "TRAIN_ROIS_PER_IMAGE",
-)
-
-
 def memory_advice(config, device: torch.device) -> str:
-    values = ", ".join(f"{name} = {getattr(config, name)}" for name in _MEMORY_SETTINGS)
+    values = ", ".join(f"{name} = {getattr(config, name)}" for name in settings_that(MEMORY))
     return (
         f"out of memory on {device}. Lower IMAGES_PER_GPU (ACCUMULATE_STEPS keeps the batch as large), set "
         "ACTIVATION_CHECKPOINTING = True or TRAIN_DTYPE = 'bfloat16', or lower IMAGE_MIN_DIM and IMAGE_MAX_DIM or "

@@ -238,12 +238,13 @@ class Trainer:
         self.recorder = stack.enter_context(contextlib.closing(Recorder(self.log_dir, (at.epoch, at.step))))
         self.line = stack.enter_context(contextlib.closing(ProgressLine(at.epochs, at.steps, self.device)))
         weights = sum(parameter.numel() for parameter in self.learning.values())
-        processes = f" in each of {runtime.world_size()} processes" if runtime.world_size() > 1 else ""
+        per_process, world = self.config.IMAGES_PER_GPU, runtime.world_size()
+        processes = f" ({per_process} in each of {world} processes)" if world > 1 else ""
         batches = f", {self.config.ACCUMULATE_STEPS} of them an update" if self.config.ACCUMULATE_STEPS > 1 else ""
         self.say(
             f"training {weights:,} weights ({self.stage}) on {self.device}, into {self.log_dir}\n"
             f"from epoch {at.epoch}, step {at.step}, to epoch {at.epochs} of {at.steps} steps: batches of "
-            f"{self.config.IMAGES_PER_GPU} images{processes}{batches}, learning rate {self.learning_rate:g}"
+            f"{per_process * world} images{processes}{batches}, learning rate {self.learning_rate:g}"
         )
         if native.status():
             self.say(native.status())

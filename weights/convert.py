@@ -741,7 +741,7 @@ def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) ->
 
     Raises: ValueError for settings of a network that the weights do not fit.
     """
-    config = Config.from_dict({**checkpoint["config"], **settings})
+    config = Config.from_dict(checkpoint["config"], **settings)
     tensors = {name: tensor.shape for name, tensor in checkpoint["model"].items()}
     expected = _expected(config, is_backbone(checkpoint))
     other = sorted(name for name in tensors.keys() | expected.keys() if tensors.get(name) != expected.get(name))

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import BACKBONES
+from config import BACKBONES, Config
 
 from .download import download, sha256_of
 
@@ -115,6 +115,23 @@ def find_weights(name_or_path: str | Path, backbone: str | None = None, style: s
     if name not in PUBLISHED:
         raise _unknown_model(name, path)
     return _fetch(PUBLISHED[name])
+
+
+def imagenet_weights(config: Config) -> Path:
+    """The file with ImageNet weights that a training of this config starts from: IMAGENET_MODEL_PATH, or the published
+    one for BACKBONE and BACKBONE_STYLE.
+
+    Raises: FileNotFoundError if IMAGENET_MODEL_PATH is not a file; else as find_weights.
+    """
+    if config.IMAGENET_MODEL_PATH is None:
+        return find_weights("imagenet", config.BACKBONE, config.BACKBONE_STYLE)
+    path = Path(config.IMAGENET_MODEL_PATH).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"IMAGENET_MODEL_PATH {path} must be a file with ImageNet weights, and there is no such file; without "
+            "this setting, training starts from the published weights"
+        )
+    return path
 
 
 def _imagenet(backbone: str | None, style: str | None) -> Published:
