@@ -1,8 +1,8 @@
 """The pictures of a report: plots as PNG, examples as JPEG. Knows arrays, not pages.
 
-K classes, 0 is background   N detections   T bins
-Plots are drawn at twice the size they are shown at, with text of 11 pixels and more, in Okabe and Ito's colours, which
-differ for colour-blind eyes as well. Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
+K classes, 0 is background   N detections
+A plot has twice the pixels that it is shown with, and text of 11 pixels and more. Colours and figures are visualize's.
+Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
 """
 
 import functools
@@ -16,14 +16,13 @@ from scipy import ndimage
 
 import utils
 import visualize
+from visualize import BLUE, DARK_GRAY, SKY_BLUE, VERMILION, YELLOW
 
 from .calibration import Calibration
 from .examples import Example
 from .names import Metric
 
 DENSITY = 2  # pixels of a plot per pixel on the page
-BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#555555"
-SKY_BLUE, YELLOW = (0x56 / 255, 0xB4 / 255, 0xE9 / 255), (0xF0, 0xE4, 0x42)
 PICTURE_SIDE = 320  # longer side of an example, pixels
 _SMALL, _NORMAL = 9, 10  # points: 12 and 13 pixels
 
@@ -33,19 +32,12 @@ _SMALL, _NORMAL = 9, 10  # points: 12 and 13 pixels
 
 
 def _figure(width: int, height: int) -> Any:
-    """matplotlib's Figure of so many pixels on the page, which belongs to no window and to no pyplot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who only detects need not wait for it
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 96, height / 96), dpi=96, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    """A figure of this size on the page, in pixels."""
+    return visualize.new_figure(width / 96, height / 96, dpi=96, layout="constrained")
 
 
 def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=96 * DENSITY, metadata={"Software": None})
-    return file.getvalue()
+    return visualize.figure_to_png(figure, DENSITY)
 
 
 def _label(axes: Any, title: str, x: str, y: str) -> None:
@@ -62,22 +54,15 @@ def _unit_square(axes: Any) -> None:
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
 
 
-def _say(axes: Any, text: str) -> None:
-    style = {"ha": "center", "va": "center", "fontsize": _NORMAL, "color": GRAY, "backgroundcolor": "white"}
+def _write(axes: Any, text: str) -> None:
+    """Write in the middle of axes that have nothing to show."""
+    style = {"ha": "center", "va": "center", "fontsize": _NORMAL, "color": DARK_GRAY, "backgroundcolor": "white"}
     axes.text(0.5, 0.5, text, transform=axes.transAxes, **style)
-
-
-def _shades() -> Any:
-    """Blues that differ from white from the first on."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
 
 
 # Kind and ranking of a curve, label, colour, dashes: the dashes tell curves apart without colour, too
 _CURVES = (
-    ("box", "class score", "boxes", GRAY, ":"),
+    ("box", "class score", "boxes", DARK_GRAY, ":"),
     ("mask", "class score", "masks, class score (A)", VERMILION, "--"),
     ("mask", "mask score", "masks, mask score (B)", BLUE, "-"),
 )
@@ -104,43 +89,35 @@ def precision_recall(curves: Mapping[str, np.ndarray], measure: str, title: str)
     if axes.lines:
         axes.legend(fontsize=_SMALL, loc="lower left", framealpha=0.8)
     else:
-        _say(axes, "no objects")
+        _write(axes, "no objects")
     return _png(figure)
 
 
-def density(predicted: np.ndarray, true: np.ndarray, label: str) -> bytes:
-    """How many detections have which predicted value and which true IoU, in cells of 0.025: of one size for any N.
+############################################################
+#  Calibration
+############################################################
 
-    predicted, true: float [N]; what lies outside [0, 1] is counted at the edge. label: what is predicted.
+
+def density(predicted: np.ndarray, true: np.ndarray, label: str) -> bytes:
+    """Which true IoUs detections of a predicted value have: visualize's plot, of one size for any N.
+
+    predicted, true: float [N]; values outside [0, 1] are drawn at the edge. label: names the prediction.
 
     Returns: a PNG.
     """
-    from matplotlib.colors import LogNorm
-
     figure = _figure(360, 320)
     axes = figure.subplots()
-    _label(axes, f"{label} and true IoU", label, "true IoU of the mask")
-    _unit_square(axes)
-    axes.set_aspect("equal")
-    edges = np.linspace(0, 1, 41)
-    counts = np.histogram2d(np.clip(predicted, 0, 1), np.clip(true, 0, 1), bins=[edges, edges])[0]
-    if counts.any():
-        shades = axes.pcolormesh(
-            edges, edges, np.ma.masked_equal(counts.T, 0), cmap=_shades(), norm=LogNorm(1, max(counts.max(), 10))
-        )
-        bar = figure.colorbar(shades, ax=axes, shrink=0.9, format="{x:,.0f}")
-        bar.set_label("detections", fontsize=_SMALL)
-        bar.ax.tick_params(labelsize=_SMALL)
-    else:
-        _say(axes, "no detections")
-    axes.plot([0, 1], [0, 1], color=VERMILION, linewidth=1.2, linestyle="--")
+    visualize.plot_agreement(axes, predicted, true, label)
+    axes.title.set_fontsize(_SMALL)  # it is longer than the plot is wide
+    if not len(true):
+        _write(axes, "no detections")
     return _png(figure)
 
 
 def reliability(calibration: Calibration, label: str) -> bytes:
-    """Mean true IoU in each bin of what is predicted, and below how many detections are in it.
+    """The mean true IoU in each bin of the prediction and, below, the number of detections in it.
 
-    calibration: of calibrate(). label: what is predicted.
+    calibration: of calibrate(). label: names the prediction.
 
     Returns: a PNG.
     """
@@ -158,12 +135,12 @@ def reliability(calibration: Calibration, label: str) -> bytes:
     upper.bar(edges[:-1][filled], true[filled], widths[filled], color=BLUE, **style)
     upper.plot([0, 1], [0, 1], color=VERMILION, linestyle="--", linewidth=1.4, label="right on average")
     upper.legend(fontsize=_SMALL, loc="upper left", framealpha=0.8)
-    lower.bar(edges[:-1], counts, widths, color=GRAY, **style)
+    lower.bar(edges[:-1], counts, widths, color=DARK_GRAY, **style)
     lower.set_ylim(0, max(1.05 * counts.max(), 1))
     most = max(int(counts.max()), 1)
     lower.set_yticks([0, most], ["0", f"{most:,}"])
     if not filled.any():
-        _say(upper, "no detections")
+        _write(upper, "no detections")
     return _png(figure)
 
 
@@ -178,7 +155,7 @@ def row_shares(confusion: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """The whole matrix as shades of each row's shares, with as many class names as there is room for.
+    """The whole matrix as shades of each row's shares, with as many class names as fit.
 
     confusion: int [K, K] as in Evaluation. class_names: K.
 
@@ -207,7 +184,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> bytes
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """Characters that matplotlib's own font has; it warns of others."""
+    """Characters that matplotlib's font has. matplotlib warns of any other."""
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
@@ -255,7 +232,7 @@ def picture(example: Example, image: np.ndarray) -> bytes:
 
 
 def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """What of an image to show: box and masks with a margin, at least 32 pixels and half as high as wide."""
+    """The part of an image to show: box and masks with a margin, at least 32 pixels, sides at most 2 to 1."""
     boxes = [example.box]
     boxes += [utils.rle_to_bbox(code) for code in (example.mask, example.truth) if code and utils.rle_area(code)]
     lows, highs = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
@@ -269,6 +246,6 @@ def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]
 
 
 def _outline(image: np.ndarray, mask: np.ndarray) -> None:
-    """A yellow line along the inside of a mask, and a black one around it: seen on any ground. In place."""
+    """Draw in place a yellow line along the inside of a mask and a black line around it, to be seen on any image."""
     image[ndimage.binary_dilation(mask) & ~mask] = 0
-    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = YELLOW
+    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = np.round(255 * np.array(YELLOW)).astype(np.uint8)

@@ -70,7 +70,7 @@ def evaluate_to_folder(
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
 ) -> Evaluation | None:
-    """Evaluate on the disk, with a report. An interrupted evaluation continues; the processes of a group share the work.
+    """Evaluate on the disk, with a report. An interrupted evaluation continues; processes of a group share the work.
 
     folder: gets detections/, bbox.json and segm.json (COCO's submission format), metrics.json, metrics.csv,
         classes.csv and report.html. A folder takes one evaluation.

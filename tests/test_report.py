@@ -28,6 +28,7 @@ from toy_evaluation import (
 
 import runtime
 import utils
+import visualize
 from evaluation import charts, report
 from evaluation.calibration import calibrate
 from evaluation.metrics import Evaluation
@@ -487,11 +488,11 @@ def test_picture_shows_mask_and_truth():
     def at(y, x):
         return shown[round((y + 0.5 - y1) * scale), round((x + 0.5 - x1) * scale)]
 
-    tint = 0.45 * 100 + 0.55 * 255 * np.array(charts.SKY_BLUE)
+    tint = 0.45 * 100 + 0.55 * 255 * np.array(visualize.SKY_BLUE)
     assert np.abs(at(60, 50) - tint).max() < 12, "the mask is tinted"
     assert np.abs(at(60, 100) - 100).max() < 12, "inside of the truth the image is seen"
     assert np.abs(at(45, 42) - 100).max() < 12, "nothing is drawn outside"
-    yellow = near(shown, charts.YELLOW, 60)
+    yellow = near(shown, rgb(visualize.YELLOW), 60)
     rows, columns = np.nonzero(yellow)
     assert columns.min() == pytest.approx((71 - x1) * scale, abs=4)
     assert columns.max() == pytest.approx((109 - x1) * scale, abs=4)
@@ -499,7 +500,7 @@ def test_picture_shows_mask_and_truth():
     assert yellow.mean() < 0.05, "a line, not an area"
     assert near(shown, (0, 0, 0), 50).any(), "black around it"
     alone = pixels(charts.picture(example._replace(truth=None), image))
-    assert not near(alone, charts.YELLOW, 60).any()
+    assert not near(alone, rgb(visualize.YELLOW), 60).any()
 
 
 @given(
@@ -587,8 +588,8 @@ def test_damaged_masks_and_wrong_sizes_are_named_too():
 ############################################################
 
 
-def rgb(color: str) -> tuple[int, int, int]:
-    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+def rgb(color: tuple[float, float, float]) -> tuple[int, int, int]:
+    return tuple(round(255 * channel) for channel in color)
 
 
 def test_curves_are_drawn_where_they_lie():
@@ -596,7 +597,7 @@ def test_curves_are_drawn_where_they_lie():
     curves = {name: np.full(101, level) for name, level in levels.items()}
     shown = pixels(charts.precision_recall(curves, "AP50", "title"))
     assert shown.shape[:2] == (640, 720)
-    colors = [rgb(color) for color in (charts.GRAY, charts.VERMILION, charts.BLUE)]
+    colors = [rgb(color) for color in (visualize.DARK_GRAY, visualize.VERMILION, visualize.BLUE)]
     heights = [np.median(np.nonzero(near(shown[:400, 150:700], color, 20))[0]) for color in colors]
     assert heights[0] < heights[1] < heights[2], "0.9 above 0.7 above 0.5"
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=3)
@@ -605,10 +606,10 @@ def test_curves_are_drawn_where_they_lie():
 def test_curves_of_no_objects():
     missing = {name: np.full(101, -1.0) for name in ("box AP", "mask AP (class score)", "mask AP")}
     shown = pixels(charts.precision_recall(missing, "AP", "title"))
-    assert not near(shown, rgb(charts.BLUE), 30).any()
+    assert not near(shown, rgb(visualize.BLUE), 30).any()
     alone = pixels(charts.precision_recall(missing | {"mask AP": np.ones(101)}, "AP", "title"))
-    assert near(alone, rgb(charts.BLUE), 30).any()
-    assert not near(alone, rgb(charts.VERMILION), 30).any()
+    assert near(alone, rgb(visualize.BLUE), 30).any()
+    assert not near(alone, rgb(visualize.VERMILION), 30).any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 500_000])
@@ -621,14 +622,15 @@ def test_plots_of_any_number_of_detections(count):
 
 
 def test_density_shows_where_detections_are():
-    low = pixels(charts.density(np.full(50, 0.9), np.full(50, 0.1), "score"))
-    outside = pixels(charts.density(np.full(50, 7.0), np.full(50, 0.1), "score"))
-    dark = near(low[100:560, 90:560], (8, 48, 107), 40)  # the shade of the largest count
+    true = np.array([0.5] + [0.1] * 2500)  # more than are drawn as points
+    low = pixels(charts.density(np.array([0.5] + [0.9] * 2500), true, "score"))
+    outside = pixels(charts.density(np.array([0.5] + [7.0] * 2500), true, "score"))
+    dark = near(low[100:560, 90:550], (8, 48, 107), 40)  # the shade of the largest count
     rows, columns = np.nonzero(dark)
     assert dark.any()
     assert rows.mean() > 300, "a low true IoU lies below"
     assert columns.mean() > 300, "a high prediction lies to the right"
-    assert near(outside[100:560, 90:570], (8, 48, 107), 40).any(), "what lies outside is counted at the edge"
+    assert near(outside[100:560, 90:550], (8, 48, 107), 40).any(), "what lies outside is counted at the edge"
 
 
 def test_reliability_bars_have_the_height_of_the_mean():
@@ -636,7 +638,7 @@ def test_reliability_bars_have_the_height_of_the_mean():
     for true in (0.25, 0.5):
         found = calibrate(np.full(10, 0.75), np.full(10, true))
         shown = pixels(charts.reliability(found, "score"))
-        heights.append(near(shown, rgb(charts.BLUE), 20).any(axis=1).sum())
+        heights.append(near(shown, rgb(visualize.BLUE), 20).any(axis=1).sum())
     assert heights[1] == pytest.approx(2 * heights[0], abs=4)
 
 
