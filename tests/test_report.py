@@ -625,9 +625,7 @@ def test_density_shows_where_detections_are():
     true = np.array([0.5] + [0.1] * 2500)  # more than are drawn as points
     low = pixels(charts.density(np.array([0.5] + [0.9] * 2500), true, "score"))
     outside = pixels(charts.density(np.array([0.5] + [7.0] * 2500), true, "score"))
-    dark = near(
-        low[100:560, 90:550], (8, 48, 107), 40
-    )  # the shade of the largest count
+    dark = near(low[100:560, 90:550], (8, 48, 107), 40)  # the shade of the largest count
     rows, columns = np.nonzero(dark)
     assert dark.any()
     assert rows.mean() > 300, "a low true IoU lies below"
