@@ -310,7 +310,7 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
         asked.append(arguments)
         return tmp_path / "backbone.pth"
 
-    monkeypatch.setattr("coco.find_weights", find)
+    monkeypatch.setattr("weights.published.find_weights", find)
     assert run("train", data, "--set", *SETTINGS) == 0
     assert asked == [("imagenet", "resnet18", "pytorch")]
     (((model, *_), _),) = started
