@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from http_server import FileServer
 
-import utils
 from weights.download import download, safe_extract, sha256_of
 
 CONTENT = bytes(range(256)) * 1200 + b"the end"  # a few chunks
@@ -129,7 +128,7 @@ def test_attempts_end(server, path):
 def test_pauses_grow(server, path, monkeypatch):
     pauses = []
     monkeypatch.setattr("weights.download.BACKOFF", 1.0)
-    monkeypatch.setattr(utils.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     server.statuses = [503] * 9
     with pytest.raises(ConnectionError, match="answered 503 Service Unavailable"):
         get(server, path, retries=7)
@@ -309,7 +308,7 @@ def test_a_full_disk_leaves_the_part(server, path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(utils.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             get(server, path)
     assert len(server.requests) == 1
@@ -352,17 +351,17 @@ def test_one_of_several_threads_downloads(server, path, caplog):
 def test_a_killed_process_leaves_no_lock(server, path):
     """A process dies in the middle, as by kill -9: the next one goes on at once."""
     script = """
-        import os, sys
-        import utils
-        read = utils._read
-        def read_and_die(response, calls=[]):
+        import http.client, os, sys
+        from weights.download import download
+        read = http.client.HTTPResponse.read
+        def read_and_die(response, size, calls=[]):
             calls.append(1)
-            return read(response) if len(calls) < 4 else os._exit(9)
-        utils._read = read_and_die
-        utils.download(sys.argv[1], sys.argv[2], progress=False)
+            return read(response, size) if len(calls) < 4 else os._exit(9)
+        http.client.HTTPResponse.read = read_and_die
+        download(sys.argv[1], sys.argv[2], progress=False)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), server.url, str(path)]
-    assert subprocess.run(command, cwd=Path(utils.__file__).parent).returncode == 9
+    assert subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 9
     assert names(path.parent) == {"weights.pth.lock", "weights.pth.part", "weights.pth.part.json"}
     begun = part_of(path).stat().st_size
     assert json.loads(part_of(path).with_name("weights.pth.part.json").read_text())["size"] == len(CONTENT)
@@ -484,7 +483,7 @@ def test_extract_writes_no_more_than_declared(tmp_path):
 
 
 def test_extract_looks_at_the_room_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils.shutil, "disk_usage", lambda _: type("", (), {"free": 5}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 5}))
     archive = make_zip(tmp_path / "x.zip", [("a", b"123456")])
     with pytest.raises(OSError, match="unpacks to 6 bytes, more than the disk"):
         safe_extract(archive, tmp_path / "out", progress=False)

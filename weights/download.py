@@ -8,19 +8,19 @@ import logging
 import os
 import re
 import shutil
-import sqlite3
 import stat
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
+
+import runtime
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def download(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, part, notes = (path.with_name(path.name + suffix) for suffix in (".lock", ".part", ".part.json"))
-    with _alone(lock, path):
+    with runtime.locked_file(lock, lambda: logger.warning("Another process is downloading %s; waiting for it", path)):
         if not _is_downloaded(path, sha256):
             _fetch(url, part, notes, sha256 is not None, progress, timeout, retries)
             _check_hash(part, notes, url, sha256)
@@ -88,8 +88,8 @@ def download(
                 os.fsync(file.fileno())
             os.replace(part, path)
             notes.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # on Windows, while others wait
-            lock.unlink()  # who waits for the file that this was finds path; who fails leaves the lock to the others
+        with contextlib.suppress(OSError):  # Windows deletes no file that another process has open
+            lock.unlink()  # another process may still wait for this lock; then it finds the finished file
     return path
 
 
@@ -152,42 +152,6 @@ def _check_hash(part: Path, notes: Path, url: str, sha256: str | None) -> None:
         f"{url} does not have the sha256 {sha256} that was expected, but {actual}; was the file replaced, or damaged "
         "on its way? What was downloaded is deleted, and the next try starts anew"
     )
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same lock file.
-
-    The lock is SQLite's on that file: the one in the standard library that is the same on every system and that the
-    system frees when its process dies, in whatever way. So a lock file that was left behind locks nothing.
-    """
-    database = None
-    try:
-        database = sqlite3.connect(lock, timeout=1, isolation_level=None)
-        waiting = False
-        while not _locks(database):
-            if not waiting:
-                logger.warning("Another process is downloading %s; waiting for it", path)
-            waiting = True
-    except sqlite3.Error as error:  # a file system without locks; or a folder that is not ours, as we shall hear
-        logger.debug("%s cannot be locked: %s", lock, error)
-    try:
-        yield
-    finally:
-        if database is not None:
-            database.close()
-
-
-def _locks(database: sqlite3.Connection) -> bool:
-    """Whether the lock was got within the connection's timeout."""
-    try:
-        database.execute("PRAGMA journal_mode = OFF")  # nothing is ever written, and so needs no second file
-        database.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True
 
 
 def _fetch(url: str, part: Path, notes: Path, hashed: bool, progress: bool, timeout: float, retries: int) -> None:
