@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, WEIGHTS, Config, settings_that
+from config import BACKBONE_WEIGHTS, BACKBONES, WEIGHTS, Config, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, TrainingData, collate
@@ -395,17 +395,6 @@ class Linear(_Layer):
 #  Backbone
 ############################################################
 
-# Blocks of each stage, bottleneck or not, groups, channels of a group in the first stage.
-_ARCHITECTURES = {
-    "resnet18": ((2, 2, 2, 2), False, 1, 64),
-    "resnet34": ((3, 4, 6, 3), False, 1, 64),
-    "resnet50": ((3, 4, 6, 3), True, 1, 64),
-    "resnet101": ((3, 4, 23, 3), True, 1, 64),
-    "resnext101_32x4d": ((3, 4, 23, 3), True, 32, 4),
-    "resnext101_64x4d": ((3, 4, 23, 3), True, 64, 4),
-    "resnext101_32x8d": ((3, 4, 23, 3), True, 32, 8),
-}
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
@@ -449,7 +438,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config) -> None:
         super().__init__()
-        blocks, is_bottleneck, groups, group_width = _ARCHITECTURES[config.BACKBONE]
+        blocks, is_bottleneck, groups, group_width = BACKBONES[config.BACKBONE]
         self.pads_symmetrically = config.dialect.stem_pool == "symmetric"
         self.recomputes = config.ACTIVATION_CHECKPOINTING
         norm = config.BACKBONE_NORM

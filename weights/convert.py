@@ -354,34 +354,25 @@ def fold_norm(
 #  What the tensors tell
 ############################################################
 
-_BLOCKS = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-}
-
 
 def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     """Name of the backbone, from its blocks and the groups of its 3x3 convolutions."""
-    blocks = Counter(found[0] for name in shapes if (found := re.match(r"backbone\.layer(\d)\.\d+\.", name)))
-    counts = tuple(
-        sum(block.startswith(f"backbone.layer{stage}.") and n > 2 for block, n in blocks.items())
+    tensors_of_block = Counter(match[0] for name in shapes if (match := re.match(r"backbone\.layer\d\.\d+\.", name)))
+    blocks = tuple(
+        sum(block.startswith(f"backbone.layer{stage}.") and count > 2 for block, count in tensors_of_block.items())
         for stage in (1, 2, 3, 4)
     )
-    kind = "bottleneck" if any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes) else "basic"
-    name = _BLOCKS.get((kind, counts))
+    is_bottleneck = any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes)
     width = _common(shapes, 64, (r"backbone\.layer1\.\d+\.conv2\.weight", 0))
-    part = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
-    groups = width // max(part, 1)
-    if groups > 1:
-        name = f"resnext101_{groups}x{part}d" if name == "resnet101" else None
-    if name not in BACKBONES:
-        raise ValueError(
-            f"{path} has a backbone of {counts} {kind} blocks with 3x3 convolutions of {width} channels in {groups} "
-            f"groups, which is none of {', '.join(BACKBONES)}"
-        )
-    return name
+    group_width = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
+    groups = width // max(group_width, 1)
+    for name, architecture in BACKBONES.items():
+        if architecture == (blocks, is_bottleneck, groups, group_width):
+            return name
+    raise ValueError(
+        f"{path} has a backbone of {blocks} {'bottleneck' if is_bottleneck else 'basic'} blocks with 3x3 convolutions "
+        f"of {width} channels in {groups} groups, which is none of {', '.join(BACKBONES)}"
+    )
 
 
 def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str, int]) -> int:
