@@ -34,7 +34,6 @@ from model import TRAINABLE, MaskRCNN
 from training.checkpoints import find_last
 from training.optimizer import SCHEDULES
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.convert import convert
 from weights.load import load_checkpoint, load_model
 from weights.published import MODEL_NAMES, imagenet_weights
 
@@ -310,7 +309,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
-        return convert(imagenet_weights(config)), None
+        return load_checkpoint(imagenet_weights(config)), None
     return load_checkpoint(name, arguments.style), None
 
 

@@ -17,6 +17,7 @@ import torch
 import runtime
 from training import checkpoints
 from training.checkpoints import Position, checkpoint_path, find_last, list_checkpoints
+from weights.checkpoint import size_of
 
 ROOT = Path(__file__).parent.parent
 CONTENTS = {"model": {"weight": torch.arange(1000.0)}, "training": {"epoch": 1, "best": None, "sums": [1, 2.5]}}
@@ -155,11 +156,8 @@ def test_what_cannot_be_saved_is_no_matter_of_the_disk(tmp_path):
 
 
 def test_size():
-    assert checkpoints.size_of(CONTENTS) == 4000
-    assert (
-        checkpoints.size_of([torch.zeros(3, dtype=torch.int64), {"a": (torch.zeros(2, dtype=torch.uint8), "x", 1)}])
-        == 26
-    )
+    assert size_of(CONTENTS) == 4000
+    assert size_of([torch.zeros(3, dtype=torch.int64), {"a": (torch.zeros(2, dtype=torch.uint8), "x", 1)}]) == 26
 
 
 @pytest.mark.parametrize("links", [True, False])

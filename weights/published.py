@@ -96,6 +96,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mask-scoring-rcnn"
 
 
+def find_published(name_or_path: str | Path) -> Published | None:
+    """The published checkpoint that a name means. None for a file, even of such a name, and for other names."""
+    is_file = Path(name_or_path).expanduser().is_file()
+    return None if is_file else PUBLISHED.get(str(name_or_path))
+
+
 def find_weights(name_or_path: str | Path, backbone: str | None = None, style: str | None = None) -> Path:
     """The file of a model: a path as it is, an embedded name, a published one from models/, the cache or the network.
 
