@@ -27,7 +27,14 @@ import model
 from config import Config
 from convert_weights import main
 from data.coco_files import COCO_CATEGORIES
-from weights.checkpoint import CHECKPOINT_KEYS, describe, write_checkpoint
+from weights.checkpoint import (
+    CHECKPOINT_KEYS,
+    check_values,
+    describe,
+    make_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from weights.convert import _eps, _style, read_class_names
 from weights.formats import FORMATS
 from weights.load import load_checkpoint, load_model, load_with_report
@@ -41,6 +48,7 @@ from weights.published import (
     find_weights,
     imagenet_weights,
 )
+from weights.torch_files import load_torch_file
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]
@@ -681,6 +689,100 @@ def test_backbones_of_no_name(tmp_path):
 
 
 ############################################################
+#  Foreign files in MaskRCNN.load_weights
+############################################################
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Names of the tensors that load_weights draws anew. No numbers are drawn, which would take seconds."""
+    names = []
+    monkeypatch.setattr(model, "initialise", lambda network, some=None: names.extend(some or []))
+    return names
+
+
+# The file: settings of a model that takes its weights, and what the report calls the file's format.
+FOREIGN = {
+    "p1": ({"DIALECT": "matterport", "USE_MASKIOU_HEAD": False}, "2018 PyTorch port"),
+    "p2_ms_r50": ({"DIALECT": "benchmark", "BACKBONE": "resnet50"}, "the paper's code"),
+    "p3_v1": ({"DIALECT": "torchvision", "BACKBONE": "resnet50", "USE_MASKIOU_HEAD": False}, "torchvision's Mask"),
+    "r50-caffe": ({"BACKBONE": "resnet50", "BACKBONE_STYLE": "caffe", "STD_PIXEL": (1, 1, 1)}, "mmdetection 2 or 3"),
+}
+CLASS_LAYERS = {
+    "box_head.class_logits", "box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_load_weights_takes_foreign_files(light, drawn, name, tmp_path, capsys):
+    """All tensors with as many classes; those without classes with another number; none under another dialect."""
+    settings, title = FOREIGN[name]
+    path = save(tmp_path / "epoch_12.pth", {"state_dict": numbered(name)})  # of mmdetection, the style is the model's
+    converted = load_checkpoint(path, settings.get("BACKBONE_STYLE"))["model"]
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=91 if name == "p3_v1" else 81))
+    network.load_weights(path)
+    assert same(dict(network.state_dict()), converted)
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in network.source
+    printed = capsys.readouterr().out
+    assert title in printed
+    assert f"loaded: {len(converted)} of the model's {len(converted)} tensors" in printed
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=3))
+    with pytest.raises(ValueError, match="does not fit the model; nothing was loaded"):
+        network.load_weights(path)
+    network.load_weights(path, by_name=True)
+    expected = {tensor for tensor in converted if tensor.rpartition(".")[0] in CLASS_LAYERS}
+    assert set(drawn) == expected
+    for tensor, value in network.state_dict().items():
+        assert tensor in expected or torch.equal(value, converted[tensor]), tensor
+    other = "mmdet" if settings.get("DIALECT") == "torchvision" else "torchvision"
+    with pytest.raises(ValueError, match=f"made for DIALECT = .*, but the model has {other}"):
+        model.MaskRCNN(Config(DIALECT=other, BACKBONE="resnet18")).load_weights(path, by_name=True)
+
+
+def test_load_weights_of_matterports_file(drawn, tmp_path):
+    """As Matterport's balloon.py loads mask_rcnn_coco.h5, and then its own, whose classes have no names."""
+    settings = {"DIALECT": "matterport", "USE_MASKIOU_HEAD": False, "CLASS_NAMES": ("BG", "balloon")}
+    heads = ["mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_bbox", "mrcnn_mask"]
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(7)
+    network.load_weights(write_layout(tmp_path / "mask_rcnn_coco.h5"), by_name=True, exclude=heads)
+    for name, tensor in network.named_parameters():
+        assert (tensor == (7 if name.rpartition(".")[0] in CLASS_LAYERS else 0)).all(), name
+    assert drawn == []
+    layers = []
+    for layer, weights in golden_weights.keras_layers():
+        if layer in ("mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_mask"):
+            weights = [(w, (*shape[:-1], shape[-1] // 81 * 2), peer) for w, shape, peer in weights]
+        layers.append((layer, weights))
+    network.load_weights(write_layout(tmp_path / "mask_rcnn_balloon_0030.h5", layers=layers))
+    assert all((tensor == 0).all() for tensor in network.parameters())
+    assert network.class_names == ["BG", "balloon"]
+
+
+def test_copy_classes_of_a_foreign_file(light, drawn, tmp_path):
+    """torchvision's 91 classes have ten of the name N/A, and rows all the same."""
+    state = numbered("p3_v1")
+    state["roi_heads.box_predictor.cls_score.bias"] = torch.arange(91.0)
+    settings = {**FOREIGN["p3_v1"][0], "CLASS_NAMES": ("BG", "toothbrush", "unicorn", "person"), "NUM_CLASSES": 4}
+    network = model.MaskRCNN(Config(**settings))
+    with torch.no_grad():
+        network.box_head.class_logits.bias.fill_(-1)
+    network.load_weights(save(tmp_path / "v1.pth", state), copy_classes=True)
+    assert network.box_head.class_logits.bias.tolist() == [0, 90, -1, 1]
+
+
+def test_load_weights_of_an_imagenet_file(light, drawn, tmp_path):
+    path = save(tmp_path / "resnet18.pth", imagenet_state("resnet18"))
+    network = model.MaskRCNN(Config(BACKBONE="resnet18"))
+    network.load_weights(path, by_name=True, copy_classes=True)
+    assert (network.backbone.stem.weight == 1).all()
+    with pytest.raises(ValueError, match="these weights were made for BACKBONE = resnet18"):
+        model.MaskRCNN(Config(BACKBONE="resnet34")).load_weights(path, by_name=True)
+
+
+############################################################
 #  Files that are wrong
 ############################################################
 
@@ -936,22 +1038,65 @@ def test_ours_comes_back(ours, tmp_path):
     )
 
 
+def test_ours_is_read_and_checked_once(ours, monkeypatch):
+    calls = []
+
+    def check(*arguments, **options):
+        calls.append("checked")
+        check_values(*arguments, **options)
+
+    def read(path):
+        calls.append("read")
+        return load_torch_file(path)
+
+    monkeypatch.setattr("weights.checkpoint.check_values", check)
+    monkeypatch.setattr("weights.convert.load_torch_file", read)
+    load_model(ours[0], "cpu")
+    assert calls == ["read", "checked"]
+    load_checkpoint(ours[0])
+    assert calls == ["read", "checked"] * 2
+    checkpoint = read_checkpoint(ours[0])
+    assert read_checkpoint(checkpoint) is checkpoint
+    with pytest.raises(ValueError, match="the checkpoint says dialect 'tf'"):
+        read_checkpoint({**checkpoint, "dialect": "tf"})  # a changed copy is checked again
+
+
+def test_tensors_are_stored_without_what_lies_beside_them(tmp_path):
+    """torch.save writes a whole storage for a view; and what need not change is not copied."""
+    row, plain = torch.rand(1000, 3)[5], torch.rand(4)
+    contents = make_checkpoint(Config(), "a test", {"row": row, "plain": plain, "half": plain.half()})
+    assert torch.equal(contents["model"]["row"], row)
+    assert contents["model"]["row"].untyped_storage().nbytes() == 12
+    assert contents["model"]["plain"].data_ptr() == plain.data_ptr()
+    assert contents["model"]["half"].dtype == torch.float32
+    write_checkpoint(tmp_path / "x.pth", contents)
+    assert (tmp_path / "x.pth").stat().st_size < 10_000
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        write_checkpoint(tmp_path / "none" / "x.pth", contents)
+
+
+def test_the_reader_of_ours_names_the_converter(tmp_path):
+    for path in (save(tmp_path / "x.pth", {"model": {}}), write_layout(tmp_path / "x.h5", layers=[])):
+        with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint of this project; `python convert_wei"):
+            read_checkpoint(path)
+
+
 def test_ours_that_is_wrong(ours, tmp_path):
     contents = ours[1]
-    weights = contents["model"]
+    tensors = contents["model"]
     first = "fpn.output.0.bias"
-    without = {name: tensor for name, tensor in weights.items() if name != first}
-    nan = {**weights, first: torch.full_like(weights[first], float("inf"))}
+    without = {name: tensor for name, tensor in tensors.items() if name != first}
+    nan = {**tensors, first: torch.full_like(tensors[first], float("inf"))}
     for change, match in (
         ({"version": 2}, r"x\.pth is a checkpoint of version 2, this code reads 1"),
         ({"dialect": "tf"}, "dialect 'tf', its config 'mmdet'"),
         ({"config": {**contents["config"], "COLOUR": 1}}, "config that this code does not know: COLOUR"),
         ({"model": without}, rf"missing: {re.escape(first)} \[16\]"),
-        ({"model": {**weights, "extra": weights[first]}}, r"not of this model: extra \[16\]"),
-        ({"model": {**weights, first: torch.zeros(3)}}, r"fpn\.output\.0\.bias is \[3\], the model's \[16\]"),
+        ({"model": {**tensors, "extra": tensors[first]}}, r"not of this model: extra \[16\]"),
+        ({"model": {**tensors, first: torch.zeros(3)}}, r"fpn\.output\.0\.bias is \[3\], the model's \[16\]"),
         ({"model": nan}, rf"{re.escape(first)} has 16 of 16 values"),
         ({"model": [1]}, "lacks a dict as model"),
-        ({"model": {**weights, first: weights[first].long()}}, r"is torch\.int64, .*floating"),
+        ({"model": {**tensors, first: tensors[first].long()}}, r"is torch\.int64, .*floating"),
         ({"class_names": ["BG"]}, "config that this code does not know: CLASS_NAMES"),
     ):
         path = save(tmp_path / "x.pth", {**contents, **change})
