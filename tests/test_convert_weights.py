@@ -35,7 +35,7 @@ from weights.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from weights.convert import _eps, _style, read_class_names
+from weights.convert import _eps, _pixels, _style, read_class_names
 from weights.formats import FORMATS
 from weights.load import load_checkpoint, load_model, load_with_report
 from weights.published import (
@@ -1123,6 +1123,18 @@ def test_published_table():
         assert published.sha256 is None or published.url.endswith(f"-{published.sha256}.pth")
         if published.url.startswith(_MMDET_URL) and "x101" not in published.name:
             assert _style(Path(published.url), FORMATS[3], "resnet50", "", None) == published.style
+
+
+def test_published_models_say_how_to_train_them_anew():
+    trainable = {name: published.settings for name, published in PUBLISHED.items() if published.settings}
+    assert set(trainable) == {"coco", *(name for name in PUBLISHED if name.startswith("ms_rcnn_"))}
+    for name, settings in trainable.items():
+        config, published = Config(**settings), PUBLISHED[name]
+        assert (config.BACKBONE, config.BACKBONE_STYLE) in IMAGENET
+        assert published.style == config.BACKBONE_STYLE
+        assert f"_{config.SCHEDULE}_coco" in published.url
+        _, mean, std = _pixels("", config.BACKBONE_STYLE)
+        assert (mean, std) == (config.MEAN_PIXEL, config.STD_PIXEL)
 
 
 @pytest.fixture
