@@ -735,7 +735,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     stored["class_names"] = stored["category_ids"] = None
     path, asked = tmp_path / "backbone.pth", []
     write_checkpoint(path, stored)
-    monkeypatch.setattr(nucleus, "find_weights", lambda *names: asked.append(names) or path)
+    monkeypatch.setattr("weights.published.find_weights", lambda *names: asked.append(names) or path)
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
     assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0
     ((model, *_), _), _ = calls.all
