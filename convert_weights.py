@@ -1,6 +1,7 @@
 """Convert any checkpoint of the family into one of this project: the command line of weights/.
 
-    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--half] [--force]
+    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--set NAME=VALUE ...]
+                                      [--half] [--force]
 
 weights/convert.py says which formats it reads, and how.
 """
@@ -27,13 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="the checkpoint: a file of any format, or a published name")
     parser.add_argument("target", metavar="DST", help="the file to write, usually .pth")
-    parser.add_argument("--style", choices=STYLES, help="of a ResNet of mmdetection, where nothing else tells")
+    parser.add_argument("--style", choices=STYLES, help="of a ResNet of mmdetection, if the file does not say it")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line, without the background")
     parser.add_argument(
         "--eps",
         type=float,
-        help="of a torchvision ResNet-50 with frozen batch norm: 0 (default) if it was trained from the published "
-        "detector, 1e-5 if from an ImageNet backbone; the file does not tell",
+        help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
+        "trained from the published detector, 1e-5 if from an ImageNet backbone",
     )
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of config.py to store"
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. Exits with status 1 and a message where convert raises."""
+    """The command line. An error exits with status 1 and its message."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     target = Path(arguments.target)

@@ -1,17 +1,18 @@
-"""Any published checkpoint of the family -> ours.
+"""Any published checkpoint of the family as one of this project.
 
-A source is recognised by what is in it, never by its suffix:
+A source is recognised by its contents, never by its suffix:
 
     keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
     benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
     torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
 
-The network has one canonical form (model.py). What a source does differently and can be made equal in the weights, is:
-names (one table a format), class order, row order, colour order, batch norm. The rest is the dialect, which the
-checkpoint names. Every tensor of a source is mapped or on its format's list of what is dropped, and every tensor of the
-model comes from the source, in the right shape: otherwise a ValueError lists the names, and nothing is written.
+The network has one canonical form (model.py). A source may differ in names (formats.py has a table for each format),
+class order, row order, colour order and batch norm: the conversion makes these equal in the weights. All other
+differences are the dialect, which the checkpoint names. Every tensor of a source is used, or on its format's list of
+dropped names, and every tensor of the network comes from the source in the right shape; otherwise a ValueError lists
+the names.
 
-Files are data: torch.load(weights_only=True), and objects other than tensors and plain containers are not even built.
+Files are data: torch.load(weights_only=True) reads them, and builds nothing but tensors and plain containers.
 
     K classes, 0 is background   A anchors of a cell   rows of deltas are (dy, dx, dh, dw)
 """
@@ -53,9 +54,9 @@ from .torch_files import file_kind, load_torch_file
 
 
 def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a Keras HDF5 file as torch has them, and what else lies in the file.
+    """Weights of a Keras HDF5 file in torch's layout, and the names of other things in the file.
 
-    Returns: {"<layer>.<leaf>": tensor}; [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one.
+    Returns: {"<layer>.<leaf>": tensor}, [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one; names.
     Raises: ValueError for HDF5 that is damaged or not Keras weights.
     """
     tensors: dict[str, Tensor] = {}
@@ -81,7 +82,7 @@ def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
-    """A list of names, bytes or str, split into name0, name1, ... where HDF5's limit of 64 KB made Keras do so."""
+    """A list of names, bytes or str. Where it exceeds HDF5's 64 KB, Keras splits it into name0, name1, ..."""
     parts = [group.attrs[name]] if name in group.attrs else []
     while f"{name}{len(parts)}" in group.attrs:
         parts.append(group.attrs[f"{name}{len(parts)}"])
@@ -90,7 +91,7 @@ def _attribute(group: h5py.Group, name: str) -> list[str]:
 
 
 def _keras_name(layer: str, weight: str) -> str:
-    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight knows its layer."""
+    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight names its layer."""
     *scopes, leaf = weight.split(":")[0].split("/")
     if layer == "rpn_model" and scopes:
         layer = re.sub(r"_\d+$", "", scopes[-1])
@@ -107,9 +108,9 @@ def _from_keras(path: Path, dataset: h5py.Dataset) -> Tensor:
 
 
 def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights among a file's contents, and the names of what lies beside them.
+    """The weights among a file's contents, and the names of the other contents.
 
-    Raises: ValueError if there are none.
+    Raises: ValueError if there are no weights.
     """
     others: list[str] = []
     for key in ("state_dict", "model", "model_state_dict"):
@@ -138,7 +139,7 @@ def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tens
 def _recognise(path: Path, names: Iterable[str], kind: str) -> Format:
     """The format whose signs are among the names.
 
-    Raises: ValueError for none, and for formats that must not be misread.
+    Raises: ValueError if no format's are, and for formats that must not be mistaken for another.
     """
     names = list(names)
     for candidate in FORMATS:
@@ -160,12 +161,12 @@ def _rename(
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str], list[str]]:
     """Give tensors our names.
 
-    Returns: tensors by our name, {our name: the source's name}, names dropped on purpose, names of no use.
+    Returns: tensors by our name, {our name: the source's name}, names dropped on purpose, names in no table.
     Raises: ValueError for two tensors of one name.
     """
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    dropped, left = [], []
+    dropped, unused = [], []
     for name, tensor in tensors.items():
         target = _target(source.table, name)
         if name.endswith(".num_batches_tracked") or any(
@@ -173,50 +174,49 @@ def _rename(
         ):
             dropped.append(name)
         elif target is None:
-            left.append(name)
+            unused.append(name)
         elif target in renamed:
             raise ValueError(f"{path}: {name} and {origin[target]} are both {target}")
         else:
             renamed[target], origin[target] = tensor, name
-    return renamed, origin, dropped, left
+    return renamed, origin, dropped, unused
 
 
 def _target(table: Table, name: str) -> str | None:
     """Our name of a source's tensor, or None."""
     for rule, template in table:
-        found = _pattern(rule).fullmatch(name)
-        if found and found["leaf"] in LEAVES:
-            numbers = iter([int(text) if text.isdigit() else ord(text) - ord("a") for text in found.groups()[:-1]])
-            target = re.sub(r"#([+-]\d)?", functools.partial(_shifted, numbers), template)
-            return target + LEAVES[found["leaf"]]
+        match = _pattern(rule).fullmatch(name)
+        if match and match["leaf"] in LEAVES:
+            numbers = iter([int(text) if text.isdigit() else ord(text) - ord("a") for text in match.groups()[:-1]])
+            fill = lambda place, numbers=numbers: str(next(numbers) + int(place[1] or 0))  # noqa: E731
+            return re.sub(r"#([+-]\d)?", fill, template) + LEAVES[match["leaf"]]
     return None
-
-
-def _shifted(numbers: Iterable[int], match: re.Match) -> str:
-    return str(next(numbers) + int(match[1] or 0))
 
 
 @functools.cache
 def _pattern(rule: str) -> re.Pattern:
+    """The pattern of the names that a rule of the tables in formats.py stands for."""
     text = re.escape(rule).replace(r"\#", r"(\d+)").replace("@", "([a-z])")
     return re.compile(text + r"(?P<leaf>\w+)")
 
 
-def _check_names(path: Path, source: Format, got: set[str], expected: Iterable[str], left: list[str], origin) -> None:
-    """Nothing is missing, nothing is left over.
+def _check_names(
+    path: Path, source: Format, names: set[str], expected: Iterable[str], unused: list[str], origin: Mapping[str, str]
+) -> None:
+    """Raises a ValueError that lists missing names and names too many, unless there are none.
 
-    Raises: ValueError that lists the names.
+    names: ours, of the file's tensors. expected: of the network's. unused: names of the file that are in no table.
     """
     expected = set(expected)
-    must = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
-    normed = {name.rsplit(".norm.", 1)[0] for name in got if ".norm." in name}
-    normed |= {module for module in must if module.startswith(source.normed)}
-    biases = {f"{module}.bias" for module in normed}  # may be there, and come from the batch norm in any case
-    wanted = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
-    missing = sorted(wanted - got - biases)
-    left = left + [origin[name] for name in sorted(got - wanted - biases)]
+    must_be_normed = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
+    normed = {name.rsplit(".norm.", 1)[0] for name in names if ".norm." in name}
+    normed |= {module for module in must_be_normed if module.startswith(source.normed)}
+    biases = {f"{module}.bias" for module in normed}  # optional: the batch norm gives the bias in any case
+    required = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
+    missing = sorted(required - names - biases)
+    unused = unused + [origin[name] for name in sorted(names - required - biases)]
     problems = [f"missing {len(missing)} (our names): {utils.listed(missing)}"] if missing else []
-    problems += [f"left over {len(left)}: {utils.listed(left)}"] if left else []
+    problems += [f"left over {len(unused)}: {utils.listed(unused)}"] if unused else []
     if problems:
         raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
 
@@ -231,14 +231,21 @@ def _check_ranks(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str,
             raise ValueError(f"{path}: tensor {origin.get(name, name)} has shape {shape}, expected {expected}")
 
 
-def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origin: Mapping[str, str], raw) -> None:
+def _check_shapes(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, torch.Size],
+    origin: Mapping[str, str],
+    raw: Mapping[str, Tensor],
+) -> None:
+    """Raises a ValueError that lists the folded tensors of another shape than the network's, with the file's shapes."""
     wrong = []
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             source = origin.get(name, name)
-            was = list(raw[source].shape) if source in raw else None
-            before = f", in the file {was}" if was and was != list(tensors[name].shape) else ""
-            wrong.append(f"{source} -> {name}: got {list(tensors[name].shape)}{before}, expected {list(shape)}")
+            raw_shape = list(raw[source].shape) if source in raw else None
+            in_file = f", in the file {raw_shape}" if raw_shape and raw_shape != list(tensors[name].shape) else ""
+            wrong.append(f"{source} -> {name}: got {list(tensors[name].shape)}{in_file}, expected {list(shape)}")
     if wrong:
         raise ValueError(f"{path} has {len(wrong)} tensors of another shape. {utils.listed(wrong)}")
 
@@ -249,9 +256,10 @@ def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origi
 
 
 def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool) -> list[str]:
-    """Bring renamed tensors into the canonical form, in place, and say what was done.
+    """Bring renamed tensors into the canonical form, in place.
 
-    Raises: ValueError for shapes that cannot be what their names say.
+    Returns: a line for each kind of change, for the report.
+    Raises: ValueError for shapes that do not fit their names.
     """
     notes = _fold_norms(tensors, eps)
     for name in [name for name in tensors if name.startswith("box_head.fcs.") and tensors[name].dim() == 4]:
@@ -303,7 +311,12 @@ def prepend_zeros(rows: Tensor) -> Tensor:
 
 
 def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
-    """Backbone: our frozen batch norm has eps 0 and no convolution bias in front. Elsewhere there is none at all."""
+    """Fold batch norms into the convolutions before them, in place; those of the backbone stay as norms.
+
+    A batch norm of our backbone adds no eps and follows a convolution without bias, so its statistics take up both.
+
+    Returns, raises: as _fold.
+    """
     counts: Counter = Counter()
     for module in [name.removesuffix(".norm.weight") for name in tensors if name.endswith(".norm.weight")]:
         weight, bias = tensors[f"{module}.weight"], tensors.get(f"{module}.bias")
@@ -328,7 +341,7 @@ def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
             counts["{} biases of the backbone into the mean of the batch norm that follows"] += 1
         if float(tensors[f"{module}.norm.running_var"].min()) <= 0:
             raise ValueError(f"{module}.norm.running_var, in our names, has zeros, by whose root it divides")
-    return [what.format(count) for what, count in counts.items()]
+    return [line.format(count) for line, count in counts.items()]
 
 
 def fold_norm(
@@ -347,7 +360,7 @@ def fold_norm(
 
 
 ############################################################
-#  What the tensors tell
+#  Settings from shapes and names
 ############################################################
 
 
@@ -371,11 +384,14 @@ def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     )
 
 
-def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str, int]) -> int:
-    """The size that most of the named tensors have, each along its dimension: one wrong tensor does not decide."""
+def _common(shapes: Mapping[str, Sequence[int]], default: int, *places: tuple[str, int]) -> int:
+    """The size that most of some tensors have, so that one wrong tensor does not decide.
+
+    places: patterns of names, each with the dimension that counts.
+    """
     sizes = [
         shape[dim]
-        for pattern, dim in where
+        for pattern, dim in places
         for name, shape in shapes.items()
         if len(shape) > dim and re.fullmatch(pattern, name)
     ]
@@ -383,13 +399,13 @@ def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str
 
 
 def _count(shapes: Mapping[str, Sequence[int]], module: str) -> int:
-    """Layers of a module list: its largest index, plus 1."""
-    found = [int(text[1]) for name in shapes if (text := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
+    """The number of layers of a module list."""
+    indices = [int(match[1]) for name in shapes if (match := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
+    return max(indices, default=-1) + 1
 
 
 def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Settings of Config that the shapes of renamed, not yet folded tensors tell."""
+    """Settings of Config that follow from the shapes of renamed tensors, before they are folded."""
     settings = {"DIALECT": source.dialect, "BACKBONE": _backbone(path, shapes), "MASKIOU_CLAMP": False}
     if source.name == "imagenet":
         return settings
@@ -420,6 +436,10 @@ def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -
 
 
 def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Classes, background included, that most of the layers with rows for classes have.
+
+    Raises: ValueError for a file of mmdetection 1.x, which must not be read as one of version 2.
+    """
     rows = {
         name: shapes[f"{name}.weight"][0]
         for name in ("box_head.class_logits", "mask_head.mask_logits", "box_head.box_deltas", "maskiou_head.maskious")
@@ -484,7 +504,7 @@ def _given_names(path: Path, count: int, names: Sequence[str]) -> tuple[list[str
 
 
 def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
-    """The config text and the class names that mmdetection stores beside the weights: ("", None) where it did not."""
+    """The config text and the class names that mmdetection stores beside the weights; ("", None) without them."""
     meta = contents.get("meta")
     if not isinstance(meta, Mapping):
         return "", None
@@ -533,22 +553,22 @@ def _style(
 
 
 def _pixels(text: str, style: str) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    """mmdetection's input: whether it is BGR, then mean and std in RGB order."""
+    """mmdetection's pixels, from the stored config or else the style: whether BGR, then mean and std in RGB order."""
     flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
     bgr = flag == "False" if flag else style == "caffe"
     defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
-    found = []
+    statistics = []
     for name, default in defaults.items():
         numbers = _last(rf"\b{name}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", text) or ""
         value = tuple(float(number) for number in re.findall(r"\d+\.?\d*|\.\d+", numbers))
-        found.append(default if len(value) != 3 else value[::-1] if bgr else value)
-    return bgr, *found
+        statistics.append(default if len(value) != 3 else value[::-1] if bgr else value)
+    return bgr, *statistics
 
 
 def _last(pattern: str, text: str) -> str | None:
-    """What a config says in the end: old ones are the texts of all their bases, one after another."""
-    found = re.findall(pattern, text)
-    return found[-1] if found else None
+    """The last match: an old config is the texts of all its bases, one after another, and the last one counts."""
+    matches = re.findall(pattern, text)
+    return matches[-1] if matches else None
 
 
 ############################################################

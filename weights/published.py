@@ -113,12 +113,14 @@ def find_published(name_or_path: str | Path) -> Published | None:
 
 
 def find_weights(name_or_path: str | Path, backbone: str | None = None, style: str | None = None) -> Path:
-    """The file of a model: a path as it is, an embedded name, a published one from models/, the cache or the network.
+    """The file that a name or path means: the path itself, a model in assets/, or a published file in models/, in the
+    cache or downloaded.
 
-    backbone, style: of the network that is to start from "imagenet".
+    backbone, style: of the network that starts from "imagenet".
 
-    Raises: FileNotFoundError for a path that is not there, and for a download that failed, with the URL and the folders
-        to put the file into. ValueError for unknown names, a wrong sha256, and "imagenet" where none is published.
+    Raises: FileNotFoundError for a path that does not exist, and for a download that failed, with the URL and the
+        folders to put the file into; ValueError for unknown names, a wrong sha256, and "imagenet" if no weights are
+        published for the backbone and style.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -187,12 +189,16 @@ def _unknown_model(name: str, path: Path) -> Exception:
 
 
 def _fetch(published: Published) -> Path:
-    """The file of a published checkpoint, downloaded if it is nowhere; its sha256 is checked in every case."""
+    """The file of a published checkpoint, downloaded if this machine lacks it. Its sha256 is always checked."""
     file_name = published.url.rsplit("/", 1)[1]
     for folder in (MODELS, cache_folder()):
         path = folder / file_name
         if path.is_file():
-            _check_sha256(path, published)
+            if published.sha256 and not (actual := sha256_of(path)).startswith(published.sha256):
+                raise ValueError(
+                    f"{path} has sha256 {actual}, expected {published.sha256}...: it is not the published file, or "
+                    f"only a part of it. Remove it, and it will be downloaded again from {published.url}"
+                )
             return path
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
@@ -204,14 +210,3 @@ def _fetch(published: Published) -> Path:
             f"or {cache_folder()}"
         ) from None
     return path
-
-
-def _check_sha256(path: Path, published: Published) -> None:
-    if published.sha256 is None:
-        return
-    found = sha256_of(path)
-    if not found.startswith(published.sha256):
-        raise ValueError(
-            f"{path} has sha256 {found}, expected {published.sha256}...: it is not the published file, or only "
-            f"a part of it. Remove it, and it will be downloaded again from {published.url}"
-        )
