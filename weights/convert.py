@@ -488,8 +488,8 @@ def _class_names(
         has_names = model_config.CLASS_NAMES and len(model_config.CLASS_NAMES) == count
         return list(model_config.CLASS_NAMES) if has_names else unnamed, list(range(count))
     raise ValueError(
-        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them: give the "
-        "names, --classes FILE with one a line and without the background, or class_names=[...]"
+        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them. Name them: "
+        "`convert_weights.py --classes FILE`, one a line and without the background, or class_names=[...]"
     )
 
 
@@ -547,8 +547,8 @@ def _style(
         return model_config.BACKBONE_STYLE
     raise ValueError(
         f"{path} does not tell whether its ResNet is caffe style (stride in the first 1x1 convolution, BGR images) or "
-        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other: give --style caffe or --style "
-        "pytorch. The names of mmdetection's configs have caffe in them, or not"
+        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other. Say it with `convert_weights.py "
+        "--style caffe` or `--style pytorch`: mmdetection's caffe configs have caffe in their names"
     )
 
 
@@ -653,10 +653,12 @@ def convert(
     if source.name != "imagenet":
         classes = _class_names(path, source, config.NUM_CLASSES, class_names, stored_names, model_config)
         _name_classes(config, path, classes)
-    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
-    if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
-        folded.append("eps 0: taken as the published detector, or trained from it; --eps 1e-5 if from ImageNet's")
     report = Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
+    if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
+        report.folded.append(
+            "eps 0, as in the published detector; `convert_weights.py --eps 1e-5` if trained from ImageNet's backbone"
+        )
+    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
 
