@@ -1,6 +1,7 @@
 """Convert any checkpoint of the family into one of this project: the command line of weights/.
 
-    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--half] [--force]
+    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--set NAME=VALUE ...]
+                                      [--half] [--force]
 
 weights/convert.py says which formats it reads, and how.
 """
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_settings
-from weights.checkpoint import halved, save
-from weights.convert import convert_with_report, describe, read_class_names, with_settings
+from model import network_shapes
+from weights.checkpoint import describe, halved, with_settings, write_checkpoint
+from weights.convert import read_class_names
 from weights.formats import STYLES
-from weights.published import PUBLISHED, find_weights
+from weights.load import load_with_report
+from weights.published import PUBLISHED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,22 +28,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="the checkpoint: a file of any format, or a published name")
     parser.add_argument("target", metavar="DST", help="the file to write, usually .pth")
-    parser.add_argument("--style", choices=STYLES, help="of a ResNet of mmdetection, where nothing else tells")
+    parser.add_argument("--style", choices=STYLES, help="of a ResNet of mmdetection, if the file does not say it")
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line, without the background")
     parser.add_argument(
         "--eps",
         type=float,
-        help="of a torchvision ResNet-50 with frozen batch norm: 0 (default) if it was trained from the published "
-        "detector, 1e-5 if from an ImageNet backbone; the file does not tell",
+        help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
+        "trained from the published detector, 1e-5 if from an ImageNet backbone",
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to store")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of config.py to store"
+    )
     parser.add_argument("--half", action="store_true", help="store weights in half precision, half of the bytes")
     parser.add_argument("--force", action="store_true", help="replace DST where it exists")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. Exits with status 1 and a message where convert raises."""
+    """The command line. An error exits with status 1 and its message."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     target = Path(arguments.target)
@@ -51,14 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not target.resolve().parent.is_dir():
             raise FileNotFoundError(f"DST {target}: the folder {target.resolve().parent} does not exist")
         names = read_class_names(arguments.classes) if arguments.classes else None
-        path = find_weights(arguments.source)
-        published = None if path == Path(arguments.source).expanduser() else PUBLISHED.get(arguments.source)
         settings = parse_settings(arguments.set)
-        checkpoint, report = convert_with_report(
-            path, arguments.style or (published and published.style), names, arguments.eps
-        )
-        checkpoint = with_settings(checkpoint, settings) if settings else checkpoint
-        save(halved(checkpoint) if arguments.half else checkpoint, target)
+        checkpoint, report = load_with_report(arguments.source, arguments.style, names, arguments.eps)
+        if settings:
+            checkpoint = with_settings(checkpoint, settings, network_shapes)
+        write_checkpoint(target, halved(checkpoint) if arguments.half else checkpoint)
     except (ValueError, OSError) as error:
         parser.exit(1, f"convert_weights.py: {error}\n")
     print(report.text(len(checkpoint["model"])))

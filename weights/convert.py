@@ -1,17 +1,18 @@
-"""Any published checkpoint of the family -> ours.
+"""Any published checkpoint of the family as one of this project.
 
-A source is recognised by what is in it, never by its suffix:
+A source is recognised by its contents, never by its suffix:
 
     keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
     benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
     torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
 
-The network has one canonical form (model.py). What a source does differently and can be made equal in the weights, is:
-names (one table a format), class order, row order, colour order, batch norm. The rest is the dialect, which the
-checkpoint names. Every tensor of a source is mapped or on its format's list of what is dropped, and every tensor of the
-model comes from the source, in the right shape: otherwise a ValueError lists the names, and nothing is written.
+The network has one canonical form (model.py). A source may differ in names (formats.py has a table for each format),
+class order, row order, colour order and batch norm: the conversion makes these equal in the weights. All other
+differences are the dialect, which the checkpoint names. Every tensor of a source is used, or on its format's list of
+dropped names, and every tensor of the network comes from the source in the right shape; otherwise a ValueError lists
+the names.
 
-Files are data: torch.load(weights_only=True), and objects other than tensors and plain containers are not even built.
+Files are data: torch.load(weights_only=True) reads them, and builds nothing but tensors and plain containers.
 
     K classes, 0 is background   A anchors of a cell   rows of deltas are (dy, dx, dh, dw)
 """
@@ -30,11 +31,19 @@ import torch
 from torch import Tensor
 
 import utils
-from config import BACKBONES, DIALECTS, Config
+from config import BACKBONES, Config
 from data.coco_files import COCO_CATEGORIES
-from model import MaskRCNN
 
-from .checkpoint import CHECKPOINT_KEYS, FORMAT, FORMAT_VERSION, is_backbone, make_checkpoint
+from .checkpoint import (
+    CHECKPOINT_KEYS,
+    FORMAT,
+    Checkpoint,
+    NetworkShapes,
+    check_values,
+    config_of,
+    make_checkpoint,
+    read_checkpoint,
+)
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, REFUSED, STYLES, Format, Table
 from .torch_files import file_kind, load_torch_file
@@ -45,9 +54,9 @@ from .torch_files import file_kind, load_torch_file
 
 
 def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a Keras HDF5 file as torch has them, and what else lies in the file.
+    """Weights of a Keras HDF5 file in torch's layout, and the names of other things in the file.
 
-    Returns: {"<layer>.<leaf>": tensor}; [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one.
+    Returns: {"<layer>.<leaf>": tensor}, [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one; names.
     Raises: ValueError for HDF5 that is damaged or not Keras weights.
     """
     tensors: dict[str, Tensor] = {}
@@ -73,7 +82,7 @@ def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
-    """A list of names, bytes or str, split into name0, name1, ... where HDF5's limit of 64 KB made Keras do so."""
+    """A list of names, bytes or str. Where it exceeds HDF5's 64 KB, Keras splits it into name0, name1, ..."""
     parts = [group.attrs[name]] if name in group.attrs else []
     while f"{name}{len(parts)}" in group.attrs:
         parts.append(group.attrs[f"{name}{len(parts)}"])
@@ -82,7 +91,7 @@ def _attribute(group: h5py.Group, name: str) -> list[str]:
 
 
 def _keras_name(layer: str, weight: str) -> str:
-    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight knows its layer."""
+    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight names its layer."""
     *scopes, leaf = weight.split(":")[0].split("/")
     if layer == "rpn_model" and scopes:
         layer = re.sub(r"_\d+$", "", scopes[-1])
@@ -99,9 +108,9 @@ def _from_keras(path: Path, dataset: h5py.Dataset) -> Tensor:
 
 
 def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights among a file's contents, and the names of what lies beside them.
+    """The weights among a file's contents, and the names of the other contents.
 
-    Raises: ValueError if there are none.
+    Raises: ValueError if there are no weights.
     """
     others: list[str] = []
     for key in ("state_dict", "model", "model_state_dict"):
@@ -130,7 +139,7 @@ def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tens
 def _recognise(path: Path, names: Iterable[str], kind: str) -> Format:
     """The format whose signs are among the names.
 
-    Raises: ValueError for none, and for formats that must not be misread.
+    Raises: ValueError if no format's are, and for formats that must not be mistaken for another.
     """
     names = list(names)
     for candidate in FORMATS:
@@ -152,12 +161,12 @@ def _rename(
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str], list[str]]:
     """Give tensors our names.
 
-    Returns: tensors by our name, {our name: the source's name}, names dropped on purpose, names of no use.
+    Returns: tensors by our name, {our name: the source's name}, names dropped on purpose, names in no table.
     Raises: ValueError for two tensors of one name.
     """
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    dropped, left = [], []
+    dropped, unused = [], []
     for name, tensor in tensors.items():
         target = _target(source.table, name)
         if name.endswith(".num_batches_tracked") or any(
@@ -165,84 +174,78 @@ def _rename(
         ):
             dropped.append(name)
         elif target is None:
-            left.append(name)
+            unused.append(name)
         elif target in renamed:
             raise ValueError(f"{path}: {name} and {origin[target]} are both {target}")
         else:
             renamed[target], origin[target] = tensor, name
-    return renamed, origin, dropped, left
+    return renamed, origin, dropped, unused
 
 
 def _target(table: Table, name: str) -> str | None:
     """Our name of a source's tensor, or None."""
     for rule, template in table:
-        found = _pattern(rule).fullmatch(name)
-        if found and found["leaf"] in LEAVES:
-            numbers = iter([int(text) if text.isdigit() else ord(text) - ord("a") for text in found.groups()[:-1]])
-            target = re.sub(r"#([+-]\d)?", functools.partial(_shifted, numbers), template)
-            return target + LEAVES[found["leaf"]]
+        match = _pattern(rule).fullmatch(name)
+        if match and match["leaf"] in LEAVES:
+            numbers = iter([int(text) if text.isdigit() else ord(text) - ord("a") for text in match.groups()[:-1]])
+            fill = lambda place, numbers=numbers: str(next(numbers) + int(place[1] or 0))  # noqa: E731
+            return re.sub(r"#([+-]\d)?", fill, template) + LEAVES[match["leaf"]]
     return None
-
-
-def _shifted(numbers: Iterable[int], match: re.Match) -> str:
-    return str(next(numbers) + int(match[1] or 0))
 
 
 @functools.cache
 def _pattern(rule: str) -> re.Pattern:
+    """The pattern of the names that a rule of the tables in formats.py stands for."""
     text = re.escape(rule).replace(r"\#", r"(\d+)").replace("@", "([a-z])")
     return re.compile(text + r"(?P<leaf>\w+)")
 
 
-def _check_names(path: Path, source: Format, got: set[str], expected: Iterable[str], left: list[str], origin) -> None:
-    """Nothing is missing, nothing is left over.
+def _check_names(
+    path: Path, source: Format, names: set[str], expected: Iterable[str], unused: list[str], origin: Mapping[str, str]
+) -> None:
+    """Raises a ValueError that lists missing names and names too many, unless there are none.
 
-    Raises: ValueError that lists the names.
+    names: ours, of the file's tensors. expected: of the network's. unused: names of the file that are in no table.
     """
     expected = set(expected)
-    must = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
-    normed = {name.rsplit(".norm.", 1)[0] for name in got if ".norm." in name}
-    normed |= {module for module in must if module.startswith(source.normed)}
-    biases = {f"{module}.bias" for module in normed}  # may be there, and come from the batch norm in any case
-    wanted = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
-    missing = sorted(wanted - got - biases)
-    left = left + [origin[name] for name in sorted(got - wanted - biases)]
+    must_be_normed = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
+    normed = {name.rsplit(".norm.", 1)[0] for name in names if ".norm." in name}
+    normed |= {module for module in must_be_normed if module.startswith(source.normed)}
+    biases = {f"{module}.bias" for module in normed}  # optional: the batch norm gives the bias in any case
+    required = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
+    missing = sorted(required - names - biases)
+    unused = unused + [origin[name] for name in sorted(names - required - biases)]
     problems = [f"missing {len(missing)} (our names): {utils.listed(missing)}"] if missing else []
-    problems += [f"left over {len(left)}: {utils.listed(left)}"] if left else []
+    problems += [f"left over {len(unused)}: {utils.listed(unused)}"] if unused else []
     if problems:
         raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
 
 
-def _check_values(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
-    """Every tensor is floating, of a sensible rank and finite.
-
-    Raises: ValueError that names the tensor.
-    """
+def _check_ranks(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """Raises ValueError for a weight of less than two dimensions, or a vector that is none."""
     for name, tensor in tensors.items():
-        shown = f"{path}: tensor {origin.get(name, name)}"
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise ValueError(f"{shown} is {tensor.dtype}, {tensor.layout}, where weights are dense and floating")
-        if tensor.numel() == 0:
-            raise ValueError(f"{shown} has shape {list(tensor.shape)} and so no numbers")
         is_matrix = name.endswith(".weight") and not name.endswith(".norm.weight")
         if (tensor.dim() < 2) if is_matrix else (tensor.dim() != 1):
             expected = "two dimensions or more" if is_matrix else "one dimension"
-            raise ValueError(f"{shown} has shape {list(tensor.shape)}, expected {expected}")
-        bad = int((~torch.isfinite(tensor)).sum()) if not torch.isfinite(tensor.sum()) else 0
-        if bad:
-            raise ValueError(f"{shown} has {bad} of {tensor.numel()} values that are NaN or infinite")
-        if name.endswith(".running_var") and float(tensor.min()) < 0:
-            raise ValueError(f"{shown} is a variance and has negative values, down to {float(tensor.min()):g}")
+            shape = list(tensor.shape)
+            raise ValueError(f"{path}: tensor {origin.get(name, name)} has shape {shape}, expected {expected}")
 
 
-def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origin: Mapping[str, str], raw) -> None:
+def _check_shapes(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, torch.Size],
+    origin: Mapping[str, str],
+    raw: Mapping[str, Tensor],
+) -> None:
+    """Raises a ValueError that lists the folded tensors of another shape than the network's, with the file's shapes."""
     wrong = []
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             source = origin.get(name, name)
-            was = list(raw[source].shape) if source in raw else None
-            before = f", in the file {was}" if was and was != list(tensors[name].shape) else ""
-            wrong.append(f"{source} -> {name}: got {list(tensors[name].shape)}{before}, expected {list(shape)}")
+            raw_shape = list(raw[source].shape) if source in raw else None
+            in_file = f", in the file {raw_shape}" if raw_shape and raw_shape != list(tensors[name].shape) else ""
+            wrong.append(f"{source} -> {name}: got {list(tensors[name].shape)}{in_file}, expected {list(shape)}")
     if wrong:
         raise ValueError(f"{path} has {len(wrong)} tensors of another shape. {utils.listed(wrong)}")
 
@@ -253,9 +256,10 @@ def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origi
 
 
 def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool) -> list[str]:
-    """Bring renamed tensors into the canonical form, in place, and say what was done.
+    """Bring renamed tensors into the canonical form, in place.
 
-    Raises: ValueError for shapes that cannot be what their names say.
+    Returns: a line for each kind of change, for the report.
+    Raises: ValueError for shapes that do not fit their names.
     """
     notes = _fold_norms(tensors, eps)
     for name in [name for name in tensors if name.startswith("box_head.fcs.") and tensors[name].dim() == 4]:
@@ -307,7 +311,12 @@ def prepend_zeros(rows: Tensor) -> Tensor:
 
 
 def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
-    """Backbone: our frozen batch norm has eps 0 and no convolution bias in front. Elsewhere there is none at all."""
+    """Fold batch norms into the convolutions before them, in place; those of the backbone stay as norms.
+
+    A batch norm of our backbone adds no eps and follows a convolution without bias, so its statistics take up both.
+
+    Returns, raises: as _fold.
+    """
     counts: Counter = Counter()
     for module in [name.removesuffix(".norm.weight") for name in tensors if name.endswith(".norm.weight")]:
         weight, bias = tensors[f"{module}.weight"], tensors.get(f"{module}.bias")
@@ -332,7 +341,7 @@ def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
             counts["{} biases of the backbone into the mean of the batch norm that follows"] += 1
         if float(tensors[f"{module}.norm.running_var"].min()) <= 0:
             raise ValueError(f"{module}.norm.running_var, in our names, has zeros, by whose root it divides")
-    return [what.format(count) for what, count in counts.items()]
+    return [line.format(count) for line, count in counts.items()]
 
 
 def fold_norm(
@@ -351,44 +360,38 @@ def fold_norm(
 
 
 ############################################################
-#  What the tensors tell
+#  Settings from shapes and names
 ############################################################
-
-_BLOCKS = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-}
 
 
 def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     """Name of the backbone, from its blocks and the groups of its 3x3 convolutions."""
-    blocks = Counter(found[0] for name in shapes if (found := re.match(r"backbone\.layer(\d)\.\d+\.", name)))
-    counts = tuple(
-        sum(block.startswith(f"backbone.layer{stage}.") and n > 2 for block, n in blocks.items())
+    tensors_of_block = Counter(match[0] for name in shapes if (match := re.match(r"backbone\.layer\d\.\d+\.", name)))
+    blocks = tuple(
+        sum(block.startswith(f"backbone.layer{stage}.") and count > 2 for block, count in tensors_of_block.items())
         for stage in (1, 2, 3, 4)
     )
-    kind = "bottleneck" if any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes) else "basic"
-    name = _BLOCKS.get((kind, counts))
+    is_bottleneck = any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes)
     width = _common(shapes, 64, (r"backbone\.layer1\.\d+\.conv2\.weight", 0))
-    part = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
-    groups = width // max(part, 1)
-    if groups > 1:
-        name = f"resnext101_{groups}x{part}d" if name == "resnet101" else None
-    if name not in BACKBONES:
-        raise ValueError(
-            f"{path} has a backbone of {counts} {kind} blocks with 3x3 convolutions of {width} channels in {groups} "
-            f"groups, which is none of {', '.join(BACKBONES)}"
-        )
-    return name
+    group_width = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
+    groups = width // max(group_width, 1)
+    for name, architecture in BACKBONES.items():
+        if architecture == (blocks, is_bottleneck, groups, group_width):
+            return name
+    raise ValueError(
+        f"{path} has a backbone of {blocks} {'bottleneck' if is_bottleneck else 'basic'} blocks with 3x3 convolutions "
+        f"of {width} channels in {groups} groups, which is none of {', '.join(BACKBONES)}"
+    )
 
 
-def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str, int]) -> int:
-    """The size that most of the named tensors have, each along its dimension: one wrong tensor does not decide."""
+def _common(shapes: Mapping[str, Sequence[int]], default: int, *places: tuple[str, int]) -> int:
+    """The size that most of some tensors have, so that one wrong tensor does not decide.
+
+    places: patterns of names, each with the dimension that counts.
+    """
     sizes = [
         shape[dim]
-        for pattern, dim in where
+        for pattern, dim in places
         for name, shape in shapes.items()
         if len(shape) > dim and re.fullmatch(pattern, name)
     ]
@@ -396,13 +399,13 @@ def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str
 
 
 def _count(shapes: Mapping[str, Sequence[int]], module: str) -> int:
-    """Layers of a module list: its largest index, plus 1."""
-    found = [int(text[1]) for name in shapes if (text := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
+    """The number of layers of a module list."""
+    indices = [int(match[1]) for name in shapes if (match := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
+    return max(indices, default=-1) + 1
 
 
 def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Settings of Config that the shapes of renamed, not yet folded tensors tell."""
+    """Settings of Config that follow from the shapes of renamed tensors, before they are folded."""
     settings = {"DIALECT": source.dialect, "BACKBONE": _backbone(path, shapes), "MASKIOU_CLAMP": False}
     if source.name == "imagenet":
         return settings
@@ -433,6 +436,10 @@ def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -
 
 
 def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Classes, background included, that most of the layers with rows for classes have.
+
+    Raises: ValueError for a file of mmdetection 1.x, which must not be read as one of version 2.
+    """
     rows = {
         name: shapes[f"{name}.weight"][0]
         for name in ("box_head.class_logits", "mask_head.mask_logits", "box_head.box_deltas", "maskiou_head.maskious")
@@ -452,35 +459,52 @@ def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]
 
 
 def _class_names(
-    path: Path, source: Format, count: int, given: Sequence[str] | None, stored: Sequence[str] | None
+    path: Path,
+    source: Format,
+    count: int,
+    given: Sequence[str] | None,
+    stored: Sequence[str] | None,
+    model_config: Config | None,
 ) -> tuple[list[str], list[int]]:
-    """What each class index is called, background first, and its category id.
+    """The name of each class index, background first, and its category id.
 
-    Raises: ValueError for names that do not fit, or when nothing tells the names.
+    count: classes, background included. given, stored: names of the foreground classes by the caller and in the file.
+    model_config: as convert.
+
+    Raises: ValueError for names that do not fit, or when nothing says the names.
     """
     coco_ids = sorted(COCO_CATEGORIES)
     coco = [COCO_CATEGORIES[category] for category in coco_ids]
     if given is not None:
-        if len(given) != count - 1:
-            drop = "; leave the background out" if len(given) == count else ""
-            raise ValueError(
-                f"class_names has {len(given)} names, but {path} has {count - 1} classes and a background{drop}"
-            )
-        return ["BG", *given], list(range(count))
+        return _given_names(path, count, given)
     if stored is not None and len(stored) == count - 1 and [*stored] != coco:
         return ["BG", *map(str, stored)], list(range(count))
     if count == len(coco) + 1:
         return ["BG", *coco], [0, *coco_ids]
     if source.name == "torchvision" and count == coco_ids[-1] + 1:
         return ["BG", *(COCO_CATEGORIES.get(index, "N/A") for index in range(1, count))], list(range(count))
+    if model_config is not None:
+        unnamed = ["BG", *(f"unnamed {index}" for index in range(1, count))]
+        has_names = model_config.CLASS_NAMES and len(model_config.CLASS_NAMES) == count
+        return list(model_config.CLASS_NAMES) if has_names else unnamed, list(range(count))
     raise ValueError(
-        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them: give the "
-        "names, --classes FILE with one a line and without the background, or class_names=[...]"
+        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them. Name them: "
+        "`convert_weights.py --classes FILE`, one a line and without the background, or class_names=[...]"
     )
 
 
+def _given_names(path: Path, count: int, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Names and category ids of classes that the caller names. Raises: ValueError unless there are count - 1 names."""
+    if len(names) != count - 1:
+        hint = "; leave the background out" if len(names) == count else ""
+        raise ValueError(
+            f"class_names has {len(names)} names, but {path} has {count - 1} classes and a background{hint}"
+        )
+    return ["BG", *names], list(range(count))
+
+
 def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
-    """The config text and the class names that mmdetection stores beside the weights: ("", None) where it did not."""
+    """The config text and the class names that mmdetection stores beside the weights; ("", None) without them."""
     meta = contents.get("meta")
     if not isinstance(meta, Mapping):
         return "", None
@@ -491,53 +515,60 @@ def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
     return text, next((value for value in lists if isinstance(value, (list, tuple))), None)
 
 
-def _style(path: Path, source: Format, backbone: str, text: str, style: str | None) -> str:
-    """Where bottlenecks have their stride: as asked for, stored, known of the format, or in the file's name.
+def _style(
+    path: Path, source: Format, backbone: str, text: str, style: str | None, model_config: Config | None = None
+) -> str:
+    """Where bottlenecks have their stride, caffe or pytorch: as the format, the stored config, the caller, the file's
+    name or the model says.
 
-    Raises: ValueError where nothing tells, or where the argument contradicts what is known.
+    text: of the stored config. style: the caller's, or None. model_config: as convert.
+
+    Raises: ValueError where nothing says it, or where the caller contradicts what is known.
     """
     if style not in (None, *STYLES):
         raise ValueError(f"style must be caffe or pytorch, not {style!r}")
-    known, reason = source.style, f"{source.title} knows no other"
+    certain, reason = source.style, f"{source.title} knows no other"
     if source.name == "mmdet" and backbone.startswith("resnext"):
-        known, reason = "pytorch", "mmdetection's ResNeXts know no other"
+        certain, reason = "pytorch", "mmdetection's ResNeXts know no other"
     stored = _last(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", text)
-    if known is None and stored:
-        known, reason = stored, "what is stored in it says so"
-    if style and known and style != known:
-        raise ValueError(f"style {style!r} contradicts {path}, which is {known}: {reason}")
-    if style or known:
-        return style or known
+    if certain is None and stored:
+        certain, reason = stored, "what is stored in it says so"
+    if style and certain and style != certain:
+        raise ValueError(f"style {style!r} contradicts {path}, which is {certain}: {reason}")
+    if style or certain:
+        return style or certain
     if source.name == "benchmark":
         return "pytorch" if backbone.startswith("resnext") else "caffe"
     if "caffe" in path.name:
         return "caffe"
     if re.search(r"r(18|34|50|101)[_-]fpn", path.name):
         return "pytorch"
+    if model_config is not None:
+        return model_config.BACKBONE_STYLE
     raise ValueError(
         f"{path} does not tell whether its ResNet is caffe style (stride in the first 1x1 convolution, BGR images) or "
-        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other: give --style caffe or --style "
-        "pytorch. The names of mmdetection's configs have caffe in them, or not"
+        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other. Say it with `convert_weights.py "
+        "--style caffe` or `--style pytorch`: mmdetection's caffe configs have caffe in their names"
     )
 
 
 def _pixels(text: str, style: str) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    """mmdetection's input: whether it is BGR, then mean and std in RGB order."""
+    """mmdetection's pixels, from the stored config or else the style: whether BGR, then mean and std in RGB order."""
     flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
     bgr = flag == "False" if flag else style == "caffe"
     defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
-    found = []
+    statistics = []
     for name, default in defaults.items():
         numbers = _last(rf"\b{name}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", text) or ""
         value = tuple(float(number) for number in re.findall(r"\d+\.?\d*|\.\d+", numbers))
-        found.append(default if len(value) != 3 else value[::-1] if bgr else value)
-    return bgr, *found
+        statistics.append(default if len(value) != 3 else value[::-1] if bgr else value)
+    return bgr, *statistics
 
 
 def _last(pattern: str, text: str) -> str | None:
-    """What a config says in the end: old ones are the texts of all their bases, one after another."""
-    found = re.findall(pattern, text)
-    return found[-1] if found else None
+    """The last match: an old config is the texts of all its bases, one after another, and the last one counts."""
+    matches = re.findall(pattern, text)
+    return matches[-1] if matches else None
 
 
 ############################################################
@@ -546,15 +577,16 @@ def _last(pattern: str, text: str) -> str | None:
 
 
 @dataclass
-class _Report:
+class Report:
     """What a conversion did."""
 
-    title: str
-    read: int = 0
+    title: str  # of the format that was recognised
+    read: int = 0  # tensors of the source that were used
     folded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
     def text(self, written: int) -> str:
+        """The report for people. written: tensors that came out."""
         kinds = Counter(
             re.sub(r"\d+", "#", name.rsplit(".", 1)[-1] if "num_batches" in name else name) for name in self.dropped
         )
@@ -566,28 +598,29 @@ class _Report:
 
 def convert(
     path: str | Path,
+    network_shapes: NetworkShapes,
     style: str | None = None,
     class_names: Sequence[str] | None = None,
     eps: float | None = None,
-) -> dict[str, Any]:
-    """Any checkpoint of the family as one of ours.
+    model_config: Config | None = None,
+) -> tuple[Checkpoint, Report]:
+    """Any checkpoint of the family as one of this project, and a report.
 
-    path: a file of any format of the module's docstring, or one of ours, which is checked and returned.
-    style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name tells.
-    class_names: of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
-    eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not tell: 0 (the default)
+    path: a file of any format of the module's docstring, or of this project. The latter is only read and checked, and
+        may hold more than a checkpoint needs, such as the state of a training; match_to_network is the caller's.
+    network_shapes: model.network_shapes.
+    style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name says it.
+    class_names: names of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
+    eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not say: 0 (the default)
         for the published one and what was trained from it, 1e-5 for what was trained from an ImageNet backbone.
+    model_config: the settings of a model that takes the weights. Where nothing else says them, the file's style is the
+        model's, its class names are the model's if it has as many classes, and else "unnamed 1" and so on.
 
-    Returns: {"format", "version", "config", "dialect", "class_names", "category_ids", "source", "model"}: plain data,
-        and float32 tensors on the CPU that own their memory. "model" has only the backbone for ImageNet weights.
+    Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
+        "model" has only the backbone for ImageNet weights.
     Raises: FileNotFoundError; ValueError for files that are damaged, unknown, incomplete, ambiguous, or hold code.
     """
-    return convert_with_report(Path(path), style, class_names, eps)[0]
-
-
-def convert_with_report(
-    path: Path, style: str | None, class_names: Sequence[str] | None, eps: float | None = None
-) -> tuple[dict[str, Any], _Report]:
+    path = Path(path)
     kind = file_kind(path)
     contents: Mapping[str, Any] = {}
     if kind == "hdf5":
@@ -598,15 +631,16 @@ def convert_with_report(
             return _checked(path, contents, style, class_names)
         raw, others = _state_dict(path, contents)
     source = _recognise(path, raw, kind)
-    tensors, origin, dropped, left = _rename(path, source, raw)
+    tensors, origin, dropped, unused = _rename(path, source, raw)
     config = Config(**_settings(path, source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
-    expected = _expected(config, only_backbone=source.name == "imagenet")
-    _check_names(path, source, set(tensors), expected, left, origin)
-    _check_values(path, tensors, origin)
+    shapes = network_shapes(config, source.name == "imagenet")
+    _check_names(path, source, set(tensors), shapes, unused, origin)
+    check_values(path, tensors, origin)
+    _check_ranks(path, tensors, origin)
     text, stored_names = _meta(contents)
     if source.name == "imagenet":  # only Caffe's have that bias
         text = "style='caffe'" if "conv1.bias" in dropped else "style='pytorch'"
-    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style)
+    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style, model_config)
     bgr = source.bgr
     if source.dialect == "mmdet":
         bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
@@ -614,100 +648,63 @@ def convert_with_report(
         folded = _fold(tensors, source, _eps(source, dropped, config.BACKBONE, eps), bgr)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    _check_shapes(path, tensors, expected, origin, raw)
+    _check_shapes(path, tensors, shapes, origin, raw)
     config.NAME = source.name
     if source.name != "imagenet":
-        _name_classes(config, path, _class_names(path, source, config.NUM_CLASSES, class_names, stored_names))
-    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
+        classes = _class_names(path, source, config.NUM_CLASSES, class_names, stored_names, model_config)
+        _name_classes(config, path, classes)
+    report = Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
     if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
-        folded.append("eps 0: taken as the published detector, or trained from it; --eps 1e-5 if from ImageNet's")
-    report = _Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
-    return make_checkpoint(config, note, {name: tensors[name] for name in expected}), report
-
-
-def _eps(source: Format, dropped: Iterable[str], backbone: str, wanted: float | None) -> float:
-    """What a format's batch norms add to the variance.
-
-    torchvision's frozen ones have 1e-5, but 0 in the published v1, a ResNet-50. Its usual ones, which count batches,
-    have 1e-5 always.
-    """
-    counts = any(name.endswith(".num_batches_tracked") for name in dropped)
-    if source.name != "torchvision":
-        told = source.eps
-    elif counts or backbone != "resnet50":
-        told = 1e-5
-    else:
-        return source.eps if wanted is None else wanted
-    if wanted not in (None, told):
-        raise ValueError(f"eps {wanted:g} contradicts the checkpoint, whose batch norms have {told:g}")
-    return told
-
-
-def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int]]) -> None:
-    config.CLASS_NAMES, config.CATEGORY_IDS = classes
-    named = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
-    config.NAME = "coco" if named == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
-
-
-def _expected(config: Config, only_backbone: bool) -> dict[str, torch.Size]:
-    """Names and shapes of the model that a config describes, without its memory."""
-    with torch.device("meta"):
-        state = MaskRCNN(config).state_dict()
-    return {name: tensor.shape for name, tensor in state.items() if not only_backbone or name.startswith("backbone.")}
+        report.folded.append(
+            "eps 0, as in the published detector; `convert_weights.py --eps 1e-5` if trained from ImageNet's backbone"
+        )
+    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
+    return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
 
 def _checked(
     path: Path, contents: Mapping[str, Any], style: str | None, class_names: Sequence[str] | None
-) -> tuple[dict[str, Any], _Report]:
-    """One of our checkpoints, if it is whole; class_names replaces its names."""
-    if contents.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a checkpoint of version {contents.get('version')}, this code reads {FORMAT_VERSION}; "
-            "was it written by a newer one?"
-        )
-    missing = [key for key in CHECKPOINT_KEYS if key not in contents]
-    if missing or not isinstance(contents["model"], Mapping) or not isinstance(contents["config"], Mapping):
-        raise ValueError(
-            f"{path} is a checkpoint of ours without {utils.listed(missing) or 'a dict as config and as model'}"
-        )
-    try:
-        config = Config.from_dict(contents["config"])
-    except ValueError as error:
-        raise ValueError(f"{path} has a config that this code does not know: {error}") from None
-    if contents["dialect"] not in DIALECTS or contents["dialect"] != config.DIALECT:
-        raise ValueError(f"{path} says dialect {contents['dialect']!r}, its config {config.DIALECT!r}; was it edited?")
-    if style not in (None, config.BACKBONE_STYLE):
-        raise ValueError(f"style {style!r} contradicts {path}, whose config says {config.BACKBONE_STYLE!r}")
-    tensors, _ = _state_dict(path, {"model": contents["model"]})
-    expected = _expected(config, only_backbone=all(name.startswith("backbone.") for name in tensors))
-    ours = Format("ours", "a checkpoint of this project", config.DIALECT, (), (), 0.0)
-    _check_names(path, ours, set(tensors), expected, [], {name: name for name in tensors})
-    _check_values(path, tensors, {})
-    _check_shapes(path, tensors, expected, {}, {})
+) -> tuple[Checkpoint, Report]:
+    """A checkpoint of this project, with other names of classes where class_names gives them."""
+    checkpoint = read_checkpoint(contents, path)
+    stored_style = checkpoint["config"].get("BACKBONE_STYLE", Config.BACKBONE_STYLE)
+    if style not in (None, stored_style):
+        raise ValueError(f"style {style!r} contradicts {path}, whose config says {stored_style!r}")
     if class_names is not None:
-        _name_classes(config, path, _class_names(path, ours, config.NUM_CLASSES, class_names, None))
-    others = [name for name in contents if name not in CHECKPOINT_KEYS]
-    return make_checkpoint(config, str(contents["source"]), tensors), _Report(ours.title, len(tensors), [], others)
+        config = config_of(checkpoint)
+        _name_classes(config, path, _given_names(path, config.NUM_CLASSES, class_names))
+        plain = config.to_dict()
+        names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
+        checkpoint = Checkpoint({**checkpoint, "config": plain, **names})
+    others = [name for name in checkpoint if name not in CHECKPOINT_KEYS]
+    return checkpoint, Report("a checkpoint of this project", len(checkpoint["model"]), [], others)
 
 
-def describe(checkpoint: Mapping[str, Any]) -> str:
-    """A few lines for people: where a checkpoint comes from and what it is."""
-    config, tensors = checkpoint["config"], checkpoint["model"]
-    names = [name for name in (checkpoint["class_names"] or [])[1:] if name != "N/A"]
-    heads = "MaskIoU head" if config["USE_MASKIOU_HEAD"] else "no MaskIoU head"
-    if all(name.startswith("backbone.") for name in tensors):
-        heads = "the backbone alone"
-    numbers = ("MEAN_PIXEL", "STD_PIXEL")
-    pixels = " / ".join("(" + ", ".join(f"{value:g}" for value in config[name]) + ")" for name in numbers)
-    lines = {
-        "source": checkpoint["source"],
-        "dialect": checkpoint["dialect"],
-        "backbone": f"{config['BACKBONE']}, {config['BACKBONE_STYLE']} style; {heads}",
-        "pixels": f"{pixels}, mean / std in RGB",
-        "classes": f"{len(names)}: {utils.listed(names, 8)}" if names else "none",
-        "weights": f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers",
-    }
-    return "\n".join(f"{name:11} {text}" for name, text in lines.items())
+def _eps(source: Format, dropped: Iterable[str], backbone: str, eps: float | None) -> float:
+    """The number that a format's batch norms add to the variance.
+
+    torchvision's frozen batch norms add 1e-5, but those of the published v1, a ResNet-50, add 0. Its usual batch norms,
+    which count batches, always add 1e-5.
+
+    eps: the caller's, or None. Raises: ValueError if it contradicts the checkpoint.
+    """
+    counts_batches = any(name.endswith(".num_batches_tracked") for name in dropped)
+    if source.name != "torchvision":
+        expected = source.eps
+    elif counts_batches or backbone != "resnet50":
+        expected = 1e-5
+    else:
+        return source.eps if eps is None else eps
+    if eps not in (None, expected):
+        raise ValueError(f"eps {eps:g} contradicts the checkpoint, whose batch norms have {expected:g}")
+    return expected
+
+
+def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int]]) -> None:
+    """Give a config names and category ids of classes, and a NAME: coco, or that of the file."""
+    config.CLASS_NAMES, config.CATEGORY_IDS = classes
+    coco = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
+    config.NAME = "coco" if coco == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -729,24 +726,3 @@ def read_class_names(path: str | Path) -> list[str]:
     if names[0].lower() in ("bg", "background", "__background__"):
         raise ValueError(f"{path} begins with {names[0]!r}; the background is class 0 by itself, leave it out")
     return names
-
-
-############################################################
-#  Command line
-############################################################
-
-
-def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint with other settings of Config, such as those that detection is to have by default.
-
-    Raises: ValueError for settings of a network that the weights do not fit.
-    """
-    config = Config.from_dict(checkpoint["config"], **settings)
-    tensors = {name: tensor.shape for name, tensor in checkpoint["model"].items()}
-    expected = _expected(config, is_backbone(checkpoint))
-    other = sorted(name for name in tensors.keys() | expected.keys() if tensors.get(name) != expected.get(name))
-    if other:
-        raise ValueError(f"--set {', '.join(settings)}: the weights are of another network; {utils.listed(other, 3)}")
-    plain = config.to_dict()
-    names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
-    return {**checkpoint, "config": plain, "dialect": config.DIALECT, **names}

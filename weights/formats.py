@@ -5,8 +5,9 @@ from dataclasses import dataclass
 STYLES = ("caffe", "pytorch")
 
 
-# In these tables "#" is a number and "@" a letter (a is 0) that are carried over in order, "#-1" one less. What follows
-# the last dot (weight, bias, ...) is carried over too. A module's batch norm is called .norm. The first match counts.
+# In these tables "#" stands for a number and "@" for a letter (a is 0). Our name takes them over in their order, "#-1"
+# less one. The part after the last dot (weight, bias, ...) is taken over too. A module's batch norm is called .norm.
+# The first rule that matches counts.
 Table = tuple[tuple[str, str], ...]
 
 # fmt: off
@@ -147,11 +148,11 @@ class Format:
     name: str
     title: str
     dialect: str
-    signs: tuple[str, ...]  # a name that begins with one of these tells the format
+    signs: tuple[str, ...]  # the format is recognised by a name that begins with one of these
     table: Table
     eps: float  # of its batch norms
-    dropped: tuple[str, ...] = ()  # what it holds that is no weight, written as in the tables
-    style: str | None = None  # of its backbones, where all have the same
+    dropped: tuple[str, ...] = ()  # names of tensors that are no weights, written as in the tables
+    style: str | None = None  # of its backbones, if all have the same
     normed: tuple[str, ...] = ()  # modules outside the backbone that must come with a batch norm
     pairs: bool = False  # objectness is a softmax over (background, foreground)
     xyxy: bool = False  # deltas are (dx, dy, dw, dh), and the first of a cell's anchors is the wide one
@@ -225,15 +226,15 @@ FORMATS = (
     ),
 )
 
-# Names that tell what cannot be converted, and why.
+# Beginnings of names in files that cannot be converted, and why.
 REFUSED = {
+    "backbone.stem.weight": "it is a bare state dict of this project, without config and class names. Give the file "
+    "that MaskRCNN.save wrote",
     "bbox_head.": "it is of mmdetection 1.x, or of a one-stage detector. Version 1 has the background first, and other "
     "anchors and boxes: read as version 2 it would detect nonsense. Convert it with mmdetection's "
     "tools/model_converters/upgrade_model_version.py first, or take a file of version 2 or later",
     "mask_head.": "it is of mmdetection 1.x or of a one-stage detector, which this does not read",
     "backbone.bottom_up.": "it is of Detectron2, which this does not read",
-    "backbone.stem.": "it is a bare state dict of this project, without config and class names. Give the file that "
-    "MaskRCNN.save wrote",
 }
 
 LEAVES = {

@@ -15,7 +15,7 @@ import utils
 
 
 class _Ignored:
-    """Stands for an object that published files hold and that is no weight. It takes everything and does nothing."""
+    """Takes the place of an object in published files that is no weight. It takes all arguments and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -24,8 +24,8 @@ class _Ignored:
         pass
 
 
-# What mmengine's logs, NumPy's numbers and the arguments of torchvision's training script are made of. None of it is
-# built: each becomes an _Ignored.
+# Mmengine's logs, NumPy's numbers and the arguments of torchvision's training script consist of these. None is built:
+# each becomes an _Ignored.
 _HARMLESS = [
     *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -37,7 +37,7 @@ _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's ma
 def file_kind(path: str | os.PathLike) -> str:
     """hdf5, zip, legacy or other, from the first bytes.
 
-    Raises: FileNotFoundError; ValueError for what is surely no checkpoint.
+    Raises: FileNotFoundError; ValueError for a file that is certainly no checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -64,9 +64,9 @@ def file_kind(path: str | os.PathLike) -> str:
 def load_torch_file(path: str | os.PathLike) -> Mapping[str, Any]:
     """The dict that torch.save wrote, without running anything in it.
 
-    Tensors of files of today are mapped, not read: what is not used takes no memory.
+    Tensors are mapped into memory (except from files older than torch 1.6), so that unused ones take none.
 
-    Raises: FileNotFoundError; ValueError that says what is wrong: damaged, not of torch, with code in it, not a dict.
+    Raises: FileNotFoundError; ValueError for a file that is damaged, not torch's, has code in it, or is not a dict.
     """
     path, kind = Path(path), file_kind(path)
     if kind == "zip":
@@ -102,18 +102,19 @@ def _check_zip(path: Path) -> None:
 
 
 def _pickle_error(path: Path, kind: str, text: str) -> ValueError:
-    found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:built-in )?(?:class|function) '?([\w.]+)", text)
-    if found:
+    match = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:built-in )?(?:class|function) '?([\w.]+)", text)
+    if match:
         return ValueError(
-            f"{path} holds a Python object that is no weight: {found[1]}. It could run code, so nothing of the file "
+            f"{path} holds a Python object that is no weight: {match[1]}. It could run code, so nothing of the file "
             "was loaded or run. If you trust where it comes from, load it there and save model.state_dict() alone"
         )
     return _damaged(path, kind, text)
 
 
 def _damaged(path: Path, kind: str, error: Any) -> ValueError:
-    text = str(error).split(" In PyTorch 2.6, ")[0]  # after which torch advises to run what is in the file
-    text = (_unpickler_message(str(error)) or text or type(error).__name__).splitlines()[0][:200]
+    text = str(error).split(" In PyTorch 2.6, ")[0]  # torch goes on to advise running the code in the file
+    unpickler = re.findall(r"Unpickler error: (.*)", str(error))
+    text = ((unpickler[-1] if unpickler else "") or text or type(error).__name__).splitlines()[0][:200]
     if kind != "other":
         return ValueError(f"{path} is truncated or damaged; fetch it again ({text})")
     if tarfile.is_tarfile(path):
@@ -121,8 +122,3 @@ def _damaged(path: Path, kind: str, error: Any) -> ValueError:
     with path.open("rb") as file:
         head = file.read(16)
     return ValueError(f"{path} is neither a file of torch.save nor HDF5, or damaged: it begins with {head!r} ({text})")
-
-
-def _unpickler_message(text: str) -> str:
-    found = re.findall(r"Unpickler error: (.*)", text)
-    return found[-1] if found else ""
