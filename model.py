@@ -41,7 +41,7 @@ import utils
 from config import BACKBONE_WEIGHTS, WEIGHTS, Config, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
-from data.samples import Batch, TrainingData, collate
+from data.samples import Batch, Targets, TrainingData, collate
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 from training import checkpoints, loop
@@ -124,8 +124,8 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
     return padded
 
 
-def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, "Targets"]:
-    """A Batch of the loader as the network takes it, on its device."""
+def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targets]:
+    """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
     batch = batch.to(device)
     molded = [
@@ -133,8 +133,7 @@ def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, "Tar
         for image, window in zip(batch.images, windows, strict=True)
     ]
     pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
-    truth = (batch.boxes, batch.class_ids, batch.batch_index, batch.masks, batch.crowd_boxes, batch.crowd_index)
-    return Images(pixels, batch.windows), Targets(*truth, batch.seeds, batch.mini_masks)
+    return Images(pixels, batch.windows), batch.targets
 
 
 def compose_image_meta(
@@ -198,8 +197,8 @@ def load_image_gt(
     shapes = (*original.shape[:2], image.shape[2]), image.shape
     meta = compose_image_meta(image_id, *shapes, sample.window, plan_image(original, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
-    masks = _whole_masks(sample.masks, size).permute(1, 2, 0).numpy()
-    return image, meta, sample.class_ids.numpy().astype(np.int32), sample.boxes.numpy(), masks
+    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
+    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
 
 
 def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
@@ -935,21 +934,6 @@ class MaskIoUHead(nn.Module):
 ############################################################
 
 
-class Targets(NamedTuple):
-    """The ground truth of a batch, that of all its images one after another, in pixels of the input."""
-
-    boxes: Tensor  # [G, 4]
-    class_ids: Tensor  # [G], 1 to K - 1
-    batch_index: Tensor  # [G], the image of each, ascending
-    masks: MaskCrops  # G masks
-    crowd_boxes: Tensor  # [C, 4]: regions of many objects, neither theirs nor background
-    crowd_index: Tensor  # [C], the image of each
-    seeds: Tensor  # int64 [B], what the samples of each image are drawn by
-    mini_masks: bool = False  # each mask covers its box whatever its size (USE_MINI_MASK)
-    proposals: Tensor | None = None  # [R, 4]: taken as they are, and the RPN proposes none
-    proposal_index: Tensor | None = None  # [R], the image of each
-
-
 class RpnSample(NamedTuple):
     """The anchors that the RPN learns from."""
 
@@ -1362,8 +1346,15 @@ def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | N
     pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
     offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
     crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
-    index, crowd_index = torch.zeros(count, dtype=torch.int64), torch.zeros(crowds, dtype=torch.int64)
-    return Targets(boxes[own], class_ids[own], index, crops, boxes[~own], crowd_index, torch.tensor([seed]))
+    return Targets(
+        boxes=boxes[own],
+        class_ids=class_ids[own],
+        batch_index=torch.zeros(count, dtype=torch.int64),
+        masks=crops,
+        crowd_boxes=boxes[~own],
+        crowd_index=torch.zeros(crowds, dtype=torch.int64),
+        seeds=torch.tensor([seed]),
+    )
 
 
 ############################################################
@@ -1746,11 +1737,8 @@ class MaskRCNN(nn.Module):
         with torch.no_grad():
             matched = match_anchors(anchors, shrink(windows, config), targets, config)
             learned = sample_anchors(matched, targets.seeds, config)
-            if targets.proposals is None:
-                limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
-                proposals = self._proposals(asked, windows, image_shape, limits, out)
-            else:
-                proposals = shrink(targets.proposals, config), targets.proposal_index
+            limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
+            proposals = self._proposals(asked, windows, image_shape, limits, out)
             sample = sample_rois(*proposals, targets, config)
         out.update({"targets/anchors": learned, "targets/rois": sample})
         losses = [rpn_losses(*self.rpn.at(pyramid, learned.anchors), anchors, learned, targets, config)]
@@ -2164,7 +2152,7 @@ class MaskRCNN(nn.Module):
         config, learning, finding = self.config, {}, {}
         image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
         sample = TrainingData(dataset, config, augment=False).sample(image_id)
-        batch = collate([sample], config.USE_MINI_MASK)
+        batch = collate([sample])
         images, targets = mold_batch(batch, self.device, config)
         self(images, targets, out=learning)
         found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))

@@ -143,7 +143,7 @@ class _Fetcher:
             if sample is None:
                 return _Loaded(None, failures, warned)
             samples.append(sample)
-        return _Loaded(collate(samples, self.data.config.USE_MINI_MASK), failures, warned)
+        return _Loaded(collate(samples), failures, warned)
 
     def _sample(self, index: int, seed: int, failures: dict, warned: dict) -> Sample | None:
         """The sample of an image, or of the next one that can be loaded; None if MAX_DATA_ERRORS in a row cannot."""

@@ -1,6 +1,6 @@
 """What training learns from: a data set's images and objects as tensors, in batches, in an order that can be resumed.
 
-    Dataset ─ TrainingData ─ Sample ─ collate ─ Batch
+    Dataset ─ TrainingData ─ Sample ─ collate ─ Batch       (the ground truth of both: Targets)
                 BatchOrder (which images, which seeds) ─┴─ Loader (in which processes)
 
 Masks are never whole images: each object's is cut out where it is not empty, resized there, and all of a batch lie one
@@ -36,80 +36,99 @@ from .dataset import Dataset, Instances, check_instances
 ############################################################
 
 
+class Targets(NamedTuple):
+    """The ground truth of one image, or of a batch: then the objects of all its images, one image after another.
+
+    Boxes and masks are in pixels of the network's input.
+    """
+
+    boxes: Tensor  # float32 [G, 4]
+    class_ids: Tensor  # int64 [G], 1 to K - 1
+    batch_index: Tensor  # int64 [G], the image of each object, ascending
+    masks: MaskCrops  # of G objects; their canvas is the padded input, with USE_MINI_MASK the mini mask
+    crowd_boxes: Tensor  # float32 [C, 4]: regions of many objects, which count neither as objects nor as background
+    crowd_index: Tensor  # int64 [C], the image of each crowd
+    seeds: Tensor  # int64 [B]; the anchors and RoIs that an image is trained on are sampled by its seed
+    mini_masks: bool = False  # True: masks have MINI_MASK_SHAPE, and each fills its object's box (USE_MINI_MASK)
+
+    def to(self, device: torch.device | str) -> "Targets":
+        """A copy on another device."""
+        return _map_tensors(functools.partial(Tensor.to, device=device), self)
+
+
 class Sample(NamedTuple):
     """One image as the network learns from it: resized, neither padded nor normalised, on the CPU."""
 
     image: Tensor  # [h, w, C] in 0..255; uint8, or float32 where the dialect's resampling does not round
     window: tuple[int, int, int, int]  # (y1, x1, y2, x2), where it lies in the padded input
     shape: tuple[int, int]  # (height, width) of the padded input
-    boxes: Tensor  # float32 [G, 4], inside the window
-    class_ids: Tensor  # int64 [G], 1 .. K-1
-    masks: MaskCrops  # of G objects; their canvas is the padded input, with USE_MINI_MASK the mini mask
-    crowd_boxes: Tensor  # float32 [C, 4]
+    targets: Targets  # of this one image
     image_id: int
-    seed: int  # everything random about this image follows from it
 
 
 class Batch(NamedTuple):
-    """Several samples. Images smaller than the batch are yet to be padded, at the bottom and right."""
+    """Several samples. Images smaller than the batch are not padded yet; padding goes to the bottom and right."""
 
     images: list[Tensor]  # B of [h, w, C]
     windows: Tensor  # float32 [B, 4]
     shape: tuple[int, int]  # (height, width), the largest of the samples' along each side
-    boxes: Tensor  # float32 [G, 4]
-    class_ids: Tensor  # int64 [G]
-    batch_index: Tensor  # int64 [G], the image of each object
-    masks: MaskCrops  # of G objects
-    crowd_boxes: Tensor  # float32 [C, 4]
-    crowd_index: Tensor  # int64 [C], the image of each crowd
+    targets: Targets
     image_ids: list[int]
-    seeds: Tensor  # int64 [B]
-    mini_masks: bool  # True: masks have MINI_MASK_SHAPE, and each fills its object's box
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """A copy on another device."""
         return _map_tensors(functools.partial(Tensor.to, device=device, non_blocking=non_blocking), self)
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory, from which copies to a GPU need not be waited for."""
+        """A copy in page-locked memory, from which a GPU can copy while the program goes on."""
         return _map_tensors(Tensor.pin_memory, self)
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The value with each tensor in it, at any depth, replaced by the function of it."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, Batch | MaskCrops):
+    if isinstance(value, Batch | Targets | MaskCrops):
         return type(value)(*(_map_tensors(function, field) for field in value))
     if isinstance(value, list):
         return [_map_tensors(function, item) for item in value]
     return value
 
 
-def collate(samples: Sequence[Sample], mini_masks: bool = False) -> Batch:
-    """One batch of at least one sample. mini_masks: whether they were made with USE_MINI_MASK."""
-    shape = tuple(max(sample.shape[axis] for sample in samples) for axis in (0, 1))
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of at least one sample."""
+    height, width = (max(sample.shape[axis] for sample in samples) for axis in (0, 1))
     return Batch(
         images=[sample.image for sample in samples],
         windows=torch.tensor([sample.window for sample in samples], dtype=torch.float32),
-        shape=shape,
-        boxes=torch.cat([sample.boxes for sample in samples]),
-        class_ids=torch.cat([sample.class_ids for sample in samples]),
-        batch_index=_image_of_each([sample.boxes for sample in samples]),
-        masks=_join_masks([sample.masks for sample in samples], None if mini_masks else shape),
-        crowd_boxes=torch.cat([sample.crowd_boxes for sample in samples]),
-        crowd_index=_image_of_each([sample.crowd_boxes for sample in samples]),
+        shape=(height, width),
+        targets=join_targets([sample.targets for sample in samples], (height, width)),
         image_ids=[sample.image_id for sample in samples],
-        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
+    )
+
+
+def join_targets(images: Sequence[Targets], shape: tuple[int, int]) -> Targets:
+    """The targets of a batch from those of its images, at least one.
+
+    images: the targets of one image each. shape: (height, width) of the batch's padded input.
+    """
+    objects = torch.tensor([len(targets.boxes) for targets in images])
+    crowds = torch.tensor([len(targets.crowd_boxes) for targets in images])
+    mini_masks = images[0].mini_masks
+    return Targets(
+        boxes=torch.cat([targets.boxes for targets in images]),
+        class_ids=torch.cat([targets.class_ids for targets in images]),
+        batch_index=torch.arange(len(images)).repeat_interleave(objects),
+        masks=_join_masks([targets.masks for targets in images], None if mini_masks else shape),
+        crowd_boxes=torch.cat([targets.crowd_boxes for targets in images]),
+        crowd_index=torch.arange(len(images)).repeat_interleave(crowds),
+        seeds=torch.cat([targets.seeds for targets in images]),
         mini_masks=mini_masks,
     )
 
 
-def _image_of_each(boxes: Sequence[Tensor]) -> Tensor:
-    return torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(some) for some in boxes]))
-
-
 def _join_masks(masks: Sequence[MaskCrops], canvas: tuple[int, int] | None) -> MaskCrops:
-    """The masks of several images, all on one canvas; None leaves each its own."""
+    """The masks of several images as one MaskCrops, all on one canvas (height, width). None keeps each mask's own."""
     pixels, _, sizes, origins, canvases = (torch.cat(column) for column in zip(*masks, strict=True))
     areas = sizes.prod(dim=1)
     if canvas is not None:
@@ -402,16 +421,22 @@ class TrainingData:
         boxes, crops = self._place(instances, image.shape, plan, flip)
         objects, crowds = _usable(boxes, crops, instances.class_ids)
         chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
+        targets = Targets(
+            boxes=torch.from_numpy(boxes[chosen]),
+            class_ids=torch.from_numpy(instances.class_ids[chosen].astype(np.int64)),
+            batch_index=torch.zeros(len(chosen), dtype=torch.int64),
+            masks=self._masks([crops[i] for i in chosen], plan),
+            crowd_boxes=torch.from_numpy(boxes[crowds]),
+            crowd_index=torch.zeros(len(crowds), dtype=torch.int64),
+            seeds=torch.tensor([seed], dtype=torch.int64),
+            mini_masks=bool(self.config.USE_MINI_MASK),
+        )
         sample = Sample(
             image=torch.from_numpy(np.array(pixels, order="C")),  # a copy: the data set may keep what it returned
             window=plan.window,
             shape=_padded_shape(plan),
-            boxes=torch.from_numpy(boxes[chosen]),
-            class_ids=torch.from_numpy(instances.class_ids[chosen].astype(np.int64)),
-            masks=self._masks([crops[i] for i in chosen], plan),
-            crowd_boxes=torch.from_numpy(boxes[crowds]),
+            targets=targets,
             image_id=image_id,
-            seed=seed,
         )
         return sample, self._warning(image_id, len(objects)) if len(chosen) < len(objects) else None
 
