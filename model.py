@@ -1733,50 +1733,81 @@ class MaskRCNN(nn.Module):
         return found
 
     def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
-        config, anchors = self.config, torch.cat(asked[2])
+        """The losses by name, in the order of the network. Empties the pyramid.
+
+        asked: of _ask_rpn. The RPN's loss needs gradients at the sampled anchors only: RPN.at computes these.
+        """
+        config, anchors = self.config, torch.cat(asked[2])  # [A, 4]
         with torch.no_grad():
-            matched = match_anchors(anchors, shrink(windows, config), targets, config)
-            learned = sample_anchors(matched, targets.seeds, config)
+            matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
+            anchor_sample = sample_anchors(matched, targets.seeds, config)
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
-            proposals = self._proposals(asked, windows, image_shape, limits, out)
-            sample = sample_rois(*proposals, targets, config)
-        out.update({"targets/anchors": learned, "targets/rois": sample})
-        losses = [rpn_losses(*self.rpn.at(pyramid, learned.anchors), anchors, learned, targets, config)]
-        predicted = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
-        losses.append(box_losses(*predicted, sample, targets, config))
-        objects = RoiSample(*(column[sample.matched >= 0] for column in sample))
-        size = config.MASK_POOL_SIZE
-        features = pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, config)
-        judged = objects, features
-        if self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS:
-            moved = refine_objects(objects, predicted[1][sample.matched >= 0], targets, windows, config)
-            judged = moved, pool_rois(pyramid, moved.rois, moved.batch_index, size, image_shape, config)
-        pyramid.clear()  # gradients do not need it: its memory is free for the heads
-        logits, masks = self._training_masks(objects, features, targets)
-        out.update({"mask/features": features, "mask/logits": logits, "targets/masks": masks})
-        losses.append(mask_loss(logits, masks))
-        if self.maskiou_head is not None:
-            if judged[0] is not objects:
-                logits, masks = self._training_masks(*judged, targets)
-            losses.append(self._maskiou_loss(*judged, logits, masks, targets, out))
+            proposals, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+            sample = sample_rois(proposals, batch_index, targets, config)
+        out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
+        logits, deltas = self.rpn.at(pyramid, anchor_sample.anchors)
+        losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
+        class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
+        losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
+        losses += self._mask_losses(pyramid, sample, box_deltas, windows, image_shape, targets, out)
         return average_losses(losses, config)
 
-    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Of RoIs of objects, the logits of the mask of the object's class, and the object in them: [P, M, M] each."""
-        logits = self.mask_head(features, targets.class_ids[objects.matched])
-        rois = unshrink(objects.rois, self.config)
-        return logits, build_mask_targets(rois, objects.matched, targets, logits.shape[-1])
+    def _mask_losses(
+        self, pyramid, sample: RoiSample, box_deltas: Tensor, windows, image_shape, targets: Targets, out
+    ) -> list[LossSums]:
+        """The losses of the mask head and of the MaskIoU head. Both learn from the RoIs of objects.
 
-    def _maskiou_loss(self, objects: RoiSample, features, logits, masks, targets: Targets, out) -> LossSums:
-        """That of the MaskIoU head. features, logits, masks: of these RoIs of objects."""
+        With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them.
+        """
+        config, is_object = self.config, sample.matched >= 0
+        refines = self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS
+        objects = RoiSample(*(column[is_object] for column in sample))
+        features = self._mask_features(pyramid, objects, image_shape)
+        if refines:
+            refined = refine_objects(objects, box_deltas[is_object], targets, windows, config)
+            refined_features = self._mask_features(pyramid, refined, image_shape)
+        pyramid.clear()  # gradients do not need it: its memory is free for the heads
+        mask_logits, target_masks = self._training_masks(objects, features, targets)
+        out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
+        losses = [mask_loss(mask_logits, target_masks)]
+        if refines:
+            mask_logits, target_masks = self._training_masks(refined, refined_features, targets)
+            losses.append(self._maskiou_loss(refined, refined_features, mask_logits, target_masks, targets, out))
+        elif self.maskiou_head is not None:
+            losses.append(self._maskiou_loss(objects, features, mask_logits, target_masks, targets, out))
+        return losses
+
+    def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
+        """[P, C, MASK_POOL_SIZE, MASK_POOL_SIZE], the mask heads' features of RoIs."""
+        size = self.config.MASK_POOL_SIZE
+        return pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, self.config)
+
+    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The mask head's logits for RoIs of objects, and the masks that it should predict: [P, M, M] each.
+
+        The logits are those of each object's class.
+        """
+        mask_logits = self.mask_head(features, targets.class_ids[objects.matched])
+        rois = unshrink(objects.rois, self.config)
+        return mask_logits, build_mask_targets(rois, objects.matched, targets, mask_logits.shape[-1])
+
+    def _maskiou_loss(
+        self, objects: RoiSample, features: Tensor, mask_logits: Tensor, target_masks: Tensor, targets: Targets, out
+    ) -> LossSums:
+        """The loss of the MaskIoU head for masks that the mask head predicted in RoIs of objects.
+
+        features: of the RoIs. mask_logits, target_masks: as _training_masks returns them for the same RoIs.
+        """
         config, matched = self.config, objects.matched
         fractions = inside_fractions(unshrink(objects.rois, config), matched, targets, config)
-        wanted = build_maskiou_targets(logits, masks, fractions, config.MASKIOU_TARGET_LOGIT)
-        seen = (features.detach(), logits.detach()) if config.MASKIOU_DETACH else (features, logits)
-        maskious = self.maskiou_head(*seen)  # [P, K]
-        out.update({"maskiou/maskious": maskious, "targets/inside_fractions": fractions, "targets/maskious": wanted})
-        has_area = masks.flatten(1).any(dim=1)
-        return maskiou_loss(maskious, targets.class_ids[matched], wanted, has_area, config)
+        target_maskious = build_maskiou_targets(mask_logits, target_masks, fractions, config.MASKIOU_TARGET_LOGIT)
+        if config.MASKIOU_DETACH:
+            features, mask_logits = features.detach(), mask_logits.detach()
+        maskious = self.maskiou_head(features, mask_logits)  # [P, K]
+        out["maskiou/maskious"] = maskious
+        out.update({"targets/inside_fractions": fractions, "targets/maskious": target_maskious})
+        has_area = target_masks.flatten(1).any(dim=1)  # [P]
+        return maskiou_loss(maskious, targets.class_ids[matched], target_maskious, has_area, config)
 
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> list[Tensor]:
         """generate_pyramid_anchors on the model's device; those of the last call are kept."""
