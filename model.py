@@ -46,8 +46,8 @@ from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
-from training.loop import Progress
-from training.optimizer import SCHEDULES, Stage, schedule_learning_rate
+from training.loop import Hooks, Progress
+from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
 from weights.checkpoint import FORMAT, FORMAT_VERSION, is_backbone, read_checkpoint
 
 ############################################################
@@ -1863,8 +1863,15 @@ class MaskRCNN(nn.Module):
             TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
             None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False),
         ]
-        for stage in self._stages(learning_rate, epochs, layers):
-            progress = self._train_stage(stage, data, custom_callbacks or (), evaluate)
+        phases, learning_rate = self._phases(learning_rate, epochs, layers)
+        hooks = Hooks(
+            prepare=partial(mold_batch, device=self.device, config=self.config),
+            describe=self.to_checkpoint,
+            evaluate=None if evaluate is None else lambda epoch: evaluate(self),
+            callbacks=custom_callbacks or (),
+        )
+        for phase in phases:
+            progress = self._train_phase(phase, learning_rate, data, hooks)
             if progress.interrupted or progress.stop:
                 break
         return progress
@@ -1894,8 +1901,8 @@ class MaskRCNN(nn.Module):
             self.backbone.compile()
             self.fpn.compile()
 
-    def _stages(self, learning_rate: float | None, epochs: int | None, layers: str) -> list[Stage]:
-        """What is to do, with learning rates as factors of 1."""
+    def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
+        """The phases that train_model's arguments ask for, and the learning rate that their factors multiply."""
         config = self.config
         if epochs is None and config.SCHEDULE is None:
             raise ValueError("train_model needs epochs, the total number of them, or a config with a SCHEDULE")
@@ -1903,15 +1910,16 @@ class MaskRCNN(nn.Module):
             learning_rate, reason = schedule_learning_rate(config)
             if runtime.rank() == 0:
                 print(reason)
-        stages = [Stage(layers, epochs)]
-        if config.SCHEDULE is not None and (epochs is None or config.SCHEDULE != "matterport"):
-            stages = SCHEDULES[config.SCHEDULE]
-            if len(stages) == 1:
-                stages = [stages[0]._replace(layers=layers, epochs=epochs or stages[0].epochs)]
-        return [stage._replace(factor=stage.factor * learning_rate) for stage in stages]
+        if config.SCHEDULE is None or (epochs is not None and config.SCHEDULE == "matterport"):
+            return [Phase(layers, epochs)], learning_rate
+        phases = SCHEDULES[config.SCHEDULE]
+        if len(phases) == 1:
+            phases = [phases[0]._replace(layers=layers, epochs=epochs or phases[0].epochs)]
+        return phases, learning_rate
 
-    def _train_stage(self, stage: Stage, data, callbacks, evaluate) -> Progress:
-        self.set_trainable(stage.layers)
+    def _train_phase(self, phase: Phase, learning_rate: float, data, hooks: Hooks) -> Progress:
+        """data: TrainingData to train on, and to validate on or None."""
+        self.set_trainable(phase.layers)
         if self.log_dir is None:
             self.set_log_dir()
         processes = {"rank": runtime.rank(), "world": runtime.world_size()}
@@ -1923,16 +1931,11 @@ class MaskRCNN(nn.Module):
             self,
             *loaders,
             self.config,
-            prepare=partial(mold_batch, device=self.device, config=self.config),
-            describe=self.to_checkpoint,
+            phase=phase,
+            learning_rate=learning_rate,
+            hooks=hooks,
             log_dir=self.log_dir,
-            learning_rate=stage.factor,
-            epochs=stage.epochs,
-            stage=stage.layers,
             start=self._start,
-            callbacks=callbacks,
-            evaluate=None if evaluate is None else lambda epoch: evaluate(self),
-            steps_at=stage.steps_at,
         )
         self._start = progress.state or self._start
         self.eval()

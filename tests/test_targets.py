@@ -15,7 +15,7 @@ from torch import Tensor
 
 import model as modellib
 from config import REFERENCE_TRAINING, Config
-from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample, Targets
+from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample
 from roialign import MaskCrops
 
 ############################################################

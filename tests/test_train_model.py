@@ -75,7 +75,7 @@ def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
 )
 def test_layers_that_learn(layers, expected):
     model = tiny_model(FROZEN_STAGES=0)
-    model.set_trainable("maskiou")  # what an earlier stage froze, learns again
+    model.set_trainable("maskiou")  # what an earlier phase froze, learns again
     names = model.set_trainable(layers)
     assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parts = {".".join(name.split(".")[: 2 if name.startswith("backbone") else 1]) for name in names}
@@ -412,14 +412,15 @@ def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     assert with_config.epoch == 0
 
 
-def test_stages_of_a_schedule(tmp_path, monkeypatch):
+def test_phases_of_a_schedule(tmp_path, monkeypatch):
     model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
     calls = []
 
     def noted(module, *arguments, **options):
         learning = sum(parameter.requires_grad for parameter in module.parameters())
-        calls.append((options["stage"], options["epochs"], options["learning_rate"], learning))
-        return Progress(module, model.log_dir, options["epochs"], 1, options["epochs"])
+        phase = options["phase"]
+        calls.append((phase.layers, phase.epochs, phase.factor * options["learning_rate"], learning))
+        return Progress(module, model.log_dir, phase.epochs, 1, phase.epochs)
 
     monkeypatch.setattr("training.loop.train", noted)
     model.train_model(SquaresDataset().load_squares(3), None)

@@ -33,7 +33,7 @@ from .checkpoints import Position
 from .curves import save_curves
 from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
 from .logs import ProgressLine, Recorder, peak_memory_mb
-from .optimizer import AveragedWeights, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
+from .optimizer import AveragedWeights, Phase, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
 from .watchdog import Watchdog
 
 ############################################################
@@ -57,12 +57,30 @@ class Progress:
     checkpoint: Path | None = None  # the last one written
     stop: bool = False  # a callback sets it to end the training after this epoch
     interrupted: int | None = None  # the signal that ended it: a program exits with 128 + it
-    state: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # `start` of the next stage
+    state: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # `start` of the next phase
 
 
 ############################################################
-#  Callbacks
+#  What train calls
 ############################################################
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """The functions through which the loop reaches the network, its checkpoints and the user, who are strangers to it.
+
+    prepare: batch -> arguments of the module, on its device.
+    describe: () -> the part of a checkpoint that describes the model, with its weights as they are then.
+    evaluate: completed epochs -> metrics or None, every EVAL_EVERY epochs, in the first process, with the module in
+        eval mode and averaged weights in place. The best checkpoint is that of the highest "mask AP"; without that
+        metric, that of the lowest validation loss.
+    callbacks: see call_back. Only the first process calls them.
+    """
+
+    prepare: Callable[[Any], tuple]
+    describe: Callable[[], dict[str, Any]]
+    evaluate: Callable[[int], Mapping[str, float] | None] | None = None
+    callbacks: Sequence[Any] = ()
 
 
 def call_back(callbacks: Sequence[Any], event: str, progress: Progress) -> None:
@@ -106,45 +124,33 @@ def train(
     val_data: Any,
     config: Any,
     *,
-    prepare: Callable[[Any], tuple],
-    describe: Callable[[], dict[str, Any]],
-    log_dir: str | Path,
+    phase: Phase,
     learning_rate: float,
-    epochs: int,
-    stage: str = "all",
+    hooks: Hooks,
+    log_dir: str | Path,
     start: Mapping[str, Any] | None = None,
-    callbacks: Sequence[Any] = (),
-    evaluate: Callable[[int], Mapping[str, float] | None] | None = None,
-    steps_at: Sequence[int] = (),
 ) -> Progress:
-    """Train a module until an epoch, or until a signal.
+    """Train a module until the end of a phase, or until a signal.
 
-    module: called as module(*prepare(batch)); returns a dict of scalar losses, whose sum is minimised. In eval mode
-        too: that is validation, without gradients, and must not change anything. It is on its device already.
+    module: called as module(*hooks.prepare(batch)); returns a dict of scalar losses, whose sum is minimised. Validation
+        calls it likewise, in eval mode and without gradients, and then it must change nothing. It is on its device.
     train_data, val_data: loaders of batches, as make_loader returns them: steps is the length of an epoch, after
         set_epoch(epoch, start_step) an iteration brings the rest of one. val_data may be None.
     config: a Config, of which the settings under "Optimiser" and "Checkpoints" are read.
-    prepare: batch -> arguments of the module, on its device.
-    describe: () -> what a checkpoint says of the model, with its weights as they are then.
-    log_dir: folder of checkpoints and logs; nobody else may be training into it.
-    learning_rate: after the warm-up. steps_at: epochs after which it falls to a tenth, unless LEARNING_RATE_DECAY is
-        "cosine".
-    epochs: completed ones at the end, counted from the start of the whole training.
-    stage: which parameters learn. If it is another one than start's, the optimiser begins anew.
+    phase: when the training ends, and how the learning rate falls until then (with LEARNING_RATE_DECAY "cosine" it
+        ignores steps_at). The caller has chosen which parameters learn: those that require gradients.
+    learning_rate: after the warm-up, times phase.factor.
+    hooks: how the loop reaches what it does not know: see Hooks.
+    log_dir: folder of checkpoints and logs; no other training may be writing into it.
     start: the "training" part of the checkpoint whose weights the module has, or Progress.state. None: from the start.
-    callbacks: see call_back; only the first process calls them.
-    evaluate: completed epochs -> metrics or None, every EVAL_EVERY epochs, in the first process, with the module in
-        eval mode and averaged weights in place. "mask AP" decides which checkpoint is the best; without it, the
-        validation loss does.
 
     Returns: Progress; with EMA_DECAY the module has the averaged weights then.
     Raises: ValueError for arguments that cannot be; FloatingPointError for a loss that is not finite, MemoryError, and
         OSError if a checkpoint cannot be written, each with what to do.
     """
-    _check_callbacks(callbacks)
-    trainer = Trainer(module, train_data, val_data, config, prepare, describe, Path(log_dir))
-    trainer.plan(learning_rate, epochs, stage, steps_at)
-    trainer.callbacks, trainer.evaluate = callbacks, evaluate
+    _check_callbacks(hooks.callbacks)
+    trainer = Trainer(module, train_data, val_data, config, hooks, Path(log_dir))
+    trainer.plan(phase, learning_rate)
     return trainer.run(start)
 
 
@@ -155,11 +161,9 @@ _TOLD = ("loss", "val_loss", "box AP", "mask AP (class score)", "mask AP", "re-s
 class Trainer:
     """One call of train(). The methods are in the order in which they happen."""
 
-    def __init__(self, module, train_data, val_data, config, prepare, describe, log_dir: Path) -> None:
+    def __init__(self, module, train_data, val_data, config, hooks: Hooks, log_dir: Path) -> None:
         self.module, self.train_data, self.val_data, self.config = module, train_data, val_data, config
-        self.prepare, self.describe, self.log_dir = prepare, describe, log_dir
-        self.callbacks: Sequence[Any] = ()
-        self.evaluate: Callable | None = None
+        self.hooks, self.log_dir = hooks, log_dir
         self.device = next(module.parameters()).device
         self.is_main = runtime.rank() == 0
         self.parallel = module  # what is called for gradients
@@ -176,13 +180,13 @@ class Trainer:
 
     ### Before the first epoch
 
-    def plan(self, learning_rate: float, epochs: int, stage: str, steps_at: Sequence[int]) -> None:
+    def plan(self, phase: Phase, learning_rate: float) -> None:
         steps = self.train_data.steps
         if steps < 1:
             raise ValueError("train_data has no batches; is the data set empty, or smaller than a batch?")
-        self.learning_rate, self.stage, self.steps_at = learning_rate, stage, tuple(steps_at)
+        self.phase, self.learning_rate = phase, phase.factor * learning_rate
         self.updates = math.ceil(steps / self.config.ACCUMULATE_STEPS)  # in an epoch
-        self.at = Progress(self.module, self.log_dir, epochs, steps)
+        self.at = Progress(self.module, self.log_dir, phase.epochs, steps)
 
     def run(self, start: Mapping[str, Any] | None) -> Progress:
         with contextlib.ExitStack() as stack:
@@ -229,7 +233,7 @@ class Trainer:
 
     def what_learns(self) -> list[str]:
         """What the optimiser's state is of."""
-        return [self.config.OPTIMIZER, self.stage, *self.learning]
+        return [self.config.OPTIMIZER, self.phase.layers, *self.learning]
 
     def open_logs(self, stack: contextlib.ExitStack) -> None:
         at = self.at
@@ -242,7 +246,7 @@ class Trainer:
         processes = f" ({per_process} in each of {world} processes)" if world > 1 else ""
         batches = f", {self.config.ACCUMULATE_STEPS} of them an update" if self.config.ACCUMULATE_STEPS > 1 else ""
         self.say(
-            f"training {weights:,} weights ({self.stage}) on {self.device}, into {self.log_dir}\n"
+            f"training {weights:,} weights ({self.phase.layers}) on {self.device}, into {self.log_dir}\n"
             f"from epoch {at.epoch}, step {at.step}, to epoch {at.epochs} of {at.steps} steps: batches of "
             f"{per_process * world} images{processes}{batches}, learning rate {self.learning_rate:g}"
         )
@@ -294,7 +298,7 @@ class Trainer:
         if at.interrupted is not None:
             return
         number = at.epoch + 1
-        evaluates = self.evaluate is not None and every and (number % every == 0 or number == at.epochs)
+        evaluates = self.hooks.evaluate is not None and every and (number % every == 0 or number == at.epochs)
         if evaluates:
             self.save()  # it takes long, and somebody else's code may fail
         logs = {name: total / self.updates for name, total in self.sums.items()}
@@ -347,7 +351,7 @@ class Trainer:
         norm = clip_gradients(list(self.learning.values()), config.GRADIENT_CLIP_NORM)
         values, stops, saves = self.agree(losses, norm)
         self.check_finite(values, losses, group)
-        self.watchdog.stage("update of the weights")
+        self.watchdog.activity = "update of the weights"
         at.learning_rate = self.next_learning_rate()
         set_learning_rate(self.optimizer, at.learning_rate)
         self.optimizer.step()
@@ -362,15 +366,15 @@ class Trainer:
     def next_learning_rate(self) -> float:
         at, config = self.at, self.config
         update = at.epoch * self.updates + at.step // config.ACCUMULATE_STEPS
-        drops = [epoch * self.updates for epoch in self.steps_at]
+        drops = [epoch * self.updates for epoch in self.phase.steps_at]
         cosine = None
-        if config.LEARNING_RATE_DECAY == "cosine":  # each stage has its own
+        if config.LEARNING_RATE_DECAY == "cosine":  # each phase has its own
             update, cosine = update - self.begin * self.updates, (at.epochs - self.begin) * self.updates
         warmup = config.WARMUP_STEPS, config.WARMUP_FACTOR
         return learning_rate_at(update, self.learning_rate, drops, *warmup, cosine)
 
     def next_batch(self, batches: Iterator) -> Any:
-        self.watchdog.stage("waiting for data")
+        self.watchdog.activity = "waiting for data"
         begin = time.perf_counter()
         with runtime.random_states_kept(self.device):
             batch = next(batches, None)
@@ -383,8 +387,8 @@ class Trainer:
 
     def losses_of(self, module: nn.Module, batch: Any) -> Tensor:
         """float32 [losses]; self.names says which they are."""
-        self.watchdog.stage("forward")
-        losses = module(*self.prepare(batch))
+        self.watchdog.activity = "forward"
+        losses = module(*self.hooks.prepare(batch))
         if not isinstance(losses, Mapping) or not losses or any(loss.numel() != 1 for loss in losses.values()):
             raise ValueError(f"the module must return a dict of scalar losses, not {type(losses).__name__}: {losses}")
         self.names = list(losses)
@@ -394,7 +398,7 @@ class Trainer:
         """Adds a batch's share of the gradients of an update of size batches. Returns: its losses."""
         with contextlib.nullcontext() if is_last or self.parallel is self.module else self.parallel.no_sync():
             losses = self.losses_of(self.parallel, batch)
-            self.watchdog.stage("backward")
+            self.watchdog.activity = "backward"
             (losses.sum() / size).backward()
         return losses.detach()
 
@@ -419,7 +423,7 @@ class Trainer:
         saves = self.is_main and minutes and time.monotonic() - self.saved_at > minutes * 60
         flags = losses.new_tensor([self.signals.received is not None, bool(saves)])
         shared = torch.cat([losses, flags, norm.detach().float()[None]])  # [losses + 3]
-        self.watchdog.stage("backward" if runtime.world_size() == 1 else "backward, other processes")
+        self.watchdog.activity = "backward" if runtime.world_size() == 1 else "backward, other processes"
         *means, stops, saves, norm = (runtime.world_sum(shared) / runtime.world_size()).tolist()
         values = {"loss": sum(means), **dict(zip(self.names, means, strict=True)), "gradient_norm": norm}
         return values, stops > 0, saves > 0
@@ -487,7 +491,7 @@ class Trainer:
                 with self.explained([batch], "in validation"):
                     total = total + self.losses_of(self.module, batch)
                 count += 1
-        self.watchdog.stage("validation, other processes")
+        self.watchdog.activity = "validation, other processes"
         *totals, count = runtime.world_sum(torch.cat([total, total.new_tensor([count])])).tolist()
         losses = {f"val_{name}": total / count for name, total in zip(self.names, totals, strict=True)}
         return {"val_loss": sum(losses.values()), **losses}
@@ -496,7 +500,7 @@ class Trainer:
         self.val_data.set_epoch(0)
         batches = iter(self.val_data)
         while True:
-            self.watchdog.stage("validation, waiting for data")
+            self.watchdog.activity = "validation, waiting for data"
             batch = next(batches, None)
             if batch is None:
                 return
@@ -504,11 +508,11 @@ class Trainer:
 
     def run_evaluation(self, number: int) -> dict[str, float]:
         """The metrics of the weights after so many epochs, in the first process; the others wait."""
-        self.watchdog.stage("evaluation")
+        self.watchdog.activity = "evaluation"
         metrics = None
         if self.is_main:
             with self.detecting():
-                metrics = self.evaluate(number)
+                metrics = self.hooks.evaluate(number)
         if runtime.world_size() > 1:
             dist.barrier()
         return {name: float(value) for name, value in (metrics or {}).items()}
@@ -538,10 +542,10 @@ class Trainer:
         self.say(f"epoch {at.epoch}/{at.epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
 
     def tell(self, event: str) -> None:
-        if self.is_main and self.callbacks:
-            self.watchdog.stage("callbacks")
+        if self.is_main and self.hooks.callbacks:
+            self.watchdog.activity = "callbacks"
             with runtime.random_states_kept(self.device):
-                call_back(self.callbacks, event, self.at)
+                call_back(self.hooks.callbacks, event, self.at)
 
     def agree_to_end(self) -> None:
         """Whether the training ends after this epoch: a signal, a callback, or nothing gets better."""
@@ -560,14 +564,14 @@ class Trainer:
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of now; all processes call it together."""
         at, config = self.at, self.config
-        self.watchdog.stage("writing a checkpoint")
+        self.watchdog.activity = "writing a checkpoint"
         self.share_buffers()
         at.state = self.state(self.all_random_states())
         if self.is_main:
             at.checkpoint = checkpoints.checkpoint_path(self.log_dir, config.NAME, at.epoch, at.step)
             training = {**at.state, "config": config.to_dict(), "git": self.revision, "time": time.time()}
             with self.averaged.swapped() if self.averaged is not None else contextlib.nullcontext():
-                checkpoints.save_checkpoint(at.checkpoint, {**self.describe(), "training": training})
+                checkpoints.save_checkpoint(at.checkpoint, {**self.hooks.describe(), "training": training})
             if at.step == 0:  # what was written before validation has the same weights
                 last = checkpoints.checkpoint_path(self.log_dir, config.NAME, at.epoch - 1, at.steps)
                 last.unlink(missing_ok=True)
@@ -584,7 +588,7 @@ class Trainer:
             "step": at.step,
             "steps": at.steps,
             "epochs": at.epochs,
-            "schedule": {"learning_rate": self.learning_rate, "steps_at": list(self.steps_at)},
+            "schedule": {"learning_rate": self.learning_rate, "steps_at": list(self.phase.steps_at)},
             "learning": self.what_learns(),
             "begin": self.begin,
             "optimizer": plain(self.optimizer.state_dict()),

@@ -15,20 +15,20 @@ import runtime
 ############################################################
 
 
-class Stage(NamedTuple):
+class Phase(NamedTuple):
     """A part of a training in which the same layers learn."""
 
-    layers: str  # as train_model takes them
-    epochs: int  # completed at its end, counted from the start of the training
+    layers: str  # what learns, as MaskRCNN.set_trainable takes it. With other layers, the optimiser begins anew
+    epochs: int  # completed at the phase's end, counted from the start of the whole training
     steps_at: tuple[int, ...] = ()  # epochs after which the learning rate falls to a tenth
-    factor: float = 1.0  # on the learning rate
+    factor: float = 1.0  # on the training's learning rate
 
 
 # Config.SCHEDULE. 1x and 2x are Detectron's, as mmdetection has them; the last is Matterport's coco.py.
-SCHEDULES: dict[str, tuple[Stage, ...]] = {
-    "1x": (Stage("all", 12, (8, 11)),),
-    "2x": (Stage("all", 24, (16, 22)),),
-    "matterport": (Stage("heads", 40), Stage("4+", 120), Stage("all", 160, factor=0.1)),
+SCHEDULES: dict[str, tuple[Phase, ...]] = {
+    "1x": (Phase("all", 12, (8, 11)),),
+    "2x": (Phase("all", 24, (16, 22)),),
+    "matterport": (Phase("heads", 40), Phase("4+", 120), Phase("all", 160, factor=0.1)),
 }
 # Learning rates of 1x and 2x for batches of this many images.
 BASE_BATCH = 16
