@@ -1841,28 +1841,33 @@ class MaskRCNN(nn.Module):
     ) -> Progress:
         """Train on a data set, from where the model is: new, with weights loaded, or in the middle of a training.
 
-        Checkpoints, metrics and curves come to log_dir. After load_weights of a checkpoint in model_dir, training
-        continues where that was written, to the bit.
+        Checkpoints, metrics and curves are written to log_dir. After load_weights of a checkpoint in model_dir, the
+        training that wrote it continues, to the bit.
+
+        The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, they are decided here, for the
+        whole training: model.config becomes a copy that holds the decision, and checkpoints store it. To change
+        settings between two calls, change them in model.config.
 
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
         learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
         epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
-        layers: what learns, see set_trainable. With SCHEDULE and without epochs, the schedule decides.
+        layers: what learns, see set_trainable. With SCHEDULE "matterport" and without epochs, the schedule decides.
         augmentation: a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, applied before
-            HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; they get none.
+            HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; their images are not
+            augmented.
         custom_callbacks: functions of (event, progress), or objects with Keras' on_epoch_end(epoch, logs).
         evaluate: model -> metrics, every EVAL_EVERY epochs, such as coco.evaluation_callback(val_dataset). The best
             checkpoint is that of the highest "mask AP", or without it of the lowest validation loss.
 
         Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
-        Raises: ValueError for arguments that do not fit; what training.train raises.
+        Raises: ValueError for arguments that do not fit; what training.loop.train raises.
         """
-        self._check_datasets(train_dataset, val_dataset)
-        self._settle()
-        data = [
-            TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
-            None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False),
-        ]
+        for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
+            if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
+                raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+        self._begin_training()
+        train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources)
+        val_data = None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False)
         phases, learning_rate = self._phases(learning_rate, epochs, layers)
         hooks = Hooks(
             prepare=partial(mold_batch, device=self.device, config=self.config),
@@ -1871,27 +1876,19 @@ class MaskRCNN(nn.Module):
             callbacks=custom_callbacks or (),
         )
         for phase in phases:
-            progress = self._train_phase(phase, learning_rate, data, hooks)
+            progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
             if progress.interrupted or progress.stop:
                 break
         return progress
 
-    @staticmethod
-    def _check_datasets(*datasets: Dataset | None) -> None:
-        for name, dataset in zip(("train_dataset", "val_dataset"), datasets, strict=True):
-            if dataset is None and name == "val_dataset":
-                continue
-            if not isinstance(dataset, Dataset):
-                raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
-
-    def _settle(self) -> None:
-        """Decide what depends on where training starts, once: checkpoints carry it on."""
-        config = self.config
-        config.TRAIN_BN, config.FROZEN_STAGES = self._trains_bn(), self._frozen_stages()
+    def _begin_training(self) -> None:
+        """Decide what depends on the weights that training starts from, and make the model ready on its device."""
+        self._decide(TRAIN_BN=self._trains_bn(), FROZEN_STAGES=self._frozen_stages())
         if self._from_nothing():
             self.source = "trained from nothing"
         elif "trained" not in self.source:
             self.source += ", trained further"
+        config = self.config
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
         if config.GPU_COUNT > 1 and self.device.type == "cuda" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
@@ -1900,6 +1897,14 @@ class MaskRCNN(nn.Module):
         if config.COMPILE:
             self.backbone.compile()
             self.fpn.compile()
+
+    def _decide(self, **settings: Any) -> None:
+        """Give settings that are None a value, in a copy of the config: it may belong to the caller."""
+        undecided = {name: value for name, value in settings.items() if getattr(self.config, name) is None}
+        if undecided:
+            self.config = copy.copy(self.config)
+            for name, value in undecided.items():
+                setattr(self.config, name, value)
 
     def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
         """The phases that train_model's arguments ask for, and the learning rate that their factors multiply."""
@@ -1917,19 +1922,22 @@ class MaskRCNN(nn.Module):
             phases = [phases[0]._replace(layers=layers, epochs=epochs or phases[0].epochs)]
         return phases, learning_rate
 
-    def _train_phase(self, phase: Phase, learning_rate: float, data, hooks: Hooks) -> Progress:
-        """data: TrainingData to train on, and to validate on or None."""
+    def _train_phase(
+        self,
+        phase: Phase,
+        learning_rate: float,
+        train_data: TrainingData,
+        val_data: TrainingData | None,
+        hooks: Hooks,
+    ) -> Progress:
         self.set_trainable(phase.layers)
         if self.log_dir is None:
             self.set_log_dir()
         processes = {"rank": runtime.rank(), "world": runtime.world_size()}
-        loaders = [
-            None if source is None else make_loader(source, shuffle=shuffle, **processes)
-            for source, shuffle in zip(data, (True, False), strict=True)
-        ]
         progress = loop.train(
             self,
-            *loaders,
+            make_loader(train_data, **processes),
+            None if val_data is None else make_loader(val_data, shuffle=False, **processes),
             self.config,
             phase=phase,
             learning_rate=learning_rate,
@@ -2324,9 +2332,7 @@ class MaskRCNN(nn.Module):
             return
         self._start = checkpoint["training"]
         self.set_log_dir(path)
-        for name in ("TRAIN_BN", "FROZEN_STAGES"):
-            if getattr(self.config, name) is None:
-                setattr(self.config, name, checkpoint["config"][name])
+        self._decide(**{name: checkpoint["config"][name] for name in ("TRAIN_BN", "FROZEN_STAGES")})
         print(f"training continues after epoch {self.epoch}, step {self._start['step']}, in {self.log_dir}")
 
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:
