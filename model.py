@@ -939,7 +939,7 @@ class RpnSample(NamedTuple):
 
     anchors: Tensor  # [S], indices into the batch's B x A anchors
     matched: Tensor  # [S], the object of each, or BACKGROUND
-    count: Tensor  # a number, what the losses are divided by
+    count: Tensor  # scalar, the divisor of the RPN's losses
 
 
 class RoiSample(NamedTuple):
@@ -965,11 +965,12 @@ def assign(
     """The object that each box belongs to.
 
     boxes: [N, 4]. gt_boxes: [G, 4].
-    positive_iou, negative_iou: a box belongs to the object that it overlaps most if the IoU is at least the former; it
-        is BACKGROUND below the latter, IGNORED between.
-    low_quality_iou: the boxes that overlap an object most, ties included, are positive too if their IoU is at least
-        this and above 0. None: they are not.
-    steals: such a box becomes that object's (of several, the last one's), not that of the one which it overlaps most.
+    positive_iou, negative_iou: a box belongs to the object that it overlaps most if their IoU is at least
+        positive_iou. It is BACKGROUND if that IoU is below negative_iou, and IGNORED between the two.
+    low_quality_iou: no object shall be without a box. So the boxes that overlap an object most, ties included, are
+        positive too if that IoU is at least low_quality_iou and above 0. None switches this off.
+    steals: True: such a box goes to the object that needs it (if several do, to the last of them). False: it goes to
+        the object that it overlaps most itself.
 
     Returns: int64 [N], an index into gt_boxes, BACKGROUND or IGNORED.
     Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; mmdetection's MaxIoUAssigner.
@@ -981,7 +982,7 @@ def assign(
     top_of_chunks = []
     for start in range(0, len(boxes), step):
         chunk = boxes[start : start + step]
-        near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few of many objects
+        near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few objects
         top = boxes.new_zeros(len(gt_boxes))
         if len(near):
             overlaps = utils.compute_overlaps(chunk, gt_boxes[near])  # [step, objects near]
@@ -993,32 +994,33 @@ def assign(
     matched[best < negative_iou] = BACKGROUND
     if low_quality_iou is not None and len(boxes):
         for box, gt in _best_pairs(boxes, gt_boxes, torch.stack(top_of_chunks), step, low_quality_iou):
-            matched[box] = IGNORED  # so that, of several objects, the last takes it
+            matched[box] = IGNORED  # then amax gives a box to the last of several objects
             matched.scatter_reduce_(0, box, gt if steals else nearest[box], "amax")
     return matched
 
 
 def _touching(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Indices of the objects that share a point with the smallest box around some boxes."""
+    """Indices of the objects that touch the smallest box around all `boxes`."""
     low, high = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
     return ((gt_boxes[:, 2:] > low) & (gt_boxes[:, :2] < high)).all(dim=1).nonzero()[:, 0]
 
 
 def _best_pairs(
-    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, at_least: float
+    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, minimum_iou: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Box and object [n], [n] of all pairs in which no other box overlaps the object more.
+    """Indices of box and object, [n] and [n], of all pairs in which no other box overlaps the object more.
 
-    best_of_object: [chunks, G], the largest overlap of each object with the boxes of each chunk of `step`.
+    best_of_object: [chunks, G], the largest IoU of each object with the boxes of each chunk of `step` boxes.
+    minimum_iou: pairs with a smaller IoU are left out, and those with none.
     """
     top = best_of_object.amax(dim=0)
-    holds = (best_of_object == top) & (top >= at_least) & (top > 0)  # [chunks, G]
-    for chunk in holds.any(dim=1).nonzero()[:, 0].tolist():
-        objects = holds[chunk].nonzero()[:, 0]
+    has_best = (best_of_object == top) & (top >= minimum_iou) & (top > 0)  # [chunks, G]
+    for chunk in has_best.any(dim=1).nonzero()[:, 0].tolist():
+        objects = has_best[chunk].nonzero()[:, 0]
         start = chunk * step
         overlaps = utils.compute_overlaps(boxes[start : start + step], gt_boxes[objects])
-        box, which = (overlaps == top[objects]).nonzero(as_tuple=True)
-        yield box + start, objects[which]
+        box, column = (overlaps == top[objects]).nonzero(as_tuple=True)
+        yield box + start, objects[column]
 
 
 def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
@@ -1031,22 +1033,22 @@ def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
     return inside / utils.box_area(boxes).clamp(min=1e-6)
 
 
-def _spare_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
-    """matched [N] with the background inside of crowds IGNORED."""
+def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
+    """matched [N], in which BACKGROUND boxes that lie in a crowd by more than CROWD_OVERLAP become IGNORED."""
     if config.CROWD_OVERLAP is None or len(crowd_boxes) == 0:
         return matched
-    crowded = share_in_crowd(boxes, crowd_boxes) > config.CROWD_OVERLAP
-    return torch.where((matched == BACKGROUND) & crowded, IGNORED, matched)
+    is_in_crowd = share_in_crowd(boxes, crowd_boxes) > config.CROWD_OVERLAP
+    return torch.where((matched == BACKGROUND) & is_in_crowd, IGNORED, matched)
 
 
-def draw(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
+def random_sample(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
     """A random sample of each image's candidates, without replacement.
 
-    It is a function of the seed and of a candidate's rank among those of its image, on every device: neither the other
-    images of the batch, nor the number of processes, nor a resumed training change it.
+    The sample of an image depends on the image's seed and candidates only, and is the same on every device. The other
+    images of the batch, the number of processes and a resumed training do not change it.
 
-    candidates: bool [N]. batch_index: [N], the image of each, ascending. limits: [B], how many to draw of each image
-        at most. seeds: int64 [B].
+    candidates: bool [N]. batch_index: [N], the image of each, ascending. limits: [B], the largest size of each image's
+        sample. seeds: int64 [B].
 
     Returns: bool [N].
     """
@@ -1055,28 +1057,31 @@ def draw(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor)
     counts = torch.bincount(image, minlength=len(limits))
     rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[image]
     order = _hash(_hash(seeds)[image] + rank).argsort()
-    order = order[image[order].argsort(stable=True)]  # the images' candidates together again, each shuffled
-    drawn = torch.zeros_like(candidates)
-    drawn[index[order[rank < limits[image]]]] = True
-    return drawn
+    order = order[image[order].argsort(stable=True)]  # image by image again, each image's candidates shuffled
+    is_sampled = torch.zeros_like(candidates)
+    is_sampled[index[order[rank < limits[image]]]] = True
+    return is_sampled
 
 
 def _hash(numbers: Tensor) -> Tensor:
-    """int64 to random-looking int64, the same everywhere. Source: the finaliser of splitmix64, by Steele et al."""
+    """int64 to random-looking int64, the same on every device. Source: splitmix64's finaliser, by Steele et al."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         numbers = (numbers ^ ((numbers >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return numbers
 
 
-def _sample(matched: Tensor, batch_index: Tensor, count: int, positives: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """The drawn positives and the drawn background: bool [N] and [N].
+def _sample_matched(
+    matched: Tensor, batch_index: Tensor, count: int, positives: int, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Random samples of the boxes that belong to objects, and of the background: bool [N] and [N].
 
-    matched: [N]. count, positives: of an image, at most.
+    matched: [N], the object of each box, BACKGROUND or IGNORED. positives: the largest number of objects' boxes in an
+        image. count: the largest number of both together.
     """
     limits = torch.full_like(seeds, positives)
-    positive = draw(matched >= 0, batch_index, limits, seeds)
+    positive = random_sample(matched >= 0, batch_index, limits, seeds)
     limits = count - torch.bincount(batch_index[positive], minlength=len(seeds))
-    negative = draw(matched == BACKGROUND, batch_index, limits, ~seeds)
+    negative = random_sample(matched == BACKGROUND, batch_index, limits, ~seeds)
     return positive, negative
 
 
@@ -1089,29 +1094,34 @@ def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config) ->
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
     low_quality = config.RPN_NEGATIVE_IOU if dialect.low_quality_steals else 0.0
     for image, window in enumerate(windows):
-        own = (targets.batch_index == image).nonzero()[:, 0]
+        objects = (targets.batch_index == image).nonzero()[:, 0]
         matched = assign(
             anchors,
-            gt_boxes[own],
+            gt_boxes[objects],
             config.RPN_POSITIVE_IOU,
             config.RPN_NEGATIVE_IOU,
             low_quality,
             dialect.low_quality_steals,
         )
-        matched = torch.where(matched >= 0, _at(own, matched), matched)
-        matched = _spare_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
-        rows.append(matched.masked_fill(~_takes_part(anchors, window, config), IGNORED))
+        matched = torch.where(matched >= 0, _rows_of(objects, matched), matched)
+        matched = _ignore_in_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
+        rows.append(matched.masked_fill(~_belongs_to_image(anchors, window, config), IGNORED))
     return torch.stack(rows)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """values[index], and anything where the index is negative; there may be no values."""
+def _rows_of(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] [N]. Where the index is negative, and if there are no values, the result means nothing."""
     return values[index.clamp(min=0)] if len(values) else index
 
 
-def _takes_part(anchors: Tensor, window: Tensor, config) -> Tensor:
-    """Which anchors learn from an image: those of its own cells, not of the padding to the largest of the batch; or
-    only those inside of it. bool [A]."""
+def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
+    """Whether an image may teach each anchor: bool [A].
+
+    It may not if the anchor's cell lies in the padding that brings the image to the size of the largest one in the
+    batch; nor, in dialects without anchors_outside, if the anchor reaches beyond the image.
+
+    anchors: [A, 4]; window: [4]; both shrunk.
+    """
     if not config.dialect.anchors_outside:
         pixel = 1 if config.dialect.coordinates == "inclusive" else 0
         return ((anchors[:, :2] >= window[:2]) & (anchors[:, 2:] - pixel < window[2:])).all(dim=1)
@@ -1124,7 +1134,7 @@ def _takes_part(anchors: Tensor, window: Tensor, config) -> Tensor:
 
 
 def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
-    """The anchors of a batch that the RPN learns from; at most half of them are objects'.
+    """The anchors of a batch that the RPN learns from. At most half of them belong to objects.
 
     matched: [B, A], of match_anchors. seeds: [B].
     """
@@ -1132,7 +1142,7 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
     count = config.RPN_TRAIN_ANCHORS_PER_IMAGE
     image = torch.arange(images, device=matched.device).repeat_interleave(anchors)
     flat = matched.flatten()
-    positive, negative = _sample(flat, image, count, count // 2, seeds)
+    positive, negative = _sample_matched(flat, image, count, count // 2, seeds)
     divisor = torch.stack([positive, negative]).view(2, images, anchors).sum(dim=2)  # [2, B]
     if config.dialect.rpn_counts_missing:
         divisor = divisor.clamp(min=1)
@@ -1141,36 +1151,39 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
 
 
 def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config) -> RoiSample:
-    """The RoIs that the heads learn from: of the proposals and the objects' own boxes, some of objects and some not.
+    """The RoIs that the heads learn from: a sample of the proposals and of the objects' own boxes.
+
+    At most ROI_POSITIVE_RATIO of an image's TRAIN_ROIS_PER_IMAGE belong to objects; the others are background.
 
     rois: [R, 4], shrunk; batch_index: [R].
 
-    Returns: a RoiSample, that of an image together.
+    Returns: the RoIs of one image after another.
     """
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
     matched = torch.empty_like(batch_index)
     for image in range(len(targets.seeds)):
-        own = (targets.batch_index == image).nonzero()[:, 0]
+        objects = (targets.batch_index == image).nonzero()[:, 0]
         of_image = (batch_index == image).nonzero()[:, 0]
         boxes, limit = rois[of_image], config.ROI_POSITIVE_IOU
         low_quality = limit if config.dialect.low_quality_rois else None
-        found = assign(boxes, gt_boxes[own], limit, limit, low_quality)
-        found = torch.where(found >= 0, _at(own, found), found)
-        matched[of_image] = _spare_crowds(found, boxes, crowd_boxes[targets.crowd_index == image], config)
-    parts = [(rois, batch_index, matched)]
-    objects = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
-    parts.insert(0 if config.dialect.gt_rois_first else 1, objects)
+        matches = assign(boxes, gt_boxes[objects], limit, limit, low_quality)
+        matches = torch.where(matches >= 0, _rows_of(objects, matches), matches)
+        matched[of_image] = _ignore_in_crowds(matches, boxes, crowd_boxes[targets.crowd_index == image], config)
+    proposals = (rois, batch_index, matched)
+    own_boxes = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
+    parts = (own_boxes, proposals) if config.dialect.gt_rois_first else (proposals, own_boxes)
     rois, batch_index, matched = (torch.cat(columns) for columns in zip(*parts, strict=True))
     order = batch_index.argsort(stable=True)
     rois, batch_index, matched = rois[order], batch_index[order], matched[order]
     count = config.TRAIN_ROIS_PER_IMAGE
-    chosen = _sample(matched, batch_index, count, int(count * config.ROI_POSITIVE_RATIO), targets.seeds + 1)
-    chosen = (chosen[0] | chosen[1]).nonzero()[:, 0]
+    positives = int(count * config.ROI_POSITIVE_RATIO)
+    positive, negative = _sample_matched(matched, batch_index, count, positives, targets.seeds + 1)
+    chosen = (positive | negative).nonzero()[:, 0]
     return RoiSample(rois[chosen], batch_index[chosen], matched[chosen])
 
 
 def build_delta_targets(boxes: Tensor, gt_boxes: Tensor, std_dev: Sequence[float]) -> Tensor:
-    """What decode_boxes needs to turn boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
+    """The deltas by which decode_boxes turns boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
     return utils.box_refinement(boxes, gt_boxes) / boxes.new_tensor(std_dev)
 
 
@@ -1194,18 +1207,18 @@ def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
 
 @torch.no_grad()
 def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config) -> RoiSample:
-    """RoIs of objects, moved as the box head says for the object's class: those that detection makes masks of.
+    """RoIs of objects, refined by the box head's deltas for the object's class. Detection makes masks of such boxes.
 
     box_deltas: [P, K, 4]. windows: [B, 4], of the images in pixels of the input.
 
-    Returns: the same objects, with boxes inside of their images; where that leaves no box, the RoI as it was. Carries
-        no gradient.
+    Returns: the same objects with refined RoIs, clipped to their images. An RoI of which clipping leaves nothing stays
+        as it was. Carries no gradient.
     """
     rois, image, matched = objects
-    deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()
-    moved = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
-    moved = clip_to_windows(moved, shrink(windows, config)[image], config)
-    return objects._replace(rois=torch.where(_larger_than(moved, 0)[:, None], moved, rois))
+    deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()  # [P, 4]
+    refined = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
+    refined = clip_to_windows(refined, shrink(windows, config)[image], config)
+    return objects._replace(rois=torch.where(_larger_than(refined, 0)[:, None], refined, rois))
 
 
 def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
@@ -1233,7 +1246,7 @@ def build_maskiou_targets(
     An RoI may cut an instance off, so the ground-truth area seen inside the RoI is divided by the fraction of the
     instance that lies inside it.
 
-    mask_logits: [P, M, M] logits of the target class, one mask a positive RoI.
+    mask_logits: [P, M, M] logits of the target class, one mask for each positive RoI.
     target_masks: [P, M, M] float, 0 or 1, ground truth cropped to the RoI.
     inside_fraction: [P] in (0, 1], instance area inside the RoI / whole area.
     threshold: MASKIOU_TARGET_LOGIT.
@@ -1260,13 +1273,14 @@ def build_maskiou_targets(
 def build_rpn_targets(
     image_shape: Sequence[int], anchors: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, config, seed=0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The anchors of an image that the RPN learns from, and how those of objects are to move.
+    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
 
     image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. seed: what the sample is drawn by.
+    gt_boxes: [G, 4]. seed: decides the random sample.
 
-    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that do not count; rpn_bbox float32
-        [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then zeros.
+    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
+        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
+        zeros.
     """
     targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
     anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
@@ -1285,10 +1299,10 @@ def build_rpn_targets(
 def build_detection_targets(
     rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config, seed=0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The RoIs of an image that the heads learn from, and what they are to say of each.
+    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
 
     rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: what the sample is drawn by.
+    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
 
     Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
         masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
@@ -1298,21 +1312,23 @@ def build_detection_targets(
     rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
     rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
     is_object = matched >= 0
-    objects, own = rois[is_object], matched[is_object]
-    class_ids = torch.where(is_object, _at(targets.class_ids, matched), 0)
+    positive_rois, positive_matched = rois[is_object], matched[is_object]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
     bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
-    bboxes[is_object] = build_delta_targets(objects, shrink(targets.boxes, config)[own], config.BBOX_STD_DEV)
-    masks[is_object] = build_mask_targets(unshrink(objects, config), own, targets, 2 * config.MASK_POOL_SIZE)
+    gt = shrink(targets.boxes, config)[positive_matched]
+    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
+    size = 2 * config.MASK_POOL_SIZE
+    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
     return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
 
 
 def generate_random_rois(
     image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
 ) -> np.ndarray:
-    """RoIs to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
+    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
 
     Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
-    Source: Matterport: corners of an RoI around an object lie within the object's height and width of it.
+    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
     """
     rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
     boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
@@ -1331,7 +1347,7 @@ def generate_random_rois(
 
 
 def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
-    """One image's objects and crowds, of negative class, as Targets; masks [H, W, G], or None for none."""
+    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
     class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
     boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
     if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
@@ -1339,19 +1355,19 @@ def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | N
             f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
             f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
         )
-    own = class_ids > 0
-    count, crowds = int(own.sum()), int((~own).sum())
-    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., own]
+    is_object = class_ids > 0
+    count, crowds = int(is_object.sum()), int((~is_object).sum())
+    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
     size = torch.tensor(masks.shape[:2]).expand(count, 2)
     pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
     offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
     crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
     return Targets(
-        boxes=boxes[own],
-        class_ids=class_ids[own],
+        boxes=boxes[is_object],
+        class_ids=class_ids[is_object],
         batch_index=torch.zeros(count, dtype=torch.int64),
         masks=crops,
-        crowd_boxes=boxes[~own],
+        crowd_boxes=boxes[~is_object],
         crowd_index=torch.zeros(crowds, dtype=torch.int64),
         seeds=torch.tensor([seed]),
     )
@@ -1363,26 +1379,26 @@ def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | N
 
 
 class LossSums(NamedTuple):
-    """Of each loss, its sum over a batch and what that is divided by; scalars of one dtype."""
+    """Losses before they are averaged. Scalars of one dtype, by the names of the losses."""
 
-    sums: dict[str, Tensor]
-    counts: dict[str, Tensor]
+    sums: dict[str, Tensor]  # over a batch
+    counts: dict[str, Tensor]  # the divisor of each sum
 
 
 def rpn_losses(
     logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config
 ) -> LossSums:
-    """How well the RPN tells objects, and how well it moves the anchors of objects.
+    """rpn_class_loss: does the RPN tell objects from background? rpn_bbox_loss: does it move anchors onto objects?
 
-    logits, deltas: of the sampled anchors, [S] and [S, 4]. anchors: all, [A, 4], shrunk.
+    logits, deltas: of the sampled anchors, [S] and [S, 4]. anchors: all of them, [A, 4], shrunk.
     """
     is_object = sample.matched >= 0
     class_sum = F.binary_cross_entropy_with_logits(logits, is_object.float(), reduction="sum")
     positive = is_object.nonzero()[:, 0]
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
     boxes = anchors[sample.anchors[positive] % len(anchors)]
-    wanted = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)
-    bbox_sum = F.smooth_l1_loss(deltas[positive], wanted, reduction="sum", beta=config.dialect.rpn_beta)
+    target_deltas = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)  # [P, 4]
+    bbox_sum = F.smooth_l1_loss(deltas[positive], target_deltas, reduction="sum", beta=config.dialect.rpn_beta)
     return LossSums(
         {"rpn_class_loss": class_sum, "rpn_bbox_loss": bbox_sum},
         {"rpn_class_loss": sample.count, "rpn_bbox_loss": sample.count},
@@ -1390,18 +1406,18 @@ def rpn_losses(
 
 
 def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config) -> LossSums:
-    """How well the box head tells classes, and how well it moves the RoIs of objects.
+    """mrcnn_class_loss: does the box head tell the classes? mrcnn_bbox_loss: does it move RoIs onto their objects?
 
     class_logits: [S, K]. box_deltas: [S, K, 4].
     """
     is_object = sample.matched >= 0
-    class_ids = torch.where(is_object, _at(targets.class_ids, sample.matched), 0)  # [S]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, sample.matched), 0)  # [S]
     class_sum = F.cross_entropy(class_logits, class_ids, reduction="sum")
     positive = is_object.nonzero()[:, 0]
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
-    wanted = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)
+    target_deltas = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)  # [P, 4]
     deltas = box_deltas[positive, class_ids[positive]]  # [P, 4]
-    bbox_sum = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=config.dialect.box_beta)
+    bbox_sum = F.smooth_l1_loss(deltas, target_deltas, reduction="sum", beta=config.dialect.box_beta)
     count = class_sum.new_tensor(len(sample.rois))
     return LossSums(
         {"mrcnn_class_loss": class_sum, "mrcnn_bbox_loss": bbox_sum},
@@ -1410,30 +1426,34 @@ def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targ
 
 
 def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
-    """How well masks [P, M, M] of the objects' classes are predicted."""
+    """mrcnn_mask_loss: are the masks of the objects' classes right? mask_logits, target_masks: [P, M, M]."""
     total = F.binary_cross_entropy_with_logits(mask_logits, target_masks, reduction="sum")
     return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
 
 
-def maskiou_loss(maskious: Tensor, class_ids: Tensor, wanted: Tensor, counts: Tensor, config) -> LossSums:
-    """How well the IoU of masks is predicted: half of the squared error.
+def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config) -> LossSums:
+    """mrcnn_maskiou_loss: are the predicted IoUs of the masks right? Half of the squared error.
 
-    maskious: [P, K], predicted. class_ids: [P]. wanted: [P], the true IoUs. counts: bool [P], which have one.
+    maskious: [P, K], predicted. class_ids: [P]. target_maskious: [P], the true IoUs. counts: bool [P], whether the
+        mask has a true IoU and counts.
     """
     if not config.MASKIOU_KEEP_ZERO_TARGETS:
-        counts = counts & (wanted > 0)
+        counts = counts & (target_maskious > 0)
     if config.MASKIOU_LOSS_CLASSES == "all":
-        expected = torch.zeros_like(maskious).scatter(1, class_ids[:, None], wanted[:, None])
+        expected = torch.zeros_like(maskious).scatter(1, class_ids[:, None], target_maskious[:, None])  # [P, K]
         errors = (maskious - expected)[:, 1:].square().sum(dim=1)
     else:
-        errors = (maskious.gather(1, class_ids[:, None])[:, 0] - wanted).square()
+        errors = (maskious.gather(1, class_ids[:, None])[:, 0] - target_maskious).square()
     total = 0.5 * torch.where(counts, errors, 0).sum()
     return LossSums({"mrcnn_maskiou_loss": total}, {"mrcnn_maskiou_loss": counts.sum().to(total.dtype)})
 
 
 def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
-    """Sums over counts, times LOSS_WEIGHTS. The counts are the average over the processes of a distributed training,
-    so that the gradients' average is what one process with all images would compute."""
+    """The losses by name: sums divided by counts, times LOSS_WEIGHTS.
+
+    In a distributed training, the counts are averaged over the processes first. Then the average of the processes'
+    gradients is the gradient that one process with all images would compute.
+    """
     sums = {name: value for part in parts for name, value in part.sums.items()}
     counts = {name: value for part in parts for name, value in part.counts.items()}
     shared = runtime.world_mean(torch.stack([counts[name] for name in sums]).detach())

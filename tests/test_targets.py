@@ -176,9 +176,9 @@ def test_crowd_of_another_image_is_of_no_matter():
 
 
 def draw(rows: Sequence[Sequence[bool]], limits: Sequence[int], seeds: Sequence[int], device="cpu") -> list[list[int]]:
-    """What model.draw takes of each image's candidates, as positions within the image."""
+    """What model.random_sample takes of each image's candidates, as positions within the image."""
     lengths = torch.tensor([len(row) for row in rows])
-    drawn = modellib.draw(
+    drawn = modellib.random_sample(
         torch.cat([torch.as_tensor(row, dtype=torch.bool) for row in rows]).to(device),
         torch.arange(len(rows)).repeat_interleave(lengths).to(device),
         torch.tensor(limits).to(device),
