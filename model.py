@@ -41,13 +41,13 @@ import utils
 from config import BACKBONE_WEIGHTS, BACKBONES, WEIGHTS, Config, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
-from data.samples import Batch, TrainingData, collate
+from data.samples import Batch, Targets, TrainingData, collate
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
-from training.loop import Progress
-from training.optimizer import SCHEDULES, Stage, schedule_learning_rate
+from training.loop import Hooks, Progress
+from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
 from weights.checkpoint import (
     config_of,
     is_backbone,
@@ -132,8 +132,8 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
     return padded
 
 
-def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, "Targets"]:
-    """A Batch of the loader as the network takes it, on its device."""
+def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targets]:
+    """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
     batch = batch.to(device)
     molded = [
@@ -141,8 +141,7 @@ def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, "Tar
         for image, window in zip(batch.images, windows, strict=True)
     ]
     pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
-    truth = (batch.boxes, batch.class_ids, batch.batch_index, batch.masks, batch.crowd_boxes, batch.crowd_index)
-    return Images(pixels, batch.windows), Targets(*truth, batch.seeds, batch.mini_masks)
+    return Images(pixels, batch.windows), batch.targets
 
 
 def compose_image_meta(
@@ -206,8 +205,8 @@ def load_image_gt(
     shapes = (*original.shape[:2], image.shape[2]), image.shape
     meta = compose_image_meta(image_id, *shapes, sample.window, plan_image(original, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
-    masks = _whole_masks(sample.masks, size).permute(1, 2, 0).numpy()
-    return image, meta, sample.class_ids.numpy().astype(np.int32), sample.boxes.numpy(), masks
+    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
+    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
 
 
 def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
@@ -932,27 +931,12 @@ class MaskIoUHead(nn.Module):
 ############################################################
 
 
-class Targets(NamedTuple):
-    """The ground truth of a batch, that of all its images one after another, in pixels of the input."""
-
-    boxes: Tensor  # [G, 4]
-    class_ids: Tensor  # [G], 1 to K - 1
-    batch_index: Tensor  # [G], the image of each, ascending
-    masks: MaskCrops  # G masks
-    crowd_boxes: Tensor  # [C, 4]: regions of many objects, neither theirs nor background
-    crowd_index: Tensor  # [C], the image of each
-    seeds: Tensor  # int64 [B], what the samples of each image are drawn by
-    mini_masks: bool = False  # each mask covers its box whatever its size (USE_MINI_MASK)
-    proposals: Tensor | None = None  # [R, 4]: taken as they are, and the RPN proposes none
-    proposal_index: Tensor | None = None  # [R], the image of each
-
-
 class RpnSample(NamedTuple):
     """The anchors that the RPN learns from."""
 
     anchors: Tensor  # [S], indices into the batch's B x A anchors
     matched: Tensor  # [S], the object of each, or BACKGROUND
-    count: Tensor  # a number, what the losses are divided by
+    count: Tensor  # scalar, the divisor of the RPN's losses
 
 
 class RoiSample(NamedTuple):
@@ -978,11 +962,12 @@ def assign(
     """The object that each box belongs to.
 
     boxes: [N, 4]. gt_boxes: [G, 4].
-    positive_iou, negative_iou: a box belongs to the object that it overlaps most if the IoU is at least the former; it
-        is BACKGROUND below the latter, IGNORED between.
-    low_quality_iou: the boxes that overlap an object most, ties included, are positive too if their IoU is at least
-        this and above 0. None: they are not.
-    steals: such a box becomes that object's (of several, the last one's), not that of the one which it overlaps most.
+    positive_iou, negative_iou: a box belongs to the object that it overlaps most if their IoU is at least
+        positive_iou. It is BACKGROUND if that IoU is below negative_iou, and IGNORED between the two.
+    low_quality_iou: no object shall be without a box. So the boxes that overlap an object most, ties included, are
+        positive too if that IoU is at least low_quality_iou and above 0. None switches this off.
+    steals: True: such a box goes to the object that needs it (if several do, to the last of them). False: it goes to
+        the object that it overlaps most itself.
 
     Returns: int64 [N], an index into gt_boxes, BACKGROUND or IGNORED.
     Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; mmdetection's MaxIoUAssigner.
@@ -994,7 +979,7 @@ def assign(
     top_of_chunks = []
     for start in range(0, len(boxes), step):
         chunk = boxes[start : start + step]
-        near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few of many objects
+        near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few objects
         top = boxes.new_zeros(len(gt_boxes))
         if len(near):
             overlaps = utils.compute_overlaps(chunk, gt_boxes[near])  # [step, objects near]
@@ -1006,32 +991,33 @@ def assign(
     matched[best < negative_iou] = BACKGROUND
     if low_quality_iou is not None and len(boxes):
         for box, gt in _best_pairs(boxes, gt_boxes, torch.stack(top_of_chunks), step, low_quality_iou):
-            matched[box] = IGNORED  # so that, of several objects, the last takes it
+            matched[box] = IGNORED  # then amax gives a box to the last of several objects
             matched.scatter_reduce_(0, box, gt if steals else nearest[box], "amax")
     return matched
 
 
 def _touching(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Indices of the objects that share a point with the smallest box around some boxes."""
+    """Indices of the objects that touch the smallest box around all `boxes`."""
     low, high = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
     return ((gt_boxes[:, 2:] > low) & (gt_boxes[:, :2] < high)).all(dim=1).nonzero()[:, 0]
 
 
 def _best_pairs(
-    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, at_least: float
+    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, minimum_iou: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Box and object [n], [n] of all pairs in which no other box overlaps the object more.
+    """Indices of box and object, [n] and [n], of all pairs in which no other box overlaps the object more.
 
-    best_of_object: [chunks, G], the largest overlap of each object with the boxes of each chunk of `step`.
+    best_of_object: [chunks, G], the largest IoU of each object with the boxes of each chunk of `step` boxes.
+    minimum_iou: pairs with a smaller IoU are left out, and those with none.
     """
     top = best_of_object.amax(dim=0)
-    holds = (best_of_object == top) & (top >= at_least) & (top > 0)  # [chunks, G]
-    for chunk in holds.any(dim=1).nonzero()[:, 0].tolist():
-        objects = holds[chunk].nonzero()[:, 0]
+    has_best = (best_of_object == top) & (top >= minimum_iou) & (top > 0)  # [chunks, G]
+    for chunk in has_best.any(dim=1).nonzero()[:, 0].tolist():
+        objects = has_best[chunk].nonzero()[:, 0]
         start = chunk * step
         overlaps = utils.compute_overlaps(boxes[start : start + step], gt_boxes[objects])
-        box, which = (overlaps == top[objects]).nonzero(as_tuple=True)
-        yield box + start, objects[which]
+        box, column = (overlaps == top[objects]).nonzero(as_tuple=True)
+        yield box + start, objects[column]
 
 
 def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
@@ -1044,22 +1030,22 @@ def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
     return inside / utils.box_area(boxes).clamp(min=1e-6)
 
 
-def _spare_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
-    """matched [N] with the background inside of crowds IGNORED."""
+def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
+    """matched [N], in which BACKGROUND boxes that lie in a crowd by more than CROWD_OVERLAP become IGNORED."""
     if config.CROWD_OVERLAP is None or len(crowd_boxes) == 0:
         return matched
-    crowded = share_in_crowd(boxes, crowd_boxes) > config.CROWD_OVERLAP
-    return torch.where((matched == BACKGROUND) & crowded, IGNORED, matched)
+    is_in_crowd = share_in_crowd(boxes, crowd_boxes) > config.CROWD_OVERLAP
+    return torch.where((matched == BACKGROUND) & is_in_crowd, IGNORED, matched)
 
 
-def draw(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
+def random_sample(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
     """A random sample of each image's candidates, without replacement.
 
-    It is a function of the seed and of a candidate's rank among those of its image, on every device: neither the other
-    images of the batch, nor the number of processes, nor a resumed training change it.
+    The sample of an image depends on the image's seed and candidates only, and is the same on every device. The other
+    images of the batch, the number of processes and a resumed training do not change it.
 
-    candidates: bool [N]. batch_index: [N], the image of each, ascending. limits: [B], how many to draw of each image
-        at most. seeds: int64 [B].
+    candidates: bool [N]. batch_index: [N], the image of each, ascending. limits: [B], the largest size of each image's
+        sample. seeds: int64 [B].
 
     Returns: bool [N].
     """
@@ -1068,28 +1054,31 @@ def draw(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor)
     counts = torch.bincount(image, minlength=len(limits))
     rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[image]
     order = _hash(_hash(seeds)[image] + rank).argsort()
-    order = order[image[order].argsort(stable=True)]  # the images' candidates together again, each shuffled
-    drawn = torch.zeros_like(candidates)
-    drawn[index[order[rank < limits[image]]]] = True
-    return drawn
+    order = order[image[order].argsort(stable=True)]  # image by image again, each image's candidates shuffled
+    is_sampled = torch.zeros_like(candidates)
+    is_sampled[index[order[rank < limits[image]]]] = True
+    return is_sampled
 
 
 def _hash(numbers: Tensor) -> Tensor:
-    """int64 to random-looking int64, the same everywhere. Source: the finaliser of splitmix64, by Steele et al."""
+    """int64 to random-looking int64, the same on every device. Source: splitmix64's finaliser, by Steele et al."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         numbers = (numbers ^ ((numbers >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return numbers
 
 
-def _sample(matched: Tensor, batch_index: Tensor, count: int, positives: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """The drawn positives and the drawn background: bool [N] and [N].
+def _sample_matched(
+    matched: Tensor, batch_index: Tensor, count: int, positives: int, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Random samples of the boxes that belong to objects, and of the background: bool [N] and [N].
 
-    matched: [N]. count, positives: of an image, at most.
+    matched: [N], the object of each box, BACKGROUND or IGNORED. positives: the largest number of objects' boxes in an
+        image. count: the largest number of both together.
     """
     limits = torch.full_like(seeds, positives)
-    positive = draw(matched >= 0, batch_index, limits, seeds)
+    positive = random_sample(matched >= 0, batch_index, limits, seeds)
     limits = count - torch.bincount(batch_index[positive], minlength=len(seeds))
-    negative = draw(matched == BACKGROUND, batch_index, limits, ~seeds)
+    negative = random_sample(matched == BACKGROUND, batch_index, limits, ~seeds)
     return positive, negative
 
 
@@ -1102,29 +1091,34 @@ def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config) ->
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
     low_quality = config.RPN_NEGATIVE_IOU if dialect.low_quality_steals else 0.0
     for image, window in enumerate(windows):
-        own = (targets.batch_index == image).nonzero()[:, 0]
+        objects = (targets.batch_index == image).nonzero()[:, 0]
         matched = assign(
             anchors,
-            gt_boxes[own],
+            gt_boxes[objects],
             config.RPN_POSITIVE_IOU,
             config.RPN_NEGATIVE_IOU,
             low_quality,
             dialect.low_quality_steals,
         )
-        matched = torch.where(matched >= 0, _at(own, matched), matched)
-        matched = _spare_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
-        rows.append(matched.masked_fill(~_takes_part(anchors, window, config), IGNORED))
+        matched = torch.where(matched >= 0, _rows_of(objects, matched), matched)
+        matched = _ignore_in_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
+        rows.append(matched.masked_fill(~_belongs_to_image(anchors, window, config), IGNORED))
     return torch.stack(rows)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """values[index], and anything where the index is negative; there may be no values."""
+def _rows_of(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] [N]. Where the index is negative, and if there are no values, the result means nothing."""
     return values[index.clamp(min=0)] if len(values) else index
 
 
-def _takes_part(anchors: Tensor, window: Tensor, config) -> Tensor:
-    """Which anchors learn from an image: those of its own cells, not of the padding to the largest of the batch; or
-    only those inside of it. bool [A]."""
+def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
+    """Whether an image may teach each anchor: bool [A].
+
+    It may not if the anchor's cell lies in the padding that brings the image to the size of the largest one in the
+    batch; nor, in dialects without anchors_outside, if the anchor reaches beyond the image.
+
+    anchors: [A, 4]; window: [4]; both shrunk.
+    """
     if not config.dialect.anchors_outside:
         pixel = 1 if config.dialect.coordinates == "inclusive" else 0
         return ((anchors[:, :2] >= window[:2]) & (anchors[:, 2:] - pixel < window[2:])).all(dim=1)
@@ -1137,7 +1131,7 @@ def _takes_part(anchors: Tensor, window: Tensor, config) -> Tensor:
 
 
 def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
-    """The anchors of a batch that the RPN learns from; at most half of them are objects'.
+    """The anchors of a batch that the RPN learns from. At most half of them belong to objects.
 
     matched: [B, A], of match_anchors. seeds: [B].
     """
@@ -1145,7 +1139,7 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
     count = config.RPN_TRAIN_ANCHORS_PER_IMAGE
     image = torch.arange(images, device=matched.device).repeat_interleave(anchors)
     flat = matched.flatten()
-    positive, negative = _sample(flat, image, count, count // 2, seeds)
+    positive, negative = _sample_matched(flat, image, count, count // 2, seeds)
     divisor = torch.stack([positive, negative]).view(2, images, anchors).sum(dim=2)  # [2, B]
     if config.dialect.rpn_counts_missing:
         divisor = divisor.clamp(min=1)
@@ -1154,36 +1148,39 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
 
 
 def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config) -> RoiSample:
-    """The RoIs that the heads learn from: of the proposals and the objects' own boxes, some of objects and some not.
+    """The RoIs that the heads learn from: a sample of the proposals and of the objects' own boxes.
+
+    At most ROI_POSITIVE_RATIO of an image's TRAIN_ROIS_PER_IMAGE belong to objects; the others are background.
 
     rois: [R, 4], shrunk; batch_index: [R].
 
-    Returns: a RoiSample, that of an image together.
+    Returns: the RoIs of one image after another.
     """
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
     matched = torch.empty_like(batch_index)
     for image in range(len(targets.seeds)):
-        own = (targets.batch_index == image).nonzero()[:, 0]
+        objects = (targets.batch_index == image).nonzero()[:, 0]
         of_image = (batch_index == image).nonzero()[:, 0]
         boxes, limit = rois[of_image], config.ROI_POSITIVE_IOU
         low_quality = limit if config.dialect.low_quality_rois else None
-        found = assign(boxes, gt_boxes[own], limit, limit, low_quality)
-        found = torch.where(found >= 0, _at(own, found), found)
-        matched[of_image] = _spare_crowds(found, boxes, crowd_boxes[targets.crowd_index == image], config)
-    parts = [(rois, batch_index, matched)]
-    objects = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
-    parts.insert(0 if config.dialect.gt_rois_first else 1, objects)
+        matches = assign(boxes, gt_boxes[objects], limit, limit, low_quality)
+        matches = torch.where(matches >= 0, _rows_of(objects, matches), matches)
+        matched[of_image] = _ignore_in_crowds(matches, boxes, crowd_boxes[targets.crowd_index == image], config)
+    proposals = (rois, batch_index, matched)
+    own_boxes = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
+    parts = (own_boxes, proposals) if config.dialect.gt_rois_first else (proposals, own_boxes)
     rois, batch_index, matched = (torch.cat(columns) for columns in zip(*parts, strict=True))
     order = batch_index.argsort(stable=True)
     rois, batch_index, matched = rois[order], batch_index[order], matched[order]
     count = config.TRAIN_ROIS_PER_IMAGE
-    chosen = _sample(matched, batch_index, count, int(count * config.ROI_POSITIVE_RATIO), targets.seeds + 1)
-    chosen = (chosen[0] | chosen[1]).nonzero()[:, 0]
+    positives = int(count * config.ROI_POSITIVE_RATIO)
+    positive, negative = _sample_matched(matched, batch_index, count, positives, targets.seeds + 1)
+    chosen = (positive | negative).nonzero()[:, 0]
     return RoiSample(rois[chosen], batch_index[chosen], matched[chosen])
 
 
 def build_delta_targets(boxes: Tensor, gt_boxes: Tensor, std_dev: Sequence[float]) -> Tensor:
-    """What decode_boxes needs to turn boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
+    """The deltas by which decode_boxes turns boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
     return utils.box_refinement(boxes, gt_boxes) / boxes.new_tensor(std_dev)
 
 
@@ -1207,18 +1204,18 @@ def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
 
 @torch.no_grad()
 def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config) -> RoiSample:
-    """RoIs of objects, moved as the box head says for the object's class: those that detection makes masks of.
+    """RoIs of objects, refined by the box head's deltas for the object's class. Detection makes masks of such boxes.
 
     box_deltas: [P, K, 4]. windows: [B, 4], of the images in pixels of the input.
 
-    Returns: the same objects, with boxes inside of their images; where that leaves no box, the RoI as it was. Carries
-        no gradient.
+    Returns: the same objects with refined RoIs, clipped to their images. An RoI of which clipping leaves nothing stays
+        as it was. Carries no gradient.
     """
     rois, image, matched = objects
-    deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()
-    moved = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
-    moved = clip_to_windows(moved, shrink(windows, config)[image], config)
-    return objects._replace(rois=torch.where(_larger_than(moved, 0)[:, None], moved, rois))
+    deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()  # [P, 4]
+    refined = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
+    refined = clip_to_windows(refined, shrink(windows, config)[image], config)
+    return objects._replace(rois=torch.where(_larger_than(refined, 0)[:, None], refined, rois))
 
 
 def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
@@ -1246,7 +1243,7 @@ def build_maskiou_targets(
     An RoI may cut an instance off, so the ground-truth area seen inside the RoI is divided by the fraction of the
     instance that lies inside it.
 
-    mask_logits: [P, M, M] logits of the target class, one mask a positive RoI.
+    mask_logits: [P, M, M] logits of the target class, one mask for each positive RoI.
     target_masks: [P, M, M] float, 0 or 1, ground truth cropped to the RoI.
     inside_fraction: [P] in (0, 1], instance area inside the RoI / whole area.
     threshold: MASKIOU_TARGET_LOGIT.
@@ -1273,13 +1270,14 @@ def build_maskiou_targets(
 def build_rpn_targets(
     image_shape: Sequence[int], anchors: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, config, seed=0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The anchors of an image that the RPN learns from, and how those of objects are to move.
+    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
 
     image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. seed: what the sample is drawn by.
+    gt_boxes: [G, 4]. seed: decides the random sample.
 
-    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that do not count; rpn_bbox float32
-        [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then zeros.
+    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
+        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
+        zeros.
     """
     targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
     anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
@@ -1298,10 +1296,10 @@ def build_rpn_targets(
 def build_detection_targets(
     rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config, seed=0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The RoIs of an image that the heads learn from, and what they are to say of each.
+    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
 
     rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: what the sample is drawn by.
+    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
 
     Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
         masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
@@ -1311,21 +1309,23 @@ def build_detection_targets(
     rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
     rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
     is_object = matched >= 0
-    objects, own = rois[is_object], matched[is_object]
-    class_ids = torch.where(is_object, _at(targets.class_ids, matched), 0)
+    positive_rois, positive_matched = rois[is_object], matched[is_object]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
     bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
-    bboxes[is_object] = build_delta_targets(objects, shrink(targets.boxes, config)[own], config.BBOX_STD_DEV)
-    masks[is_object] = build_mask_targets(unshrink(objects, config), own, targets, 2 * config.MASK_POOL_SIZE)
+    gt = shrink(targets.boxes, config)[positive_matched]
+    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
+    size = 2 * config.MASK_POOL_SIZE
+    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
     return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
 
 
 def generate_random_rois(
     image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
 ) -> np.ndarray:
-    """RoIs to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
+    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
 
     Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
-    Source: Matterport: corners of an RoI around an object lie within the object's height and width of it.
+    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
     """
     rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
     boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
@@ -1344,7 +1344,7 @@ def generate_random_rois(
 
 
 def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
-    """One image's objects and crowds, of negative class, as Targets; masks [H, W, G], or None for none."""
+    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
     class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
     boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
     if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
@@ -1352,15 +1352,22 @@ def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | N
             f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
             f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
         )
-    own = class_ids > 0
-    count, crowds = int(own.sum()), int((~own).sum())
-    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., own]
+    is_object = class_ids > 0
+    count, crowds = int(is_object.sum()), int((~is_object).sum())
+    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
     size = torch.tensor(masks.shape[:2]).expand(count, 2)
     pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
     offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
     crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
-    index, crowd_index = torch.zeros(count, dtype=torch.int64), torch.zeros(crowds, dtype=torch.int64)
-    return Targets(boxes[own], class_ids[own], index, crops, boxes[~own], crowd_index, torch.tensor([seed]))
+    return Targets(
+        boxes=boxes[is_object],
+        class_ids=class_ids[is_object],
+        batch_index=torch.zeros(count, dtype=torch.int64),
+        masks=crops,
+        crowd_boxes=boxes[~is_object],
+        crowd_index=torch.zeros(crowds, dtype=torch.int64),
+        seeds=torch.tensor([seed]),
+    )
 
 
 ############################################################
@@ -1369,26 +1376,26 @@ def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | N
 
 
 class LossSums(NamedTuple):
-    """Of each loss, its sum over a batch and what that is divided by; scalars of one dtype."""
+    """Losses before they are averaged. Scalars of one dtype, by the names of the losses."""
 
-    sums: dict[str, Tensor]
-    counts: dict[str, Tensor]
+    sums: dict[str, Tensor]  # over a batch
+    counts: dict[str, Tensor]  # the divisor of each sum
 
 
 def rpn_losses(
     logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config
 ) -> LossSums:
-    """How well the RPN tells objects, and how well it moves the anchors of objects.
+    """rpn_class_loss: does the RPN tell objects from background? rpn_bbox_loss: does it move anchors onto objects?
 
-    logits, deltas: of the sampled anchors, [S] and [S, 4]. anchors: all, [A, 4], shrunk.
+    logits, deltas: of the sampled anchors, [S] and [S, 4]. anchors: all of them, [A, 4], shrunk.
     """
     is_object = sample.matched >= 0
     class_sum = F.binary_cross_entropy_with_logits(logits, is_object.float(), reduction="sum")
     positive = is_object.nonzero()[:, 0]
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
     boxes = anchors[sample.anchors[positive] % len(anchors)]
-    wanted = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)
-    bbox_sum = F.smooth_l1_loss(deltas[positive], wanted, reduction="sum", beta=config.dialect.rpn_beta)
+    target_deltas = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)  # [P, 4]
+    bbox_sum = F.smooth_l1_loss(deltas[positive], target_deltas, reduction="sum", beta=config.dialect.rpn_beta)
     return LossSums(
         {"rpn_class_loss": class_sum, "rpn_bbox_loss": bbox_sum},
         {"rpn_class_loss": sample.count, "rpn_bbox_loss": sample.count},
@@ -1396,18 +1403,18 @@ def rpn_losses(
 
 
 def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config) -> LossSums:
-    """How well the box head tells classes, and how well it moves the RoIs of objects.
+    """mrcnn_class_loss: does the box head tell the classes? mrcnn_bbox_loss: does it move RoIs onto their objects?
 
     class_logits: [S, K]. box_deltas: [S, K, 4].
     """
     is_object = sample.matched >= 0
-    class_ids = torch.where(is_object, _at(targets.class_ids, sample.matched), 0)  # [S]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, sample.matched), 0)  # [S]
     class_sum = F.cross_entropy(class_logits, class_ids, reduction="sum")
     positive = is_object.nonzero()[:, 0]
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
-    wanted = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)
+    target_deltas = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)  # [P, 4]
     deltas = box_deltas[positive, class_ids[positive]]  # [P, 4]
-    bbox_sum = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=config.dialect.box_beta)
+    bbox_sum = F.smooth_l1_loss(deltas, target_deltas, reduction="sum", beta=config.dialect.box_beta)
     count = class_sum.new_tensor(len(sample.rois))
     return LossSums(
         {"mrcnn_class_loss": class_sum, "mrcnn_bbox_loss": bbox_sum},
@@ -1416,30 +1423,34 @@ def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targ
 
 
 def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
-    """How well masks [P, M, M] of the objects' classes are predicted."""
+    """mrcnn_mask_loss: are the masks of the objects' classes right? mask_logits, target_masks: [P, M, M]."""
     total = F.binary_cross_entropy_with_logits(mask_logits, target_masks, reduction="sum")
     return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
 
 
-def maskiou_loss(maskious: Tensor, class_ids: Tensor, wanted: Tensor, counts: Tensor, config) -> LossSums:
-    """How well the IoU of masks is predicted: half of the squared error.
+def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config) -> LossSums:
+    """mrcnn_maskiou_loss: are the predicted IoUs of the masks right? Half of the squared error.
 
-    maskious: [P, K], predicted. class_ids: [P]. wanted: [P], the true IoUs. counts: bool [P], which have one.
+    maskious: [P, K], predicted. class_ids: [P]. target_maskious: [P], the true IoUs. counts: bool [P], whether the
+        mask has a true IoU and counts.
     """
     if not config.MASKIOU_KEEP_ZERO_TARGETS:
-        counts = counts & (wanted > 0)
+        counts = counts & (target_maskious > 0)
     if config.MASKIOU_LOSS_CLASSES == "all":
-        expected = torch.zeros_like(maskious).scatter(1, class_ids[:, None], wanted[:, None])
+        expected = torch.zeros_like(maskious).scatter(1, class_ids[:, None], target_maskious[:, None])  # [P, K]
         errors = (maskious - expected)[:, 1:].square().sum(dim=1)
     else:
-        errors = (maskious.gather(1, class_ids[:, None])[:, 0] - wanted).square()
+        errors = (maskious.gather(1, class_ids[:, None])[:, 0] - target_maskious).square()
     total = 0.5 * torch.where(counts, errors, 0).sum()
     return LossSums({"mrcnn_maskiou_loss": total}, {"mrcnn_maskiou_loss": counts.sum().to(total.dtype)})
 
 
 def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
-    """Sums over counts, times LOSS_WEIGHTS. The counts are the average over the processes of a distributed training,
-    so that the gradients' average is what one process with all images would compute."""
+    """The losses by name: sums divided by counts, times LOSS_WEIGHTS.
+
+    In a distributed training, the counts are averaged over the processes first. Then the average of the processes'
+    gradients is the gradient that one process with all images would compute.
+    """
     sums = {name: value for part in parts for name, value in part.sums.items()}
     counts = {name: value for part in parts for name, value in part.counts.items()}
     shared = runtime.world_mean(torch.stack([counts[name] for name in sums]).detach())
@@ -1739,53 +1750,81 @@ class MaskRCNN(nn.Module):
         return found
 
     def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
-        config, anchors = self.config, torch.cat(asked[2])
+        """The losses by name, in the order of the network. Empties the pyramid.
+
+        asked: of _ask_rpn. The RPN's loss needs gradients at the sampled anchors only: RPN.at computes these.
+        """
+        config, anchors = self.config, torch.cat(asked[2])  # [A, 4]
         with torch.no_grad():
-            matched = match_anchors(anchors, shrink(windows, config), targets, config)
-            learned = sample_anchors(matched, targets.seeds, config)
-            if targets.proposals is None:
-                limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
-                proposals = self._proposals(asked, windows, image_shape, limits, out)
-            else:
-                proposals = shrink(targets.proposals, config), targets.proposal_index
-            sample = sample_rois(*proposals, targets, config)
-        out.update({"targets/anchors": learned, "targets/rois": sample})
-        losses = [rpn_losses(*self.rpn.at(pyramid, learned.anchors), anchors, learned, targets, config)]
-        predicted = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
-        losses.append(box_losses(*predicted, sample, targets, config))
-        objects = RoiSample(*(column[sample.matched >= 0] for column in sample))
-        size = config.MASK_POOL_SIZE
-        features = pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, config)
-        judged = objects, features
-        if self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS:
-            moved = refine_objects(objects, predicted[1][sample.matched >= 0], targets, windows, config)
-            judged = moved, pool_rois(pyramid, moved.rois, moved.batch_index, size, image_shape, config)
-        pyramid.clear()  # gradients do not need it: its memory is free for the heads
-        logits, masks = self._training_masks(objects, features, targets)
-        out.update({"mask/features": features, "mask/logits": logits, "targets/masks": masks})
-        losses.append(mask_loss(logits, masks))
-        if self.maskiou_head is not None:
-            if judged[0] is not objects:
-                logits, masks = self._training_masks(*judged, targets)
-            losses.append(self._maskiou_loss(*judged, logits, masks, targets, out))
+            matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
+            anchor_sample = sample_anchors(matched, targets.seeds, config)
+            limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
+            proposals, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+            sample = sample_rois(proposals, batch_index, targets, config)
+        out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
+        logits, deltas = self.rpn.at(pyramid, anchor_sample.anchors)
+        losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
+        class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
+        losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
+        losses += self._mask_losses(pyramid, sample, box_deltas, windows, image_shape, targets, out)
         return average_losses(losses, config)
 
-    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Of RoIs of objects, the logits of the mask of the object's class, and the object in them: [P, M, M] each."""
-        logits = self.mask_head(features, targets.class_ids[objects.matched])
-        rois = unshrink(objects.rois, self.config)
-        return logits, build_mask_targets(rois, objects.matched, targets, logits.shape[-1])
+    def _mask_losses(
+        self, pyramid, sample: RoiSample, box_deltas: Tensor, windows, image_shape, targets: Targets, out
+    ) -> list[LossSums]:
+        """The losses of the mask head and of the MaskIoU head. Both learn from the RoIs of objects.
 
-    def _maskiou_loss(self, objects: RoiSample, features, logits, masks, targets: Targets, out) -> LossSums:
-        """That of the MaskIoU head. features, logits, masks: of these RoIs of objects."""
+        With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them.
+        """
+        config, is_object = self.config, sample.matched >= 0
+        refines = self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS
+        objects = RoiSample(*(column[is_object] for column in sample))
+        features = self._mask_features(pyramid, objects, image_shape)
+        if refines:
+            refined = refine_objects(objects, box_deltas[is_object], targets, windows, config)
+            refined_features = self._mask_features(pyramid, refined, image_shape)
+        pyramid.clear()  # gradients do not need it: its memory is free for the heads
+        mask_logits, target_masks = self._training_masks(objects, features, targets)
+        out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
+        losses = [mask_loss(mask_logits, target_masks)]
+        if refines:
+            mask_logits, target_masks = self._training_masks(refined, refined_features, targets)
+            losses.append(self._maskiou_loss(refined, refined_features, mask_logits, target_masks, targets, out))
+        elif self.maskiou_head is not None:
+            losses.append(self._maskiou_loss(objects, features, mask_logits, target_masks, targets, out))
+        return losses
+
+    def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
+        """[P, C, MASK_POOL_SIZE, MASK_POOL_SIZE], the mask heads' features of RoIs."""
+        size = self.config.MASK_POOL_SIZE
+        return pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, self.config)
+
+    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The mask head's logits for RoIs of objects, and the masks that it should predict: [P, M, M] each.
+
+        The logits are those of each object's class.
+        """
+        mask_logits = self.mask_head(features, targets.class_ids[objects.matched])
+        rois = unshrink(objects.rois, self.config)
+        return mask_logits, build_mask_targets(rois, objects.matched, targets, mask_logits.shape[-1])
+
+    def _maskiou_loss(
+        self, objects: RoiSample, features: Tensor, mask_logits: Tensor, target_masks: Tensor, targets: Targets, out
+    ) -> LossSums:
+        """The loss of the MaskIoU head for masks that the mask head predicted in RoIs of objects.
+
+        features: of the RoIs. mask_logits, target_masks: as _training_masks returns them for the same RoIs.
+        """
         config, matched = self.config, objects.matched
         fractions = inside_fractions(unshrink(objects.rois, config), matched, targets, config)
-        wanted = build_maskiou_targets(logits, masks, fractions, config.MASKIOU_TARGET_LOGIT)
-        seen = (features.detach(), logits.detach()) if config.MASKIOU_DETACH else (features, logits)
-        maskious = self.maskiou_head(*seen)  # [P, K]
-        out.update({"maskiou/maskious": maskious, "targets/inside_fractions": fractions, "targets/maskious": wanted})
-        has_area = masks.flatten(1).any(dim=1)
-        return maskiou_loss(maskious, targets.class_ids[matched], wanted, has_area, config)
+        target_maskious = build_maskiou_targets(mask_logits, target_masks, fractions, config.MASKIOU_TARGET_LOGIT)
+        if config.MASKIOU_DETACH:
+            features, mask_logits = features.detach(), mask_logits.detach()
+        maskious = self.maskiou_head(features, mask_logits)  # [P, K]
+        out["maskiou/maskious"] = maskious
+        out.update({"targets/inside_fractions": fractions, "targets/maskious": target_maskious})
+        has_area = target_masks.flatten(1).any(dim=1)  # [P]
+        return maskiou_loss(maskious, targets.class_ids[matched], target_maskious, has_area, config)
 
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> list[Tensor]:
         """generate_pyramid_anchors on the model's device; those of the last call are kept."""
@@ -1819,50 +1858,54 @@ class MaskRCNN(nn.Module):
     ) -> Progress:
         """Train on a data set, from where the model is: new, with weights loaded, or in the middle of a training.
 
-        Checkpoints, metrics and curves come to log_dir. After load_weights of a checkpoint in model_dir, training
-        continues where that was written, to the bit.
+        Checkpoints, metrics and curves are written to log_dir. After load_weights of a checkpoint in model_dir, the
+        training that wrote it continues, to the bit.
+
+        The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, they are decided here, for the
+        whole training: model.config becomes a copy that holds the decision, and checkpoints store it. To change
+        settings between two calls, change them in model.config.
 
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
         learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
         epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
-        layers: what learns, see set_trainable. With SCHEDULE and without epochs, the schedule decides.
+        layers: what learns, see set_trainable. With SCHEDULE "matterport" and without epochs, the schedule decides.
         augmentation: a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, applied before
-            HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; they get none.
+            HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; their images are not
+            augmented.
         custom_callbacks: functions of (event, progress), or objects with Keras' on_epoch_end(epoch, logs).
         evaluate: model -> metrics, every EVAL_EVERY epochs, such as coco.evaluation_callback(val_dataset). The best
             checkpoint is that of the highest "mask AP", or without it of the lowest validation loss.
 
         Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
-        Raises: ValueError for arguments that do not fit; what training.train raises.
+        Raises: ValueError for arguments that do not fit; what training.loop.train raises.
         """
-        self._check_datasets(train_dataset, val_dataset)
-        self._settle()
-        data = [
-            TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources),
-            None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False),
-        ]
-        for stage in self._stages(learning_rate, epochs, layers):
-            progress = self._train_stage(stage, data, custom_callbacks or (), evaluate)
+        for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
+            if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
+                raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+        self._begin_training()
+        train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources)
+        val_data = None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False)
+        phases, learning_rate = self._phases(learning_rate, epochs, layers)
+        hooks = Hooks(
+            prepare=partial(mold_batch, device=self.device, config=self.config),
+            describe=self.to_checkpoint,
+            evaluate=None if evaluate is None else lambda epoch: evaluate(self),
+            callbacks=custom_callbacks or (),
+        )
+        for phase in phases:
+            progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
             if progress.interrupted or progress.stop:
                 break
         return progress
 
-    @staticmethod
-    def _check_datasets(*datasets: Dataset | None) -> None:
-        for name, dataset in zip(("train_dataset", "val_dataset"), datasets, strict=True):
-            if dataset is None and name == "val_dataset":
-                continue
-            if not isinstance(dataset, Dataset):
-                raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
-
-    def _settle(self) -> None:
-        """Decide what depends on where training starts, once: checkpoints carry it on."""
-        config = self.config
-        config.TRAIN_BN, config.FROZEN_STAGES = self._trains_bn(), self._frozen_stages()
+    def _begin_training(self) -> None:
+        """Decide what depends on the weights that training starts from, and make the model ready on its device."""
+        self._decide(TRAIN_BN=self._trains_bn(), FROZEN_STAGES=self._frozen_stages())
         if self._from_nothing():
             self.source = "trained from nothing"
         elif "trained" not in self.source:
             self.source += ", trained further"
+        config = self.config
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
         if config.GPU_COUNT > 1 and self.device.type == "cuda" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
@@ -1872,8 +1915,16 @@ class MaskRCNN(nn.Module):
             self.backbone.compile()
             self.fpn.compile()
 
-    def _stages(self, learning_rate: float | None, epochs: int | None, layers: str) -> list[Stage]:
-        """What is to do, with learning rates as factors of 1."""
+    def _decide(self, **settings: Any) -> None:
+        """Give settings that are None a value, in a copy of the config: it may belong to the caller."""
+        undecided = {name: value for name, value in settings.items() if getattr(self.config, name) is None}
+        if undecided:
+            self.config = copy.copy(self.config)
+            for name, value in undecided.items():
+                setattr(self.config, name, value)
+
+    def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
+        """The phases that train_model's arguments ask for, and the learning rate that their factors multiply."""
         config = self.config
         if epochs is None and config.SCHEDULE is None:
             raise ValueError("train_model needs epochs, the total number of them, or a config with a SCHEDULE")
@@ -1881,36 +1932,35 @@ class MaskRCNN(nn.Module):
             learning_rate, reason = schedule_learning_rate(config)
             if runtime.rank() == 0:
                 print(reason)
-        stages = [Stage(layers, epochs)]
-        if config.SCHEDULE is not None and (epochs is None or config.SCHEDULE != "matterport"):
-            stages = SCHEDULES[config.SCHEDULE]
-            if len(stages) == 1:
-                stages = [stages[0]._replace(layers=layers, epochs=epochs or stages[0].epochs)]
-        return [stage._replace(factor=stage.factor * learning_rate) for stage in stages]
+        if config.SCHEDULE is None or (epochs is not None and config.SCHEDULE == "matterport"):
+            return [Phase(layers, epochs)], learning_rate
+        phases = SCHEDULES[config.SCHEDULE]
+        if len(phases) == 1:
+            phases = [phases[0]._replace(layers=layers, epochs=epochs or phases[0].epochs)]
+        return phases, learning_rate
 
-    def _train_stage(self, stage: Stage, data, callbacks, evaluate) -> Progress:
-        self.set_trainable(stage.layers)
+    def _train_phase(
+        self,
+        phase: Phase,
+        learning_rate: float,
+        train_data: TrainingData,
+        val_data: TrainingData | None,
+        hooks: Hooks,
+    ) -> Progress:
+        self.set_trainable(phase.layers)
         if self.log_dir is None:
             self.set_log_dir()
         processes = {"rank": runtime.rank(), "world": runtime.world_size()}
-        loaders = [
-            None if source is None else make_loader(source, shuffle=shuffle, **processes)
-            for source, shuffle in zip(data, (True, False), strict=True)
-        ]
         progress = loop.train(
             self,
-            *loaders,
+            make_loader(train_data, **processes),
+            None if val_data is None else make_loader(val_data, shuffle=False, **processes),
             self.config,
-            prepare=partial(mold_batch, device=self.device, config=self.config),
-            describe=self.to_checkpoint,
+            phase=phase,
+            learning_rate=learning_rate,
+            hooks=hooks,
             log_dir=self.log_dir,
-            learning_rate=stage.factor,
-            epochs=stage.epochs,
-            stage=stage.layers,
             start=self._start,
-            callbacks=callbacks,
-            evaluate=None if evaluate is None else lambda epoch: evaluate(self),
-            steps_at=stage.steps_at,
         )
         self._start = progress.state or self._start
         self.eval()
@@ -2161,7 +2211,7 @@ class MaskRCNN(nn.Module):
         config, learning, finding = self.config, {}, {}
         image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
         sample = TrainingData(dataset, config, augment=False).sample(image_id)
-        batch = collate([sample], config.USE_MINI_MASK)
+        batch = collate([sample])
         images, targets = mold_batch(batch, self.device, config)
         self(images, targets, out=learning)
         found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))
@@ -2308,9 +2358,7 @@ class MaskRCNN(nn.Module):
             return
         self._start = checkpoint["training"]
         self.set_log_dir(path)
-        for name in ("TRAIN_BN", "FROZEN_STAGES"):
-            if getattr(self.config, name) is None:
-                setattr(self.config, name, checkpoint["config"][name])
+        self._decide(**{name: checkpoint["config"][name] for name in ("TRAIN_BN", "FROZEN_STAGES")})
         print(f"training continues after epoch {self.epoch}, step {self._start['step']}, in {self.log_dir}")
 
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ import runtime
 import utils
 from benchmarks import machine
 from config import Config
-from data.samples import Sample, collate
+from data.samples import Sample, Targets, collate
 from roialign import MaskCrops
 from training.optimizer import make_optimizer
 from weights.load import load_checkpoint
@@ -241,17 +241,16 @@ def _sample(scene: Scene, seed: int) -> Sample:
         origins=scene.boxes[:, :2].long(),
         canvases=torch.tensor([[height, width]]).expand(len(sizes), 2),
     )
-    return Sample(
-        image=torch.from_numpy(scene.image),
-        window=(0, 0, height, width),
-        shape=(height, width),
+    targets = Targets(
         boxes=scene.boxes,
         class_ids=scene.class_ids,
+        batch_index=torch.zeros(len(scene.boxes), dtype=torch.int64),
         masks=masks,
         crowd_boxes=torch.zeros(0, 4),
-        image_id=seed,
-        seed=seed,
+        crowd_index=torch.zeros(0, dtype=torch.int64),
+        seeds=torch.tensor([seed]),
     )
+    return Sample(torch.from_numpy(scene.image), (0, 0, height, width), (height, width), targets, image_id=seed)
 
 
 class Torchvision:

@@ -244,13 +244,13 @@ def make_targets(images: Sequence[tuple]) -> Targets:
         return torch.arange(len(lists)).repeat_interleave(torch.tensor([len(part) for part in lists]))
 
     return Targets(
-        torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in boxes]),
-        torch.cat([torch.as_tensor(part, dtype=torch.int64) for part in class_ids]),
-        owners(boxes),
-        mask_crops([mask for part in masks for mask in part]),
-        torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in crowds]),
-        owners(crowds),
-        torch.tensor(seeds, dtype=torch.int64),
+        boxes=torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in boxes]),
+        class_ids=torch.cat([torch.as_tensor(part, dtype=torch.int64) for part in class_ids]),
+        batch_index=owners(boxes),
+        masks=mask_crops([mask for part in masks for mask in part]),
+        crowd_boxes=torch.cat([torch.as_tensor(part, dtype=torch.float32).reshape(-1, 4) for part in crowds]),
+        crowd_index=owners(crowds),
+        seeds=torch.tensor(seeds, dtype=torch.int64),
     )
 
 

@@ -321,9 +321,9 @@ def test_samples_are_repeatable_and_in_eight_ways(tmp_path):
     for seed in (0, 1, 2):
         again = data.sample(0, seed)
         assert torch.equal(again.image, samples[seed].image)
-        assert torch.equal(again.masks.pixels, samples[seed].masks.pixels)
+        assert torch.equal(again.targets.masks.pixels, samples[seed].targets.masks.pixels)
     for sample in samples[:8]:
-        for box in sample.boxes.int().tolist():
+        for box in sample.targets.boxes.int().tolist():
             assert sample.image[box[0] : box[2], box[1] : box[3]].max() >= 200
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import model as modellib
 from config import REFERENCE_TRAINING, Config
-from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample, Targets
+from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample
 from roialign import MaskCrops
 
 ############################################################
@@ -176,9 +176,9 @@ def test_crowd_of_another_image_is_of_no_matter():
 
 
 def draw(rows: Sequence[Sequence[bool]], limits: Sequence[int], seeds: Sequence[int], device="cpu") -> list[list[int]]:
-    """What model.draw takes of each image's candidates, as positions within the image."""
+    """What model.random_sample takes of each image's candidates, as positions within the image."""
     lengths = torch.tensor([len(row) for row in rows])
-    drawn = modellib.draw(
+    drawn = modellib.random_sample(
         torch.cat([torch.as_tensor(row, dtype=torch.bool) for row in rows]).to(device),
         torch.arange(len(rows)).repeat_interleave(lengths).to(device),
         torch.tensor(limits).to(device),
@@ -815,8 +815,7 @@ def test_batch_equals_its_images_one_at_a_time(dialect, device, monkeypatch):
     truth = [random_image_truth(4, 60, 1), random_image_truth(5, 40, 2), one_image([], crowds=[[0, 0, 20, 20]], seed=7)]
 
     def losses(rows: slice) -> dict[str, tuple[float, float]]:
-        targets = make_targets(truth[rows])
-        targets = Targets(*(moved(field, device) for field in targets))
+        targets = make_targets(truth[rows]).to(device)
         batch = Images(images.pixels[rows].to(device), images.windows[rows].to(device))
         with torch.no_grad():
             parts = model(batch, targets)
@@ -828,21 +827,14 @@ def test_batch_equals_its_images_one_at_a_time(dialect, device, monkeypatch):
         assert total == pytest.approx(sum(single[name][0] for single in singles), rel=1e-3), name
 
 
-def moved(field, device):
-    if isinstance(field, MaskCrops):
-        return MaskCrops(*(tensor.to(device) for tensor in field))
-    return field.to(device) if isinstance(field, Tensor) else field
-
-
-def test_proposals_of_the_caller_are_taken():
-    """With proposals in the targets, the RPN's are not computed."""
+def test_heads_learn_from_proposals_and_the_objects_own_boxes(monkeypatch):
     model, targets = tiny_model(), make_targets([one_image([[8, 8, 40, 40]])])
     proposals, index = proposals_of([[8, 8, 40, 39], [50, 50, 60, 60]])
+    monkeypatch.setattr(modellib, "propose", lambda *_: (proposals, torch.ones(len(proposals)), index))
     out: dict = {}
-    model(tiny_images(1), targets._replace(proposals=proposals, proposal_index=index), out)
+    model(tiny_images(1), targets, out)
     assert out["targets/rois"].rois.tolist() == [[8, 8, 40, 40], *proposals.tolist()]
     assert out["targets/rois"].matched.tolist() == [0, 0, BACKGROUND]
-    assert "proposals" not in out
 
 
 def test_training_has_its_own_limits_of_proposals():
@@ -937,8 +929,7 @@ def test_training_in_bfloat16_has_float32_losses():
 @pytest.mark.parametrize("device", DEVICES)
 def test_all_losses_can_be_learned(device):
     """Ten steps on one image bring the sum down by a third."""
-    model, targets = tiny_model().to(device), make_targets([random_image_truth(3, 60, 1)])
-    targets = Targets(*(moved(field, device) for field in targets))
+    model, targets = tiny_model().to(device), make_targets([random_image_truth(3, 60, 1)]).to(device)
     images = Images(*(field.to(device) for field in tiny_images(1)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     totals = []

@@ -90,7 +90,7 @@ def photo_targets() -> modellib.Targets:
 
 
 def draw_evenly(candidates, batch_index, limits, seeds):
-    """Instead of model.draw, for one image: what the goldens have instead of chance."""
+    """Instead of model.random_sample, for one image: what the goldens have instead of chance."""
     order = np.arange(len(candidates))
     if len(candidates) == len(anchors_of(SHAPE, "mmdet")):
         order = mirrored(order)
@@ -102,7 +102,7 @@ def draw_evenly(candidates, batch_index, limits, seeds):
 
 @pytest.fixture
 def evenly(monkeypatch) -> None:
-    monkeypatch.setattr(modellib, "draw", draw_evenly)
+    monkeypatch.setattr(modellib, "random_sample", draw_evenly)
 
 
 def is_close(actual, expected, relative: float = 1e-6, absolute: float | None = None) -> None:
@@ -487,7 +487,7 @@ class Network:
 
     def losses(self, targets: modellib.Targets, out: dict | None = None) -> dict[str, Tensor]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(modellib, "draw", draw_evenly)
+            patch.setattr(modellib, "random_sample", draw_evenly)
             return self.model(self.images, targets, out)
 
 
@@ -511,7 +511,9 @@ def run_b(network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     proposals = torch.from_numpy(yxyx(golden("train_mmdet")["B_proposals"]))
     image = torch.zeros(len(proposals), dtype=torch.long)
     out: dict = {}
-    losses = network.losses(photo_targets()._replace(proposals=proposals, proposal_index=image), out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modellib, "propose", lambda *_: (proposals, torch.ones(len(proposals)), image))
+        losses = network.losses(photo_targets(), out)
     sources = {
         name: each for name, each in network.model.named_parameters() if not name.startswith(("backbone", "fpn"))
     }

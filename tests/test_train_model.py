@@ -75,7 +75,7 @@ def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
 )
 def test_layers_that_learn(layers, expected):
     model = tiny_model(FROZEN_STAGES=0)
-    model.set_trainable("maskiou")  # what an earlier stage froze, learns again
+    model.set_trainable("maskiou")  # what an earlier phase froze, learns again
     names = model.set_trainable(layers)
     assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parts = {".".join(name.split(".")[: 2 if name.startswith("backbone") else 1]) for name in names}
@@ -359,6 +359,25 @@ def test_training_from_data_to_checkpoint(tmp_path):
     assert (loaded.config.TRAIN_BN, loaded.config.FROZEN_STAGES) == (True, 0)
 
 
+def test_training_leaves_the_callers_config_as_it_is(tmp_path):
+    """What the start decides is in the model's config and in checkpoints, not in the caller's object or class."""
+    config, other = TrainConfig(), TrainConfig()
+    before = dict(vars(config)), dict(vars(TrainConfig))
+    model = MaskRCNN(config, tmp_path)
+    train_squares(model, 1)
+    assert (vars(config), dict(vars(TrainConfig))) == before
+    assert (config.TRAIN_BN, config.FROZEN_STAGES) == (None, None)
+    assert (model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (True, 0)
+    continued = MaskRCNN(other, tmp_path)
+    continued.load_weights(model.find_last())
+    assert continued.epoch == 1
+    assert (continued.config.TRAIN_BN, continued.config.FROZEN_STAGES) == (True, 0)
+    assert vars(other) == before[0]
+    decided = continued.config
+    train_squares(continued, 2)
+    assert continued.config is decided, "what is decided once is not decided again"
+
+
 def test_continued_training_is_the_uninterrupted_one(tmp_path):
     whole = untrained(tmp_path / "whole")
     train_squares(whole, 3)
@@ -412,14 +431,15 @@ def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     assert with_config.epoch == 0
 
 
-def test_stages_of_a_schedule(tmp_path, monkeypatch):
+def test_phases_of_a_schedule(tmp_path, monkeypatch):
     model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
     calls = []
 
     def noted(module, *arguments, **options):
         learning = sum(parameter.requires_grad for parameter in module.parameters())
-        calls.append((options["stage"], options["epochs"], options["learning_rate"], learning))
-        return Progress(module, model.log_dir, options["epochs"], 1, options["epochs"])
+        phase = options["phase"]
+        calls.append((phase.layers, phase.epochs, phase.factor * options["learning_rate"], learning))
+        return Progress(module, model.log_dir, phase.epochs, 1, phase.epochs)
 
     monkeypatch.setattr("training.loop.train", noted)
     model.train_model(SquaresDataset().load_squares(3), None)

@@ -20,7 +20,7 @@ import utils
 from config import Config
 from data.dataset import Dataset, Instances, check_instances
 from data.loader import BatchOrder, make_loader, worker_count
-from data.samples import TrainingData, _jitter_color, collate
+from data.samples import Targets, TrainingData, _jitter_color, collate, join_targets
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -109,23 +109,23 @@ def test_a_sample():
     assert sample.image.tolist() == dataset.load_image(0).tolist()
     assert sample.image.dtype == torch.uint8
     assert (sample.window, sample.shape) == ((0, 0, 4, 6), (4, 6))
-    assert sample.boxes.tolist() == [[1, 0, 4, 3]]
-    assert sample.class_ids.tolist() == [2]
-    assert sample.masks.pixels.tolist() == [1, 0, 0, 1, 0, 0, 1, 1, 1]
-    assert [field.tolist() for field in sample.masks[1:]] == [[0], [[3, 3]], [[1, 0]], [[4, 6]]]
-    assert sample.crowd_boxes.tolist() == [[0, 5, 1, 6]]
-    assert (sample.image_id, sample.seed) == (0, 5)
-    assert [field.dtype for field in sample.masks] == [torch.uint8, *[torch.int64] * 4]
-    assert (sample.boxes.dtype, sample.class_ids.dtype) == (torch.float32, torch.int64)
+    assert sample.targets.boxes.tolist() == [[1, 0, 4, 3]]
+    assert sample.targets.class_ids.tolist() == [2]
+    assert sample.targets.masks.pixels.tolist() == [1, 0, 0, 1, 0, 0, 1, 1, 1]
+    assert [field.tolist() for field in sample.targets.masks[1:]] == [[0], [[3, 3]], [[1, 0]], [[4, 6]]]
+    assert sample.targets.crowd_boxes.tolist() == [[0, 5, 1, 6]]
+    assert (sample.image_id, sample.targets.seeds.tolist()) == (0, [5])
+    assert [field.dtype for field in sample.targets.masks] == [torch.uint8, *[torch.int64] * 4]
+    assert (sample.targets.boxes.dtype, sample.targets.class_ids.dtype) == (torch.float32, torch.int64)
 
 
 def test_a_flipped_sample():
     dataset = Drawn([an_l()])
     sample = TrainingData(dataset, as_it_is(HORIZONTAL_FLIP=1.0)).sample(0)
     assert sample.image.tolist() == dataset.load_image(0)[:, ::-1].tolist()
-    assert sample.boxes.tolist() == [[1, 3, 4, 6]]
-    assert sample.masks.pixels.tolist() == [0, 0, 1, 0, 0, 1, 1, 1, 1]
-    assert sample.crowd_boxes.tolist() == [[0, 0, 1, 1]]
+    assert sample.targets.boxes.tolist() == [[1, 3, 4, 6]]
+    assert sample.targets.masks.pixels.tolist() == [0, 0, 1, 0, 0, 1, 1, 1, 1]
+    assert sample.targets.crowd_boxes.tolist() == [[0, 0, 1, 1]]
 
 
 def test_without_augmentation():
@@ -177,9 +177,9 @@ def test_masks_are_those_of_utils(case, as_rles):
     assert sample.image.shape[:2] == (y2 - y1, x2 - x1)
     kept = np.flatnonzero(masks.any(axis=(0, 1)))
     whole = np.moveaxis(masks, 2, 0)[kept]
-    assert sample.class_ids.tolist() == info["class_ids"][kept].tolist()
-    assert sample.boxes.tolist() == utils.extract_bboxes(masks)[kept].tolist()
-    assert canvases(sample.masks).tolist() == (whole.tolist() if len(kept) else [])
+    assert sample.targets.class_ids.tolist() == info["class_ids"][kept].tolist()
+    assert sample.targets.boxes.tolist() == utils.extract_bboxes(masks)[kept].tolist()
+    assert canvases(sample.targets.masks).tolist() == (whole.tolist() if len(kept) else [])
 
 
 @pytest.mark.parametrize("mode", utils.RESIZE_MODES)
@@ -215,12 +215,12 @@ def test_boxes_of_the_data_set():
     info |= {"boxes": np.array(boxes, np.float32), "class_ids": np.array([1, 2, -1, 1], np.int32)}
     config = settings(IMAGE_MIN_DIM=25, IMAGE_MAX_DIM=100, IMAGE_SIZE_DIVISOR=32)
     sample = TrainingData(Drawn([info]), config).sample(0)
-    assert sample.boxes.tolist() == [[3.75, 5, 22.5, 30.625], [0, 37.5, 12.5, 50]]
+    assert sample.targets.boxes.tolist() == [[3.75, 5, 22.5, 30.625], [0, 37.5, 12.5, 50]]
     assert sample.shape == (32, 64)
     config.HORIZONTAL_FLIP = 1.0
     flipped = TrainingData(Drawn([info]), config).sample(0)
-    assert flipped.boxes.tolist() == [[3.75, 50 - 30.625, 22.5, 45], [0, 0, 12.5, 12.5]]
-    assert flipped.crowd_boxes.tolist() == []
+    assert flipped.targets.boxes.tolist() == [[3.75, 50 - 30.625, 22.5, 45], [0, 0, 12.5, 12.5]]
+    assert flipped.targets.crowd_boxes.tolist() == []
 
 
 def test_a_crop_tightens_the_boxes_that_it_cuts():
@@ -230,8 +230,8 @@ def test_a_crop_tightens_the_boxes_that_it_cuts():
     info["masks"][:60, 0:2] = info["masks"][58:60, :200] = True
     config = settings(IMAGE_RESIZE_MODE="crop", IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=64)
     whole = TrainingData(Drawn([info]), settings(IMAGE_RESIZE_MODE="none")).sample(0)
-    assert whole.boxes.tolist() == info["boxes"].tolist()
-    boxes = [TrainingData(Drawn([info]), config).sample(0, seed).boxes.tolist() for seed in range(5)]
+    assert whole.targets.boxes.tolist() == info["boxes"].tolist()
+    boxes = [TrainingData(Drawn([info]), config).sample(0, seed).targets.boxes.tolist() for seed in range(5)]
     assert [[58, 0, 60, 64]] in boxes
 
 
@@ -242,13 +242,13 @@ def test_images_without_objects_are_samples(class_ids, as_rles):
     info["masks"][:] = True
     info["class_ids"] = np.array(class_ids, np.int32)
     sample = TrainingData(Drawn([info], as_rles=as_rles), as_it_is()).sample(0)
-    assert sample.boxes.shape == (0, 4)
-    assert sample.class_ids.shape == sample.masks.pixels.shape == (0,)
-    assert sample.masks.canvases.shape == (0, 2)
-    assert sample.crowd_boxes.tolist() == [[0, 0, 6, 5]] * len(class_ids)
+    assert sample.targets.boxes.shape == (0, 4)
+    assert sample.targets.class_ids.shape == sample.targets.masks.pixels.shape == (0,)
+    assert sample.targets.masks.canvases.shape == (0, 2)
+    assert sample.targets.crowd_boxes.tolist() == [[0, 0, 6, 5]] * len(class_ids)
     batch = collate([sample, sample])
-    assert batch.boxes.shape == (0, 4)
-    assert batch.crowd_index.tolist() == sorted([0, 1] * len(class_ids))
+    assert batch.targets.boxes.shape == (0, 4)
+    assert batch.targets.crowd_index.tolist() == sorted([0, 1] * len(class_ids))
 
 
 def test_objects_that_vanish_are_dropped():
@@ -258,8 +258,8 @@ def test_objects_that_vanish_are_dropped():
     info["masks"][4:9, 4:9, 1] = True
     info["class_ids"] = np.array([1, 2, 1], np.int32)
     sample = TrainingData(Drawn([info]), settings(IMAGE_MIN_DIM=16, IMAGE_MAX_DIM=16)).sample(0)
-    assert sample.class_ids.tolist() == [2]
-    assert sample.boxes.tolist() == [[1, 1, 3, 3]]
+    assert sample.targets.class_ids.tolist() == [2]
+    assert sample.targets.boxes.tolist() == [[1, 1, 3, 3]]
 
 
 def test_the_largest_objects_are_kept(caplog):
@@ -271,8 +271,8 @@ def test_the_largest_objects_are_kept(caplog):
     loader = make_loader(TrainingData(Drawn([info]), as_it_is(MAX_GT_INSTANCES=2, IMAGES_PER_GPU=1, STEPS_PER_EPOCH=3)))
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
-    assert [batch.boxes.tolist() for batch in batches] == [[[0, 0, 5, 5], [0, 0, 4, 4]]] * 3
-    assert canvases(batches[0].masks).sum(axis=(1, 2)).tolist() == [25, 16]
+    assert [batch.targets.boxes.tolist() for batch in batches] == [[[0, 0, 5, 5], [0, 0, 4, 4]]] * 3
+    assert canvases(batches[0].targets.masks).sum(axis=(1, 2)).tolist() == [25, 16]
     assert [record.message for record in caplog.records] == [
         "image drawn.a0 has 4 objects; MAX_GT_INSTANCES leaves the 2 largest"
     ]
@@ -282,13 +282,13 @@ def test_mini_masks_are_those_of_utils():
     info = drawn(40, 50, 3, seed=2)
     info["boxes"] = np.full((3, 4), 7.5, np.float32)
     config = as_it_is(USE_MINI_MASK=True, MINI_MASK_SHAPE=(12, 14))
-    batch = collate([TrainingData(Drawn([info]), config).sample(0)] * 2, mini_masks=True)
+    batch = collate([TrainingData(Drawn([info]), config).sample(0)] * 2)
     boxes = utils.extract_bboxes(info["masks"])
     expected = np.moveaxis(utils.minimize_mask(boxes, info["masks"], (12, 14)), 2, 0)
-    assert (canvases(batch.masks) == np.concatenate([expected, expected])).all()
-    assert batch.boxes.tolist() == boxes.tolist() * 2
-    assert batch.masks.origins.unique().tolist() == [0]
-    assert batch.mini_masks
+    assert (canvases(batch.targets.masks) == np.concatenate([expected, expected])).all()
+    assert batch.targets.boxes.tolist() == boxes.tolist() * 2
+    assert batch.targets.masks.origins.unique().tolist() == [0]
+    assert batch.targets.mini_masks
 
 
 def test_other_channels():
@@ -327,12 +327,12 @@ def test_the_sample_is_mmdetections():
     sample = TrainingData(Photograph([{}], classes=81), config, augment=False).sample(0)
     assert sample.image.shape[:2] == tuple(golden["meta_img_shape"])
     assert sample.shape == tuple(golden["input_shape"][2:])
-    assert (sample.class_ids.numpy() - 1).tolist() == golden["gt_labels"].tolist()
-    assert sample.boxes[:, [1, 0, 3, 2]].tolist() == golden["gt_boxes"].tolist()
-    assert sample.crowd_boxes[:, [1, 0, 3, 2]].tolist() == golden["ignored_boxes"].tolist()
+    assert (sample.targets.class_ids.numpy() - 1).tolist() == golden["gt_labels"].tolist()
+    assert sample.targets.boxes[:, [1, 0, 3, 2]].tolist() == golden["gt_boxes"].tolist()
+    assert sample.targets.crowd_boxes[:, [1, 0, 3, 2]].tolist() == golden["ignored_boxes"].tolist()
     shape = golden["gt_masks_shape"]
     masks = np.unpackbits(golden["gt_masks_packed"], count=shape.prod()).reshape(shape)
-    assert (canvases(sample.masks) == masks).all()
+    assert (canvases(sample.targets.masks) == masks).all()
 
 
 def test_dense_images_need_no_stack_of_masks():
@@ -348,7 +348,7 @@ def test_dense_images_need_no_stack_of_masks():
     sample = data.sample(0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(sample.boxes) == 400
+    assert len(sample.targets.boxes) == 400
     assert peak < 20e6
 
 
@@ -453,8 +453,8 @@ def test_augmentation_of_any_style(augmentation, count, as_rles):
     masks = np.rot90(info["masks"])
     assert (sample.image.numpy() == np.rot90(info["image"])).all()
     assert sample.shape == (20, 12)
-    assert sample.boxes.tolist() == utils.extract_bboxes(masks).tolist()  # not the data set's
-    assert canvases(sample.masks).tolist() == (np.moveaxis(masks, 2, 0).tolist() if count else [])
+    assert sample.targets.boxes.tolist() == utils.extract_bboxes(masks).tolist()  # not the data set's
+    assert canvases(sample.targets.masks).tolist() == (np.moveaxis(masks, 2, 0).tolist() if count else [])
     untouched = TrainingData(dataset, as_it_is(), augmentation, no_augmentation_sources=["drawn"]).sample(0)
     assert untouched.shape == TrainingData(dataset, as_it_is(), augmentation, augment=False).sample(0).shape == (12, 20)
 
@@ -481,9 +481,9 @@ def test_imgaug_changes_no_colours_of_masks(monkeypatch):
     info = {**drawn(8, 8, 2, seed=1), "image": np.zeros((8, 8, 3), np.uint8)}
     sample = TrainingData(Drawn([info]), as_it_is(), Brighten()).sample(0)
     assert sample.image.unique().tolist() == [1]
-    assert (canvases(sample.masks) == np.moveaxis(info["masks"], 2, 0)).all()
+    assert (canvases(sample.targets.masks) == np.moveaxis(info["masks"], 2, 0)).all()
     flipped = TrainingData(Drawn([info]), as_it_is(), Fliplr()).sample(0)
-    assert canvases(flipped.masks).all()
+    assert canvases(flipped.targets.masks).all()
 
 
 def noise(image, masks):
@@ -589,26 +589,42 @@ def test_collate():
     batch = collate(samples)
     assert batch.shape == (20, 30)
     assert batch.windows.tolist() == [[0, 0, 20, 9], [0, 0, 4, 6], [0, 0, 7, 30]]
-    assert batch.batch_index.tolist() == [0, 0, 0, 1, 2, 2]
-    assert batch.crowd_index.tolist() == [1]
+    assert batch.targets.batch_index.tolist() == [0, 0, 0, 1, 2, 2]
+    assert batch.targets.crowd_index.tolist() == [1]
     assert batch.image_ids == [0, 1, 2]
-    assert batch.seeds.tolist() == [10, 11, 12]
-    assert not batch.mini_masks
-    assert equal(batch.boxes, torch.cat([sample.boxes for sample in samples]))
-    whole = canvases(batch.masks)
+    assert batch.targets.seeds.tolist() == [10, 11, 12]
+    assert not batch.targets.mini_masks
+    assert equal(batch.targets.boxes, torch.cat([sample.targets.boxes for sample in samples]))
+    whole = canvases(batch.targets.masks)
     assert whole.shape == (6, 20, 30)
-    assert (whole[:3, :, :9] == canvases(samples[0].masks)).all()
-    assert (whole[4:, :7] == canvases(samples[2].masks)).all()
-    assert whole.sum() == sum(int(sample.masks.pixels.sum()) for sample in samples)
+    assert (whole[:3, :, :9] == canvases(samples[0].targets.masks)).all()
+    assert (whole[4:, :7] == canvases(samples[2].targets.masks)).all()
+    assert whole.sum() == sum(int(sample.targets.masks.pixels.sum()) for sample in samples)
+
+
+def test_joined_targets_keep_mini_masks_and_put_others_on_one_canvas():
+    data = [
+        TrainingData(Drawn([an_l()]), as_it_is(USE_MINI_MASK=mini, MINI_MASK_SHAPE=(4, 3))) for mini in (True, False)
+    ]
+    mini, whole = (join_targets([each.sample(0, seed=3).targets, each.sample(0).targets], (9, 8)) for each in data)
+    assert mini.masks.canvases.tolist() == mini.masks.sizes.tolist() == [[4, 3]] * 2
+    assert whole.masks.canvases.tolist() == [[9, 8]] * 2
+    assert (mini.mini_masks, whole.mini_masks) == (True, False)
+    for joined in (mini, whole):
+        assert joined.batch_index.tolist() == joined.crowd_index.tolist() == [0, 1]
+        assert joined.seeds.tolist() == [3, 0]
 
 
 def test_a_batch_moves_whole():
     batch = collate([TrainingData(Drawn([an_l()]), as_it_is()).sample(0)])
     moved = batch.to("meta")
-    tensors = [*moved.images, moved.windows, moved.boxes, moved.class_ids, moved.batch_index, *moved.masks]
-    assert all(tensor.is_meta for tensor in [*tensors, moved.crowd_boxes, moved.crowd_index, moved.seeds])
+    *fields, mini_masks = moved.targets
+    masks = fields.pop(3)
+    assert all(tensor.is_meta for tensor in [*moved.images, moved.windows, *fields, *masks])
+    assert not mini_masks
     assert moved.image_ids == [0]
-    assert type(moved.masks) is type(batch.masks)
+    assert type(moved.targets) is Targets
+    assert type(masks) is type(batch.targets.masks)
     assert equal(batch.to("cpu"), batch)
 
 
@@ -762,7 +778,7 @@ def test_another_image_takes_the_place_of_a_broken_one(workers, caplog):
     ]
     assert all(message.endswith("; another image takes its place (MAX_DATA_ERRORS is 3)") for message in messages)
     whole = list(make_loader(five(COLOR_JITTER=0)))
-    assert equal(batches[0].seeds, whole[0].seeds)
+    assert equal(batches[0].targets.seeds, whole[0].targets.seeds)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

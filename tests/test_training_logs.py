@@ -121,7 +121,7 @@ def test_values_are_numbers(tmp_path, value):
     recorder = Recorder(tmp_path)
     with pytest.raises(ValueError, match=r"values\['loss'\] must be a number"):
         recorder.record("train", 0, 1, {"loss": value})
-    with pytest.raises(ValueError, match="'step' is taken"):
+    with pytest.raises(ValueError, match="'step' is a key that every record has"):
         recorder.record("train", 0, 1, {"step": 1})
     recorder.close()
     assert read_records(tmp_path / "metrics.jsonl") == []
@@ -541,7 +541,7 @@ def dog(clock):
 
 
 @pytest.mark.parametrize(
-    ("stage", "advice"),
+    ("activity", "advice"),
     [
         ("waiting for data", "WORKERS = 0"),
         ("validation, waiting for data", "WORKERS = 0"),
@@ -557,18 +557,20 @@ def dog(clock):
         ("tea", "no progress"),
     ],
 )
-def test_a_stall_is_named_with_its_causes(dog, clock, stage, advice):
-    dog.stage(stage)
+def test_a_stall_is_named_with_its_causes(dog, clock, activity, advice):
+    assert dog.activity is None
+    dog.activity = activity
+    assert dog.activity == activity
     clock.seconds += 1000
     message = dog.check()
-    assert message.startswith(f"no progress for 1000 s: {stage}, in ")
+    assert message.startswith(f"no progress for 1000 s: {activity}, in ")
     assert advice in message
     assert "test_training_logs.py" in message  # where this thread is
 
 
 def test_a_stall_is_repeated_after_twice_the_time(dog, clock):
     assert dog.check() is None  # nothing has begun
-    dog.stage("forward")
+    dog.activity = "forward"
     said = []
     for _ in range(100):
         clock.seconds += 10
@@ -579,21 +581,21 @@ def test_a_stall_is_repeated_after_twice_the_time(dog, clock):
 
 def test_progress_calms_the_watchdog(dog, clock):
     for _ in range(5):
-        for stage in ("waiting for data", "forward"):
-            dog.stage(stage)
+        for activity in ("waiting for data", "forward"):
+            dog.activity = activity
             clock.seconds += 99
             assert dog.check() is None
-    dog.stage("forward")  # the same again is progress, too
+    dog.activity = "forward"  # the same again is progress, too
     assert dog.check() is None
     clock.seconds += 101
     assert dog.check() is not None
-    dog.stage("forward")
+    dog.activity = "forward"
     clock.seconds += 101
     assert dog.check() is not None  # a new stall, not the repetition of the old one
 
 
 def test_an_evaluation_may_take_longer(dog, clock):
-    dog.stage("evaluation")
+    dog.activity = "evaluation"
     clock.seconds += 999
     assert dog.check() is None
     clock.seconds += 1
@@ -609,7 +611,7 @@ def test_the_watchdog_barks_by_itself():
 
     stream = Stream()
     dog = Watchdog(0.01, stream=stream)
-    dog.stage("waiting for data")
+    dog.activity = "waiting for data"
     assert stream.heard.wait(30)
     dog.close()
     dog.close()
@@ -618,7 +620,7 @@ def test_the_watchdog_barks_by_itself():
     assert "waiting for data" in stream.getvalue()
     assert "wait" in stream.getvalue().split(", in ")[1].split(".")[0]  # the innermost call of this thread
     said = stream.getvalue()
-    dog.stage("forward")
+    dog.activity = "forward"
     assert stream.getvalue() == said
 
 

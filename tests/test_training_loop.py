@@ -247,10 +247,10 @@ def test_interrupted_while_evaluating(tmp_path, uninterrupted):
     assert result.logs == uninterrupted.logs
 
 
-def test_another_stage_begins_with_a_fresh_optimizer(tmp_path, capsys):
-    first = train_toy(tmp_path, epochs=1, stage="heads")
+def test_another_phase_begins_with_a_fresh_optimizer(tmp_path, capsys):
+    first = train_toy(tmp_path, epochs=1, layers="heads")
     weights = first.state["weights"]
-    second = train_toy(tmp_path, first.module, start=first.state, epochs=2, stage="all", learning_rate=0.0)
+    second = train_toy(tmp_path, first.module, start=first.state, epochs=2, layers="all", learning_rate=0.0)
     assert "the optimiser begins anew" in capsys.readouterr().out
     assert (second.epoch, second.checkpoint.name) == (2, "mask_rcnn_toy_0002.pth")
     assert torch.equal(second.state["weights"]["last.weight"], weights["last.weight"])
@@ -258,6 +258,21 @@ def test_another_stage_begins_with_a_fresh_optimizer(tmp_path, capsys):
     again = train_toy(tmp_path / "b", first.module, start={**second.state, "optimizer": {}, "epoch": 1}, epochs=2)
     assert not torch.equal(*momentum)
     assert again.epoch == 2
+
+
+def test_the_state_has_the_keys_that_older_checkpoints_have(tmp_path, uninterrupted):
+    """Renaming one would lose it in older files. A key that is no longer known is left alone."""
+    stopped = train_toy(tmp_path, loader=interrupt_at(1, 1))
+    checkpoint = torch.load(stopped.checkpoint, weights_only=True)
+    assert set(checkpoint["training"]) == {
+        *("epoch", "step", "steps", "epochs", "schedule", "learning", "begin", "optimizer", "sums", "best", "random"),
+        *("averaged_updates", "weights", "config", "git", "time"),
+    }
+    assert checkpoint["training"]["learning"][:2] == ["sgd", "all"]
+    assert checkpoint["training"]["schedule"] == {"learning_rate": 0.05, "steps_at": [2]}
+    checkpoint["training"]["stage"] = "all"
+    torch.save(checkpoint, stopped.checkpoint)
+    assert_same_training(continue_toy(stopped.checkpoint), uninterrupted)
 
 
 def test_an_epoch_of_another_length_begins_again(tmp_path, capsys):
@@ -619,14 +634,14 @@ def test_an_update_is_seen_by_what_layers_keep(name):
 # mmdetection 3, 7330 iterations an epoch; golden/mmdet/lr_schedule.json
 @pytest.mark.parametrize("name", ["1x", "2x"])
 def test_schedules_are_mmdetections(name):
-    (stage,) = SCHEDULES[name]
+    (phase,) = SCHEDULES[name]
     rates = {
         0: 2e-05, 1: 6.004008016032065e-05, 2: 0.0001000801603206413, 100: 0.0040240080160320645,
         250: 0.010030020040080153, 498: 0.01995995991983963, 499: 0.02, 500: 0.02, 7330: 0.02,
         **({58639: 0.02, 58640: 0.002, 80629: 0.002, 80630: 0.0002} if name == "1x" else
            {109950: 0.02, 117280: 0.002, 153930: 0.002, 161260: 0.0002, 168590: 0.0002}),
     }  # fmt: skip
-    drops = [7330 * epoch for epoch in stage.steps_at]
+    drops = [7330 * epoch for epoch in phase.steps_at]
     for update, rate in rates.items():
         assert learning_rate_at(update, 0.02, drops, 500, 0.001) == pytest.approx(rate, rel=1e-12)
     assert (Config().WARMUP_STEPS, Config().WARMUP_FACTOR) == (500, 0.001)
@@ -661,20 +676,20 @@ def test_cosine_over_the_epochs_of_a_training(tmp_path):
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * update / 6)) for update in range(6)])
 
 
-def test_each_stage_has_its_own_cosine_wherever_it_was_interrupted(tmp_path):
+def test_each_phase_has_its_own_cosine_wherever_it_was_interrupted(tmp_path):
     config = toy_config(LEARNING_RATE_DECAY="cosine", WARMUP_STEPS=0, ACCUMULATE_STEPS=1, CHECKPOINTS_KEPT=9)
     cosine = {"config": config, "learning_rate": 0.5, "steps_at": ()}
     first = train_toy(tmp_path, epochs=1, **cosine)
-    train_toy(tmp_path, first.module, epochs=3, stage="other", start=first.state, **cosine)
+    train_toy(tmp_path, first.module, epochs=3, layers="other", start=first.state, **cosine)
     (path,) = tmp_path.glob("*_0002.pth")
-    continue_toy(path, epochs=3, stage="other", **cosine)
+    continue_toy(path, epochs=3, layers="other", **cosine)
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     rates = [line["learning_rate"] for line in lines if line["kind"] == "train"]
     expected = [update / steps for steps in (3, 6) for update in range(steps)]
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * share)) for share in expected])
 
 
-def test_matterports_stages():
+def test_matterports_phases():
     heads, upper, everything = SCHEDULES["matterport"]
     assert (heads.layers, heads.epochs, heads.factor) == ("heads", 40, 1.0)
     assert (upper.layers, upper.epochs, upper.factor) == ("4+", 120, 1.0)

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import runtime
 from config import Config
 from training import loop
-from training.loop import train
+from training.loop import Hooks, train
+from training.optimizer import Phase
 
 
 class ToyBatch(NamedTuple):
@@ -82,15 +83,22 @@ def toy_config(**settings):
 def train_toy(log_dir, module=None, loader=None, config=None, **arguments):
     """Three epochs of three steps, if nothing else is said."""
     module = module or Toy()
-    defaults = {"val_data": None, "learning_rate": 0.05, "epochs": 3, "steps_at": (2,)}
+    options = {"layers": "all", "epochs": 3, "steps_at": (2,), "callbacks": (), "evaluate": None, **arguments}
     return train(
         module,
         loader or ToyLoader(),
-        config=config or toy_config(),
-        prepare=lambda batch: (batch.points,),
-        describe=lambda: {"format": "toy", "model": weights_of(module)},
+        options.pop("val_data", None),
+        config or toy_config(),
+        phase=Phase(options.pop("layers"), options.pop("epochs"), options.pop("steps_at")),
+        learning_rate=options.pop("learning_rate", 0.05),
+        hooks=Hooks(
+            prepare=lambda batch: (batch.points,),
+            describe=lambda: {"format": "toy", "model": weights_of(module)},
+            callbacks=options.pop("callbacks"),
+            evaluate=options.pop("evaluate"),
+        ),
         log_dir=log_dir,
-        **{**defaults, **arguments},
+        **options,
     )
 
 

@@ -1,4 +1,4 @@
-"""A thread that says what a training does when it makes no progress."""
+"""A thread that prints what a training is doing when it makes no progress."""
 
 import re
 import sys
@@ -13,9 +13,9 @@ import runtime
 
 
 class Stall(NamedTuple):
-    """What it means when a stage of the training takes too long."""
+    """How long an activity may take, and the usual causes if it takes longer."""
 
-    stage: str  # regular expression for its name
+    activity: str  # regular expression that fits the names of the activities
     patience: float  # how many times longer than usual it may take
     advice: str
 
@@ -24,7 +24,7 @@ _BUSY = (
     "Usual causes: the first steps of COMPILE = True (minutes, once), memory swapped to disk or a GPU shared with "
     "other programs (see top and nvidia-smi; lower IMAGES_PER_GPU), or very large images."
 )
-STALLS = (  # the first that fits counts
+STALLS = (  # the first one that fits an activity counts
     Stall(
         "other processes",
         5,
@@ -34,8 +34,8 @@ STALLS = (  # the first that fits counts
         "data",
         1,
         "Usual causes: an augmentation or load_image() that does not return, a slow or unreachable disk, a loader that "
-        "died or waits for a lock. With WORKERS = 0 this process loads, and the error shows. If loading is only slow: "
-        "more WORKERS, smaller image files, a local disk.",
+        "died or waits for a lock. Set WORKERS = 0: then this process loads, and you see the error. If loading is only "
+        "slow: more WORKERS, smaller image files, a local disk.",
     ),
     Stall("forward", 1, _BUSY),
     Stall("backward", 1, f"{_BUSY} With torchrun: another process that died or stalls."),
@@ -54,7 +54,7 @@ STALLS = (  # the first that fits counts
     Stall(
         "validation",
         1,
-        "Usual causes: those of waiting for data. With WORKERS = 0 the error shows; fewer VALIDATION_STEPS take less.",
+        "Usual causes: those of waiting for data. Set WORKERS = 0 to see an error; fewer VALIDATION_STEPS are faster.",
     ),
     Stall(
         "evaluation",
@@ -68,53 +68,60 @@ _OTHER_STALL = Stall("", 1, "")
 
 
 class Watchdog:
-    """Says which stage a training stalls in, for how long, where in the code, and what usually causes it.
+    """Prints what a training is doing when it stalls, for how long, where in the code, and what usually causes it.
 
-    It never stops anything: what is only slow goes on. It repeats itself after twice the time.
+    The training sets `activity` whenever it begins something else. The watchdog never stops anything, for the training
+    may only be slow. It prints again after twice the time.
     """
 
     def __init__(
         self, seconds: float = 120.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """
-        seconds: how long most stages may take; some, like an evaluation, may take several times that.
+        seconds: how long most activities may take; some, like an evaluation, may take several times as long.
         stream: where to write; sys.stderr by default. clock: seconds.
 
         Raises: ValueError unless seconds is above 0.
         """
         if not seconds > 0:
-            raise ValueError(f"seconds must be above 0, not {seconds}; it is how long a stage may take")
+            raise ValueError(f"seconds must be above 0, not {seconds}; it is how long an activity may take")
         self.seconds = seconds
         self._stream, self._clock = sys.stderr if stream is None else stream, clock
-        self._now: tuple[str, float, int] | None = None  # the stage, when it began, and the thread it is in
-        self._warned: tuple | None = None  # the stage that was warned of, as above
-        self._next = 0.0  # seconds into it at which it is warned of again
+        self._current: tuple[str, float, int] | None = None  # the activity, when it began, and the thread that does it
+        self._warned: tuple[str, float, int] | None = None  # the activity that the last warning was of
+        self._next_warning = 0.0  # seconds after that activity began
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="training watchdog", daemon=True)
         self._thread.start()
 
-    def stage(self, name: str) -> None:
-        """What the calling thread does from now on: one of the stages in STALLS, or any other words."""
-        self._now = name, self._clock(), threading.get_ident()  # one assignment: no lock is needed
+    @property
+    def activity(self) -> str | None:
+        """The present activity: one that STALLS knows, or any other words. None before the first."""
+        return None if self._current is None else self._current[0]
+
+    @activity.setter
+    def activity(self, name: str) -> None:
+        """The calling thread does this from now on. The same activity again counts as progress, too."""
+        self._current = name, self._clock(), threading.get_ident()  # one assignment: no lock is needed
 
     def check(self) -> str | None:
-        """What is to be said now; None while all is well."""
-        now = self._now
-        if now is None:
+        """The warning to print now; None while the activity has not taken too long."""
+        current = self._current
+        if current is None:
             return None
-        name, began, thread = now
-        stall = next((stall for stall in STALLS if re.search(stall.stage, name)), _OTHER_STALL)
-        if now is not self._warned:
-            self._next = self.seconds * stall.patience
+        name, began, thread = current
+        stall = next((stall for stall in STALLS if re.search(stall.activity, name)), _OTHER_STALL)
+        if current is not self._warned:
+            self._next_warning = self.seconds * stall.patience
         elapsed = self._clock() - began
-        if elapsed < self._next:
+        if elapsed < self._next_warning:
             return None
-        self._warned, self._next = now, 2 * elapsed
+        self._warned, self._next_warning = current, 2 * elapsed
         process = f" of process {runtime.rank()}" if runtime.world_size() > 1 else ""
         return f"no progress{process} for {elapsed:.0f} s: {name}{_where(thread)}. {stall.advice}".rstrip()
 
     def close(self) -> None:
-        """Watch no longer. Calling it again does nothing."""
+        """Stop watching. A second call does nothing."""
         self._closed.set()
         self._thread.join()
 
@@ -130,7 +137,7 @@ class Watchdog:
 
 
 def _where(thread: int) -> str:
-    """The lines of code that a thread is in, the innermost first."""
+    """The lines of code that a thread is running, the innermost first; "" for a thread that has ended."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return ""
