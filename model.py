@@ -43,7 +43,15 @@ from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, TrainingData, collate
 from nms import batched_nms
-from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
+from roialign import (
+    MaskCrops,
+    crop_masks,
+    mask_areas,
+    paste_masks,
+    paste_rles,
+    pyramid_crop_and_resize,
+    pyramid_roi_align,
+)
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
 from training.loop import Progress
@@ -2151,7 +2159,7 @@ class MaskRCNN(nn.Module):
         paste = boxes
         if self.config.dialect.coordinates == "inclusive":
             paste = boxes - boxes.new_tensor([0, 0, 1, 1])
-        put = utils.paste_masks if masks == "array" else utils.paste_rles
+        put = paste_masks if masks == "array" else paste_rles
         return {
             "rois": boxes.numpy(),
             "class_ids": found.class_ids[own].numpy().astype(np.int32),

@@ -15,7 +15,6 @@ import functools
 import importlib
 import logging
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from roialign import paste
+import roialign
+from roialign.paste import compress_counts, crop_to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -728,37 +728,7 @@ _NEAREST = {"corners": _nearest_corners, "floor": _nearest_floor}
 #  Masks
 ############################################################
 
-PASTE_RULES = ("centres", "expand", "resize")
 _STRIP_PIXELS = 1 << 22  # of a crop that are floating at one time
-
-
-def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
-    """Bilinear weights of cells along an axis, with zeros around them.
-
-    positions: floating [n]; cell i has its centre at i.
-
-    Returns: [n, cells], at most two of a row not zero, dtype of positions.
-    """
-    positions = positions.clip(-2, cells)  # nothing is out there; those of a box without width are infinite
-    first = np.floor(positions)
-    part = positions - first
-    rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
-    weights = np.zeros((len(positions), cells + 4), positions.dtype)
-    weights[rows, column] = 1 - part
-    weights[rows, column + 1] = part
-    return weights[:, 2:-2]
-
-
-def _resize_taps(old: int, new: int) -> np.ndarray:
-    """[new, old] float64: skimage's bilinear resize along an axis, with zeros around it."""
-    return _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
-
-
-def _resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float64 [height, width]: skimage's resize of order 1, mode constant, of a plane, clipped to its values."""
-    height, width = size
-    resized = _resize_taps(plane.shape[0], height) @ plane @ _resize_taps(plane.shape[1], width).T
-    return resized.clip(plane.min(), plane.max())
 
 
 def _whole_boxes(bbox: Any, count: int) -> list[list[int]]:
@@ -786,7 +756,7 @@ def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: tuple[int, int
                 f"bbox {i} is {[y1, x1, y2, x2]} and holds no pixel of a {mask.shape[0]} x {mask.shape[1]} mask; "
                 "leave objects without pixels out before"
             )
-        mini[:, :, i] = _resize_plane((crop != 0).astype(np.float64), mini_shape) > 0.5
+        mini[:, :, i] = roialign.reference.resize_plane((crop != 0).astype(np.float64), mini_shape) > 0.5
     return mini
 
 
@@ -806,7 +776,7 @@ def expand_mask(bbox: np.ndarray, mini_mask: np.ndarray, image_shape: Sequence[i
         if not (0 <= y1 < y2 <= height and 0 <= x1 < x2 <= width):
             raise ValueError(f"bbox {i} is {[y1, x1, y2, x2]}: empty, or not inside the {height} x {width} image")
         plane = (mini_mask[:, :, i] != 0).astype(np.float64)
-        mask[y1:y2, x1:x2, i] = _resize_plane(plane, (y2 - y1, x2 - x1)) > 0.5
+        mask[y1:y2, x1:x2, i] = roialign.reference.resize_plane(plane, (y2 - y1, x2 - x1)) > 0.5
     return mask
 
 
@@ -850,127 +820,9 @@ def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int
 
     Returns: bool [H, W].
     """
-    return paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[..., 0]
-
-
-def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
-    """Predicted masks at their places in the image. Needs no memory but the result's.
-
-    probs: [N, M, M] floating in [0, 1], on any device.
-    boxes: [N, (y1, x1, y2, x2)] in pixels of the image; they may reach out of it.
-    image_shape: (H, W).
-    rule: "centres" (mmdetection) samples the probability at pixel centres, with zeros around it; inside from 0.5 on.
-        "expand" (maskrcnn-benchmark, torchvision) puts a ring of zeros around it, expands the box with it, truncates
-        that to whole pixels, the last one included, and resizes; inside above 0.5. Inclusive boxes are given as such.
-        "resize" (Matterport) takes whole pixels, and resizes with zeros around, but to no value below the mask's
-        smallest; inside from 0.5 on.
-
-    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover. A mask that
-        is not finite, or whose box is empty (but for "expand"), not finite or outside, is empty.
-    Raises: ValueError for wrong shapes or names.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    masks = np.zeros((len(probs), *size), bool)
-    if paste.is_native():
-        paste.paste_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), masks)
-    else:
-        for mask, (y1, x1, crop) in zip(masks, paste_mask_crops(probs, boxes, size, rule), strict=True):
-            height, width = crop.shape
-            mask[y1 : y1 + height, x1 : x1 + width] = crop.cpu().numpy()
-    return masks.transpose(1, 2, 0)
-
-
-def paste_mask_crops(
-    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
-) -> Iterator[tuple[int, int, Tensor]]:
-    """What paste_masks and paste_rles mean, and run on where roialign's library is not built: crops, one at a time.
-
-    probs, boxes, image_shape, rule: as for paste_masks.
-
-    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. An
-        empty mask may have a crop of 0 x 0.
-    Raises: ValueError as paste_masks.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    return (_paste(prob, box, size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
-
-
-def _check_paste(
-    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Raises ValueError for what cannot be pasted.
-
-    Returns: probs, float32 or float64; boxes, float32 on the CPU; (H, W).
-    """
-    if rule not in PASTE_RULES:
-        raise ValueError(f"rule must be one of {', '.join(PASTE_RULES)}, got {rule!r}")
-    if probs.ndim != 3 or not probs.is_floating_point() or (len(probs) and 0 in probs.shape):
-        raise ValueError(f"probs must be floating [N, M, M], got {probs.dtype} {list(probs.shape)}")
-    if tuple(boxes.shape) != (len(probs), 4):
-        raise ValueError(f"boxes must be [{len(probs)}, 4], one for each mask, got {list(boxes.shape)}")
-    height, width = map(operator.index, image_shape[:2])
-    if height < 0 or width < 0:
-        raise ValueError(f"image_shape must be (H, W), got {tuple(image_shape)}")
-    probs = probs.detach() if probs.dtype == torch.float64 else probs.detach().float()
-    return probs, boxes.detach().float().cpu().contiguous(), (height, width)
-
-
-def _paste(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
-    empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
-    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # that of the peers
-    if not (np.isfinite(box).all() and prob.isfinite().all()):
-        return empty
-    (y1, ys), (x1, xs) = (
-        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], size[axis], rule) for axis in (0, 1)
-    )  # fmt: skip
-    if len(ys) == 0 or len(xs) == 0:
-        return empty
-    rows = torch.from_numpy(_taps(ys, prob.shape[0])).to(prob)  # [h, M]
-    columns = torch.from_numpy(_taps(xs, prob.shape[1])).to(prob)  # [w, M]
-    crop = torch.empty(len(ys), len(xs), dtype=torch.bool, device=prob.device)
-    compare = torch.gt if rule == "expand" else torch.ge
-    with torch.autocast(prob.device.type, enabled=False):
-        across = prob @ columns.T  # [M, w]
-        for strip in _blocks(len(ys), max(1, _STRIP_PIXELS // len(xs))):
-            values = rows[strip] @ across
-            if rule == "resize":  # skimage clips to the mask's own values: one that is full does not fade to the edge
-                values.clamp_(min=prob.min())
-            compare(values, 0.5, out=crop[strip])
-    return y1, x1, crop
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
-    """Where the pixels of a box look into a mask, along one axis.
-
-    low, high: the box's.
-    cells: the mask's; the centre of cell i is at i.
-    limit: the image's height or width.
-
-    Returns: the first pixel inside the image, and the positions [n] of it and those that follow.
-    """
-    if rule == "centres":
-        start, stop = _whole(np.floor(low)) - 1, _whole(np.ceil(high)) + 1 if high > low else -math.inf
-    elif rule == "expand":
-        middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
-        first = _whole(middle - half)
-        start, stop = first, max(_whole(middle + half), first) + 1
-    else:
-        start, stop = first, last = _whole(low), _whole(high)
-    inside = max(start, 0)
-    pixels = np.arange(inside, max(min(stop, limit), inside))
-    if rule == "centres":
-        grid = (pixels.astype(np.float32) + np.float32(0.5) - low) / (high - low) * 2 - 1
-        return inside, ((grid + 1) * cells - 1) / 2
-    if rule == "expand":  # the ring of zeros is cell -1 and cell M
-        scale = np.float32(cells + 2) / np.float32(stop - start)
-        return inside, ((pixels - first).astype(np.float32) + np.float32(0.5)) * scale - np.float32(1.5)
-    return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
-
-
-def _whole(number: np.float32) -> int:
-    """Truncated, and within what integers hold."""
-    return int(max(-1e9, min(1e9, float(number))))
+    return roialign.paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[
+        ..., 0
+    ]
 
 
 ############################################################
@@ -978,57 +830,6 @@ def _whole(number: np.float32) -> int:
 ############################################################
 
 MAX_COORDINATE = 1e6  # of a polygon, pixels; pycocotools walks along every edge, five steps a pixel
-
-
-def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequence[int]) -> dict:
-    """The run-length code of a mask that is known inside a crop, without making the whole mask.
-
-    y1, x1: where the crop lies.
-    crop: bool [h, w], inside the image.
-    image_shape: (H, W) of the mask.
-
-    Returns: a compressed RLE, the same that mask_to_rle has for the whole mask.
-    Raises: ValueError if the crop reaches out of the image.
-    """
-    height, width = map(int, image_shape[:2])
-    crop = crop if isinstance(crop, Tensor) else _tensor(crop)
-    rows, columns = crop.shape
-    if y1 < 0 or x1 < 0 or y1 + rows > height or x1 + columns > width:
-        raise ValueError(f"a crop of {rows} x {columns} at ({y1}, {x1}) is not inside an image of {height} x {width}")
-    padded = np.zeros((columns, rows + 2), bool)  # columns become rows, each between two zeros
-    padded[:, 1:-1] = crop.cpu().T.contiguous().numpy()
-    flips = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
-    column, row = np.divmod(flips, rows + 1)
-    flips = (column + x1) * height + row + y1  # starts and ends of runs, in turn
-    if rows == height:  # a run may go on in the next column
-        goes_on = np.flatnonzero(flips[1:] == flips[:-1])
-        flips = np.delete(flips, [goes_on, goes_on + 1])
-    counts = np.diff(flips, prepend=0, append=height * width)
-    return _compress(counts, height, width)
-
-
-def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> list[dict]:
-    """The run-length codes of paste_masks' result, without ever making a mask of the image's size.
-
-    probs, boxes, image_shape, rule: as for paste_masks.
-
-    Returns: N compressed RLEs.
-    Raises: ValueError as paste_masks, and for an image of 2**32 pixels or more, which such a code cannot hold.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    if size[0] * size[1] >= 2**32:
-        raise ValueError(f"image_shape {size} has more pixels than the 2**32 - 1 of an RLE; cut the image into tiles")
-    if paste.is_native():
-        codes = paste.encode_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), size)
-        return [{"size": list(size), "counts": code} for code in codes]
-    return [crop_to_rle(y1, x1, crop, size) for y1, x1, crop in paste_mask_crops(probs, boxes, size, rule)]
-
-
-def _compress(counts: np.ndarray, height: int, width: int) -> dict:
-    """The compressed RLE of counts [runs], which start with zeros."""
-    if counts[-1] == 0 and len(counts) > 1:  # as pycocotools, which ends with what it has seen
-        counts = counts[:-1]
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
 
 def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
@@ -1179,7 +980,7 @@ def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int
         if len(ring) >= 6:
             rings.append(ring.tolist())
     if not rings:
-        return _compress(np.array([height * width]), height, width)
+        return compress_counts(np.array([height * width]), height, width)
     return coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
 
 
@@ -1198,7 +999,7 @@ def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dic
                 f"the segmentation is {rle_height} x {rle_width}, the image {height} x {width} (height x width); "
                 "does it belong to another image?"
             )
-        return _compress(counts, height, width)
+        return compress_counts(counts, height, width)
     if not isinstance(segmentation, list | tuple):
         raise ValueError(f"segmentation must be a list of polygons or an RLE, got {type(segmentation).__name__}")
     return polygons_to_rle(segmentation, height, width)

@@ -4,7 +4,7 @@ roi_align and pyramid_roi_align are torchvision's and mmdetection's operator; cr
 Matterport uses it. Both pool with native kernels where `make kernels` built them (float32 and bfloat16 on the CPU;
 float32, float16 and bfloat16 on CUDA) and with the reference in torch elsewhere, float64 included. Sums are float32.
 crop_masks is roi_align of masks that are kept as crops of 0 and 1, and mask_areas their areas inside boxes.
-roialign.paste has the native half of utils.paste_masks and utils.paste_rles, which are the way back.
+paste_masks and paste_rles are the way back.
 
     B images   C channels   R RoIs   L levels   G masks   P RoIs of masks
     Boxes are (y1, x1, y2, x2); (y2, x2) lies outside. Height is y2 - y1, with no +1.
@@ -25,12 +25,16 @@ from torch import Tensor
 
 import native
 from roialign import paste, reference
+from roialign.paste import PASTE_RULES, paste_masks, paste_rles
 
 __all__ = [
+    "PASTE_RULES",
     "MaskCrops",
     "crop_and_resize",
     "crop_masks",
     "mask_areas",
+    "paste_masks",
+    "paste_rles",
     "pyramid_crop_and_resize",
     "pyramid_roi_align",
     "roi_align",

@@ -5,9 +5,11 @@ pushes over the edge of the feature map counts as zero. RoIs are pooled one by o
 all at once, sample by sample.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -347,3 +349,112 @@ def mask_areas(
 
     areas.index_add_(0, box, height * (area_before(stop[box, 1]) - area_before(start[box, 1])))
     return areas.float()
+
+
+############################################################
+#  Pasting
+############################################################
+
+_STRIP_PIXELS = 1 << 22  # of a crop that are floating at one time
+
+
+def paste_crops(
+    probs: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str
+) -> Iterator[tuple[int, int, Tensor]]:
+    """What paste_masks and paste_rles mean, and run on where roialign's library is not built: crops, one at a time.
+
+    probs: float32 or float64 [N, M, M]. boxes: float32 [N, 4] on the CPU. image_size: (H, W). rule: one of PASTE_RULES.
+
+    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. An
+        empty mask may have a crop of 0 x 0.
+    """
+    return (_paste_crop(prob, box, image_size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
+
+
+def _paste_crop(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
+    empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
+    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # that of the peers
+    if not (np.isfinite(box).all() and prob.isfinite().all()):
+        return empty
+    (y1, ys), (x1, xs) = (
+        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], size[axis], rule) for axis in (0, 1)
+    )  # fmt: skip
+    if len(ys) == 0 or len(xs) == 0:
+        return empty
+    rows = torch.from_numpy(_taps(ys, prob.shape[0])).to(prob)  # [h, M]
+    columns = torch.from_numpy(_taps(xs, prob.shape[1])).to(prob)  # [w, M]
+    crop = torch.empty(len(ys), len(xs), dtype=torch.bool, device=prob.device)
+    compare = torch.gt if rule == "expand" else torch.ge
+    with torch.autocast(prob.device.type, enabled=False):
+        across = prob @ columns.T  # [M, w]
+        step = max(1, _STRIP_PIXELS // len(xs))
+        for start in range(0, len(ys), step):
+            strip = slice(start, start + step)
+            values = rows[strip] @ across
+            if rule == "resize":  # skimage clips to the mask's own values: one that is full does not fade to the edge
+                values.clamp_(min=prob.min())
+            compare(values, 0.5, out=crop[strip])
+    return y1, x1, crop
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
+    """Where the pixels of a box look into a mask, along one axis.
+
+    low, high: the box's.
+    cells: the mask's; the centre of cell i is at i.
+    limit: the image's height or width.
+
+    Returns: the first pixel inside the image, and the positions [n] of it and those that follow.
+    """
+    if rule == "centres":
+        start, stop = _whole(np.floor(low)) - 1, _whole(np.ceil(high)) + 1 if high > low else -math.inf
+    elif rule == "expand":
+        middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
+        first = _whole(middle - half)
+        start, stop = first, max(_whole(middle + half), first) + 1
+    else:
+        start, stop = first, last = _whole(low), _whole(high)
+    inside = max(start, 0)
+    pixels = np.arange(inside, max(min(stop, limit), inside))
+    if rule == "centres":
+        grid = (pixels.astype(np.float32) + np.float32(0.5) - low) / (high - low) * 2 - 1
+        return inside, ((grid + 1) * cells - 1) / 2
+    if rule == "expand":  # the ring of zeros is cell -1 and cell M
+        scale = np.float32(cells + 2) / np.float32(stop - start)
+        return inside, ((pixels - first).astype(np.float32) + np.float32(0.5)) * scale - np.float32(1.5)
+    return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
+
+
+def _whole(number: np.float32) -> int:
+    """Truncated, and within what integers hold."""
+    return int(max(-1e9, min(1e9, float(number))))
+
+
+def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
+    """Bilinear weights of cells along an axis, with zeros around them.
+
+    positions: floating [n]; cell i has its centre at i.
+
+    Returns: [n, cells], at most two of a row not zero, dtype of positions.
+    """
+    positions = positions.clip(-2, cells)  # nothing is out there; those of a box without width are infinite
+    first = np.floor(positions)
+    part = positions - first
+    rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
+    weights = np.zeros((len(positions), cells + 4), positions.dtype)
+    weights[rows, column] = 1 - part
+    weights[rows, column + 1] = part
+    return weights[:, 2:-2]
+
+
+def _resize_taps(old: int, new: int) -> np.ndarray:
+    """[new, old] float64: skimage's bilinear resize along an axis, with zeros around it."""
+    return _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
+
+
+def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float64 [height, width]: skimage's resize of order 1, mode constant, of a plane, clipped to its values."""
+    height, width = size
+    resized = _resize_taps(plane.shape[0], height) @ plane @ _resize_taps(plane.shape[1], width).T
+    return resized.clip(plane.min(), plane.max())

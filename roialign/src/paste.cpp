@@ -1,7 +1,7 @@
 // Predicted masks at their places in an image, and COCO's run-length codes of them, on the CPU. C ABI: see the end.
 //
 // Only pixels of the image that a box covers are visited, one after the other; what lies around them is known to be 0.
-// Across a mask first, then down it, as utils._paste: in that order the sums are the same.
+// Across a mask first, then down it, as reference.paste_crops: in that order the sums are the same.
 
 #include "paste.h"
 

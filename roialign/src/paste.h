@@ -1,5 +1,5 @@
 // Where the pixels of an image look into a predicted mask, by three rules, and what they find there. For paste.cpp, but
-// as the other headers for any compiler, nvcc included. In the types and the order of operations of utils._paste, so
+// as the other headers for any compiler, nvcc included. In the types and the order of operations of reference.paste_crops, so
 // that both give the same masks.
 #pragma once
 
