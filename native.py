@@ -78,12 +78,11 @@ def sanitizing() -> bool:
 
 
 def is_stale(package: str, backend: str) -> bool:
-    """Whether a source in PACKAGE/src is newer than the library, which must exist."""
+    """Whether a source in PACKAGE/src, or native.h, is newer than the library, which must exist."""
     built = library_path(package, backend).stat().st_mtime
     folder = ROOT / package / "src"
-    return any(
-        source.stat().st_mtime > built for suffix in (".h", SUFFIXES[backend]) for source in folder.glob(f"*{suffix}")
-    )
+    sources = [*ROOT.glob("native.h"), *folder.glob("*.h"), *folder.glob(f"*{SUFFIXES[backend]}")]
+    return any(source.stat().st_mtime > built for source in sources)
 
 
 ############################################################

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from roialign import reference
 
-PASTE_RULES = ("centres", "expand", "resize")
+PASTE_RULES = ("centres", "expand", "resize")  # in the order of RuleCode in src/paste.h
 
 ############################################################
 #  Public functions
@@ -25,19 +25,21 @@ PASTE_RULES = ("centres", "expand", "resize")
 
 
 def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
-    """Predicted masks at their places in the image. Needs no memory but the result's.
+    """Pastes predicted masks at their places in the image. Needs no memory but the result's.
 
     probs: [N, M, M] floating in [0, 1], on any device.
     boxes: [N, (y1, x1, y2, x2)] in pixels of the image; they may reach out of it.
     image_shape: (H, W).
-    rule: "centres" (mmdetection) samples the probability at pixel centres, with zeros around it; inside from 0.5 on.
-        "expand" (maskrcnn-benchmark, torchvision) puts a ring of zeros around it, expands the box with it, truncates
-        that to whole pixels, the last one included, and resizes; inside above 0.5. Inclusive boxes are given as such.
-        "resize" (Matterport) takes whole pixels, and resizes with zeros around, but to no value below the mask's
-        smallest; inside from 0.5 on.
+    rule: "centres" (mmdetection) samples the mask at pixel centres, with zeros around the mask. A pixel belongs to the
+        object from 0.5 on. "expand" (maskrcnn-benchmark, torchvision) puts a ring of zeros around the mask, expands
+        the box accordingly, truncates it to whole pixels, the last one included, and resizes the mask to it. A pixel
+        belongs to the object above 0.5. Give inclusive boxes as they are. "resize" (Matterport) resizes the mask to
+        the whole pixels of the box, with zeros around the mask, but to no value below the mask's smallest. A pixel
+        belongs to the object from 0.5 on.
 
-    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover. A mask that
-        is not finite, or whose box is empty (but for "expand"), not finite or outside, is empty.
+    Returns: bool [H, W, N], stored as [N, H, W]; the system provides memory only where boxes lie. A mask is empty if
+        its values or its box are not finite, if its box lies outside the image, or if its box is empty (with "expand",
+        an empty box still covers a pixel).
     Raises: ValueError for wrong shapes or names.
     """
     probs, boxes, size = _check(probs, boxes, image_shape, rule)
@@ -53,7 +55,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: 
 
 
 def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> list[dict]:
-    """The run-length codes of paste_masks' result, without ever making a mask of the image's size.
+    """The run-length codes of what paste_masks returns, made without any mask of the image's size.
 
     probs, boxes, image_shape, rule: as for paste_masks.
 
@@ -70,13 +72,13 @@ def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: s
 
 
 def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequence[int]) -> dict:
-    """The run-length code of a mask that is known inside a crop, without making the whole mask.
+    """The run-length code of a mask that is 0 outside of a crop, made without the whole mask.
 
-    y1, x1: where the crop lies.
+    y1, x1: the crop's first pixel in the image.
     crop: bool [h, w], inside the image.
-    image_shape: (H, W) of the mask.
+    image_shape: (H, W).
 
-    Returns: a compressed RLE, the same that mask_to_rle has for the whole mask.
+    Returns: a compressed RLE, the same as utils.mask_to_rle makes of the whole mask.
     Raises: ValueError if the crop reaches out of the image.
     """
     height, width = map(int, image_shape[:2])
@@ -89,16 +91,16 @@ def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequen
     flips = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
     column, row = np.divmod(flips, rows + 1)
     flips = (column + x1) * height + row + y1  # starts and ends of runs, in turn
-    if rows == height:  # a run may go on in the next column
-        goes_on = np.flatnonzero(flips[1:] == flips[:-1])
-        flips = np.delete(flips, [goes_on, goes_on + 1])
+    if rows == height:  # a run that reaches the last row may continue in the next column
+        joints = np.flatnonzero(flips[1:] == flips[:-1])
+        flips = np.delete(flips, [joints, joints + 1])
     counts = np.diff(flips, prepend=0, append=height * width)
     return compress_counts(counts, height, width)
 
 
 def compress_counts(counts: np.ndarray, height: int, width: int) -> dict:
-    """The compressed RLE of counts [runs], which start with zeros."""
-    if counts[-1] == 0 and len(counts) > 1:  # as pycocotools, which ends with what it has seen
+    """The compressed RLE of counts [runs]: the lengths of runs, the first of zeros."""
+    if counts[-1] == 0 and len(counts) > 1:  # pycocotools writes no empty last run either
         counts = counts[:-1]
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
@@ -111,7 +113,7 @@ def compress_counts(counts: np.ndarray, height: int, width: int) -> dict:
 def _check(
     probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Raises ValueError for what cannot be pasted.
+    """Raises ValueError unless the masks can be pasted.
 
     Returns: probs, float32 or float64; boxes, float32 on the CPU; (H, W).
     """
@@ -132,7 +134,7 @@ def _check(
 #  Native kernel
 ############################################################
 
-_BYTES = 4096  # of a code, more than nearly all take; where that is wrong, everything is done twice
+_BYTES = 4096  # Room for a code; nearly all codes are shorter. If they do not fit, all are encoded a second time.
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}  # their codes in src/paste.cpp
 
@@ -152,7 +154,7 @@ class _Pasting(ctypes.Structure):  # Pasting in src/paste.cpp
 
 
 def register_cpu(library: ctypes.CDLL) -> None:
-    """Takes the functions of roialign's library."""
+    """Uses the kernel of roialign's library from now on."""
     global _library
     library.paste_masks_cpu.argtypes = [ctypes.POINTER(_Pasting), ctypes.c_void_p]
     library.paste_masks_cpu.restype = None
@@ -162,7 +164,7 @@ def register_cpu(library: ctypes.CDLL) -> None:
 
 
 def is_native() -> bool:
-    """Whether there is a library; the functions below need it."""
+    """Whether the native kernel runs, and not the reference."""
     return _library is not None
 
 
@@ -172,7 +174,7 @@ def _describe(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: i
 
 
 def _encode(probs: Tensor, boxes: Tensor, rule: int, image_size: tuple[int, int]) -> list[bytes]:
-    """The compressed counts of the RLE of each mask in an image of (H, W).
+    """The compressed counts of each mask's RLE, by the native kernel.
 
     probs, boxes: dense, on the CPU. rule: index in PASTE_RULES.
     """

@@ -355,25 +355,25 @@ def mask_areas(
 #  Pasting
 ############################################################
 
-_STRIP_PIXELS = 1 << 22  # of a crop that are floating at one time
+_STRIP_PIXELS = 1 << 22  # A crop is computed in strips of this many floating-point pixels.
 
 
 def paste_crops(
     probs: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """What paste_masks and paste_rles mean, and run on where roialign's library is not built: crops, one at a time.
+    """The masks one by one, each inside the part of the image that its box covers; roialign.paste_masks has the rules.
 
-    probs: float32 or float64 [N, M, M]. boxes: float32 [N, 4] on the CPU. image_size: (H, W). rule: one of PASTE_RULES.
+    probs: float32 or float64 [N, M, M]. boxes: float32 [N, (y1, x1, y2, x2)] on the CPU. image_size: (H, W).
 
-    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. An
-        empty mask may have a crop of 0 x 0.
+    Returns: an iterator of (y1, x1, crop). The crop is bool [h, w], on the device of probs, and lies inside the image;
+        an empty mask may have one of 0 x 0.
     """
     return (_paste_crop(prob, box, image_size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
 
 
 def _paste_crop(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
     empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
-    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # that of the peers
+    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # as the peers compute
     if not (np.isfinite(box).all() and prob.isfinite().all()):
         return empty
     (y1, ys), (x1, xs) = (
@@ -391,7 +391,7 @@ def _paste_crop(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str)
         for start in range(0, len(ys), step):
             strip = slice(start, start + step)
             values = rows[strip] @ across
-            if rule == "resize":  # skimage clips to the mask's own values: one that is full does not fade to the edge
+            if rule == "resize":  # skimage clips to the mask's range, so a mask of ones does not fade at its edge
                 values.clamp_(min=prob.min())
             compare(values, 0.5, out=crop[strip])
     return y1, x1, crop
@@ -399,22 +399,20 @@ def _paste_crop(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str)
 
 @np.errstate(over="ignore", invalid="ignore")
 def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
-    """Where the pixels of a box look into a mask, along one axis.
+    """Where each pixel of a box samples the mask, along one axis. The centre of cell i is at position i.
 
-    low, high: the box's.
-    cells: the mask's; the centre of cell i is at i.
-    limit: the image's height or width.
+    low, high: the box's sides. cells: of the mask. limit: the image's height or width.
 
-    Returns: the first pixel inside the image, and the positions [n] of it and those that follow.
+    Returns: the box's first pixel inside the image; the positions [n] of this pixel and the following ones.
     """
     if rule == "centres":
-        start, stop = _whole(np.floor(low)) - 1, _whole(np.ceil(high)) + 1 if high > low else -math.inf
+        start, stop = _truncate(np.floor(low)) - 1, _truncate(np.ceil(high)) + 1 if high > low else -math.inf
     elif rule == "expand":
         middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
-        first = _whole(middle - half)
-        start, stop = first, max(_whole(middle + half), first) + 1
+        first = _truncate(middle - half)
+        start, stop = first, max(_truncate(middle + half), first) + 1
     else:
-        start, stop = first, last = _whole(low), _whole(high)
+        start, stop = first, last = _truncate(low), _truncate(high)
     inside = max(start, 0)
     pixels = np.arange(inside, max(min(stop, limit), inside))
     if rule == "centres":
@@ -426,8 +424,8 @@ def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, 
     return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
 
 
-def _whole(number: np.float32) -> int:
-    """Truncated, and within what integers hold."""
+def _truncate(number: np.float32) -> int:
+    """The number without its fraction, clamped to +-1e9."""
     return int(max(-1e9, min(1e9, float(number))))
 
 
@@ -436,9 +434,9 @@ def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
 
     positions: floating [n]; cell i has its centre at i.
 
-    Returns: [n, cells], at most two of a row not zero, dtype of positions.
+    Returns: [n, cells], dtype of positions; at most two weights of a row are not zero.
     """
-    positions = positions.clip(-2, cells)  # nothing is out there; those of a box without width are infinite
+    positions = positions.clip(-2, cells)  # beyond are zeros only; positions in a box without width are infinite
     first = np.floor(positions)
     part = positions - first
     rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
@@ -448,13 +446,14 @@ def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
     return weights[:, 2:-2]
 
 
-def _resize_taps(old: int, new: int) -> np.ndarray:
-    """[new, old] float64: skimage's bilinear resize along an axis, with zeros around it."""
-    return _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
-
-
 def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float64 [height, width]: skimage's resize of order 1, mode constant, of a plane, clipped to its values."""
-    height, width = size
-    resized = _resize_taps(plane.shape[0], height) @ plane @ _resize_taps(plane.shape[1], width).T
-    return resized.clip(plane.min(), plane.max())
+    """skimage.transform.resize of order 1 and mode constant: bilinear, zeros around the plane, clipped to its range.
+
+    plane: float64 [old height, old width]. size: (height, width).
+
+    Returns: float64 [height, width].
+    """
+    rows, columns = (
+        _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old) for old, new in zip(plane.shape, size, strict=True)
+    )
+    return (rows @ plane @ columns.T).clip(plane.min(), plane.max())

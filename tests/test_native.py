@@ -87,6 +87,17 @@ def test_a_changed_source_is_rebuilt(package):
 
 
 @needs_cxx
+def test_a_library_is_stale_when_the_shared_header_changes(package):
+    native.build(package, "cpu")
+    header = native.ROOT / "native.h"
+    header.write_text("// What all packages share.\n")
+    age(header, -10)
+    assert not native.is_stale(package, "cpu")
+    age(header, 10)
+    assert native.is_stale(package, "cpu")
+
+
+@needs_cxx
 def test_build_error_shows_command_and_output(package):
     (native.ROOT / "toy" / "src" / "toy.cpp").write_text("this is no C++\n")
     with pytest.raises(native.BuildError) as caught:

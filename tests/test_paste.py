@@ -1,17 +1,17 @@
-"""Pasting and encoding of predicted masks: the native kernel against the reference and pycocotools, and by hand.
+"""Pasting and encoding of predicted masks: against the reference, four peers and pycocotools, and by hand.
 
-Where no library is built, the reference is compared with pycocotools alone. What the rules mean is tested against peers
-in test_utils_masks.py.
+Where no library is built, the reference runs, and is compared with the peers and pycocotools.
 """
 
 import itertools
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES
+from conftest import DEVICES, GOLDEN
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -164,6 +164,166 @@ def test_values_are_the_references(rule):
     # Of 400,000 pixels, one at most with MKL, which adds some small matrices up in another way. Sums that are not
     # fused, or in the other order, differ in 6,000 and more.
     assert (masks != expected).sum() < 1000
+
+
+############################################################
+#  Against the peers
+############################################################
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN / "utils.npz")
+
+
+def smooth_probs(seed, count, side=28):
+    coarse = torch.rand(1, count, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (side, side), mode="bilinear")[0]
+
+
+@st.composite
+def boxes_around(draw, height, width):
+    number = st.floats(-30, 90, width=32)
+    y1, x1 = draw(number), draw(number)
+    sides = st.floats(0, 120, width=32)
+    return torch.tensor([[y1, x1, y1 + draw(sides), x1 + draw(sides)]])
+
+
+def test_centres_is_mmdetections(golden):
+    probs = torch.from_numpy(golden["mmdet/mask_logits"]).sigmoid()
+    boxes = torch.from_numpy(golden["mmdet/final_boxes"][:, [1, 0, 3, 2]])
+    crops = reference.paste_crops(probs, boxes, (400, 600), "centres")
+    codes = [utils.rle_to_json(utils.crop_to_rle(*crop, (400, 600))) for crop in crops]
+    assert [utils.rle_area(code) for code in codes] == golden["mmdet/mask_areas"].tolist()
+    assert [code["counts"] for code in codes] == golden["mmdet/counts"].tolist()
+
+
+@pytest.mark.parametrize("peer", ["p2", "p3"])
+def test_expand_is_benchmarks_and_torchvisions(golden, peer):
+    masks, boxes = torch.from_numpy(golden["in/masks"]), torch.from_numpy(golden["in/paste_boxes"][:, [1, 0, 3, 2]])
+    width, height = golden["in/paste_image_wh"].tolist()
+    pasted = roialign.paste_masks(masks, boxes, (height, width), "expand")
+    np.testing.assert_array_equal(pasted.transpose(2, 0, 1), golden[f"{peer}/paste"])
+
+
+def test_resize_is_matterports(golden):
+    masks = golden["in/masks"][golden["p4/unmold/mask_index"]]
+    boxes, expected = golden["p4/unmold/boxes_yxyx_int"], golden["p4/unmold/out"]
+    width, height = golden["in/paste_image_wh"].tolist()
+    pasted = roialign.paste_masks(torch.from_numpy(masks), torch.from_numpy(boxes), (height, width), "resize")
+    np.testing.assert_array_equal(pasted.transpose(2, 0, 1), expected)
+    for mask, box, image in zip(masks, boxes, expected, strict=True):
+        np.testing.assert_array_equal(utils.unmold_mask(mask, box, (height, width, 3)), image)
+
+
+def centres_by_grid_sample(prob, box, height, width):
+    y1, x1, y2, x2 = box
+    ys = (torch.arange(height) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    xs = (torch.arange(width) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    grid = torch.stack(torch.broadcast_tensors(xs, ys[:, None]), dim=-1)
+    return F.grid_sample(prob[None, None], grid[None], align_corners=False)[0, 0]
+
+
+@given(SEEDS, boxes_around(60, 70))
+def test_centres_is_grid_sample_over_the_whole_image(seed, boxes):
+    probs = smooth_probs(seed, 1)
+    pasted = roialign.paste_masks(probs, boxes, (60, 70), "centres")[..., 0]
+    if (boxes[0, 2:] > boxes[0, :2]).all():
+        sampled = centres_by_grid_sample(probs[0], boxes[0], 60, 70).numpy()
+        certain = np.abs(sampled - 0.5) > 1e-5
+        np.testing.assert_array_equal(pasted[certain], (sampled >= 0.5)[certain])
+    else:
+        assert not pasted.any()
+
+
+@given(SEEDS, boxes_around(60, 70))
+def test_expand_is_interpolate_of_the_padded_mask(seed, boxes):
+    probs = smooth_probs(seed, 1)
+    pasted = roialign.paste_masks(probs, boxes, (60, 70), "expand")[..., 0]
+    centre, half = (boxes[0, 2:] + boxes[0, :2]) * 0.5, (boxes[0, 2:] - boxes[0, :2]) * 0.5 * (30 / 28)
+    first = (centre - half).to(torch.int64)
+    size = ((centre + half).to(torch.int64) - first + 1).clamp(min=1).tolist()
+    value = F.interpolate(F.pad(probs[None], [1] * 4), size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    expected = np.zeros((60 + 400, 70 + 400))
+    y, x = (first + 200).tolist()
+    expected[y : y + size[0], x : x + size[1]] = value
+    expected = expected[200:260, 200:270]
+    certain = np.abs(expected - 0.5) > 1e-5
+    np.testing.assert_array_equal(pasted[certain], (expected > 0.5)[certain])
+
+
+@given(SEEDS, boxes_around(60, 70))
+def test_resize_is_skimages_in_the_box(seed, boxes):
+    probs, boxes = (smooth_probs(seed, 1) + seed % 3 * 0.3).clamp(max=1), boxes.trunc()  # some are 0.5 at least
+    pasted = roialign.paste_masks(probs, boxes, (60, 70), "resize")[..., 0]
+    y1, x1, y2, x2 = boxes[0].int().tolist()
+    expected = np.zeros((60 + 400, 70 + 400))
+    if y2 > y1 and x2 > x1:
+        value = utils.resize(probs[0].numpy(), (y2 - y1, x2 - x1))
+        expected[y1 + 200 : y2 + 200, x1 + 200 : x2 + 200] = value
+    expected = expected[200:260, 200:270]
+    certain = np.abs(expected - 0.5) > 1e-6
+    np.testing.assert_array_equal(pasted[certain], (expected >= 0.5)[certain])
+
+
+@pytest.mark.parametrize("rule", roialign.PASTE_RULES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_full_mask_fills_its_box(rule, device):
+    probs, box = torch.ones(1, 28, 28, device=device), torch.tensor([[10.0, 20, 40, 60]], device=device)
+    ((y1, x1, crop),) = reference.paste_crops(probs, box, (50, 70), rule)
+    assert crop.device.type == device
+    assert crop.dtype == torch.bool
+    pasted = roialign.paste_masks(probs, box, (50, 70), rule)
+    # Expanding takes the last pixel in, and blurs by half a cell, which is a pixel here.
+    assert utils.extract_bboxes(pasted).tolist() == [[9, 19, 41, 61] if rule == "expand" else [10, 20, 40, 60]]
+    np.testing.assert_array_equal(pasted[y1 : y1 + len(crop), x1 : x1 + crop.shape[1], 0], crop.cpu())
+    assert pasted.sum() == crop.sum()
+
+
+@pytest.mark.parametrize("rule", roialign.PASTE_RULES)
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, np.nan, 5], [-np.inf, 0, np.inf, 5], [100, 100, 120, 120], [-50, -50, -20, -20], [9, 9, 2, 2],
+        [5, 5, 5, 5], [-1e30, -1e30, 1e30, 1e30], [-3e38, 0, 3e38, 9], [0, 0, 1e9, 1e9], [5, 5, 5.0001, 30],
+        [0, 0, 1e-40, 9],
+    ],
+)  # fmt: skip
+def test_odd_boxes(rule, box):
+    ((y1, x1, crop),) = reference.paste_crops(torch.ones(1, 28, 28), torch.tensor([box]), (40, 50), rule)
+    assert y1 >= 0
+    assert x1 >= 0
+    assert y1 + crop.shape[0] <= 40
+    assert x1 + crop.shape[1] <= 50
+    if not np.isfinite(box).all() or min(box) == 100 or max(box) == -20:
+        assert crop.numel() == 0
+    assert utils.crop_to_rle(y1, x1, crop, (40, 50))["size"] == [40, 50]
+
+
+@pytest.mark.parametrize("rule", roialign.PASTE_RULES)
+def test_a_huge_box_covers_the_image(rule):
+    pasted = roialign.paste_masks(torch.ones(1, 28, 28), torch.tensor([[-1e6, -1e6, 1e6, 1e6]]), (40, 50), rule)
+    assert pasted.all()
+
+
+def test_pasting_ignores_autocast_and_gradients():
+    probs = smooth_probs(4, 3).requires_grad_()
+    boxes = torch.tensor([[0.0, 0, 40, 50], [3.3, 4.4, 30, 30], [10, 10, 90, 20]])
+    expected = roialign.paste_masks(probs.detach(), boxes, (40, 50), "centres")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(roialign.paste_masks(probs, boxes, (40, 50), "centres"), expected)
+    assert roialign.paste_masks(probs.bfloat16(), boxes, (40, 50), "centres").shape == (40, 50, 3)
+
+
+def test_one_crop_at_a_time():
+    probs, boxes = torch.ones(100, 28, 28), torch.tensor([[0.0, 0, 20, 20]]).repeat(100, 1)
+    tracemalloc.start()
+    crops = reference.paste_crops(probs, boxes, (20_000, 20_000), "centres")
+    codes = [utils.crop_to_rle(*crop, (20_000, 20_000)) for crop in crops]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(codes) == 100
+    assert peak < 2e6
 
 
 ############################################################
@@ -367,6 +527,13 @@ def test_what_pasting_refuses():
 ############################################################
 #  Which one runs
 ############################################################
+
+
+def test_the_rules_have_the_kernels_order():
+    """The kernel gets a rule as its index in PASTE_RULES."""
+    header = (native.ROOT / "roialign" / "src" / "paste.h").read_text()
+    (names,) = re.findall(r"enum RuleCode : int64_t \{ (.+?) \};", header)
+    assert [name.removeprefix("k").lower() for name in names.split(", ")] == list(roialign.PASTE_RULES)
 
 
 def test_the_kernel_runs_where_it_is_built(monkeypatch):
