@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 import runtime
 import utils
@@ -76,15 +76,50 @@ def test_edge_images_look_alike():
         assert abs(utils.read_image(EDGE_IMAGES / name).mean() - gray) < 12, name
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_exif_says(tmp_path, photo, orientation):
+# EXIF 2.3, 4.6.4: where row 0 and column 0 of the stored pixels lie in the upright image.
+UPRIGHT = {
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.swapaxes(0, 1),  # left, top
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],  # right, top
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],  # right, bottom
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_as_exif_says(tmp_path, photo, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("turned.png", "turned.tiff"):  # a TIFF is turned by Pillow itself
+    expected = UPRIGHT[orientation](photo)
+    for name in ("turned.png", "turned.tiff"):  # Pillow itself turns a TIFF.
         image = saved(tmp_path, Image.fromarray(photo), name, exif=exif)
-        expected = ImageOps.exif_transpose(Image.open(tmp_path / name))
-        np.testing.assert_array_equal(image, np.asarray(expected))
-        assert image.shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
+        np.testing.assert_array_equal(image, expected)
+        assert image.flags.c_contiguous
+        assert utils.image_size(tmp_path / name) == expected.shape[:2]
+    stored = utils.read_image(tmp_path / "turned.png", upright=False)
+    np.testing.assert_array_equal(stored, photo)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_are_turned(tmp_path, photo, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(photo)
+    image = Image.fromarray(photo[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    name = "turned.jpg" if mode == "CMYK" else "turned.png"
+    stored = saved(tmp_path, image, name)
+    np.testing.assert_array_equal(saved(tmp_path, image, name, exif=exif), UPRIGHT[6](stored))
+
+
+def test_image_size_of_no_image(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(OSError, match="cannot identify"):
+        utils.image_size(tmp_path / "broken.png")
+    with pytest.raises(FileNotFoundError):
+        utils.image_size(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -199,7 +234,7 @@ def test_a_directory(tmp_path):
         utils.read_image(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "cause"), [(b"", "empty"), (b"no picture", "not a picture of a kind")])
+@pytest.mark.parametrize(("content", "cause"), [(b"", "empty"), (b"no picture", "not an image of a format")])
 def test_no_picture(tmp_path, content, cause):
     (tmp_path / "image.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=rf"image\.jpg: .*{cause}") as caught:
