@@ -2241,8 +2241,7 @@ class MaskRCNN(nn.Module):
         _require_all(checkpoint["model"], model.state_dict())
         model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
         model.source = checkpoint["source"]
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return model.to(device)
+        return model.to(runtime.find_device(device))
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Config, class names and weights, as a checkpoint holds them."""

@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import struct
-import threading
 import zlib
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import runtime
 import utils
 
 EDGE_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "edge_images"
@@ -314,58 +311,6 @@ def test_to_rgb_by_hand():
 def test_what_to_rgb_refuses(image, message):
     with pytest.raises(ValueError, match=f"the frame .*{message}"):
         utils.to_rgb(image, "the frame")
-
-
-############################################################
-#  Writing
-############################################################
-
-
-def test_write_atomically_writes(tmp_path):
-    path = tmp_path / "file.json"
-    for content in (b"old", b"new"):
-        runtime.write_atomically(path, lambda file, content=content: file.write(content))
-        assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file.json"]
-
-
-def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):
-    def write(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    path = tmp_path / "file.json"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt):
-        runtime.write_atomically(path, write)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file.json"]
-    with pytest.raises(FileNotFoundError, match="there is no directory"):
-        runtime.write_atomically(tmp_path / "none" / "file", write)
-
-
-def test_write_atomically_keeps_permissions_ordinary_and_links(tmp_path):
-    plain, target, link = tmp_path / "plain", tmp_path / "target", tmp_path / "link"
-    plain.write_bytes(b"")
-    link.symlink_to(target)
-    runtime.write_atomically(link, lambda file: file.write(b"x"))
-    assert link.is_symlink()
-    assert target.read_bytes() == b"x"
-    assert target.stat().st_mode == plain.stat().st_mode
-    runtime.write_atomically(tmp_path / ("n" * 255), lambda file: file.write(b"x"))
-
-
-def test_write_atomically_from_several_threads(tmp_path):
-    path = tmp_path / "file"
-    contents = [bytes([65 + i]) * 100_000 for i in range(4)]
-    threads = [
-        threading.Thread(target=runtime.write_atomically, args=(path, lambda f, c=c: f.write(c))) for c in contents
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert path.read_bytes() in contents
 
 
 ############################################################
