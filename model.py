@@ -43,7 +43,15 @@ from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, Targets, TrainingData, collate
 from nms import batched_nms
-from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
+from roialign import (
+    MaskCrops,
+    crop_masks,
+    mask_areas,
+    paste_masks,
+    paste_rles,
+    pyramid_crop_and_resize,
+    pyramid_roi_align,
+)
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
 from training.loop import Hooks, Progress
@@ -2187,7 +2195,7 @@ class MaskRCNN(nn.Module):
         paste = boxes
         if self.config.dialect.coordinates == "inclusive":
             paste = boxes - boxes.new_tensor([0, 0, 1, 1])
-        put = utils.paste_masks if masks == "array" else utils.paste_rles
+        put = paste_masks if masks == "array" else paste_rles
         return {
             "rois": boxes.numpy(),
             "class_ids": found.class_ids[own].numpy().astype(np.int32),
@@ -2272,8 +2280,7 @@ class MaskRCNN(nn.Module):
         )
         model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
         model.source = checkpoint["source"]
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return model.to(device)
+        return model.to(runtime.find_device(device))
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Config, class names and weights, as a checkpoint holds them. On a CPU, tensors are the model's own."""

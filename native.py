@@ -1,13 +1,13 @@
-"""Compile and load the C-ABI kernel libraries of nms/ and roialign/.
+"""Compiles and loads the kernel libraries of nms/ and roialign/.
 
-A kernel library is plain C functions over raw pointers: it knows nothing of torch or Python, so one
-binary serves every release of both, and a torch without CUDA does not keep the CUDA half from building.
-A library lies beside its sources, in PACKAGE/_build/. Its name tells the platform and, for -march=native code,
-the processor, so that a checkout shared between machines never runs instructions that one of them lacks.
+A kernel library has plain C functions over raw pointers and knows neither torch nor Python. So one binary serves every
+release of both, and CUDA kernels can be built beside a torch without CUDA. A library is written to PACKAGE/_build/.
+Its name has the platform and, for code of -march=native, the processor. Several machines can share a checkout: none
+runs instructions that it lacks.
 
-Importing never compiles: `make kernels` (or `python -m nms.build`) does. What is missing runs on the
-reference in torch, and `status()` says so. MASKSCORING_KERNELS=native makes a missing library an error;
-=reference ignores libraries. MASKSCORING_SANITIZE=1 builds and loads an ASan/UBSan variant of the CPU kernels.
+`make kernels` (or `python -m nms.build`) compiles; an import never does. Without a library, the reference in torch
+runs, and `status()` says so. MASKSCORING_KERNELS=native makes a missing library an error; =reference ignores
+libraries. MASKSCORING_SANITIZE=1 builds and loads CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}  # backend: suffix of its sources in PACKAGE/src
 
-_states: dict[str, dict[str, str]] = {}  # package: {backend: what runs, or why not}
+_states: dict[str, dict[str, str]] = {}  # package: {backend: "native", or "reference" and why}
 
 
 class BuildError(RuntimeError):
@@ -55,7 +55,7 @@ def mode() -> str:
 
 
 def processor_id() -> str:
-    """Eight hex digits that differ between processors whose instruction sets differ."""
+    """Eight hex digits; processors with different instruction sets have different ones."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next(line for line in lines if line.lower().startswith(("flags", "features")))
@@ -66,7 +66,7 @@ def processor_id() -> str:
 
 
 def library_path(package: str, backend: str) -> Path:
-    """Where the library of a package's backend ("cpu" or "cuda") belongs on this machine."""
+    """The path that the library of a package's backend ("cpu" or "cuda") has on this machine."""
     name = f"{backend}-{sys.platform}-{platform.machine()}"
     if backend == "cpu":
         name += f"-{processor_id()}" + ("-sanitize" if sanitizing() else "")
@@ -78,12 +78,11 @@ def sanitizing() -> bool:
 
 
 def is_stale(package: str, backend: str) -> bool:
-    """Whether a source in PACKAGE/src is newer than the library, which must exist."""
+    """Whether a source in PACKAGE/src, or native.h, is newer than the library, which must exist."""
     built = library_path(package, backend).stat().st_mtime
     folder = ROOT / package / "src"
-    return any(
-        source.stat().st_mtime > built for suffix in (".h", SUFFIXES[backend]) for source in folder.glob(f"*{suffix}")
-    )
+    sources = [*ROOT.glob("native.h"), *folder.glob("*.h"), *folder.glob(f"*{SUFFIXES[backend]}")]
+    return any(source.stat().st_mtime > built for source in sources)
 
 
 ############################################################
@@ -94,12 +93,12 @@ def is_stale(package: str, backend: str) -> bool:
 def find_cxx() -> list[str]:
     """The command of the C++ compiler: $CXX, or the first of g++, clang++, c++ on the PATH. Empty if there is none.
 
-    Raises: FileNotFoundError if $CXX is set to what is not there.
+    Raises: FileNotFoundError if $CXX names no program.
     """
     if os.environ.get("CXX"):
-        command = shlex.split(os.environ["CXX"])  # it may be "ccache g++"
+        command = shlex.split(os.environ["CXX"])  # for example "ccache g++"
         if shutil.which(command[0]) is None:
-            raise FileNotFoundError(f"CXX={os.environ['CXX']!r} names no program on the PATH; unset it or mend it")
+            raise FileNotFoundError(f"CXX={os.environ['CXX']!r} names no program on the PATH; correct or unset it")
         return command
     return list(filter(None, map(shutil.which, ("g++", "clang++", "c++"))))[:1]
 
@@ -116,19 +115,20 @@ def find_nvcc() -> list[str]:
 def compile_command(package: str, backend: str, output: Path) -> list[str]:
     """The command that compiles a package's backend into output.
 
-    Floating-point contraction is off everywhere: a fused multiply-add rounds once where the
-    peers' code rounds twice, and decisions near a threshold would differ between machines.
+    Floating-point contraction is off everywhere. A fused multiply-add rounds once where the peers' code rounds twice,
+    so decisions near a threshold would differ between machines.
     """
     sources = sorted((ROOT / package / "src").glob(f"*{SUFFIXES[backend]}"))
     files = ["-o", str(output), *map(str, sources)]
     if backend == "cuda":
-        # all-major, never native: without a GPU, native silently means the oldest.
+        # Not native: on a machine without a GPU, nvcc would silently take the oldest architecture.
         arch = f"-arch={os.environ.get('CUDA_ARCH') or 'all-major'}"
         flags = ["-O3", "-std=c++17", arch, "--fmad=false", "--threads=0", "-shared", "-Xcompiler=-fPIC"]
         return [*find_nvcc(), *flags, *files]
     flags = ["-O3", "-std=c++17", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
-    flags += ["-Wall", "-Wextra"]  # main() shows what they find
-    flags += ["-fno-loop-unroll-and-jam"]  # g++ joins loops over samples and channels, and then gathers: 2.5 x slower
+    flags += ["-Wall", "-Wextra"]  # main() prints the warnings
+    # Otherwise g++ joins the loops over samples and channels and gathers single values, which is 2.5 x slower.
+    flags += ["-fno-loop-unroll-and-jam"]
     if sanitizing():
         flags += ["-g", "-fno-omit-frame-pointer"]
         flags += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
@@ -137,27 +137,28 @@ def compile_command(package: str, backend: str, output: Path) -> list[str]:
 
 
 def _accepted(cxx: list[str], flags: list[str]) -> list[str]:
-    """The flags that the compiler can compile and link with (clang may lack -fopenmp's library, say)."""
+    """The flags that the compiler accepts and can link with. For example, clang may lack the library of -fopenmp."""
 
-    def links(some: list[str]) -> bool:
+    def links(candidates: list[str]) -> bool:
         with tempfile.TemporaryDirectory() as folder:
-            command = [*cxx, *some, "-shared", "-fPIC", "-x", "c++", os.devnull, "-o", os.path.join(folder, "probe.so")]
+            probe = os.path.join(folder, "probe.so")
+            command = [*cxx, *candidates, "-shared", "-fPIC", "-x", "c++", os.devnull, "-o", probe]
             return subprocess.run(command, capture_output=True).returncode == 0
 
     return flags if links(flags) else [flag for flag in flags if links([flag])]
 
 
 def build(package: str, backend: str) -> str:
-    """Compile one backend of a package, unless its library is newer than its sources and came of the same command.
+    """Compiles one backend of a package, unless its library is newer than its sources and of the same command.
 
-    Returns: one line that says what was done, and the compiler's warnings.
+    Returns: a line that says what happened, and the compiler's warnings.
     Raises: BuildError with the compiler's command and output.
     """
     label = f"{package}: {backend} kernels"
     if not (find_cxx() if backend == "cpu" else find_nvcc()):
         return f"{label} not built: no {'C++ compiler' if backend == 'cpu' else 'nvcc'} found"
     library = library_path(package, backend)
-    record = library.with_suffix(".txt")  # the command that the library came of
+    record = library.with_suffix(".txt")  # the command that made the library
     command = shlex.join(compile_command(package, backend, library))
     if library.exists() and not is_stale(package, backend) and record.exists() and record.read_text() == command:
         return f"{label} are up to date"
@@ -165,25 +166,25 @@ def build(package: str, backend: str) -> str:
     begun = time.time()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unfinished = Path(folder) / library.name
-        warned = _run(compile_command(package, backend, unfinished), label)
-        os.utime(unfinished, (begun, begun))  # a source saved while the compiler ran is newer
+        warnings_text = _run(compile_command(package, backend, unfinished), label)
+        os.utime(unfinished, (begun, begun))  # so a source that was saved meanwhile is newer
         os.replace(unfinished, library)
         unfinished.write_text(command)
         os.replace(unfinished, record)
-    return f"{label} built in {time.time() - begun:.1f} s" + (f"\n{warned}" if warned else "")
+    return f"{label} built in {time.time() - begun:.1f} s" + (f"\n{warnings_text}" if warnings_text else "")
 
 
 def _run(command: list[str], label: str) -> str:
-    """Returns what the compiler printed."""
+    """Runs the compiler. Returns: the text that it printed."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        hint = "\nTo go on without the CUDA kernels: make kernels CUDA=0" if "cuda" in label else ""
+        hint = "\nTo build without the CUDA kernels: make kernels CUDA=0" if "cuda" in label else ""
         raise BuildError(f"{label} failed to compile\n$ {shlex.join(command)}\n{done.stdout}{done.stderr}{hint}")
     return (done.stdout + done.stderr).strip()
 
 
 def main(packages: list[str]) -> int:
-    """Build all backends of the packages at once, a line each. Returns the exit status."""
+    """Builds all backends of the packages at the same time, and prints a line for each. Returns the exit status."""
     jobs = [(package, backend) for package in packages for backend in SUFFIXES]
     with ThreadPoolExecutor(len(jobs)) as pool:
         futures = [pool.submit(build, *job) for job in jobs]
@@ -199,9 +200,9 @@ def main(packages: list[str]) -> int:
 
 
 def register(package: str, **registrars: Callable[[ctypes.CDLL], None] | None) -> None:
-    """Load a package's libraries and hand each to the function that registers its kernels.
+    """Loads a package's libraries, and calls the function that registers the kernels of each.
 
-    registrars: backend="cpu" or "cuda": the function, or None where this torch does not have the backend.
+    registrars: the function for cpu= and for cuda=; None if this torch does not have the backend.
 
     Raises: RuntimeError with MASKSCORING_KERNELS=native, if a library that this machine could use is missing.
     """
@@ -214,28 +215,29 @@ def register(package: str, **registrars: Callable[[ctypes.CDLL], None] | None) -
 
 
 def load(package: str, backend: str) -> ctypes.CDLL | None:
-    """The library of a package's backend, or None where the reference has to serve; status() tells which.
+    """The library of a package's backend, or None if the reference must run; status() says why.
 
-    A library older than its sources is not loaded: its functions may no longer be the ones that Python calls.
+    A library that is older than its sources is not loaded, because its functions may have other arguments.
 
-    Raises: RuntimeError with MASKSCORING_KERNELS=native, if there is no library that can be used.
+    Raises: RuntimeError with MASKSCORING_KERNELS=native, if no library can be used.
     """
-    wanted = mode()
+    kernels = mode()
     library, problem = None, "MASKSCORING_KERNELS=reference"
-    if wanted != "reference":
+    if kernels != "reference":
         library, problem = _open(package, backend)
-    if library is None and wanted == "native" and (backend == "cpu" or has_gpu()):
+    if library is None and kernels == "native" and (backend == "cpu" or has_gpu()):
         raise RuntimeError(f"{package}: MASKSCORING_KERNELS=native, but the {backend} library {problem}")
     _states.setdefault(package, {})[backend] = "native" if library is not None else f"reference ({problem})"
     return library
 
 
 def has_gpu() -> bool:
-    """Whether the machine has an NVIDIA GPU, whatever torch can use."""
+    """Whether the machine has an NVIDIA GPU, even one that torch cannot use."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _open(package: str, backend: str) -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the problem with it."""
     path = library_path(package, backend)
     if not path.exists():
         return None, "is not built for this machine; run `make kernels`"
@@ -257,7 +259,7 @@ def is_native(package: str, backend: str) -> bool:
 
 
 def status() -> str:
-    """A line per op that was imported: which kernels run on which device, and why.
+    """A line for each operator that was imported: the kernels that run on each device, and why.
 
     For example "nms: cpu native, cuda reference (is not built for this machine; run `make kernels`)".
     """

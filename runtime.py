@@ -1,6 +1,6 @@
-"""The process and its machine: ranks, signals, random states, files written whole, locks, memory, revision.
+"""The process and its machine: files, memory, devices, ranks, signals, the code's revision, random states, locks.
 
-Nothing here knows of images or networks; whatever runs may use it.
+Nothing here knows images or networks, so every other file may use it.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file so that, whatever happens, it is there in full or as it was before.
+    """Writes a file completely or not at all: when the process dies meanwhile, the old file is still there.
 
-    path: the file; a link is followed. Its directory has to exist.
-    write: is handed a binary file to write to, such as lambda file: torch.save(state, file).
+    path: the file, or a link to it. Its directory must exist.
+    write: writes to the binary file that it is given, as lambda file: torch.save(state, file) does.
 
-    Raises: what write raises; then nothing is left behind. FileNotFoundError without the directory.
+    Raises: whatever write raises; the old file then stays. FileNotFoundError without the directory.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
@@ -64,18 +64,18 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
 
 
 def keep_memory() -> bool:
-    """Make the C library keep large blocks that are freed, instead of giving them back to the system at once.
+    """Makes the C library keep large blocks that are freed, instead of returning them to the system at once.
 
-    By default glibc maps every block of 32 MB or more anew and the system clears it, page by page: a network on a CPU,
-    which allocates a feature map a layer, spends a quarter of its time there. Afterwards, up to 2 GB of freed memory
-    stay with the process. MASKSCORING_KEEP_MEMORY=0 leaves the C library as it is; so do MALLOC_TRIM_THRESHOLD_ and
-    MALLOC_MMAP_THRESHOLD_, by which users set the same themselves.
+    By default glibc maps every block of 32 MB or more anew, and the system clears it page by page. A network on a CPU
+    allocates a feature map in each layer and spends a quarter of its time on this. After this call, the process keeps
+    up to 2 GB of freed memory. MASKSCORING_KEEP_MEMORY=0 leaves the C library as it is. So does either of
+    MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_, which set the same limits by hand.
 
-    Returns: whether it is so.
+    Returns: whether the C library keeps the blocks.
     """
     global _keeps_memory
-    own = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-    if os.environ.get("MASKSCORING_KEEP_MEMORY") == "0" or any(name in os.environ for name in own):
+    limits = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    if os.environ.get("MASKSCORING_KEEP_MEMORY") == "0" or any(name in os.environ for name in limits):
         return False
     if _keeps_memory is None:
         libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -84,7 +84,37 @@ def keep_memory() -> bool:
 
 
 _MALLOC_OPTIONS = ((-3, 1 << 29), (-1, (1 << 31) - 1))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, bytes
-_keeps_memory: bool | None = None  # None: not asked for yet
+_keeps_memory: bool | None = None  # None: keep_memory() has not been called yet
+
+
+############################################################
+#  Devices
+############################################################
+
+
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of a name, if this machine has it.
+
+    name: cpu, cuda, cuda:N or mps. None: cuda if torch can use a GPU, else cpu.
+
+    Raises: ValueError that says why the device cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, not {str(name)!r}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' cannot be used: torch finds no Apple GPU; choose cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        cause = "this torch is built without CUDA" if torch.version.cuda is None else f"torch sees {gpus} NVIDIA GPUs"
+        choice = f"choose cpu or cuda:0 to cuda:{gpus - 1}" if gpus else "choose cpu"
+        raise ValueError(f"device {str(name)!r} cannot be used: {cause}; {choice}")
+    return device
 
 
 ############################################################
@@ -93,53 +123,54 @@ _keeps_memory: bool | None = None  # None: not asked for yet
 
 
 def setup_distributed(device: str | None = None, timeout_minutes: float = 60) -> torch.device:
-    """Join the other processes that torchrun started, and choose this process's device.
+    """Joins the other processes that torchrun started, and chooses this process's device.
 
-    device: "cuda" (NCCL) or "cpu" (gloo). None: CUDA where there is one.
-    timeout_minutes: how long a process waits for the others; longer than an evaluation, which is done by one alone. A
-        process that dies ends the others sooner: torchrun sees to it.
+    device: as for find_device. Processes talk by NCCL on cuda, by gloo elsewhere.
+    timeout_minutes: how long a process waits for the others. Choose more than an evaluation takes, which one process
+        does alone. If a process dies, torchrun ends the others without waiting.
 
-    Returns: cuda:LOCAL_RANK, or cpu. Without torchrun there is nothing to join.
-    Raises: ValueError for more processes than the machine has GPUs.
+    Returns: cuda:LOCAL_RANK for cuda, else the device. Without torchrun there is nothing to join.
+    Raises: ValueError as find_device, and for more processes than the machine has GPUs.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = find_device(device)
     local = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "cuda":
+    if chosen.type == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"LOCAL_RANK {local} has no GPU: torch sees {torch.cuda.device_count()}; start torchrun with "
                 f"--nproc_per_node={torch.cuda.device_count()}, or train on CPUs with GPU_COUNT=0"
             )
-        torch.cuda.set_device(local)
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        backend = "nccl" if device == "cuda" else "gloo"
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    return torch.device(device, local) if device == "cuda" else torch.device("cpu")
+    return chosen
 
 
 def close_distributed() -> None:
-    """Leave the other processes, when all are done. For programs that end well; one that fails just ends."""
+    """Waits for the other processes and leaves them. Call it at the end of a program; one that fails simply ends."""
     if dist.is_initialized():
         dist.barrier()
-        gc.collect()  # DistributedDataParallel lies in reference cycles, and its threads must not outlive Python
+        gc.collect()  # Ends the threads of DistributedDataParallel, which reference cycles keep alive.
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is. 0 writes the files."""
+    """The number of this process among them, from 0. Process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_mean(tensor: Tensor) -> Tensor:
-    """Mean over the processes, of counts by which losses are divided; it carries no gradient.
+    """Mean over the processes, without a gradient. Losses are divided by such mean counts.
 
-    DistributedDataParallel averages gradients over processes. A loss that is a sum divided by the mean count of the
-    processes therefore gives the gradient that one process with the whole batch has. All processes have to call it.
+    DistributedDataParallel averages gradients over processes. If each process divides its sum of losses by the mean
+    count, the average is the gradient that one process with the whole batch has. All processes must call this.
     """
     tensor = tensor.detach()
     if world_size() == 1:
@@ -150,7 +181,7 @@ def world_mean(tensor: Tensor) -> Tensor:
 
 
 def world_sum(tensor: Tensor) -> Tensor:
-    """Sum over the processes. Without a process group, the tensor itself."""
+    """Sum over the processes, in place. All processes must call this."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -161,12 +192,12 @@ def world_sum(tensor: Tensor) -> Tensor:
 ############################################################
 
 
-# A terminal and torchrun both hand on Ctrl-C: signals this close together are one.
+# A terminal and torchrun both pass Ctrl-C on. Signals that are this close together count as one.
 REPEAT_SECONDS = 1.0
 
 
 class StopSignals:
-    """Within this context the first SIGINT or SIGTERM is only noted; another one does what it did before."""
+    """A context in which the first SIGINT or SIGTERM is only noted, in `received`. The second one acts as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -177,7 +208,7 @@ class StopSignals:
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # only this thread may set handlers
             self._handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
@@ -187,13 +218,14 @@ class StopSignals:
         self._handlers = {}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a forked loader: what stops the training stops it
+        if os.getpid() != self._process:  # A forked loader ends together with the training.
             return
         if self.received is None:
             self.received, self._time = number, time.monotonic()
-            text = f"\n{signal.Signals(number).name}: finishing what is begun, then saving. Again: stops at once.\n"
+            name = signal.Signals(number).name
+            text = f"\n{name}: finishing the current work, then saving. Repeat it to stop at once.\n"
             with contextlib.suppress(OSError):
-                os.write(2, text.encode())  # print is not allowed here, where it may have been interrupted itself
+                os.write(2, text.encode())  # not print: the signal may have interrupted a print
         elif time.monotonic() - self._time > REPEAT_SECONDS:
             self.__exit__()
             signal.raise_signal(number)
@@ -204,9 +236,10 @@ class StopSignals:
 ############################################################
 
 
-def git_revision() -> str | None:
-    """The commit that this code is of, "-dirty" if it was changed. None without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+def git_revision(digits: int = 40) -> str | None:
+    """The commit of this code, with "-dirty" if files were changed since. None without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", f"--abbrev={digits}", "--dirty"]
+    command += ["--exclude=*"]  # a hash, never a tag
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -219,7 +252,7 @@ def git_revision() -> str | None:
 
 
 def random_states(device: torch.device | None = None) -> dict[str, Any]:
-    """The states of the random numbers of Python, NumPy, torch and a CUDA device, as checkpoints can hold them."""
+    """The random states of Python, NumPy, torch and a CUDA device, in types that torch.save keeps."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     states = {
@@ -233,7 +266,7 @@ def random_states(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Put back what random_states returned."""
+    """Restores the states that random_states returned."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     kind, keys, *rest = states["numpy"]
@@ -244,7 +277,7 @@ def set_random_states(states: Mapping[str, Any], device: torch.device | None = N
 
 
 def seed_all(seed: int, rank: int = 0) -> None:
-    """Seed the random numbers of Python, NumPy and torch: others in each process of a distributed training."""
+    """Seeds the random numbers of Python, NumPy and torch, in each process of a distributed training differently."""
     seed = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -253,7 +286,7 @@ def seed_all(seed: int, rank: int = 0) -> None:
 
 @contextlib.contextmanager
 def random_states_kept(device: torch.device | None = None) -> Iterator[None]:
-    """What happens inside draws numbers as it likes, and the training outside does not notice."""
+    """A context that restores the random states at its end: the training does not notice numbers drawn inside."""
     states = random_states(device)
     try:
         yield

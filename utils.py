@@ -1,21 +1,19 @@
-"""Boxes, images, masks, run-length codes, metrics and downloads. Knows nothing of models.
+"""Pure functions of boxes, images, masks and run-length codes, and Matterport's metrics. They know no models.
 
-Matterport's names and results, where they are right. What the four numeric dialects compute differently is named by
-a rule (ROUNDINGS, RESAMPLINGS, PASTE_RULES), so that every function is here once.
+Names and results are Matterport's, where these are right. Where the four numeric dialects differ, a function takes the
+name of a rule (ROUNDINGS, RESAMPLINGS), so that each function exists once.
 
     N boxes or masks   H, W an image's height and width   M mask side   C channels
     Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside. Height is y2 - y1, with no +1.
     Images are uint8 RGB [H, W, 3]. Stacks of masks are bool [H, W, N]. Sizes are (height, width).
     A run-length code (RLE) is COCO's: {"size": [H, W], "counts": bytes}, down the columns.
 
-The functions of boxes take tensors and give tensors, on any device, or take arrays and give arrays.
+Functions of boxes take tensors, on any device, and return tensors, or take arrays and return arrays.
 """
 
 import functools
 import importlib
-import logging
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,13 +25,12 @@ import skimage.transform
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from roialign import paste
-
-logger = logging.getLogger(__name__)
+import roialign
+from roialign.paste import compress_counts, crop_to_rle
 
 ############################################################
 #  Boxes
@@ -48,21 +45,21 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _for_arrays(function: Callable) -> Callable:
-    """Lets a function of tensors take arrays and lists, too, and return arrays then. The first argument decides."""
+    """Lets a function of tensors also take arrays or lists, and return an array. The first argument decides."""
 
     @functools.wraps(function)
-    def of_either(first, *rest, **named):
+    def wrapper(first, *rest, **named):
         if isinstance(first, Tensor):
             return function(first, *rest, **named)
         rest = [_tensor(value) if isinstance(value, np.ndarray) else value for value in rest]
         named = {name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in named.items()}
         return function(_tensor(first), *rest, **named).numpy()
 
-    return of_either
+    return wrapper
 
 
 def _as_boxes(boxes: Any, name: str, like: Tensor | None = None) -> Tensor:
-    """Floating boxes [..., 4], of the dtype and on the device of like."""
+    """Checks boxes [..., 4], and makes them floating, with the dtype and device of like."""
     boxes = torch.as_tensor(boxes, device=None if like is None else like.device)
     if boxes.ndim == 0 or boxes.shape[-1] != 4:
         raise ValueError(f"{name} must be [..., (y1, x1, y2, x2)], got {list(boxes.shape)}")
@@ -72,7 +69,7 @@ def _as_boxes(boxes: Any, name: str, like: Tensor | None = None) -> Tensor:
 
 
 def _sizes(boxes: Tensor) -> Tensor:
-    """[..., (height, width)] of boxes [..., 4]; 0 for what is inverted."""
+    """[..., (height, width)] of boxes [..., 4]; 0 for inverted sides."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
 
 
@@ -89,7 +86,7 @@ def box_area(boxes: Tensor) -> Tensor:
 
 @_for_arrays
 def compute_iou(box: Tensor, boxes: Tensor, box_area: Tensor, boxes_area: Tensor) -> Tensor:
-    """IoU of one box with several, whose areas the caller has.
+    """IoU of one box with several boxes. The caller gives the areas.
 
     box: [4]. boxes: [N, 4]. box_area: a number. boxes_area: [N].
 
@@ -119,7 +116,7 @@ def compute_overlaps(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     boxes1 = _as_boxes(boxes1, "boxes1")
     boxes2 = _as_boxes(boxes2, "boxes2", like=boxes1)
-    boxes2 = boxes2.t().contiguous().t()  # each coordinate side by side: the loops below run along boxes2
+    boxes2 = boxes2.t().contiguous().t()  # stores each coordinate in one piece: the loops below run along boxes2
     return compute_iou(boxes1[:, None], boxes2, box_area(boxes1)[:, None], box_area(boxes2))
 
 
@@ -203,7 +200,7 @@ def extract_bboxes(mask: Tensor) -> Tensor:
 
 @_for_arrays
 def trim_zeros(x: Tensor) -> Tensor:
-    """The rows that are not all zero: what is left when the padding is taken off.
+    """The rows that are not all zero, without those that pad.
 
     x: [rows, columns].
     """
@@ -248,51 +245,40 @@ def denorm_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
 #  Images
 ############################################################
 
-# More than this is refused before it is decoded: about 0.5 GB as RGB, and where Pillow itself refuses, too.
+# Larger images are refused before they are decoded. As RGB, this many pixels take 0.5 GB. Pillow has the same limit.
 MAX_IMAGE_PIXELS = 178_956_970
-# A side that no photograph has (JPEG ends at 65,535). Squares of this side, and tables along it, would fill the memory.
+# No photograph has a longer side (JPEG ends at 65,535). Squares and tables of a longer side would fill the memory.
 MAX_IMAGE_SIDE = 100_000
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # that a folder is searched for
-
-_EXIF_ORIENTATION = 0x0112
-# How to turn what is stored upright: transpose first, then reverse (rows, columns).
-_EXIF_TURNS = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of the images in a folder
 
 
 def image_files(folder: str | os.PathLike, hint: str = "") -> list[Path]:
-    """The files of a folder, not of folders in it, that are images by IMAGE_SUFFIXES, sorted.
+    """The images of a folder, sorted: files whose suffix is in IMAGE_SUFFIXES. Folders inside are not searched.
 
-    Raises: FileNotFoundError if it has none, with the hint.
+    Raises: FileNotFoundError if there are none; hint ends its message.
     """
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
         raise FileNotFoundError(f"folder {folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
-    return found
+    return paths
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS, upright: bool = True) -> np.ndarray:
-    """Reads a picture of any kind that Pillow knows, upright and in RGB. The content decides, not the name's suffix.
+    """Reads an image of any format that Pillow knows, upright and in RGB. The content decides, not the file's suffix.
 
-    Turned as EXIF says. Of an animation, the first frame. Transparency is dropped: the colours below it stay as they
-    are. 16 bits, and whole numbers in 0..65535, are scaled to 8. Floats in [0, 1] are scaled by 255, others have to
-    lie in [0, 255]. CMYK, YCbCr and LAB are converted without the file's colour profile.
+    The image is turned as its EXIF orientation says. An animation gives its first frame. Transparency is dropped; the
+    colours under it stay as they are. 16-bit values, and whole numbers in 0..65535, are scaled to 8 bits. Floats in
+    [0, 1] are scaled by 255; others must lie in [0, 255]. CMYK, YCbCr and LAB are converted without the file's colour
+    profile.
 
     path: the file.
-    max_pixels: a picture of more is refused before it is decoded. Pillow has limits of its own: it warns above
-        PIL.Image.MAX_IMAGE_PIXELS and refuses above twice as much; to read larger ones, raise that, too.
-    upright: False leaves the pixels as they are stored, whatever EXIF says.
+    max_pixels: an image of more pixels is refused before it is decoded. Pillow has its own limits: it warns above
+        PIL.Image.MAX_IMAGE_PIXELS and refuses above twice as many. Raise that as well to read larger images.
+    upright: False leaves the pixels as they are stored, whatever the EXIF orientation says.
 
     Returns: uint8 [H, W, 3].
-    Raises: FileNotFoundError if there is no such file. ValueError, naming the file and the cause, if it is empty, cut
-        off, no picture, a directory, too large, or has values that are not those of a picture.
+    Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if the file is empty,
+        cut off, a directory, too large, or no image, or if its values lie outside of these ranges.
     """
     path = Path(path)
     try:
@@ -306,14 +292,29 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS, upri
             image = Image.open(file)
             _check_size(image.size, max_pixels)
             image.load()
+            if upright:
+                _turn_upright(image)
             pixels = _rgb_pixels(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"image {path} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        except Exception as error:  # Pillow's decoders raise errors of many kinds for a damaged file.
             raise ValueError(f"image {path}: {_cause(path, error)}") from error
-    return np.ascontiguousarray(_upright(pixels, _orientation(image)) if upright else pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of the image that read_image returns, read from the header of the file.
+
+    Raises: OSError, ValueError or another error of Pillow's if the file is missing or no image.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        if is_on_its_side and image.format != "TIFF":  # Pillow itself turns a TIFF.
+            return width, height
+        return height, width
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -327,18 +328,28 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _cause(path: Path, error: Exception) -> str:
-    """Why a file could not be read, in words."""
+    """Says in words why an image file could not be read."""
     if path.stat().st_size == 0:
         return "the file is empty; was its download or copy interrupted?"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture of a kind that Pillow knows, or cut off at its start"
+        return "not an image of a format that Pillow knows, or cut off at its start"
     if isinstance(error, ValueError):
         return str(error)
     return f"cannot be decoded; is it cut off or damaged? ({error})"
 
 
+def _turn_upright(image: Image.Image) -> None:
+    """Turns a decoded image as its EXIF orientation says. Damaged EXIF data do not make the image unusable."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow parses and rewrites all of the EXIF data, and raises errors of many kinds.
+        return
+
+
 def _rgb_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a decoded image, not turned."""
+    """uint8 [H, W, 3] of a decoded image."""
     mode = image.mode
     if mode.startswith("I;16"):
         return to_rgb(np.asarray(image).astype(np.uint16))
@@ -349,32 +360,18 @@ def _rgb_pixels(image: Image.Image) -> np.ndarray:
         return to_rgb(values.astype(np.uint16))
     if mode == "F":
         values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 255):  # so written, NaN is caught, too
+        if not (values.min() >= 0 and values.max() <= 255):  # in this form, NaN fails too
             raise ValueError(f"floating values in {values.min()}..{values.max()}; they must lie in 0..1 or 0..255")
         return to_rgb(values if values.max() <= 1 else values / 255)
-    if mode in ("P", "PA", "LA", "RGBa"):  # straight to RGB, a palette with transparency is misread
+    if mode in ("P", "PA", "LA", "RGBa"):  # Pillow misreads a palette with transparency on the direct way to RGB.
         image = image.convert("RGBA")
     if image.mode not in ("RGB", "RGBA"):
         image = image.convert("RGB")
     return np.array(image)[..., :3]
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8. To be asked for after decoding: some formats are turned then, or name it last."""
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # the picture is fine, what comes with it is not
-        return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    transposed, rows, columns = _EXIF_TURNS.get(orientation, (False, 1, 1))
-    pixels = pixels.swapaxes(0, 1) if transposed else pixels
-    return pixels[::rows, ::columns]
-
-
 def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
-    """An image of another kind as uint8 RGB.
+    """Converts an array to an image, uint8 RGB.
 
     image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], whose alpha is dropped. uint8; bool; uint16, scaled by 1/257;
         or floating in [0, 1], scaled by 255.
@@ -407,7 +404,7 @@ def _eight_bits(image: np.ndarray, name: str) -> np.ndarray:
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"{name} must be uint8, uint16, bool or floating, got {image.dtype}; image.astype(np.uint8)?")
     low, high = image.min(), image.max()
-    if not (low >= 0 and high <= 1):  # so written, NaN is caught, too
+    if not (low >= 0 and high <= 1):  # in this form, NaN fails too
         raise ValueError(f"{name} is floating and must lie in [0, 1], got {low}..{high}; divide by 255?")
     return np.rint(image * 255.0).astype(np.uint8)
 
@@ -728,40 +725,11 @@ _NEAREST = {"corners": _nearest_corners, "floor": _nearest_floor}
 #  Masks
 ############################################################
 
-PASTE_RULES = ("centres", "expand", "resize")
-_STRIP_PIXELS = 1 << 22  # of a crop that are floating at one time
-
-
-def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
-    """Bilinear weights of cells along an axis, with zeros around them.
-
-    positions: floating [n]; cell i has its centre at i.
-
-    Returns: [n, cells], at most two of a row not zero, dtype of positions.
-    """
-    positions = positions.clip(-2, cells)  # nothing is out there; those of a box without width are infinite
-    first = np.floor(positions)
-    part = positions - first
-    rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
-    weights = np.zeros((len(positions), cells + 4), positions.dtype)
-    weights[rows, column] = 1 - part
-    weights[rows, column + 1] = part
-    return weights[:, 2:-2]
-
-
-def _resize_taps(old: int, new: int) -> np.ndarray:
-    """[new, old] float64: skimage's bilinear resize along an axis, with zeros around it."""
-    return _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old)
-
-
-def _resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float64 [height, width]: skimage's resize of order 1, mode constant, of a plane, clipped to its values."""
-    height, width = size
-    resized = _resize_taps(plane.shape[0], height) @ plane @ _resize_taps(plane.shape[1], width).T
-    return resized.clip(plane.min(), plane.max())
+_STRIP_PIXELS = 1 << 22  # Stacks of masks are converted to floating point in strips of this many pixels.
 
 
 def _whole_boxes(bbox: Any, count: int) -> list[list[int]]:
+    """The boxes of count masks, in whole pixels."""
     boxes = np.asarray(bbox)
     if boxes.shape != (count, 4):
         raise ValueError(f"bbox must be [N, (y1, x1, y2, x2)] for {count} masks, got {list(boxes.shape)}")
@@ -769,13 +737,13 @@ def _whole_boxes(bbox: Any, count: int) -> list[list[int]]:
 
 
 def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: tuple[int, int]) -> np.ndarray:
-    """Masks cut out at their boxes and shrunk, to save memory. expand_mask brings them back, less sharp.
+    """Cuts masks out at their boxes and shrinks them, to save memory. expand_mask is the way back, and less sharp.
 
     bbox: [N, (y1, x1, y2, x2)] in whole pixels, such as extract_bboxes gives.
     mask: [H, W, N].
     mini_shape: (height, width) of the result.
 
-    Returns: bool [*mini_shape, N], where the bilinear value is above 0.5.
+    Returns: bool [*mini_shape, N], true where the bilinear value is above 0.5.
     Raises: ValueError if a box holds no pixel of the image.
     """
     mini = np.zeros((*mini_shape, mask.shape[-1]), bool)
@@ -784,14 +752,14 @@ def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: tuple[int, int
         if crop.size == 0:
             raise ValueError(
                 f"bbox {i} is {[y1, x1, y2, x2]} and holds no pixel of a {mask.shape[0]} x {mask.shape[1]} mask; "
-                "leave objects without pixels out before"
+                "leave out objects without pixels"
             )
-        mini[:, :, i] = _resize_plane((crop != 0).astype(np.float64), mini_shape) > 0.5
+        mini[:, :, i] = roialign.reference.resize_plane((crop != 0).astype(np.float64), mini_shape) > 0.5
     return mini
 
 
 def expand_mask(bbox: np.ndarray, mini_mask: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """Mini masks resized to their boxes in the image: undoes minimize_mask.
+    """Resizes mini masks to their boxes in the image: the way back from minimize_mask.
 
     bbox: [N, (y1, x1, y2, x2)] in whole pixels, inside the image.
     mini_mask: [height, width, N].
@@ -806,14 +774,14 @@ def expand_mask(bbox: np.ndarray, mini_mask: np.ndarray, image_shape: Sequence[i
         if not (0 <= y1 < y2 <= height and 0 <= x1 < x2 <= width):
             raise ValueError(f"bbox {i} is {[y1, x1, y2, x2]}: empty, or not inside the {height} x {width} image")
         plane = (mini_mask[:, :, i] != 0).astype(np.float64)
-        mask[y1:y2, x1:x2, i] = _resize_plane(plane, (y2 - y1, x2 - x1)) > 0.5
+        mask[y1:y2, x1:x2, i] = roialign.reference.resize_plane(plane, (y2 - y1, x2 - x1)) > 0.5
     return mask
 
 
 def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray:
     """IoU of every mask of one stack with every mask of another.
 
-    masks1: [H, W, N1]. masks2: [H, W, N2]. Bool, or an object where above 0.5.
+    masks1: [H, W, N1]. masks2: [H, W, N2]. Bool, or numbers above 0.5 where the object is.
 
     Returns: float32 [N1, N2]; 0 for two empty masks.
     Raises: ValueError if the masks are of different sizes.
@@ -826,8 +794,9 @@ def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray
     inter = np.zeros((masks1.shape[2], masks2.shape[2]))
     areas = [np.zeros(masks.shape[2]) for masks in (masks1, masks2)]
     strip = max(1, _STRIP_PIXELS // max(1, masks1.shape[1] * (masks1.shape[2] + masks2.shape[2])))
-    for rows in _blocks(masks1.shape[0], strip):  # whole stacks of float would not fit
-        flat1, flat2 = (_flat(masks[rows]) for masks in (masks1, masks2))
+    for rows in _blocks(masks1.shape[0], strip):  # whole stacks in floating point may not fit into memory
+        strips = [(masks[rows] > 0.5).astype(np.float32) for masks in (masks1, masks2)]  # [h, W, N]
+        flat1, flat2 = (masks.reshape(masks.shape[0] * masks.shape[1], masks.shape[2]) for masks in strips)
         inter += flat1.T @ flat2
         for area, flat in zip(areas, (flat1, flat2), strict=True):
             area += flat.sum(axis=0)
@@ -835,14 +804,8 @@ def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray
     return (inter / np.maximum(union, 1)).astype(np.float32)
 
 
-def _flat(masks: np.ndarray) -> np.ndarray:
-    """float32 [pixels, N], 0 or 1."""
-    height, width, count = masks.shape
-    return (masks > 0.5).astype(np.float32).reshape(height * width, count)
-
-
 def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int]) -> np.ndarray:
-    """One predicted mask at its place in the image, by Matterport's rule.
+    """Pastes one predicted mask at its place in the image, by Matterport's rule; roialign.paste_masks pastes many.
 
     mask: floating [M, M] in [0, 1].
     bbox: (y1, x1, y2, x2) in whole pixels.
@@ -850,189 +813,20 @@ def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int
 
     Returns: bool [H, W].
     """
-    return paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[..., 0]
-
-
-def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> np.ndarray:
-    """Predicted masks at their places in the image. Needs no memory but the result's.
-
-    probs: [N, M, M] floating in [0, 1], on any device.
-    boxes: [N, (y1, x1, y2, x2)] in pixels of the image; they may reach out of it.
-    image_shape: (H, W).
-    rule: "centres" (mmdetection) samples the probability at pixel centres, with zeros around it; inside from 0.5 on.
-        "expand" (maskrcnn-benchmark, torchvision) puts a ring of zeros around it, expands the box with it, truncates
-        that to whole pixels, the last one included, and resizes; inside above 0.5. Inclusive boxes are given as such.
-        "resize" (Matterport) takes whole pixels, and resizes with zeros around, but to no value below the mask's
-        smallest; inside from 0.5 on.
-
-    Returns: bool [H, W, N] in memory of [N, H, W], of which the system only provides what the boxes cover. A mask that
-        is not finite, or whose box is empty (but for "expand"), not finite or outside, is empty.
-    Raises: ValueError for wrong shapes or names.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    masks = np.zeros((len(probs), *size), bool)
-    if paste.is_native():
-        paste.paste_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), masks)
-    else:
-        for mask, (y1, x1, crop) in zip(masks, paste_mask_crops(probs, boxes, size, rule), strict=True):
-            height, width = crop.shape
-            mask[y1 : y1 + height, x1 : x1 + width] = crop.cpu().numpy()
-    return masks.transpose(1, 2, 0)
-
-
-def paste_mask_crops(
-    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
-) -> Iterator[tuple[int, int, Tensor]]:
-    """What paste_masks and paste_rles mean, and run on where roialign's library is not built: crops, one at a time.
-
-    probs, boxes, image_shape, rule: as for paste_masks.
-
-    Returns: an iterator of (y1, x1, crop), crop bool [h, w] on the device of probs, which lies inside the image. An
-        empty mask may have a crop of 0 x 0.
-    Raises: ValueError as paste_masks.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    return (_paste(prob, box, size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
-
-
-def _check_paste(
-    probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Raises ValueError for what cannot be pasted.
-
-    Returns: probs, float32 or float64; boxes, float32 on the CPU; (H, W).
-    """
-    if rule not in PASTE_RULES:
-        raise ValueError(f"rule must be one of {', '.join(PASTE_RULES)}, got {rule!r}")
-    if probs.ndim != 3 or not probs.is_floating_point() or (len(probs) and 0 in probs.shape):
-        raise ValueError(f"probs must be floating [N, M, M], got {probs.dtype} {list(probs.shape)}")
-    if tuple(boxes.shape) != (len(probs), 4):
-        raise ValueError(f"boxes must be [{len(probs)}, 4], one for each mask, got {list(boxes.shape)}")
-    height, width = map(operator.index, image_shape[:2])
-    if height < 0 or width < 0:
-        raise ValueError(f"image_shape must be (H, W), got {tuple(image_shape)}")
-    probs = probs.detach() if probs.dtype == torch.float64 else probs.detach().float()
-    return probs, boxes.detach().float().cpu().contiguous(), (height, width)
-
-
-def _paste(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
-    empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
-    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # that of the peers
-    if not (np.isfinite(box).all() and prob.isfinite().all()):
-        return empty
-    (y1, ys), (x1, xs) = (
-        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], size[axis], rule) for axis in (0, 1)
-    )  # fmt: skip
-    if len(ys) == 0 or len(xs) == 0:
-        return empty
-    rows = torch.from_numpy(_taps(ys, prob.shape[0])).to(prob)  # [h, M]
-    columns = torch.from_numpy(_taps(xs, prob.shape[1])).to(prob)  # [w, M]
-    crop = torch.empty(len(ys), len(xs), dtype=torch.bool, device=prob.device)
-    compare = torch.gt if rule == "expand" else torch.ge
-    with torch.autocast(prob.device.type, enabled=False):
-        across = prob @ columns.T  # [M, w]
-        for strip in _blocks(len(ys), max(1, _STRIP_PIXELS // len(xs))):
-            values = rows[strip] @ across
-            if rule == "resize":  # skimage clips to the mask's own values: one that is full does not fade to the edge
-                values.clamp_(min=prob.min())
-            compare(values, 0.5, out=crop[strip])
-    return y1, x1, crop
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
-    """Where the pixels of a box look into a mask, along one axis.
-
-    low, high: the box's.
-    cells: the mask's; the centre of cell i is at i.
-    limit: the image's height or width.
-
-    Returns: the first pixel inside the image, and the positions [n] of it and those that follow.
-    """
-    if rule == "centres":
-        start, stop = _whole(np.floor(low)) - 1, _whole(np.ceil(high)) + 1 if high > low else -math.inf
-    elif rule == "expand":
-        middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
-        first = _whole(middle - half)
-        start, stop = first, max(_whole(middle + half), first) + 1
-    else:
-        start, stop = first, last = _whole(low), _whole(high)
-    inside = max(start, 0)
-    pixels = np.arange(inside, max(min(stop, limit), inside))
-    if rule == "centres":
-        grid = (pixels.astype(np.float32) + np.float32(0.5) - low) / (high - low) * 2 - 1
-        return inside, ((grid + 1) * cells - 1) / 2
-    if rule == "expand":  # the ring of zeros is cell -1 and cell M
-        scale = np.float32(cells + 2) / np.float32(stop - start)
-        return inside, ((pixels - first).astype(np.float32) + np.float32(0.5)) * scale - np.float32(1.5)
-    return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
-
-
-def _whole(number: np.float32) -> int:
-    """Truncated, and within what integers hold."""
-    return int(max(-1e9, min(1e9, float(number))))
+    return roialign.paste_masks(_tensor(mask)[None], torch.tensor([list(map(float, bbox))]), image_shape, "resize")[
+        ..., 0
+    ]
 
 
 ############################################################
 #  Run-length codes and polygons
 ############################################################
 
-MAX_COORDINATE = 1e6  # of a polygon, pixels; pycocotools walks along every edge, five steps a pixel
-
-
-def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequence[int]) -> dict:
-    """The run-length code of a mask that is known inside a crop, without making the whole mask.
-
-    y1, x1: where the crop lies.
-    crop: bool [h, w], inside the image.
-    image_shape: (H, W) of the mask.
-
-    Returns: a compressed RLE, the same that mask_to_rle has for the whole mask.
-    Raises: ValueError if the crop reaches out of the image.
-    """
-    height, width = map(int, image_shape[:2])
-    crop = crop if isinstance(crop, Tensor) else _tensor(crop)
-    rows, columns = crop.shape
-    if y1 < 0 or x1 < 0 or y1 + rows > height or x1 + columns > width:
-        raise ValueError(f"a crop of {rows} x {columns} at ({y1}, {x1}) is not inside an image of {height} x {width}")
-    padded = np.zeros((columns, rows + 2), bool)  # columns become rows, each between two zeros
-    padded[:, 1:-1] = crop.cpu().T.contiguous().numpy()
-    flips = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
-    column, row = np.divmod(flips, rows + 1)
-    flips = (column + x1) * height + row + y1  # starts and ends of runs, in turn
-    if rows == height:  # a run may go on in the next column
-        goes_on = np.flatnonzero(flips[1:] == flips[:-1])
-        flips = np.delete(flips, [goes_on, goes_on + 1])
-    counts = np.diff(flips, prepend=0, append=height * width)
-    return _compress(counts, height, width)
-
-
-def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: str) -> list[dict]:
-    """The run-length codes of paste_masks' result, without ever making a mask of the image's size.
-
-    probs, boxes, image_shape, rule: as for paste_masks.
-
-    Returns: N compressed RLEs.
-    Raises: ValueError as paste_masks, and for an image of 2**32 pixels or more, which such a code cannot hold.
-    """
-    probs, boxes, size = _check_paste(probs, boxes, image_shape, rule)
-    if size[0] * size[1] >= 2**32:
-        raise ValueError(f"image_shape {size} has more pixels than the 2**32 - 1 of an RLE; cut the image into tiles")
-    if paste.is_native():
-        codes = paste.encode_masks(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), size)
-        return [{"size": list(size), "counts": code} for code in codes]
-    return [crop_to_rle(y1, x1, crop, size) for y1, x1, crop in paste_mask_crops(probs, boxes, size, rule)]
-
-
-def _compress(counts: np.ndarray, height: int, width: int) -> dict:
-    """The compressed RLE of counts [runs], which start with zeros."""
-    if counts[-1] == 0 and len(counts) > 1:  # as pycocotools, which ends with what it has seen
-        counts = counts[:-1]
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+MAX_COORDINATE = 1e6  # of a polygon, in pixels. pycocotools takes five steps a pixel along every edge.
 
 
 def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
-    """Compressed RLE of a mask, or of each of a stack.
+    """Compressed RLE of a mask, or of each mask of a stack.
 
     mask: [H, W] or [H, W, N] in any memory order, true or not 0 where the object is.
 
@@ -1047,7 +841,7 @@ def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
 
 
 def _counts(rle: Any) -> tuple[int, int, np.ndarray]:
-    """Height, width and the lengths of the runs [runs] int64 of an RLE of any kind, checked."""
+    """Checks an RLE of any kind. Returns: height, width, and the lengths of the runs, int64 [runs]."""
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         raise ValueError(f"an RLE must be a dict with size and counts, got {type(rle).__name__} {str(rle)[:60]}")
     size, counts = np.asarray(rle["size"]), rle["counts"]
@@ -1061,8 +855,8 @@ def _counts(rle: Any) -> tuple[int, int, np.ndarray]:
     (height, width), counts = size.tolist(), counts.astype(np.int64)
     if (counts < 0).any() or counts.sum() != height * width:
         raise ValueError(
-            f"the runs of an RLE must be positive and fill {height} x {width} = {height * width} pixels, these fill "
-            f"{counts.sum()}; is size (height, width), and are the counts complete?"
+            f"the runs of an RLE must be positive and fill {height} x {width} = {height * width} pixels, but these "
+            f"fill {counts.sum()}; is size (height, width), and are the counts complete?"
         )
     return height, width, counts
 
@@ -1070,8 +864,9 @@ def _counts(rle: Any) -> tuple[int, int, np.ndarray]:
 def _decompress(code: bytes) -> np.ndarray:
     """The lengths of the runs [runs] of COCO's compressed counts.
 
-    A character holds five bits, lowest first, and whether another follows; the highest bit is the sign. From the
-    fourth number on, it is the difference from the one before the last.
+    A character holds five bits, the lowest ones first, and a sixth bit that says whether another character follows.
+    The highest bit of a number is its sign. From the fourth number on, a number is the difference from the length two
+    runs before.
     """
     digits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
     if len(digits) == 0:
@@ -1094,24 +889,24 @@ def _decompress(code: bytes) -> np.ndarray:
 def rle_to_mask(rle: dict | Sequence[dict]) -> np.ndarray:
     """The mask of an RLE, or the stack of several.
 
-    rle: compressed (bytes or str) or not (a list of numbers); or a list of such, of one size.
+    rle: compressed (bytes or str) or not (a list of numbers); or a list of RLEs of one size.
 
     Returns: bool [H, W], or [H, W, N] for a list of N.
-    Raises: ValueError if a code is damaged, does not fit its size, or the list is empty or of several sizes.
+    Raises: ValueError if a code is damaged or does not fit its size, or if the list is empty or has several sizes.
     """
     if not isinstance(rle, list | tuple):
         height, width, counts = _counts(rle)
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
-    masks = [rle_to_mask(one) for one in rle]
+    masks = [rle_to_mask(code) for code in rle]
     if not masks:
         raise ValueError("an empty list of RLEs has no size; make np.zeros((H, W, 0), bool) yourself")
     if len({mask.shape for mask in masks}) > 1:
         raise ValueError(f"RLEs of several sizes have no stack: {sorted({mask.shape for mask in masks})}")
-    return np.stack([mask.T for mask in masks]).T  # as codes lie in memory: ten times as fast as C order
+    return np.stack([mask.T for mask in masks]).T  # in the memory order of codes: ten times as fast as in C order
 
 
 def rle_area(rle: dict) -> int:
-    """Pixels of the object. Raises: ValueError if the code is damaged."""
+    """The object's area in pixels. Raises: ValueError if the code is damaged."""
     return int(_counts(rle)[2][1::2].sum())
 
 
@@ -1125,6 +920,7 @@ def rle_to_bbox(rle: dict) -> tuple[int, int, int, int]:
 
 
 def _bounds(height: int, counts: np.ndarray) -> tuple[int, int, int, int]:
+    """rle_to_bbox of runs that are decoded."""
     ends = counts.cumsum()
     starts, ends = ends[:-1:2][: len(ends) // 2], ends[1::2]
     starts, ends = starts[starts < ends], ends[starts < ends]
@@ -1137,9 +933,9 @@ def _bounds(height: int, counts: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def rle_to_crop(rle: dict) -> tuple[int, int, np.ndarray]:
-    """The mask of an RLE inside the smallest box around it, without making the whole mask: undoes crop_to_rle.
+    """The mask of an RLE inside the smallest box around it, made without the whole mask: undoes crop_to_rle.
 
-    Returns: (y1, x1, crop), crop bool [h, w]; one of 0 x 0 at (0, 0) if the mask is empty.
+    Returns: (y1, x1, crop), crop bool [h, w]; (0, 0) and a crop of 0 x 0 if the mask is empty.
     Raises: ValueError if the code is damaged.
     """
     height, _, counts = _counts(rle)
@@ -1150,7 +946,7 @@ def rle_to_crop(rle: dict) -> tuple[int, int, np.ndarray]:
 
 
 def rle_to_json(rle: dict) -> dict:
-    """An RLE that json.dump takes: counts as str, or a list if they are not compressed."""
+    """The same RLE for json.dump: counts as str, or as a list if they are not compressed."""
     counts = rle["counts"]
     counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
     counts = counts if isinstance(counts, str) else [int(count) for count in counts]
@@ -1160,8 +956,8 @@ def rle_to_json(rle: dict) -> dict:
 def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int) -> dict:
     """Compressed RLE of the union of polygons, by COCO's rasterisation.
 
-    polygons: each [x1, y1, x2, y2, ...] in pixels, (0, 0) the outer corner of the first pixel. One of fewer than three
-        points encloses nothing and is left out; what reaches out of the image is cut off.
+    polygons: each [x1, y1, x2, y2, ...] in pixels; (0, 0) is the outer corner of the first pixel. A polygon of fewer
+        than three points encloses nothing and is left out. Parts outside of the image are cut off.
     height, width: of the mask.
 
     Raises: ValueError for an odd number of numbers, nested points, or coordinates that are not finite or absurd.
@@ -1174,22 +970,22 @@ def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int
             ring = np.empty((0, 0))
         if ring.ndim != 1 or len(ring) % 2:
             raise ValueError(f"polygon {i} must be a flat list [x1, y1, x2, y2, ...], got {str(polygon)[:80]}")
-        if not (np.abs(ring) <= MAX_COORDINATE).all():  # so written, NaN is caught, too
+        if not (np.abs(ring) <= MAX_COORDINATE).all():  # in this form, NaN fails too
             raise ValueError(f"polygon {i} has a coordinate beyond {MAX_COORDINATE:g}; is it in pixels?")
         if len(ring) >= 6:
             rings.append(ring.tolist())
     if not rings:
-        return _compress(np.array([height * width]), height, width)
+        return compress_counts(np.array([height * width]), height, width)
     return coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
 
 
 def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dict:
-    """Compressed RLE of a COCO annotation's segmentation, whatever its kind.
+    """Compressed RLE of a COCO annotation's segmentation, of any kind.
 
     segmentation: a list of polygons, or an RLE, compressed or not.
     height, width: of the image.
 
-    Raises: ValueError if it is neither, is damaged, or is of another size than the image.
+    Raises: ValueError if it is neither, is damaged, or has another size than the image.
     """
     if isinstance(segmentation, dict):
         rle_height, rle_width, counts = _counts(segmentation)
@@ -1198,19 +994,20 @@ def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dic
                 f"the segmentation is {rle_height} x {rle_width}, the image {height} x {width} (height x width); "
                 "does it belong to another image?"
             )
-        return _compress(counts, height, width)
+        return compress_counts(counts, height, width)
     if not isinstance(segmentation, list | tuple):
         raise ValueError(f"segmentation must be a list of polygons or an RLE, got {type(segmentation).__name__}")
     return polygons_to_rle(segmentation, height, width)
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of the parts of a mask, which polygons_to_rle fills again. Corners are cut by half a pixel, and holes
-    are filled: COCO's polygons have none.
+    """Outlines of the parts of a mask; polygons_to_rle fills them again.
+
+    Corners lose half a pixel. Holes are filled, because COCO's polygons have no holes.
 
     mask: [H, W], true or not 0 where the object is.
 
-    Returns: a list of [x1, y1, x2, y2, ...] in pixels, (0, 0) the outer corner of the first pixel.
+    Returns: a list of [x1, y1, x2, y2, ...] in pixels; (0, 0) is the outer corner of the first pixel.
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must be [H, W], got {list(mask.shape)}")
@@ -1227,8 +1024,8 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
 #  Metrics
 ############################################################
 
-# Matterport's, for a look at single images: VOC-style, all classes in one curve, crowds not ignored as COCO does. They
-# are NOT COCO AP and not to be compared with published numbers; evaluate_coco in coco.py is what computes those.
+# Matterport's metrics of single images: VOC-style, with all classes in one curve, and without COCO's rule for crowds.
+# They are NOT COCO AP: do not compare them with published numbers. evaluation/run.py computes COCO AP.
 
 
 def compute_matches(
@@ -1242,18 +1039,17 @@ def compute_matches(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs predictions with the objects of one image: the best score first, each with its best free object.
+    """Matches predictions with the objects of one image. The best score chooses first, each its best free object.
 
-    Predictions are sorted by score, the highest first (equal scores stay in order), and every result refers to THAT
-    order: pred_match[0] is of the prediction with the best score, wherever it was. np.argsort(-pred_scores,
-    kind="stable") is the order. Rows of pred_boxes and gt_boxes that are all zeros are padding: they are dropped, with
-    their class ids, scores and masks, before anything is numbered.
+    NOTE: the results are in the order of scores, not in that of the arguments. Predictions are sorted by
+    np.argsort(-pred_scores, kind="stable"), so pred_match[0] belongs to the best score. Rows of pred_boxes and gt_boxes
+    that are all zeros are padding. They are dropped, with their class ids, scores and masks, before rows are numbered.
 
-    gt_boxes: [G, (y1, x1, y2, x2)], used to find the padding only. gt_class_ids: [G]; a crowd's is negative and
+    gt_boxes: [G, (y1, x1, y2, x2)], used to find the padding only. gt_class_ids: [G]; negative for a crowd, which
         matches nothing. gt_masks: [H, W, G], bool or 0 and 1.
     pred_boxes: [P, (y1, x1, y2, x2)]. pred_class_ids, pred_scores: [P]. pred_masks: [H, W, P].
     iou_threshold: the least IoU of the two masks.
-    score_threshold: predictions that score less match nothing. (In Matterport it was compared with the IoU.)
+    score_threshold: predictions with a lower score match nothing. (Matterport compared it with the IoU.)
 
     Returns: gt_match [G] int32, the prediction of each object, or -1; pred_match [P] int32, the object of each
         prediction, or -1; overlaps [P, G], IoU of the masks.
@@ -1277,13 +1073,13 @@ def compute_ap(
 ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Average precision in one image, VOC-style: the area under its precision-recall curve. NOT COCO AP.
 
-    Every class is in the one curve, and crowds are not counted as objects. Without objects the result is 1 if nothing
-    was predicted, else 0; with objects and no predictions it is 0. Never NaN.
+    All classes share one curve, and crowds do not count as objects. Without objects the result is 1 if nothing was
+    predicted, else 0. With objects and without predictions it is 0. It is never NaN.
 
     The arrays: as for compute_matches.
 
-    Returns: mAP in [0, 1]; precisions [P + 2], made to fall from left to right, and recalls [P + 2], the curve's
-        points from recall 0 to 1; overlaps [P, G], IoU of the masks, predictions sorted by score.
+    Returns: mAP in [0, 1]; precisions [P + 2], which never rise from left to right, and recalls [P + 2], the points of
+        the curve from recall 0 to 1; overlaps [P, G], IoU of the masks, predictions sorted by score.
     Raises: ValueError as compute_matches.
     Source: The PASCAL Visual Object Classes Challenge 2012, development kit, section 3.4.1.
     """
@@ -1329,15 +1125,14 @@ def compute_ap_range(
 
 
 def compute_recall(pred_boxes: ArrayLike, gt_boxes: ArrayLike, iou: float) -> tuple[float, np.ndarray]:
-    """Share of the objects' boxes that were found.
+    """The share of the objects' boxes that predictions found.
 
-    As in Matterport, a prediction finds at most one object, the one that it overlaps most.
+    As in Matterport, a prediction finds at most one object: the one with which its overlap is largest.
 
     pred_boxes: [P, (y1, x1, y2, x2)]. gt_boxes: [G, (y1, x1, y2, x2)].
     iou: the least IoU of the two boxes.
 
-    Returns: recall in [0, 1], which is 1 where there is nothing to find; positive_ids [<= P], the predictions that
-        found an object.
+    Returns: recall in [0, 1], 1 if there are no objects; positive_ids [<= P], the predictions that found an object.
     Raises: ValueError for other shapes.
     """
     pred_boxes, gt_boxes = _box_array("pred_boxes", pred_boxes), _box_array("gt_boxes", gt_boxes)
@@ -1345,18 +1140,18 @@ def compute_recall(pred_boxes: ArrayLike, gt_boxes: ArrayLike, iou: float) -> tu
         return float(len(gt_boxes) == 0), np.zeros(0, np.int64)
     overlaps = compute_overlaps(pred_boxes, gt_boxes)  # [P, G]
     positive_ids = np.flatnonzero(overlaps.max(axis=1) >= iou)
-    found = np.unique(overlaps[positive_ids].argmax(axis=1))
-    return len(found) / len(gt_boxes), positive_ids
+    objects = np.unique(overlaps[positive_ids].argmax(axis=1))
+    return len(objects) / len(gt_boxes), positive_ids
 
 
 def compute_true_ious(
     gt_class_ids: ArrayLike, gt_masks: ArrayLike, pred_class_ids: ArrayLike, pred_masks: ArrayLike
 ) -> np.ndarray:
-    """What a MaskIoU head is to predict: the IoU of each mask with that object of its class that it overlaps most.
+    """The best IoU of each predicted mask with an object of its class: the value that a MaskIoU head should predict.
 
     gt_class_ids: [G]. gt_masks: [H, W, G]. pred_class_ids: [P]. pred_masks: [H, W, P].
 
-    Returns: float32 [P] in [0, 1], 0 where there is no object of the class. Several may be of one object.
+    Returns: float32 [P] in [0, 1], 0 without an object of the class. Several predictions may share an object.
     Raises: ValueError if masks and class ids differ in count, or the masks in size.
     """
     gt_ids, pred_ids = np.asarray(gt_class_ids), np.asarray(pred_class_ids)
@@ -1372,7 +1167,10 @@ def compute_true_ious(
 def _overlap_instances(
     gt_boxes, gt_class_ids, gt_masks, pred_boxes, pred_class_ids, pred_scores, pred_masks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """gt_class_ids [G], pred_class_ids [P], scores [P], overlaps [P, G]: without padding, predictions by score."""
+    """Drops the padding and sorts predictions by score.
+
+    Returns: gt_class_ids [G], pred_class_ids [P], scores [P], overlaps [P, G].
+    """
     gt_ids, gt_masks = _instances("gt", gt_boxes, gt_masks, {"class_ids": gt_class_ids})
     pred_ids, scores, pred_masks = _instances(
         "pred", pred_boxes, pred_masks, {"class_ids": pred_class_ids, "scores": pred_scores}
@@ -1390,7 +1188,10 @@ def _overlap_instances(
 
 
 def _instances(kind: str, boxes: ArrayLike, masks: ArrayLike, columns: Mapping[str, ArrayLike]) -> list[np.ndarray]:
-    """The columns and then the masks, checked to be of as many instances as the boxes, without those of zero boxes."""
+    """Checks that boxes, masks and columns have one row for each instance, and drops the rows whose box is all zeros.
+
+    Returns: the columns, then the masks.
+    """
     boxes, masks = _box_array(f"{kind}_boxes", boxes), np.asarray(masks)
     keep = (boxes != 0).any(axis=1)  # [N]
     arrays = []
@@ -1449,12 +1250,12 @@ def _average_precision(
 
 
 ############################################################
-#  Checkpoint files
+#  Text
 ############################################################
 
 
 def listed(names: Iterable[str], limit: int = 20) -> str:
-    """The names in a line, and how many more there are than the limit."""
+    """A line for messages: the first names, and how many more there are. "a, b, and 3 more"."""
     names = list(names)
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -1466,7 +1267,7 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """utils.Dataset, as Matterport's users write it. It lives in data/dataset.py, which builds on this file."""
+    """Matterport's users write utils.Dataset. The class is in data/dataset.py, which imports this file."""
     if name == "Dataset":
         return importlib.import_module("data.dataset").Dataset
     raise AttributeError(f"module 'utils' has no attribute {name!r}")

@@ -32,6 +32,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import roialign
 import utils
 from benchmarks import machine, synthetic_coco
 from data.coco_files import COCO_CATEGORIES
@@ -101,7 +102,7 @@ def make_image(number: int, detections: int) -> tuple[list[dict[str, Any]], Foun
 def annotate(boxes: np.ndarray, classes: np.ndarray, shape: tuple[int, int], rng) -> Iterator[dict[str, Any]]:
     """Ellipses in boxes, as annotations without ids."""
     corners = torch.from_numpy(boxes.astype(np.float32))
-    rles = utils.paste_rles(ellipse(len(boxes), rng), corners, shape, "centres")
+    rles = roialign.paste_rles(ellipse(len(boxes), rng), corners, shape, "centres")
     for class_id, rle, (y1, x1, y2, x2) in zip(classes.tolist(), rles, boxes.tolist(), strict=True):
         yield {
             "category_id": CATEGORIES[class_id - 1],
@@ -119,7 +120,7 @@ def annotate(boxes: np.ndarray, classes: np.ndarray, shape: tuple[int, int], rng
 
 def our_masks(found: Found) -> list[dict]:
     """As MaskRCNN.detect(masks="rle") does it."""
-    return utils.paste_rles(found.probs, found.boxes, found.shape, "centres")
+    return roialign.paste_rles(found.probs, found.boxes, found.shape, "centres")
 
 
 def plain_masks(found: Found) -> list[dict]:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ def describe(device: str = "cpu") -> dict:
     """The machine, the software and the revision that a figure belongs to."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "revision": revision(),
+        "revision": runtime.git_revision(12) or "unknown",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -58,16 +57,6 @@ def cpu_name() -> str:
     flags = values.get("flags", "").split()
     vectors = next((name for name in ("avx512f", "avx2", "avx") if name in flags), None)
     return (values.get("model name") or platform.machine()) + (f", {vectors}" if vectors else "")
-
-
-def revision() -> str:
-    """The git revision, with "+" if the tree has changes."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=native.ROOT, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def median_ms(run: Callable[[], object], device: str = "cpu", seconds: float = 2.0, warm_up: int = 3) -> float:

@@ -1,4 +1,7 @@
-"""COCO itself: its categories, its archives, where its files lie, and what to say when they lie elsewhere."""
+"""The data set COCO itself: its categories, its archives, and the places of its files.
+
+data/formats/coco.py reads files in COCO's format, of COCO or of any other data set.
+"""
 
 import os
 import shutil
@@ -10,19 +13,19 @@ import utils
 from weights.download import download, safe_extract
 
 ############################################################
-#  Files of COCO
+#  Places of the files
 ############################################################
 
-# A data set of COCO lies in one folder:
+# COCO's files lie in one folder:
 #
 #     DIR/annotations/instances_train2017.json, instances_val2017.json, ...
 #     DIR/train2017/000000000009.jpg ..., DIR/val2017/...
 #
-# minival of 2014 is exactly 2017's val, and valminusminival the rest of 2014's val (Detectron, INSTALL.md).
+# minival of 2014 is exactly 2017's val; valminusminival is the rest of 2014's val (Detectron, INSTALL.md).
 
 SUBSETS = ("train", "val", "minival", "valminusminival")
 YEARS = (2014, 2017)
-BASE_URL = "http://images.cocodataset.org/"  # its certificate is for another name; the hashes below are the check
+BASE_URL = "http://images.cocodataset.org/"  # not https: its certificate has another name. Hashes check the files.
 
 
 class Archive(NamedTuple):
@@ -30,7 +33,7 @@ class Archive(NamedTuple):
 
     path: str  # below BASE_URL
     size: int  # bytes
-    unpacked: int  # bytes, about
+    unpacked: int  # bytes of the files inside, about
     sha256: str
     images: int = 0  # JPEGs inside
 
@@ -64,13 +67,13 @@ ARCHIVES = {
 
 
 def choose_year(root: Path, subset: str, year: int | str | None) -> int:
-    """The year meant. None: 2017 if its annotations of this subset are there, else 2014 if those are, else 2017."""
+    """The year to load. None takes the first of 2017 and 2014 whose annotations of the subset exist, or else 2017."""
     if subset not in SUBSETS:
         raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, not {subset!r}")
     years = YEARS[:1] if "minival" in subset else YEARS
     if year is None:
-        there = [one for one in reversed(years) if all(path.is_file() for path in annotation_files(root, subset, one))]
-        return (there or years[-1:])[0]
+        complete = [y for y in reversed(years) if all(path.is_file() for path in annotation_files(root, subset, y))]
+        return complete[0] if complete else years[-1]
     if str(year) not in map(str, years):
         hint = "minival is 2017's val: use subset='val'" if str(year) == "2017" else "COCO has no others"
         raise ValueError(f"year of the subset {subset!r} must be {' or '.join(map(str, years))}, not {year!r}; {hint}")
@@ -78,15 +81,19 @@ def choose_year(root: Path, subset: str, year: int | str | None) -> int:
 
 
 def annotation_files(root: Path, subset: str, year: int) -> list[Path]:
-    """What is read for a subset: its file; or, where minival has none, those that the split is made of."""
+    """The annotation files of a subset, which need not exist.
+
+    A split of minival without a file of its own is made from those of val2014 and val2017, in this order.
+    """
     folder = root / "annotations"
-    own = folder / f"instances_{subset}{year}.json"
-    if "minival" in subset and not own.is_file():
+    path = folder / f"instances_{subset}{year}.json"
+    if "minival" in subset and not path.is_file():
         return [folder / "instances_val2014.json", folder / "instances_val2017.json"]
-    return [own]
+    return [path]
 
 
 def image_folder(root: Path, subset: str, year: int) -> Path:
+    """The folder of a subset's images, which need not exist."""
     return root / f"{'val' if 'minival' in subset else subset}{year}"
 
 
@@ -102,19 +109,19 @@ def download_coco(
     keep_zip: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Downloads and unpacks what is missing of a subset: its annotations and its images.
+    """Downloads and unpacks the missing files of a subset: annotations and images.
 
-    Nothing is fetched that is there. A call that was interrupted is completed by the next: a download goes on where it
-    stopped, an archive is unpacked again. An archive that lies in the folder already is used. Proxies are taken from
-    the environment.
+    After an interruption, call it again: a download continues where it stopped, and an archive is unpacked again. An
+    archive that already lies in the folder is used. Proxies are taken from the environment.
 
-    dataset_dir: the folder; it is made. subset: train or val, or of 2014 minival or valminusminival, which need the
-        annotations of 2017 too. year: 2014 or 2017; None as load_coco.
-    keep_zip: keep each archive after it was unpacked; otherwise it is deleted. progress: print, and show bars.
+    dataset_dir: the folder, which is made if needed.
+    subset: train or val; of 2014 also minival or valminusminival, which need the annotations of 2017 too.
+    year: 2014 or 2017; None as for load_coco.
+    keep_zip: keep archives after they were unpacked. progress: print names, and show bars.
 
     Returns: dataset_dir.
-    Raises: ValueError for another subset or year, or if an archive is not what it should be; OSError if the disk has
-        not enough room; ConnectionError if the server cannot be reached.
+    Raises: ValueError for another subset or year, or if an archive is damaged; OSError if the disk has too little room;
+        ConnectionError if the server cannot be reached.
     """
     root = Path(dataset_dir)
     year = choose_year(root, subset, year)
@@ -131,49 +138,91 @@ def download_coco(
             path.unlink()
             if progress:
                 print(f"{path} is unpacked and deleted")
-    if still := _missing_archives(root, subset, year):
-        raise ValueError(f"{utils.listed(still)} of COCO did not hold what it should; was {BASE_URL} replaced?")
+    if incomplete := _missing_archives(root, subset, year):
+        names = utils.listed(incomplete)
+        raise ValueError(f"{names} of COCO lacks files that it should have; was {BASE_URL} replaced?")
     return root
 
 
 def _missing_archives(root: Path, subset: str, year: int) -> list[str]:
-    """The names of the archives that are still to be unpacked, annotations first."""
+    """The names of the archives whose files are missing, annotations first."""
     files = [path for path in annotation_files(root, subset, year) if not path.is_file()]
     missing = [f"annotations{path.stem[-4:]}" for path in files]
     images = image_folder(root, subset, year)
-    if _count_images(images) < ARCHIVES[images.name].images:
+    count = sum(name.endswith(".jpg") for name in os.listdir(images)) if images.is_dir() else 0
+    if count < ARCHIVES[images.name].images:
         missing.append(images.name)
     return missing
 
 
-def _count_images(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
-    with os.scandir(folder) as entries:
-        return sum(entry.name.endswith(".jpg") for entry in entries)
-
-
 def _check_room(root: Path, names: Sequence[str], keep_zip: bool) -> None:
-    """Raises OSError unless the disk has room for every archive beside what was unpacked before it."""
-    used = most = 0
+    """Raises OSError unless the disk has room for each archive and its files beside the files of those before it."""
+    used = peak = 0
     for name in names:
         archive = ARCHIVES[name]
         path = root / Path(archive.path).name
-        have = sum(part.stat().st_size for part in (path, path.with_name(path.name + ".part")) if part.is_file())
-        most = max(most, used + archive.size - have + archive.unpacked)
-        used += archive.unpacked + (archive.size if keep_zip else 0) - have
+        parts = (path, path.with_name(path.name + ".part"))
+        downloaded = sum(part.stat().st_size for part in parts if part.is_file())
+        peak = max(peak, used + archive.size - downloaded + archive.unpacked)
+        used += archive.unpacked + (archive.size if keep_zip else 0) - downloaded
     existing = next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
-    if most > free:
+    if peak > free:
         raise OSError(
-            f"COCO's {' and '.join(names)} need up to {most / 1e9:.1f} GB in {root}, archive and unpacked files "
+            f"COCO's {' and '.join(names)} need up to {peak / 1e9:.1f} GB in {root}, archives and unpacked files "
             f"together, but its disk has {free / 1e9:.1f} GB left; make room, or give another folder"
         )
 
 
 ############################################################
-#  Wrong layouts, explained
+#  Files in another place
 ############################################################
+
+
+def missing_annotations(root: Path, path: Path, subset: str) -> FileNotFoundError:
+    """The error for an annotation file of COCO that is missing, with the likely causes."""
+    if not root.is_dir():
+        problem = "it is a file; give the folder that has annotations/" if root.exists() else "there is no such folder"
+        return FileNotFoundError(f"dataset_dir {root}: {problem}.\n{_how_to_get(root)}")
+    lines = [f"There is no {path}."]
+    roots = [root.resolve().parent, *_subfolders(root)]
+    roots = [place for place in roots if place != path.parent and (place / "annotations" / path.name).is_file()]
+    lines += [f"{folder} has annotations/{path.name}: give this folder as dataset_dir." for folder in roots]
+    for file in (root / path.name, path.parent / "annotations" / path.name):
+        if file.is_file() and not roots:
+            place = "high" if file.parent == root else "deep"
+            lines.append(f"{file} is one folder too {place}: move it to {path.parent}.")
+    lines += _zips_to_unpack(root, [archive for archive in ARCHIVES.values() if not archive.images])
+    if "minival" in subset:
+        name = f"instances_{subset}2014.json"
+        lines.append(f"{subset} needs {name}, or else both of instances_val2014.json and instances_val2017.json.")
+    names = sorted(file.name for file in path.parent.glob("*.json"))
+    lines += [f"{path.parent} has {utils.listed(names)}."] if names else []
+    loadable = [(subset, year) for subset in SUBSETS for year in YEARS if f"instances_{subset}{year}.json" in names]
+    if loadable:
+        lines.append(" or ".join(f"subset={subset!r}, year={year}" for subset, year in loadable) + " can be loaded.")
+    return FileNotFoundError("\n".join([*lines, _how_to_get(root)]))
+
+
+def missing_images(folder: Path, name: str, is_coco: bool) -> FileNotFoundError:
+    """The error for a folder that has none of the images of a file of annotations, with the likely causes.
+
+    name: the file name of one of the images. is_coco: the data set is COCO itself.
+    """
+    root = folder.parent
+    places = [root, root / "images", *_subfolders(folder), *_subfolders(root), *_subfolders(root / "images")]
+    places = [place for place in dict.fromkeys(places) if place != folder]
+    lines = [f"{folder} has none of the images, such as {name!r}." if folder.is_dir() else f"There is no {folder}."]
+    lines += [f"{place} has it: move its files to {folder}." for place in places if (place / name).is_file()]
+    for file in (place / f"COCO_{part}2014_{name}" for place in (folder, *places) for part in ("train", "val")):
+        if file.is_file():
+            lines.append(f"{file} has a name of 2014; is year=2014 meant?")
+    if folder.name in ARCHIVES:
+        lines += _zips_to_unpack(root, [ARCHIVES[folder.name]])
+    subsets = [place.name for place in places if place.name in ARCHIVES and place.parent == root and place.is_dir()]
+    lines += [f"{root} has images of {utils.listed(subsets)}."] if subsets else []
+    lines.append(_how_to_get(root) if is_coco else "image_dir must be the folder that the file names start from.")
+    return FileNotFoundError("\n".join(lines))
 
 
 def _how_to_get(root: Path) -> str:
@@ -181,93 +230,29 @@ def _how_to_get(root: Path) -> str:
     urls = [f"{BASE_URL}{archive.path} ({archive.size / 1e9:.1f} GB)" for archive in archives]
     return (
         f"To get COCO: python coco.py train --dataset {root} --download\n"
-        f"Or by hand, unzipped into {root}: {', '.join(urls)}; of 2014 likewise."
+        f"Or download these files and unzip them into {root}: {', '.join(urls)}; for 2014 likewise."
     )
 
 
-def missing_annotations(root: Path, path: Path, subset: str) -> FileNotFoundError:
-    """Why an annotation file of COCO is not where it should be, and what to do."""
-    if not root.exists():
-        return FileNotFoundError(f"dataset_dir {root}: there is no such folder.\n{_how_to_get(root)}")
-    if not root.is_dir():
-        return FileNotFoundError(f"dataset_dir {root} is a file; give the folder that has annotations/ in it.")
-    hints = [*_misplaced(root, path), *_zip_hints(root, [one for one in ARCHIVES.values() if not one.images])]
-    if "minival" in subset:
-        own = f"instances_{subset}2014.json"
-        hints.append(f"{subset} needs {own}, or else both of instances_val2014.json and instances_val2017.json.")
-    there = sorted(file.name for file in path.parent.glob("*.json"))
-    hints += [f"{path.parent} has {utils.listed(there)}.", *_other_subsets(there)] if there else []
-    return FileNotFoundError("\n".join([f"There is no {path}.", *hints, _how_to_get(root)]))
-
-
-def _misplaced(root: Path, path: Path) -> list[str]:
-    """Where an annotation file is instead."""
-    name, real, hints = path.name, root.resolve(), []
-    if (root / name).is_file() and real.name == "annotations":
-        hints.append(f"dataset_dir is the folder of annotations: give {real.parent}.")
-    elif (root / name).is_file():
-        hints.append(f"{root / name} is one folder too high: move it into {path.parent}.")
-    if (path.parent / "annotations" / name).is_file():
-        hints.append(f"{path.parent / 'annotations'} is one folder too deep: move its files up into {path.parent}.")
-    if real.name in ARCHIVES and (real.parent / "annotations").is_dir():
-        hints.append(f"dataset_dir is the folder of images: give {real.parent}.")
-    inner = [folder for folder in _folders(root) if (folder / "annotations" / name).is_file()]
-    return hints + [f"{folder} has annotations/{name}: give that folder." for folder in inner]
-
-
-def _other_subsets(names: Iterable[str]) -> list[str]:
-    """What the annotation files that are there could be loaded as."""
-    keys = {f"instances_{subset}{year}.json": (subset, year) for subset in SUBSETS for year in YEARS}
-    known = [f"subset={keys[name][0]!r}, year={keys[name][1]}" for name in names if name in keys]
-    return [f"So {' or '.join(known)} can be loaded."] if known else []
-
-
-def _zip_hints(root: Path, archives: Iterable[Archive]) -> list[str]:
-    """How to unpack archives that lie in the folder, or in a usual place below it."""
-    names = [Path(archive.path).name for archive in archives]
+def _zips_to_unpack(root: Path, archives: Iterable[Archive]) -> list[str]:
+    """A line for each archive that lies in the folder or in a usual place below it."""
     places = [root, root / "annotations", root / "zips", root / "images"]
-    found = [place / name for place in places for name in names if (place / name).is_file()]
-    return [f"{path} is not unpacked: unzip -n {path} -d {root}." for path in found]
+    paths = [place / Path(archive.path).name for place in places for archive in archives]
+    return [f"{path} is not unpacked: unzip -n {path} -d {root}." for path in paths if path.is_file()]
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; none if it is not there."""
+def _subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; the first hundred of them."""
     if not folder.is_dir():
         return []
     return sorted(entry for entry in folder.iterdir() if entry.is_dir())[:100]
-
-
-def missing_images(folder: Path, name: str, coco: bool) -> FileNotFoundError:
-    """Why no image is where it should be, and what to do. name: of one that is looked for. coco: it is COCO itself."""
-    root, hints = folder.parent, []
-    near = [root, root / "images", *_folders(folder), *_folders(root), *_folders(root / "images")]
-    near = [place for place in dict.fromkeys(near) if place.is_dir() and place != folder]
-    hints += [f"{place} has it: move the files of there into {folder}." for place in near if (place / name).is_file()]
-    for place in (folder, *near):
-        if longer := _ending(place, f"_{name}"):
-            hints.append(f"{place} has {longer}: so are the images of 2014 named; is year=2014 meant?")
-    if folder.name in ARCHIVES:
-        hints += _zip_hints(root, [ARCHIVES[folder.name]])
-    there = [place.name for place in near if place.name in ARCHIVES and place.parent == root]
-    hints += [f"There are images of {utils.listed(there)}."] if there else []
-    hints.append(_how_to_get(root) if coco else "image_dir must be the folder that the file names start from.")
-    message = f"{folder} has none of the images, such as {name!r}." if folder.is_dir() else f"There is no {folder}."
-    return FileNotFoundError("\n".join([message, *hints]))
-
-
-def _ending(folder: Path, suffix: str) -> str | None:
-    """A file of the folder whose name ends so."""
-    if not folder.is_dir():
-        return None
-    with os.scandir(folder) as entries:
-        return next((entry.name for entry in entries if entry.name.endswith(suffix)), None)
 
 
 ############################################################
 #  COCO's categories
 ############################################################
 
-# Published checkpoints know these. COCO's own ids, with its gaps.
+# The categories of published checkpoints, by COCO's ids, which have gaps.
 COCO_CATEGORIES: dict[int, str] = {}
 _COCO = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,

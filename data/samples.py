@@ -22,7 +22,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
@@ -604,8 +603,7 @@ def _is_wide(info: dict[str, Any]) -> bool:
     if height and width:
         return width >= height
     try:
-        with PIL.Image.open(info["path"]) as image:
-            is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
-            return (image.height >= image.width) if is_turned else (image.width >= image.height)
+        height, width = utils.image_size(info["path"])
+        return width >= height
     except Exception:  # no file, or one that only the data set can read: it is asked when the image's turn comes
         return True

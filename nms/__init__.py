@@ -1,7 +1,7 @@
-"""Non-maximum suppression: of overlapping boxes, keep the ones with the highest scores.
+"""Non-maximum suppression: keeps the boxes with the highest scores, without boxes that overlap them.
 
-One op serves both functions. Its default kernel, on every device, is the reference in torch; the libraries that
-`make kernels` built from src/ replace it for float32 on the CPU and on CUDA.
+One op serves both functions. By default it runs the reference in torch, on every device. The libraries that
+`make kernels` builds from src/ replace the reference for float32 on the CPU and on CUDA.
 
     N boxes   G groups
     Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside. Height is y2 - y1, with no +1.
@@ -29,15 +29,15 @@ _UNLIMITED = 2**63 - 1  # boxes of a group
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Greedy non-maximum suppression.
 
-    Boxes are visited in descending score, equal scores by lower index. A box is kept unless its IoU with a box
-    kept before lies strictly above the threshold, both in float32. A box without area overlaps nothing.
-    A box or score that is not finite is never kept and suppresses nothing.
+    Boxes are visited in descending score; of equal scores, the lower index comes first. A box is kept unless its IoU
+    with a box that was kept before lies strictly above the threshold, both in float32. A box without area overlaps
+    nothing. A box is never kept, and suppresses nothing, if it or its score is not finite.
 
-    boxes: [N, (y1, x1, y2, x2)], any floating dtype (float64 is computed in float64, by the reference).
+    boxes: [N, (y1, x1, y2, x2)], any floating dtype. The reference computes float64 in float64.
     scores: [N] floating.
     iou_threshold: in [0, 1].
 
-    Returns: int64 [K], indices of the boxes kept, in descending score. Carries no gradient.
+    Returns: int64 [K], indices of the boxes that are kept, in descending score. Carries no gradient.
     Raises: ValueError for a wrong shape, dtype or device, or a threshold outside [0, 1].
     Source: Matterport's utils.non_max_suppression and tf.image.non_max_suppression.
     """
@@ -49,14 +49,15 @@ def batched_nms(
 ) -> Tensor:
     """nms within each group, all groups in one call.
 
-    Exact: boxes of different groups are never compared, whereas the usual trick of shifting every group to
-    coordinates of its own rounds the boxes and flips decisions near the threshold.
+    The result is exact, because boxes of different groups are never compared. The usual trick moves each group to
+    coordinates of its own, which rounds the boxes and flips decisions near the threshold.
 
     boxes, scores, iou_threshold: as for nms.
     groups: integers [N], any values, such as image * levels + level; None for one group.
     max_keep: the most boxes to keep *of each group*. For a limit over all groups, cut the result: keep[:limit].
 
-    Returns: int64 [K], indices of the boxes kept in any group, in descending score, ties by lower index.
+    Returns: int64 [K], indices of the boxes that are kept in any group, in descending score; of equal scores, the lower
+        index comes first.
     Raises: ValueError as nms, and for groups that are not integers or a negative max_keep.
     """
     _check(boxes, scores, groups, iou_threshold, max_keep)
@@ -105,13 +106,13 @@ def _batched_nms(
 @_batched_nms.register_fake
 def _(boxes, scores, groups, iou_threshold, max_keep):
     n = boxes.shape[0]
-    # Inductor refuses to index what it knows to be empty with a number of indices that it does not know.
+    # Inductor refuses to index an empty tensor with an unknown number of indices.
     count = 0 if isinstance(n, int) and n == 0 else torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(count, dtype=torch.int64)
 
 
 for _device in ("cpu", "cuda"):
-    _batched_nms.register_autocast(_device, torch.float32)  # boxes in half precision are off by pixels
+    _batched_nms.register_autocast(_device, torch.float32)  # in half precision, boxes would be off by pixels
 
 
 ############################################################
@@ -159,7 +160,7 @@ def _register_cuda(library: ctypes.CDLL) -> None:
 
 
 def _run_cuda(library: ctypes.CDLL, boxes, scores, groups, iou_threshold, max_keep, stream) -> Tensor:
-    """nms_cuda of a library, on the current device and the given stream; sorting is torch's."""
+    """Sorts with torch, then runs nms_cuda of a library on the current device and the given stream."""
     library.nms_cuda.argtypes = [*[_POINTER] * 4, _INT64, _FLOAT, _INT64, *[_POINTER] * 3]
     library.nms_cuda.restype = ctypes.c_char_p
     boxes, scores = boxes.contiguous(), scores.contiguous()
@@ -177,7 +178,7 @@ def _run_cuda(library: ctypes.CDLL, boxes, scores, groups, iou_threshold, max_ke
             _limit(max_keep), _pointer(overlap_bits), _pointer(kept), stream)  # fmt: skip
         if error is not None:
             raise RuntimeError(f"nms on CUDA: {error.decode()}")
-    return by_score[kept[by_score]]  # the one host synchronisation: reads the count
+    return by_score[kept[by_score]]  # reads the count: the only synchronisation with the host
 
 
 native.register("nms", cpu=_register_cpu, cuda=_register_cuda if torch.version.cuda else None)

@@ -1,4 +1,4 @@
-"""What non-maximum suppression means, in plain torch: the oracle of the tests and the kernel of last resort."""
+"""Non-maximum suppression in plain torch: the oracle of the tests, and the kernel where no library is built."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def batched_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None
 ) -> Tensor:
-    """nms within each group, merged in descending score; nms.batched_nms has the contract."""
+    """Runs nms in each group and merges the results in descending score; nms.batched_nms has the contract."""
     if groups is None:
         return nms(boxes, scores, iou_threshold)[:max_keep]
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)

@@ -1,15 +1,16 @@
-"""RoI pooling: crops of feature maps, resampled to one size.
+"""RoI pooling: crops of feature maps and masks, resampled to one size; and pasting, the way back.
 
-roi_align and pyramid_roi_align are torchvision's and mmdetection's operator; crop_and_resize is TensorFlow's, as
-Matterport uses it. Both pool with native kernels where `make kernels` built them (float32 and bfloat16 on the CPU;
-float32, float16 and bfloat16 on CUDA) and with the reference in torch elsewhere, float64 included. Sums are float32.
-crop_masks is roi_align of masks that are kept as crops of 0 and 1, and mask_areas their areas inside boxes.
-roialign.paste has the native half of utils.paste_masks and utils.paste_rles, which are the way back.
+roi_align and pyramid_roi_align are the operator of torchvision and mmdetection. crop_and_resize is TensorFlow's, which
+Matterport uses. crop_masks is roi_align of masks that are stored as crops of 0 and 1; mask_areas gives their areas
+inside boxes. paste_masks and paste_rles put predicted masks into an image (paste.py).
+
+Native kernels run where `make kernels` built them: for float32 and bfloat16 on the CPU; for float32, float16 and
+bfloat16 on CUDA. Elsewhere, and for float64, the reference in torch runs. Sums are float32.
 
     B images   C channels   R RoIs   L levels   G masks   P RoIs of masks
     Boxes are (y1, x1, y2, x2); (y2, x2) lies outside. Height is y2 - y1, with no +1.
 
-Features may have any strides. Channels_last is the fast layout, and then the result is channels_last too.
+Features may have any strides. Channels_last is the fast layout; the result is then channels_last too.
 Gradients flow to the features, not to the boxes. An RoI that is not finite pools to zeros.
 """
 
@@ -25,19 +26,23 @@ from torch import Tensor
 
 import native
 from roialign import paste, reference
+from roialign.paste import PASTE_RULES, paste_masks, paste_rles
 
 __all__ = [
+    "PASTE_RULES",
     "MaskCrops",
     "crop_and_resize",
     "crop_masks",
     "mask_areas",
+    "paste_masks",
+    "paste_rles",
     "pyramid_crop_and_resize",
     "pyramid_roi_align",
     "roi_align",
 ]
 
 MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
-MAX_SAMPLING_RATIO = 4096  # more than the cells of any feature map; the sample tables have to fit into memory
+MAX_SAMPLING_RATIO = 4096  # more than any feature map has cells; tables of samples must fit into memory
 
 
 ############################################################
@@ -58,17 +63,17 @@ def roi_align(
 
     features: [B, C, H, W] floating.
     rois: [R, (y1, x1, y2, x2)] in pixels.
-    batch_index: integers [R] in [0, B), the image of each RoI. Out of range: ValueError on the CPU; zeros on CUDA,
-        where looking would stop the stream.
+    batch_index: integers [R] in [0, B), the image of each RoI. Other numbers raise a ValueError on the CPU and pool to
+        zeros on CUDA, where a check would stop the stream.
     output_size: (height, width) of the result, or one number for both.
     spatial_scale: feature cells a pixel, such as 1/16.
-    sampling_ratio: samples a bin along each axis; 0 or less takes ceil(bin size in cells).
-    aligned: True puts pixel centres at half-integers (mmdetection); False is the legacy rule, under which an RoI is
-        also at least one cell large (torchvision's models, maskrcnn-benchmark).
+    sampling_ratio: samples of a bin along each axis; 0 or less takes ceil(bin size in cells).
+    aligned: True puts pixel centres at half-integers (mmdetection). False is the legacy rule of torchvision's models
+        and maskrcnn-benchmark, which also makes an RoI at least one cell large.
 
     Returns: [R, C, *output_size], dtype of features.
     Raises: ValueError for wrong shapes, dtypes, devices or numbers.
-    Source: Mask R-CNN (arXiv:1703.06870); to the bit what torchvision.ops.roi_align computes on a CPU.
+    Source: Mask R-CNN (arXiv:1703.06870); equal to the bit to torchvision.ops.roi_align on a CPU.
     """
     return _pyramid([features], rois, batch_index, None, output_size, [spatial_scale], sampling_ratio, aligned)
 
@@ -85,8 +90,8 @@ def pyramid_roi_align(
 ) -> Tensor:
     """roi_align of each RoI from its own pyramid level, all levels in one call, in the order of the RoIs.
 
-    features: L maps [B, C, H, W], each of its own H and W, for example P2 to P5; at most 8.
-    levels: integers [R] in [0, L), the map that each RoI is pooled from. Out of range: as batch_index.
+    features: L maps [B, C, H, W], for example P2 to P5, at most 8. H and W may differ between maps.
+    levels: integers [R] in [0, L), the map that each RoI is pooled from. Other numbers: as in batch_index.
     spatial_scales: L numbers, cells a pixel of each map, such as (1/4, 1/8, 1/16, 1/32).
     rois, batch_index, output_size, sampling_ratio, aligned: as for roi_align.
 
@@ -107,10 +112,10 @@ def crop_and_resize(
     """tf.image.crop_and_resize with method="bilinear": one sample a bin, box corners on samples.
 
     image: [B, C, H, W] floating (TensorFlow's is [B, H, W, C]).
-    boxes: [R, (y1, x1, y2, x2)], normalised: 0 is the centre of the first row or column, 1 that of the last.
-    batch_index: integers [R] in [0, B), the image of each box. Out of range: as for roi_align.
+    boxes: [R, (y1, x1, y2, x2)], normalised: 0 is the centre of the first row or column, 1 the centre of the last.
+    batch_index: integers [R] in [0, B), the image of each box. Other numbers: as for roi_align.
     crop_size: (height, width) of the result, or one number for both. One row or column samples the box's centre.
-    extrapolation_value: result where a sample lies outside the image, or nowhere because the box is not finite.
+    extrapolation_value: the result where a sample lies outside of the image or the box is not finite.
 
     Returns: [R, C, *crop_size], dtype of image.
     Raises: ValueError for wrong shapes, dtypes, devices or numbers.
@@ -128,9 +133,9 @@ def pyramid_crop_and_resize(
 ) -> Tensor:
     """crop_and_resize of each box from its own pyramid level, all levels in one call, in the order of the boxes.
 
-    features: L maps [B, C, H, W], each of its own H and W; at most 8.
-    boxes: [R, (y1, x1, y2, x2)], normalised as for crop_and_resize, the same for every level.
-    levels: integers [R] in [0, L). batch_index, crop_size: as for crop_and_resize. Outside a map is 0.
+    features: L maps [B, C, H, W], at most 8. H and W may differ between maps. Samples outside of a map are 0.
+    boxes: [R, (y1, x1, y2, x2)], normalised as for crop_and_resize, alike for every level.
+    levels: integers [R] in [0, L). batch_index, crop_size: as for crop_and_resize.
 
     Returns: [R, C, *crop_size], dtype of features.
     Raises: ValueError as crop_and_resize, and for maps that differ in B, C, dtype or device.
@@ -142,9 +147,9 @@ def pyramid_crop_and_resize(
 
 
 class MaskCrops(NamedTuple):
-    """G masks of 0 and 1, each a crop of its canvas; everywhere else the canvas is 0.
+    """G masks of 0 and 1. Each is stored as a crop of its canvas, which is 0 everywhere else.
 
-    One flat tensor holds the pixels of all, of whatever sizes. What of a crop lies outside its canvas does not count.
+    One flat tensor holds the pixels of all crops, whatever their sizes. Pixels outside of the canvas do not count.
     """
 
     pixels: Tensor  # uint8 [sum of height * width], row by row, one crop after another
@@ -157,13 +162,13 @@ class MaskCrops(NamedTuple):
 def crop_masks(masks: MaskCrops, rois: Tensor, mask_index: Tensor, output_size: int | tuple[int, int]) -> Tensor:
     """RoIAlign of masks: the share of each bin of each RoI that its mask covers.
 
-    To the bit what roi_align(canvas, ..., spatial_scale=1.0, sampling_ratio=0, aligned=True) makes of the mask's
-    canvas in float32, which is never made.
+    Equal to the bit to roi_align(canvas, ..., spatial_scale=1.0, sampling_ratio=0, aligned=True) of the mask's whole
+    canvas in float32, but made without the canvas.
 
     masks: G masks, on one device.
     rois: floating [P, (y1, x1, y2, x2)] in pixels of the canvas; they may reach out of it.
-    mask_index: integers [P] in [0, G), the mask of each RoI. Out of range, or a crop that reaches out of masks.pixels:
-        ValueError on the CPU; zeros on CUDA, where looking would stop the stream.
+    mask_index: integers [P] in [0, G), the mask of each RoI. Other numbers, and a crop that reaches out of
+        masks.pixels, raise a ValueError on the CPU and give zeros on CUDA, where a check would stop the stream.
     output_size: (height, width) of the result, or one number for both.
 
     Returns: float32 [P, *output_size] in [0, 1] up to rounding. Carries no gradient.
@@ -175,14 +180,15 @@ def crop_masks(masks: MaskCrops, rois: Tensor, mask_index: Tensor, output_size: 
 
 
 def mask_areas(masks: MaskCrops, boxes: Tensor, mask_index: Tensor) -> Tensor:
-    """Area of masks inside boxes: the sum over a mask's pixels of the part of the pixel's square in the box.
+    """Area of masks inside boxes. A pixel counts by the part of its square that lies in the box.
 
-    An integer box counts pixels; a box of the whole canvas, or (-inf, -inf, inf, inf), gives the mask's area.
+    So a box of whole numbers counts pixels, and a box of the whole canvas, or (-inf, -inf, inf, inf), gives the mask's
+    area.
 
     masks: G masks, on one device.
-    boxes: floating [P, (y1, x1, y2, x2)] in pixels of the canvas, rounded to float32; they may reach out of it. One
-        that is empty, upside down or NaN has area 0.
-    mask_index: integers [P] in [0, G), the mask of each box. Out of range: as for crop_masks.
+    boxes: floating [P, (y1, x1, y2, x2)] in pixels of the canvas, rounded to float32; they may reach out of it. The
+        area is 0 in a box that is empty, upside down or NaN.
+    mask_index: integers [P] in [0, G), the mask of each box. Other numbers: as for crop_masks.
 
     Returns: float32 [P], in pixels, summed in float64. Carries no gradient.
     Raises: ValueError for wrong shapes, dtypes, devices or numbers.
@@ -211,7 +217,7 @@ def _pyramid(features, rois, batch_index, levels, output_size, spatial_scales, s
 
 
 def _pair(name: str, size: int | Sequence[int]) -> list[int]:
-    """(height, width) from one number or two, of whatever integer type."""
+    """(height, width) from one number or two, of any integer type."""
     try:
         sides = list(size) if isinstance(size, (tuple, list)) else [size, size]
         pair = [side if isinstance(side, (int, torch.SymInt)) else operator.index(side) for side in sides]
@@ -225,7 +231,7 @@ def _pair(name: str, size: int | Sequence[int]) -> list[int]:
 def _check_inputs(
     name: str, features: list[Tensor], rois_name: str, rois: Tensor, batch_index: Tensor, levels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Raises ValueError for what cannot be pooled. Returns rois and batch_index in the dtypes that the op takes."""
+    """Raises ValueError unless the RoIs can be pooled. Returns rois and batch_index in the dtypes that the op takes."""
     named = [(name, feature) for feature in features] + [(rois_name, rois), ("batch_index", batch_index)]
     for tensor_name, tensor in [*named, *([] if levels is None else [("levels", levels)])]:
         if not isinstance(tensor, Tensor):
@@ -257,7 +263,7 @@ def _check_inputs(
 
 
 def _check_masks(masks: MaskCrops, boxes_name: str, boxes: Tensor, mask_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Raises ValueError for what are no masks or boxes. Returns boxes and mask_index as the ops take them."""
+    """Raises ValueError unless these are masks and boxes. Returns boxes and mask_index in the dtypes of the ops."""
     if not isinstance(masks, MaskCrops):
         raise ValueError(f"masks must be MaskCrops, not {type(masks).__name__}")
     named = {f"masks.{field}": tensor for field, tensor in masks._asdict().items()}
@@ -288,7 +294,7 @@ def _check_masks(masks: MaskCrops, boxes_name: str, boxes: Tensor, mask_index: T
 
 
 def _check_crops(masks: MaskCrops, mask_index: Tensor) -> None:
-    """Raises ValueError for a mask that does not exist. Reads the values, so only where that is cheap."""
+    """Raises ValueError for a mask that does not exist. Reads values, so call it only where that is cheap."""
     count = len(masks.offsets)
     if len(mask_index) and not (int(mask_index.min()) >= 0 and int(mask_index.max()) < count):
         raise ValueError(
@@ -308,7 +314,7 @@ _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def _check_indices(batch_index: Tensor, images: int, levels: Tensor | None, level_count: int) -> None:
-    """Raises ValueError for an image or level that does not exist. Reads the values, so only where that is cheap."""
+    """Raises ValueError for an image or level that does not exist. Reads values: call it only where that is cheap."""
     for name, index, limit in (("batch_index", batch_index, images), ("levels", levels, level_count)):
         if index is not None and len(index) and not (int(index.min()) >= 0 and int(index.max()) < limit):
             raise ValueError(
@@ -321,8 +327,8 @@ def _check_indices(batch_index: Tensor, images: int, levels: Tensor | None, leve
 #  The op
 ############################################################
 
-# Both rules are one op: crop picks crop_and_resize, which uses neither spatial_scales, sampling_ratio nor aligned.
-# Autocast passes it by: features are pooled in the dtype that they come in, and boxes stay float32.
+# One op has both rules. crop chooses crop_and_resize, which ignores spatial_scales, sampling_ratio and aligned.
+# Autocast does not change it: features are pooled in their own dtype, and boxes stay float32.
 
 
 def _pool_in_torch(
@@ -357,7 +363,7 @@ def _(features, rois, batch_index, levels, output_size, spatial_scales, sampling
 
 
 def _layout(features: Tensor) -> torch.memory_format:
-    """The memory format that a result takes over from features: channels_last where channels lie side by side."""
+    """The memory format of the result: channels_last if the channels of features lie side by side."""
     interleaved = features.shape[1] > 1 and features.stride(1) == 1
     return torch.channels_last if interleaved else torch.contiguous_format
 
@@ -375,7 +381,7 @@ def _backward_in_torch(
     crop: bool,
     channels_last: bool,
 ) -> list[Tensor]:
-    """Gradients of the feature maps, of heights and widths sizes. Pooling is linear: the features play no part."""
+    """Gradients of feature maps of the given sizes. Pooling is linear, so the features themselves are not needed."""
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     maps = [fmap.zero_() for fmap in _new_maps(wide, images, grad.shape[1], sizes, channels_last)]
     if crop:
@@ -398,7 +404,7 @@ def _(
 
 
 def _new_maps(like: Tensor, images: int, channels: int, sizes: Sequence[int], channels_last: bool, **options) -> list:
-    """Uninitialised feature maps, [images, channels, height, width] for each pair in sizes."""
+    """Uninitialised feature maps [images, channels, height, width], one for each pair of numbers in sizes."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shapes = ((images, channels, *sizes[i : i + 2]) for i in range(0, len(sizes), 2))
     options = {"dtype": like.dtype, "device": like.device, **options}
@@ -543,7 +549,7 @@ def _describe(maps, spatial_scales, bins, sampling_ratio, aligned, outside) -> _
 def _run(
     pool, maps, rois, batch_index, levels, pooled, scales, sampling_ratio, aligned, crop, outside, backward
 ) -> None:
-    """Hands everything to pool, which runs a native kernel: pool(pooling, rois, pooled, crop, backward, dtype code)."""
+    """Runs a native kernel: pool(pooling, rois, pooled, crop, backward, dtype code)."""
     pooling = _describe(maps, scales, pooled.shape[2:], sampling_ratio, aligned, outside)
     rois, batch_index = rois.contiguous(), batch_index.contiguous()
     levels = None if levels is None else levels.contiguous()
@@ -568,8 +574,8 @@ def _backward(
     if grad.dtype == torch.float32:
         _run(pool, maps, rois, batch_index, levels, grad, scales, sampling_ratio, aligned, crop, 0.0, True)
         return maps
-    # Half precision is summed in float32, half of the channels at a time: the sums then take no more memory
-    # than the gradients themselves.
+    # Half precision is summed in float32, half of the channels at a time, so that the sums take no more memory than the
+    # gradients.
     middle = (grad.shape[1] + 1) // 2
     for half in (slice(0, middle), slice(middle, grad.shape[1])):
         part = grad[:, half]
@@ -577,13 +583,13 @@ def _backward(
         _run(pool, sums, rois, batch_index, levels, part, scales, sampling_ratio, aligned, crop, 0.0, True)
         for fmap, total in zip(maps, sums, strict=True):
             fmap[:, half] = total
-        del sums, total  # before the next half's are made
+        del sums, total  # frees them before the next half is allocated
     return maps
 
 
 def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | None]) -> list[tuple]:
-    """The ops of masks, each with its kernel. last: gives the last argument of the library's functions."""
-    # The number of threads, or the stream; and the text of an error.
+    """The ops of masks, each with its kernel. last: returns the last argument of the library's functions."""
+    # The last argument is the number of threads, or the stream. On CUDA, the result is the text of an error.
     last_type, result_type = (ctypes.c_int, None) if backend == "cpu" else (ctypes.c_void_p, ctypes.c_char_p)
 
     def kernel(name: str, sides: int) -> Callable:
@@ -669,16 +675,16 @@ def _current_stream() -> int:
 
 
 def _alert_not_deterministic() -> None:
-    """As torch's own ops do where torch.use_deterministic_algorithms asks for what they are not."""
+    """Raises or warns under torch.use_deterministic_algorithms, as torch's own ops do."""
     if torch.are_deterministic_algorithms_enabled():
-        message = "the gradient of RoI pooling is not deterministic on CUDA, where it adds atomically; on the CPU it is"
+        message = "the gradient of RoI pooling is deterministic on the CPU, but not on CUDA, where it adds atomically"
         if not torch.is_deterministic_algorithms_warn_only_enabled():
             raise RuntimeError(message)
         warnings.warn(message, stacklevel=2)
 
 
 def _cuda_pool(library: ctypes.CDLL, current_stream: Callable[[], int | None] | None = None) -> Callable:
-    """The kernel of a CUDA library, on the current stream (or the one of a test that runs it elsewhere)."""
+    """The kernel of a CUDA library, on the current stream. Tests that run it elsewhere give current_stream."""
     library.roi_pool_cuda.argtypes = [*_STRUCTS, *[ctypes.c_int] * 3, ctypes.c_void_p]
     library.roi_pool_cuda.restype = ctypes.c_char_p
     current_stream = current_stream or _current_stream

@@ -1,13 +1,15 @@
-"""What the operators mean, in plain torch: the oracle of the tests and the kernel of last resort.
+"""The operators in plain torch: the oracle of the tests, and the kernels where no library is built.
 
-Positions are computed in the dtype of the boxes, in the peers' order of operations, since a sample that rounding
-pushes over the edge of the feature map counts as zero. RoIs are pooled one by one: clear, and slow. RoIs of masks go
-all at once, sample by sample.
+Positions are computed in the dtype of the boxes and in the peers' order of operations, because rounding can push a
+sample over the edge of the feature map, where it counts as zero. RoIs are pooled one by one, which is clear and slow.
+RoIs of masks are pooled together, sample by sample.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +19,13 @@ from torch import Tensor
 
 
 class _AxisSamples(NamedTuple):
-    """The samples of one axis of one RoI that lie on the feature map."""
+    """The samples of one RoI along one axis, without samples outside of the feature map."""
 
-    bins: Tensor  # [S], the bin of each
+    bins: Tensor  # [S], the bin of each sample
     low: Tensor  # [S], the cell below
     high: Tensor  # [S], the cell above
     weight: Tensor  # [S], of the cell above
-    count: int  # samples of a bin, those outside the feature map included
+    count: int  # samples of a bin, with the samples outside of the feature map
 
 
 def pyramid_roi_align(
@@ -64,7 +66,7 @@ def pyramid_roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> None:
-    """Adds to maps, the gradients of the features, what grad [R, C, h, w] makes of them: pooling read backwards."""
+    """Adds the gradients of the features to maps. grad: [R, C, h, w], of the result of pyramid_roi_align."""
     level_of = [0] * len(rois) if levels is None else levels.tolist()
     for bins, roi, image, level in zip(grad, rois, batch_index.tolist(), level_of, strict=True):
         feature = maps[level][image]  # [C, H, W]
@@ -103,8 +105,8 @@ def _axis_samples(start: Tensor, size: Tensor, bins: int, cells: int, sampling_r
         return _AxisSamples(none, none, none, start.new_zeros(0), 0)
     step = size / bins
     count = sampling_ratio if sampling_ratio > 0 else max(min(int(step.ceil()), 2**30), 0)
-    # A huge RoI has too many samples to try them all. Those on the map lie together; the slack makes up for
-    # rounding. Steps are only negative where the count is fixed, and then small.
+    # A huge RoI has too many samples to try them all. The samples on the map are consecutive; the slack allows for
+    # rounding. Steps are negative only where the count is fixed, and then the count is small.
     first, last = 0, bins * count
     if count > 64 and step > 0:
         spacing = step.item() / count
@@ -113,11 +115,11 @@ def _axis_samples(start: Tensor, size: Tensor, bins: int, cells: int, sampling_r
         last = min(last, int((cells - start.item()) / spacing) + slack)
     sample = torch.arange(first, max(first, last), device=start.device)
     bin_of, index = sample // max(count, 1), sample % max(count, 1)
-    at = start + bin_of.to(start.dtype) * step + (index.to(start.dtype) + 0.5) * step / count
-    inside = (at >= -1) & (at <= cells)
-    bin_of, at = bin_of[inside], at[inside].clamp(min=0)
-    low = at.long().clamp(max=cells - 1)
-    weight = torch.where(low == cells - 1, 0, at - low.to(at.dtype))
+    position = start + bin_of.to(start.dtype) * step + (index.to(start.dtype) + 0.5) * step / count
+    inside = (position >= -1) & (position <= cells)
+    bin_of, position = bin_of[inside], position[inside].clamp(min=0)
+    low = position.long().clamp(max=cells - 1)
+    weight = torch.where(low == cells - 1, 0, position - low.to(position.dtype))
     return _AxisSamples(bin_of, low, (low + 1).clamp(max=cells - 1), weight, count)
 
 
@@ -161,7 +163,7 @@ def crop_and_resize(
 
 
 def crop_and_resize_backward(grad: Tensor, fmap: Tensor, boxes: Tensor, batch_index: Tensor) -> None:
-    """Adds to fmap, the gradient of the image, what grad [R, C, h, w] makes of it."""
+    """Adds the gradient of the image to fmap. grad: [R, C, h, w], of the result of crop_and_resize."""
     if fmap.numel() == 0:
         return
     y, x = _crop_axes(boxes, grad.shape[2:], fmap.shape[2:])
@@ -185,8 +187,8 @@ def pyramid_crop_and_resize(
 ) -> Tensor:
     """crop_and_resize of each box from its own level; roialign.pyramid_crop_and_resize has the contract."""
     crops = features[0].new_empty(len(boxes), features[0].shape[1], *crop_size)
-    for feature, own in _by_level(features, levels):
-        crops[own] = crop_and_resize(feature, boxes[own], batch_index[own], crop_size, extrapolation_value)
+    for feature, rows in _by_level(features, levels):
+        crops[rows] = crop_and_resize(feature, boxes[rows], batch_index[rows], crop_size, extrapolation_value)
     return crops
 
 
@@ -194,12 +196,12 @@ def pyramid_crop_and_resize_backward(
     grad: Tensor, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor, levels: Tensor | None
 ) -> None:
     """crop_and_resize_backward of each box to its own level."""
-    for fmap, own in _by_level(maps, levels):
-        crop_and_resize_backward(grad[own], fmap, boxes[own], batch_index[own])
+    for fmap, rows in _by_level(maps, levels):
+        crop_and_resize_backward(grad[rows], fmap, boxes[rows], batch_index[rows])
 
 
 def _by_level(features: Sequence[Tensor], levels: Tensor | None) -> list[tuple[Tensor, Tensor | slice]]:
-    """Each map and the boxes that belong to it."""
+    """Each map, and the rows of the boxes that belong to it."""
     if levels is None:
         return [(features[0], slice(None))]
     return [(feature, levels == level) for level, feature in enumerate(features)]
@@ -214,14 +216,14 @@ def _crop_axis(low: Tensor, high: Tensor, bins: int, cells: int) -> _CropAxis:
     last = cells - 1
     if bins > 1:
         step = (high - low) * last / (bins - 1)
-        at = (low * last)[:, None] + torch.arange(bins, device=low.device, dtype=low.dtype) * step[:, None]
+        position = (low * last)[:, None] + torch.arange(bins, device=low.device, dtype=low.dtype) * step[:, None]
     else:
-        at = (0.5 * (low + high) * last)[:, None]
-    inside = (at >= 0) & (at <= last)
-    at = torch.where(inside, at, 0)
-    # Beyond 2^24 cells, the last one rounded to float32 may lie above it.
-    low, high = (cell.long().clamp(max=max(last, 0)) for cell in (at.floor(), at.ceil()))
-    return _CropAxis(inside, low, high, at - at.floor())
+        position = (0.5 * (low + high) * last)[:, None]
+    inside = (position >= 0) & (position <= last)
+    position = torch.where(inside, position, 0)
+    # Beyond 2^24 cells, rounding to float32 may put a position above the last cell.
+    low, high = (cell.long().clamp(max=max(last, 0)) for cell in (position.floor(), position.ceil()))
+    return _CropAxis(inside, low, high, position - position.floor())
 
 
 ############################################################
@@ -230,16 +232,17 @@ def _crop_axis(low: Tensor, high: Tensor, bins: int, cells: int) -> _CropAxis:
 
 
 class _MaskAxis(NamedTuple):
-    """The samples of one axis of P RoIs, [P, bins, S] each, in rows or columns of their crops.
+    """The samples of P RoIs along one axis, [P, bins, S] each, in rows or columns of their crops.
 
-    A cell outside the crop has weight 0 and number 0; so do samples outside the canvas, and those beyond a bin's own.
+    Cells outside of the crop have weight 0 and number 0. So do samples outside of the canvas, and the places of a bin
+    that has fewer than S samples.
     """
 
     low: Tensor  # the cell below
     high: Tensor  # the cell above
     low_weight: Tensor
     high_weight: Tensor
-    count: Tensor  # [P], samples of a bin, those outside the canvas included
+    count: Tensor  # [P], samples of a bin, with the samples outside of the canvas
 
 
 def crop_masks(
@@ -260,7 +263,7 @@ def crop_masks(
     y, x = (_mask_axis(rois[:, i], rois[:, i + 2], output_size[i], *geometry[i]) for i in range(2))
     starts, widths = offsets[mask_index, None, None], sizes[mask_index, 1, None, None]
     low_rows, high_rows = starts + y.low * widths, starts + y.high * widths  # [P, bins, S], into pixels
-    last = len(pixels) - 1  # where a crop without pixels may point beyond
+    last = len(pixels) - 1  # a crop without pixels may point beyond it
     for i in range(y.low.shape[2]):
         for j in range(x.low.shape[2]):
             sample = 0
@@ -277,7 +280,7 @@ def _mask_axis(low: Tensor, high: Tensor, bins: int, origin: Tensor, size: Tenso
     start = low - 0.5
     extent = high - 0.5 - start
     usable = torch.isfinite(start) & torch.isfinite(extent) & (cells > 0)
-    step = extent / torch.full_like(extent, bins)  # CUDA multiplies by the reciprocal of a number
+    step = extent / torch.full_like(extent, bins)  # not by a number: CUDA would multiply by its reciprocal
     step = torch.where(usable, step, 0)[:, None, None]
     count = step.ceil().clamp(0, 2**30).long()
     bin_starts = start[:, None, None] + torch.arange(bins, device=low.device)[:, None].to(step.dtype) * step
@@ -287,27 +290,27 @@ def _mask_axis(low: Tensor, high: Tensor, bins: int, origin: Tensor, size: Tenso
 
     cells, origin, size = (tensor[:, None, None] for tensor in (cells, origin, size))
     first, last = torch.zeros_like(count).expand(-1, bins, 1), count.expand(-1, bins, 1)
-    if len(count) and int(count.max()) > 64:  # a huge RoI has far too many samples to try them all
+    if len(count) and int(count.max()) > 64:  # a huge RoI has too many samples to try them all
         first, last = _first_sample(position, -1.0, count, bins), _first_sample(position, cells + 1.0, count, bins)
     sample = first + torch.arange(int((last - first).max()) if len(count) else 0, device=low.device)  # [P, bins, S]
-    at = position(sample)
-    inside = (sample < last) & (at >= -1) & (at <= cells)
-    at = torch.where(inside, at, 0).clamp(min=0)
-    low_cell = torch.minimum(at.long(), (cells - 1).clamp(min=0))
-    high_weight = torch.where(low_cell == cells - 1, 0, at - low_cell.to(at.dtype))
+    positions = position(sample)
+    inside = (sample < last) & (positions >= -1) & (positions <= cells)
+    positions = torch.where(inside, positions, 0).clamp(min=0)
+    low_cell = torch.minimum(positions.long(), (cells - 1).clamp(min=0))
+    high_weight = torch.where(low_cell == cells - 1, 0, positions - low_cell.to(positions.dtype))
     table = []
     for cell, weight in ((low_cell, 1 - high_weight), (low_cell + 1, high_weight)):
-        known = inside & (cell >= origin) & (cell < origin + size)
-        table.append((torch.where(known, cell - origin, 0), torch.where(known, weight, 0)))
+        in_crop = inside & (cell >= origin) & (cell < origin + size)
+        table.append((torch.where(in_crop, cell - origin, 0), torch.where(in_crop, weight, 0)))
     return _MaskAxis(table[0][0], table[1][0], table[0][1], table[1][1], count[:, 0, 0])
 
 
-def _first_sample(position: Callable[[Tensor], Tensor], at: Tensor | float, count: Tensor, bins: int) -> Tensor:
-    """The first sample of each bin [P, bins, 1] at or beyond a position, by bisection; positions ascend."""
+def _first_sample(position: Callable[[Tensor], Tensor], limit: Tensor | float, count: Tensor, bins: int) -> Tensor:
+    """The first sample of each bin [P, bins, 1] at or beyond a limit, by bisection; positions ascend."""
     low, high = torch.zeros_like(count).expand(-1, bins, 1), count.expand(-1, bins, 1)
     for _ in range(31):  # of at most 2^30 samples
         middle = (low + high) // 2
-        below = (position(middle) < at) & (low < high)
+        below = (position(middle) < limit) & (low < high)
         low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
     return low
 
@@ -347,3 +350,111 @@ def mask_areas(
 
     areas.index_add_(0, box, height * (area_before(stop[box, 1]) - area_before(start[box, 1])))
     return areas.float()
+
+
+############################################################
+#  Pasting
+############################################################
+
+_STRIP_PIXELS = 1 << 22  # A crop is computed in strips of this many floating-point pixels.
+
+
+def paste_crops(
+    probs: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The masks one by one, each inside the part of the image that its box covers; roialign.paste_masks has the rules.
+
+    probs: float32 or float64 [N, M, M]. boxes: float32 [N, (y1, x1, y2, x2)] on the CPU. image_size: (H, W).
+
+    Returns: an iterator of (y1, x1, crop). The crop is bool [h, w], on the device of probs, and lies inside the image;
+        an empty mask may have one of 0 x 0.
+    """
+    return (_paste_crop(prob, box, image_size, rule) for prob, box in zip(probs, boxes.numpy(), strict=True))
+
+
+def _paste_crop(prob: Tensor, box: np.ndarray, size: tuple[int, int], rule: str) -> tuple[int, int, Tensor]:
+    empty = (0, 0, torch.zeros(0, 0, dtype=torch.bool, device=prob.device))
+    prob = prob.to(torch.float64 if rule == "resize" else torch.float32)  # as the peers compute
+    if not (np.isfinite(box).all() and prob.isfinite().all()):
+        return empty
+    (y1, ys), (x1, xs) = (
+        _paste_positions(box[axis], box[axis + 2], prob.shape[axis], size[axis], rule) for axis in (0, 1)
+    )  # fmt: skip
+    if len(ys) == 0 or len(xs) == 0:
+        return empty
+    rows = torch.from_numpy(_taps(ys, prob.shape[0])).to(prob)  # [h, M]
+    columns = torch.from_numpy(_taps(xs, prob.shape[1])).to(prob)  # [w, M]
+    crop = torch.empty(len(ys), len(xs), dtype=torch.bool, device=prob.device)
+    compare = torch.gt if rule == "expand" else torch.ge
+    with torch.autocast(prob.device.type, enabled=False):
+        across = prob @ columns.T  # [M, w]
+        step = max(1, _STRIP_PIXELS // len(xs))
+        for start in range(0, len(ys), step):
+            strip = slice(start, start + step)
+            values = rows[strip] @ across
+            if rule == "resize":  # skimage clips to the mask's range, so a mask of ones does not fade at its edge
+                values.clamp_(min=prob.min())
+            compare(values, 0.5, out=crop[strip])
+    return y1, x1, crop
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _paste_positions(low: np.float32, high: np.float32, cells: int, limit: int, rule: str) -> tuple[int, np.ndarray]:
+    """Where each pixel of a box samples the mask, along one axis. The centre of cell i is at position i.
+
+    low, high: the box's sides. cells: of the mask. limit: the image's height or width.
+
+    Returns: the box's first pixel inside the image; the positions [n] of this pixel and the following ones.
+    """
+    if rule == "centres":
+        start, stop = _truncate(np.floor(low)) - 1, _truncate(np.ceil(high)) + 1 if high > low else -math.inf
+    elif rule == "expand":
+        middle, half = (high + low) * np.float32(0.5), (high - low) * np.float32(0.5) * np.float32((cells + 2) / cells)
+        first = _truncate(middle - half)
+        start, stop = first, max(_truncate(middle + half), first) + 1
+    else:
+        start, stop = first, last = _truncate(low), _truncate(high)
+    inside = max(start, 0)
+    pixels = np.arange(inside, max(min(stop, limit), inside))
+    if rule == "centres":
+        grid = (pixels.astype(np.float32) + np.float32(0.5) - low) / (high - low) * 2 - 1
+        return inside, ((grid + 1) * cells - 1) / 2
+    if rule == "expand":  # the ring of zeros is cell -1 and cell M
+        scale = np.float32(cells + 2) / np.float32(stop - start)
+        return inside, ((pixels - first).astype(np.float32) + np.float32(0.5)) * scale - np.float32(1.5)
+    return inside, (pixels - first + 0.5) * (cells / max(last - first, 1)) - 0.5
+
+
+def _truncate(number: np.float32) -> int:
+    """The number without its fraction, clamped to +-1e9."""
+    return int(max(-1e9, min(1e9, float(number))))
+
+
+def _taps(positions: np.ndarray, cells: int) -> np.ndarray:
+    """Bilinear weights of cells along an axis, with zeros around them.
+
+    positions: floating [n]; cell i has its centre at i.
+
+    Returns: [n, cells], dtype of positions; at most two weights of a row are not zero.
+    """
+    positions = positions.clip(-2, cells)  # beyond are zeros only; positions in a box without width are infinite
+    first = np.floor(positions)
+    part = positions - first
+    rows, column = np.arange(len(positions)), first.astype(np.int64) + 2
+    weights = np.zeros((len(positions), cells + 4), positions.dtype)
+    weights[rows, column] = 1 - part
+    weights[rows, column + 1] = part
+    return weights[:, 2:-2]
+
+
+def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """skimage.transform.resize of order 1 and mode constant: bilinear, zeros around the plane, clipped to its range.
+
+    plane: float64 [old height, old width]. size: (height, width).
+
+    Returns: float64 [height, width].
+    """
+    rows, columns = (
+        _taps((np.arange(new) + 0.5) * (old / new) - 0.5, old) for old, new in zip(plane.shape, size, strict=True)
+    )
+    return (rows @ plane @ columns.T).clip(plane.min(), plane.max())

@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -584,7 +583,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="of detect; default: results. Of evaluate, to get a report"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", default=runtime.find_device().type, help="cpu or cuda")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
     return parser
 

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 import runtime
@@ -311,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="default: 24000 to train on, 500 to evaluate, 12 to show")
     parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="of trainings; default: logs")
     parser.add_argument("--output", type=Path, default="shapes.png", metavar="FILE", help="the sheet of show")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", default=runtime.find_device().type, help="cpu or cuda")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
     arguments = parser.parse_args(argv)
     arguments.model = arguments.model or ("last" if arguments.command == "evaluate" else "none")

@@ -194,14 +194,6 @@ def test_set_aside(tmp_path):
     assert list(list_checkpoints(tmp_path, "toy").values()) == paths[:1]
 
 
-def test_git_revision(monkeypatch, tmp_path):
-    revision = runtime.git_revision()
-    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert revision is None if head.returncode else revision.removesuffix("-dirty") == head.stdout.strip()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert runtime.git_revision() is None
-
-
 ############################################################
 #  Random numbers
 ############################################################

@@ -943,16 +943,16 @@ HOW = r"(.|\n)*To get COCO: python coco\.py train --dataset .* --download\n.*zip
     [
         ([], "nowhere", "nowhere: there is no such folder"),
         ([], "", r"There is no .*annotations/instances_val2017\.json"),
-        (["instances_val2017.json"], "", "one folder too high: move it into .*/coco/annotations"),
+        (["instances_val2017.json"], "", "one folder too high: move it to .*/coco/annotations"),
         (["annotations/annotations/instances_val2017.json"], "", "one folder too deep"),
-        (everything(2017), "annotations", "dataset_dir is the folder of annotations: give .*/coco\\."),
-        (everything(2017), "val2017", "dataset_dir is the folder of images: give .*/coco\\."),
-        ([f"coco2017/{name}" for name in everything(2017)], "", r"coco2017 has annotations/.*: give that folder"),
+        (everything(2017), "annotations", r"coco has annotations/instances_val2017\.json: give this folder"),
+        (everything(2017), "val2017", r"coco has annotations/instances_val2017\.json: give this folder"),
+        ([f"coco2017/{name}" for name in everything(2017)], "", r"coco2017 has annotations/.*: give this folder"),
         (["annotations_trainval2017.zip"], "", "is not unpacked: unzip -n .*/annotations_trainval2017.zip -d .*/coco"),
         (["annotations/annotations_trainval2017.zip"], "", "is not unpacked"),
         (["annotations/captions_val2017.json"], "", r"annotations has captions_val2017\.json\.\n"),
-        (everything(2014), "", r"So subset='train', year=2014 or subset='val', year=2014 can be loaded"),
-        (["annotations/instances_train2017.json"], "", r"So subset='train', year=2017 can be loaded"),
+        (everything(2014), "", r"\nsubset='train', year=2014 or subset='val', year=2014 can be loaded"),
+        (["annotations/instances_train2017.json"], "", r"\nsubset='train', year=2017 can be loaded"),
     ],
 )
 def test_missing_annotation_files(layout, files, below, message):
@@ -962,7 +962,7 @@ def test_missing_annotation_files(layout, files, below, message):
 
 
 def test_a_folder_that_is_a_file(layout):
-    with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
+    with pytest.raises(FileNotFoundError, match="it is a file; give the folder"):
         load_coco(layout("x.zip") / "x.zip")
 
 
@@ -974,17 +974,17 @@ JSON = "annotations/instances_val2017.json"
     [
         ([JSON], "There is no .*val2017"),
         ([JSON, "val2017/other.jpg"], r"val2017 has none of the images, such as '1\.jpg'"),
-        ([JSON, "images/val2017/1.jpg"], "images/val2017 has it: move the files of there into .*/coco/val2017"),
+        ([JSON, "images/val2017/1.jpg"], "images/val2017 has it: move its files to .*/coco/val2017"),
         ([JSON, "images/1.jpg"], "coco/images has it"),
         ([JSON, "val2017/val2017/1.jpg"], "val2017/val2017 has it"),
         (
             [JSON, "val2017/COCO_val2014_1.jpg"],
-            r"has COCO_val2014_1\.jpg: so are the images of 2014 named; is year=2014",
+            r"val2017/COCO_val2014_1\.jpg has a name of 2014; is year=2014 meant",
         ),
-        ([JSON, "val2014/COCO_val2014_1.jpg"], "so are the images of 2014 named"),
+        ([JSON, "val2014/COCO_val2014_1.jpg"], "has a name of 2014"),
         ([JSON, "val2017.zip"], "val2017.zip is not unpacked: unzip -n .*val2017.zip -d .*/coco"),
         ([JSON, "images/val2017.zip"], "images/val2017.zip is not unpacked"),
-        ([JSON, "train2017/9.jpg"], "There are images of train2017"),
+        ([JSON, "train2017/9.jpg"], "coco has images of train2017"),
     ],
 )
 def test_missing_images(layout, files, message):
@@ -993,7 +993,7 @@ def test_missing_images(layout, files, message):
     assert error.match(HOW)
     lines = str(error.value).splitlines()
     assert len(set(lines)) == len(lines)
-    assert "There are images of val2017" not in str(error.value)
+    assert "has images of val2017" not in str(error.value)
 
 
 def test_missing_files_of_own_data(load, tmp_path):

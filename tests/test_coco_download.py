@@ -234,7 +234,7 @@ def test_an_image_that_was_lost_is_fetched_again(server, root):
 
 def test_an_archive_without_what_it_should_have(server, root, monkeypatch):
     publish(server, monkeypatch, "val2017", zipped({"val2017/4.jpg": b""}), 2)
-    with pytest.raises(ValueError, match="val2017 of COCO did not hold what it should"):
+    with pytest.raises(ValueError, match="val2017 of COCO lacks files that it should have"):
         get(root)
 
 

@@ -389,7 +389,7 @@ def committed(page: str, subject: str) -> dict:
     text = PAGES[page]
     path = ROOT / re.search(rf"\((?:\.\./)?(benchmarks/results/[\w.-]+-{subject}-[\w.-]+\.json)\)", text)[1]
     facts = json.loads(path.read_text())
-    assert not facts["revision"].endswith("+"), "measured on a tree with changes"
+    assert not facts["revision"].endswith(("+", "-dirty")), "measured on a tree with changes"
     assert f"revision {facts['revision']}" in prose(text)
     assert facts["torch"].split("+")[0] in text
     assert facts["cpu"].split(",")[0] in prose(text)

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import subprocess
 import sys
 import textwrap
@@ -84,6 +83,17 @@ def test_a_changed_source_is_rebuilt(package):
     assert "built in" in native.build(package, "cpu")
     age(header, -20)  # the test's clock trick, undone
     assert native.load(package, "cpu").toy(2) == 40
+
+
+@needs_cxx
+def test_a_library_is_stale_when_the_shared_header_changes(package):
+    native.build(package, "cpu")
+    header = native.ROOT / "native.h"
+    header.write_text("// What all packages share.\n")
+    age(header, -10)
+    assert not native.is_stale(package, "cpu")
+    age(header, 10)
+    assert native.is_stale(package, "cpu")
 
 
 @needs_cxx
@@ -269,36 +279,3 @@ def test_build_module(package_name):
     )
     assert done.returncode == 0, done.stdout
     assert f"{package_name}: cpu kernels" in done.stdout
-
-
-KEEPS = "import runtime; print(runtime.keep_memory(), runtime.keep_memory())"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-@pytest.mark.parametrize(
-    ("environment", "kept"),
-    [({}, True), ({"MASKSCORING_KEEP_MEMORY": "0"}, False), ({"MALLOC_TRIM_THRESHOLD_": "1000000"}, False)],
-)
-def test_keep_memory(environment, kept):
-    """In a process of its own, since it changes the whole process."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "MASKSCORING_KEEP"))}
-    done = subprocess.run(
-        [sys.executable, "-c", KEEPS], cwd=native.ROOT, env=clean | environment, capture_output=True, text=True
-    )
-    assert done.stdout.split() == [str(kept)] * 2, done.stderr
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_kept_memory_is_used_again():
-    """A block of 100 MB that was freed comes back without new pages; by default each costs 25,000 of them."""
-    code = (
-        "import runtime, numpy, resource; runtime.keep_memory(); faults = []\n"
-        "for _ in range(4):\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    numpy.empty(100_000_000, numpy.uint8).fill(1)\n"
-        "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
-        "print(max(faults[1:]))"
-    )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "MASKSCORING_KEEP"))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=native.ROOT, env=clean, capture_output=True, text=True)
-    assert int(done.stdout) < 1000, done.stderr

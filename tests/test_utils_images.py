@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import struct
-import threading
 import zlib
 from pathlib import Path
 
@@ -20,9 +18,8 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
-import runtime
 import utils
 
 EDGE_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "edge_images"
@@ -76,15 +73,50 @@ def test_edge_images_look_alike():
         assert abs(utils.read_image(EDGE_IMAGES / name).mean() - gray) < 12, name
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_exif_says(tmp_path, photo, orientation):
+# EXIF 2.3, 4.6.4: where row 0 and column 0 of the stored pixels lie in the upright image.
+UPRIGHT = {
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.swapaxes(0, 1),  # left, top
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],  # right, top
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],  # right, bottom
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_as_exif_says(tmp_path, photo, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("turned.png", "turned.tiff"):  # a TIFF is turned by Pillow itself
+    expected = UPRIGHT[orientation](photo)
+    for name in ("turned.png", "turned.tiff"):  # Pillow itself turns a TIFF.
         image = saved(tmp_path, Image.fromarray(photo), name, exif=exif)
-        expected = ImageOps.exif_transpose(Image.open(tmp_path / name))
-        np.testing.assert_array_equal(image, np.asarray(expected))
-        assert image.shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
+        np.testing.assert_array_equal(image, expected)
+        assert image.flags.c_contiguous
+        assert utils.image_size(tmp_path / name) == expected.shape[:2]
+    stored = utils.read_image(tmp_path / "turned.png", upright=False)
+    np.testing.assert_array_equal(stored, photo)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_are_turned(tmp_path, photo, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(photo)
+    image = Image.fromarray(photo[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    name = "turned.jpg" if mode == "CMYK" else "turned.png"
+    stored = saved(tmp_path, image, name)
+    np.testing.assert_array_equal(saved(tmp_path, image, name, exif=exif), UPRIGHT[6](stored))
+
+
+def test_image_size_of_no_image(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(OSError, match="cannot identify"):
+        utils.image_size(tmp_path / "broken.png")
+    with pytest.raises(FileNotFoundError):
+        utils.image_size(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -199,7 +231,7 @@ def test_a_directory(tmp_path):
         utils.read_image(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "cause"), [(b"", "empty"), (b"no picture", "not a picture of a kind")])
+@pytest.mark.parametrize(("content", "cause"), [(b"", "empty"), (b"no picture", "not an image of a format")])
 def test_no_picture(tmp_path, content, cause):
     (tmp_path / "image.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=rf"image\.jpg: .*{cause}") as caught:
@@ -279,58 +311,6 @@ def test_to_rgb_by_hand():
 def test_what_to_rgb_refuses(image, message):
     with pytest.raises(ValueError, match=f"the frame .*{message}"):
         utils.to_rgb(image, "the frame")
-
-
-############################################################
-#  Writing
-############################################################
-
-
-def test_write_atomically_writes(tmp_path):
-    path = tmp_path / "file.json"
-    for content in (b"old", b"new"):
-        runtime.write_atomically(path, lambda file, content=content: file.write(content))
-        assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file.json"]
-
-
-def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):
-    def write(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    path = tmp_path / "file.json"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt):
-        runtime.write_atomically(path, write)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file.json"]
-    with pytest.raises(FileNotFoundError, match="there is no directory"):
-        runtime.write_atomically(tmp_path / "none" / "file", write)
-
-
-def test_write_atomically_keeps_permissions_ordinary_and_links(tmp_path):
-    plain, target, link = tmp_path / "plain", tmp_path / "target", tmp_path / "link"
-    plain.write_bytes(b"")
-    link.symlink_to(target)
-    runtime.write_atomically(link, lambda file: file.write(b"x"))
-    assert link.is_symlink()
-    assert target.read_bytes() == b"x"
-    assert target.stat().st_mode == plain.stat().st_mode
-    runtime.write_atomically(tmp_path / ("n" * 255), lambda file: file.write(b"x"))
-
-
-def test_write_atomically_from_several_threads(tmp_path):
-    path = tmp_path / "file"
-    contents = [bytes([65 + i]) * 100_000 for i in range(4)]
-    threads = [
-        threading.Thread(target=runtime.write_atomically, args=(path, lambda f, c=c: f.write(c))) for c in contents
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert path.read_bytes() in contents
 
 
 ############################################################

@@ -1,15 +1,13 @@
-"""Masks: pasting against four peers, and codes against pycocotools."""
+"""Masks and their overlaps by hand and against peers, codes against pycocotools."""
 
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import skimage.transform
 import torch
-import torch.nn.functional as F
-from conftest import DEVICES, GOLDEN
+from conftest import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -29,19 +27,6 @@ def blobs(seed, shape, level=0.5):
     rng = np.random.default_rng(seed)
     noise = scipy.ndimage.gaussian_filter(rng.random(shape), (3, 3, 0)[: len(shape)])
     return noise > np.quantile(noise, level)
-
-
-def random_probs(seed, count, side=28):
-    coarse = torch.rand(1, count, 5, 5, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (side, side), mode="bilinear")[0]
-
-
-@st.composite
-def boxes_around(draw, height, width):
-    number = st.floats(-30, 90, width=32)
-    y1, x1 = draw(number), draw(number)
-    sides = st.floats(0, 120, width=32)
-    return torch.tensor([[y1, x1, y1 + draw(sides), x1 + draw(sides)]])
 
 
 ############################################################
@@ -110,183 +95,6 @@ def test_compute_overlaps_masks_in_strips(monkeypatch):
     whole = utils.compute_overlaps_masks(masks, masks[..., ::-1])
     monkeypatch.setattr(utils, "_STRIP_PIXELS", 700)
     np.testing.assert_array_equal(utils.compute_overlaps_masks(masks, masks[..., ::-1]), whole)
-
-
-############################################################
-#  Pasting
-############################################################
-
-
-def test_centres_is_mmdetections(golden):
-    probs = torch.from_numpy(golden["mmdet/mask_logits"]).sigmoid()
-    boxes = torch.from_numpy(golden["mmdet/final_boxes"][:, [1, 0, 3, 2]])
-    crops = utils.paste_mask_crops(probs, boxes, (400, 600), "centres")
-    codes = [utils.rle_to_json(utils.crop_to_rle(*crop, (400, 600))) for crop in crops]
-    assert [utils.rle_area(code) for code in codes] == golden["mmdet/mask_areas"].tolist()
-    assert [code["counts"] for code in codes] == golden["mmdet/counts"].tolist()
-
-
-@pytest.mark.parametrize("peer", ["p2", "p3"])
-def test_expand_is_benchmarks_and_torchvisions(golden, peer):
-    masks, boxes = torch.from_numpy(golden["in/masks"]), torch.from_numpy(golden["in/paste_boxes"][:, [1, 0, 3, 2]])
-    width, height = golden["in/paste_image_wh"].tolist()
-    pasted = utils.paste_masks(masks, boxes, (height, width), "expand")
-    np.testing.assert_array_equal(pasted.transpose(2, 0, 1), golden[f"{peer}/paste"])
-
-
-def test_resize_is_matterports(golden):
-    masks = golden["in/masks"][golden["p4/unmold/mask_index"]]
-    boxes, expected = golden["p4/unmold/boxes_yxyx_int"], golden["p4/unmold/out"]
-    width, height = golden["in/paste_image_wh"].tolist()
-    pasted = utils.paste_masks(torch.from_numpy(masks), torch.from_numpy(boxes), (height, width), "resize")
-    np.testing.assert_array_equal(pasted.transpose(2, 0, 1), expected)
-    for mask, box, image in zip(masks, boxes, expected, strict=True):
-        np.testing.assert_array_equal(utils.unmold_mask(mask, box, (height, width, 3)), image)
-
-
-def centres_by_grid_sample(prob, box, height, width):
-    y1, x1, y2, x2 = box
-    ys = (torch.arange(height) + 0.5 - y1) / (y2 - y1) * 2 - 1
-    xs = (torch.arange(width) + 0.5 - x1) / (x2 - x1) * 2 - 1
-    grid = torch.stack(torch.broadcast_tensors(xs, ys[:, None]), dim=-1)
-    return F.grid_sample(prob[None, None], grid[None], align_corners=False)[0, 0]
-
-
-@given(SEEDS, boxes_around(60, 70))
-def test_centres_is_grid_sample_over_the_whole_image(seed, boxes):
-    probs = random_probs(seed, 1)
-    pasted = utils.paste_masks(probs, boxes, (60, 70), "centres")[..., 0]
-    if (boxes[0, 2:] > boxes[0, :2]).all():
-        sampled = centres_by_grid_sample(probs[0], boxes[0], 60, 70).numpy()
-        certain = np.abs(sampled - 0.5) > 1e-5
-        np.testing.assert_array_equal(pasted[certain], (sampled >= 0.5)[certain])
-    else:
-        assert not pasted.any()
-
-
-@given(SEEDS, boxes_around(60, 70))
-def test_expand_is_interpolate_of_the_padded_mask(seed, boxes):
-    probs = random_probs(seed, 1)
-    pasted = utils.paste_masks(probs, boxes, (60, 70), "expand")[..., 0]
-    centre, half = (boxes[0, 2:] + boxes[0, :2]) * 0.5, (boxes[0, 2:] - boxes[0, :2]) * 0.5 * (30 / 28)
-    first = (centre - half).to(torch.int64)
-    size = ((centre + half).to(torch.int64) - first + 1).clamp(min=1).tolist()
-    value = F.interpolate(F.pad(probs[None], [1] * 4), size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    expected = np.zeros((60 + 400, 70 + 400))
-    y, x = (first + 200).tolist()
-    expected[y : y + size[0], x : x + size[1]] = value
-    expected = expected[200:260, 200:270]
-    certain = np.abs(expected - 0.5) > 1e-5
-    np.testing.assert_array_equal(pasted[certain], (expected > 0.5)[certain])
-
-
-@given(SEEDS, boxes_around(60, 70))
-def test_resize_is_skimages_in_the_box(seed, boxes):
-    probs, boxes = (random_probs(seed, 1) + seed % 3 * 0.3).clamp(max=1), boxes.trunc()  # some are 0.5 at least
-    pasted = utils.paste_masks(probs, boxes, (60, 70), "resize")[..., 0]
-    y1, x1, y2, x2 = boxes[0].int().tolist()
-    expected = np.zeros((60 + 400, 70 + 400))
-    if y2 > y1 and x2 > x1:
-        value = utils.resize(probs[0].numpy(), (y2 - y1, x2 - x1))
-        expected[y1 + 200 : y2 + 200, x1 + 200 : x2 + 200] = value
-    expected = expected[200:260, 200:270]
-    certain = np.abs(expected - 0.5) > 1e-6
-    np.testing.assert_array_equal(pasted[certain], (expected >= 0.5)[certain])
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_full_mask_fills_its_box(rule, device):
-    probs, box = torch.ones(1, 28, 28, device=device), torch.tensor([[10.0, 20, 40, 60]], device=device)
-    ((y1, x1, crop),) = utils.paste_mask_crops(probs, box, (50, 70), rule)
-    assert crop.device.type == device
-    assert crop.dtype == torch.bool
-    pasted = utils.paste_masks(probs, box, (50, 70), rule)
-    # Expanding takes the last pixel in, and blurs by half a cell, which is a pixel here.
-    assert utils.extract_bboxes(pasted).tolist() == [[9, 19, 41, 61] if rule == "expand" else [10, 20, 40, 60]]
-    np.testing.assert_array_equal(pasted[y1 : y1 + len(crop), x1 : x1 + crop.shape[1], 0], crop.cpu())
-    assert pasted.sum() == crop.sum()
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-def test_thresholds(rule):
-    half = torch.full((1, 28, 28), 0.5)
-    pasted = utils.paste_masks(half, torch.tensor([[0.0, 0, 28, 28]]), (28, 28), rule)
-    assert pasted[5:20, 5:20].all() == (rule != "expand")
-    assert pasted[5:20, 5:20].any() == (rule != "expand")
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-@pytest.mark.parametrize(
-    "box",
-    [
-        [0, 0, np.nan, 5], [-np.inf, 0, np.inf, 5], [100, 100, 120, 120], [-50, -50, -20, -20], [9, 9, 2, 2],
-        [5, 5, 5, 5], [-1e30, -1e30, 1e30, 1e30], [-3e38, 0, 3e38, 9], [0, 0, 1e9, 1e9], [5, 5, 5.0001, 30],
-        [0, 0, 1e-40, 9],
-    ],
-)  # fmt: skip
-def test_odd_boxes(rule, box):
-    ((y1, x1, crop),) = utils.paste_mask_crops(torch.ones(1, 28, 28), torch.tensor([box]), (40, 50), rule)
-    assert y1 >= 0
-    assert x1 >= 0
-    assert y1 + crop.shape[0] <= 40
-    assert x1 + crop.shape[1] <= 50
-    if not np.isfinite(box).all() or min(box) == 100 or max(box) == -20:
-        assert crop.numel() == 0
-    assert utils.crop_to_rle(y1, x1, crop, (40, 50))["size"] == [40, 50]
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-def test_a_huge_box_covers_the_image(rule):
-    pasted = utils.paste_masks(torch.ones(1, 28, 28), torch.tensor([[-1e6, -1e6, 1e6, 1e6]]), (40, 50), rule)
-    assert pasted.all()
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-def test_no_masks(rule):
-    none = torch.zeros(0, 28, 28)
-    assert list(utils.paste_mask_crops(none, torch.zeros(0, 4), (5, 6), rule)) == []
-    assert utils.paste_masks(none, torch.zeros(0, 4), (5, 6), rule).shape == (5, 6, 0)
-
-
-@pytest.mark.parametrize("rule", utils.PASTE_RULES)
-def test_strips_make_the_same_crop(rule, monkeypatch):
-    probs, box = random_probs(3, 1), torch.tensor([[3.3, 2.2, 37.0, 44.4]])
-    whole = utils.paste_masks(probs, box, (40, 50), rule)
-    monkeypatch.setattr(utils, "_STRIP_PIXELS", 90)
-    np.testing.assert_array_equal(utils.paste_masks(probs, box, (40, 50), rule), whole)
-
-
-def test_pasting_ignores_autocast_and_gradients():
-    probs = random_probs(4, 3).requires_grad_()
-    boxes = torch.tensor([[0.0, 0, 40, 50], [3.3, 4.4, 30, 30], [10, 10, 90, 20]])
-    expected = utils.paste_masks(probs.detach(), boxes, (40, 50), "centres")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        np.testing.assert_array_equal(utils.paste_masks(probs, boxes, (40, 50), "centres"), expected)
-    assert utils.paste_masks(probs.bfloat16(), boxes, (40, 50), "centres").shape == (40, 50, 3)
-
-
-def test_one_crop_at_a_time():
-    probs, boxes = torch.ones(100, 28, 28), torch.tensor([[0.0, 0, 20, 20]]).repeat(100, 1)
-    tracemalloc.start()
-    crops = utils.paste_mask_crops(probs, boxes, (20_000, 20_000), "centres")
-    codes = [utils.crop_to_rle(*crop, (20_000, 20_000)) for crop in crops]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(codes) == 100
-    assert peak < 2e6
-
-
-def test_what_pasting_refuses():
-    probs, boxes = torch.ones(2, 28, 28), torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="centres, expand, resize, got 'center'"):
-        utils.paste_mask_crops(probs, boxes, (5, 5), "center")  # at once, not at the first crop
-    with pytest.raises(ValueError, match=r"boxes must be \[2, 4\], one for each mask, got \[3, 4\]"):
-        utils.paste_mask_crops(probs, torch.zeros(3, 4), (5, 5), "centres")
-    with pytest.raises(ValueError, match=r"floating \[N, M, M\], got torch.bool"):
-        utils.paste_mask_crops(probs > 0, boxes, (5, 5), "centres")
-    with pytest.raises(ValueError, match=r"got torch.float32 \[28, 28\]"):
-        utils.paste_masks(probs[0], boxes, (5, 5), "centres")
 
 
 ############################################################

@@ -1,23 +1,12 @@
 // Per-box maths of non-maximum suppression, compiled by the C++ compiler for nms.cpp and by nvcc for nms.cu.
 #pragma once
 
-#ifdef __CUDACC__
-#define HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_DEVICE inline
-#endif
+#include "../../native.h"
 
 // A box in pixels; (y2, x2) lies outside, so the height is y2 - y1.
 struct Box {
     float y1, x1, y2, x2;
 };
-
-HOST_DEVICE float smaller(float a, float b) { return a < b ? a : b; }
-
-HOST_DEVICE float larger(float a, float b) { return a > b ? a : b; }
-
-// NaN and infinities differ from themselves once subtracted.
-HOST_DEVICE bool is_finite(float value) { return value - value == 0.0f; }
 
 // A box or score that is not finite is never kept and suppresses nothing.
 HOST_DEVICE bool is_usable(Box box, float score) {

@@ -1,7 +1,7 @@
 // Predicted masks at their places in an image, and COCO's run-length codes of them, on the CPU. C ABI: see the end.
 //
-// Only pixels of the image that a box covers are visited, one after the other; what lies around them is known to be 0.
-// Across a mask first, then down it, as utils._paste: in that order the sums are the same.
+// Only the pixels that a box covers are visited; the others are 0. A mask is sampled across first and then down, as in
+// reference.py: only in this order are the sums the same.
 
 #include "paste.h"
 
@@ -20,11 +20,11 @@ struct Pasting {
     const float* boxes;
     int64_t count, rows, columns;
     int64_t height, width;  // of the image
-    int64_t rule;           // 0 centres, 1 expand, 2 resize
+    int64_t rule;           // a RuleCode
     int64_t dtype;          // of probs: 0 float, 1 double
 };
 
-// The taps of consecutive pixels, as columns, which the compiler can read many at a time.
+// The taps of consecutive pixels, one array for each field, so that the compiler can vectorise loops over them.
 template <class Number>
 struct Taps {
     std::vector<int32_t> cells;
@@ -40,7 +40,7 @@ struct Taps {
         }
     }
 
-    // What the pixels find on a line of cells.
+    // The value of a pixel on a line of cells.
     Number sample(const Number* line, int64_t pixel) const {
         const int32_t cell = cells[pixel];
         return blend(line[cell], lows[pixel], line[cell + 1], highs[pixel]);
@@ -83,7 +83,7 @@ private:
     }
 };
 
-// The pixels that an instance covers, and their places in its mask.
+// The pixels that an instance covers, and where each of them samples the mask.
 template <class Rule>
 struct Crop {
     Rule y, x;
@@ -100,7 +100,7 @@ struct Crop {
 //  Pixels
 ////////////////////////////////////////////////////////////
 
-// The rows of an image, from those of masks that were sampled across, two at a time.
+// Pastes masks row by row: samples two rows of the mask across, and blends each row of the image from them.
 template <class Rule>
 class RowPaster {
 public:
@@ -152,7 +152,7 @@ void paste_masks(const Pasting& pasting, uint8_t* masks) {
 //  Run-length codes
 ////////////////////////////////////////////////////////////
 
-// Where codes are written one after the other. What does not fit is only counted.
+// A buffer that codes are appended to. Characters beyond its capacity are counted, and not written.
 struct CodeBuffer {
     uint8_t* data;
     int64_t capacity, size;
@@ -163,7 +163,7 @@ struct CodeBuffer {
     }
 };
 
-// COCO's code of one mask, of which the runs of equal pixels are told in order.
+// Writes COCO's code of one mask. Callers add its runs of equal pixels in order.
 class Code {
 public:
     explicit Code(CodeBuffer& buffer) : buffer(buffer) {}
@@ -174,9 +174,9 @@ public:
         run += length;
     }
 
-    // Ends the run; after the last one it is to be called, too.
+    // Writes the current run. Call it once more after the last run.
     void finish() {
-        // The third number is still written as it is: so does pycocotools.
+        // From the fourth number on, COCO stores differences.
         write(count > 2 ? run - before_last : run);
         before_last = last;
         last = run;
@@ -186,7 +186,7 @@ public:
     }
 
 private:
-    // Five bits a character, lowest first, and one that tells whether more follow; the highest bit is the sign.
+    // Five bits a character, lowest first, and a sixth that says whether another follows; the highest bit is the sign.
     void write(int64_t number) {
         for (bool more = true; more;) {
             const int64_t bits = number & 31;
@@ -213,7 +213,7 @@ void add_column(const uint8_t* pixels, int64_t count, Code& code) {
     }
 }
 
-// The codes of masks, from one column of the image after the other.
+// Encodes masks, column by column of the image.
 template <class Rule>
 class ColumnCoder {
 public:
@@ -268,19 +268,24 @@ void encode_masks(const Pasting& pasting, CodeBuffer& buffer, int64_t* ends) {
 
 }  // namespace
 
-// masks: [count, height, width] bytes, zeros on entry; ones where a mask is.
+// masks: [count, height, width] bytes, zeros on entry. Sets the pixels of each mask to 1.
 extern "C" void paste_masks_cpu(const Pasting* pasting, uint8_t* masks) {
-    constexpr void (*kPaste[])(const Pasting&, uint8_t*) = {
-        paste_masks<Centres>, paste_masks<Expand>, paste_masks<Resize>};
-    kPaste[pasting->rule](*pasting, masks);
+    switch (pasting->rule) {
+        case kCentres: return paste_masks<Centres>(*pasting, masks);
+        case kExpand: return paste_masks<Expand>(*pasting, masks);
+        case kResize: return paste_masks<Resize>(*pasting, masks);
+    }
 }
 
-// codes: COCO's compressed counts of all masks, one after the other, in capacity bytes. ends: [count], where each ends.
-// Returns: bytes of all codes. Where that is more than capacity, the codes are to be asked for again with room for them.
+// codes: receives COCO's compressed counts of all masks, one after another, at most capacity bytes. ends: [count],
+// receives where each code ends.
+// Returns: the bytes of all codes. If they are more than capacity, codes is incomplete: call again with more room.
 extern "C" int64_t paste_rles_cpu(const Pasting* pasting, uint8_t* codes, int64_t capacity, int64_t* ends) {
-    constexpr void (*kEncode[])(const Pasting&, CodeBuffer&, int64_t*) = {
-        encode_masks<Centres>, encode_masks<Expand>, encode_masks<Resize>};
     CodeBuffer buffer = {codes, capacity, 0};
-    kEncode[pasting->rule](*pasting, buffer, ends);
+    switch (pasting->rule) {
+        case kCentres: encode_masks<Centres>(*pasting, buffer, ends); break;
+        case kExpand: encode_masks<Expand>(*pasting, buffer, ends); break;
+        case kResize: encode_masks<Resize>(*pasting, buffer, ends); break;
+    }
     return buffer.size;
 }

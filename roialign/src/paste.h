@@ -1,25 +1,22 @@
-// Where the pixels of an image look into a predicted mask, by three rules, and what they find there. For paste.cpp, but
-// as the other headers for any compiler, nvcc included. In the types and the order of operations of utils._paste, so
-// that both give the same masks.
+// Where each pixel of an image samples a predicted mask, by three rules, and the value that it gets. Types and the order
+// of operations are those of paste_crops in reference.py, so that both give the same masks. Only paste.cpp includes this
+// file, but nvcc could compile it as well.
 #pragma once
+
+#include "../../native.h"
 
 #include <cmath>
 #include <cstdint>
 
-#ifndef HOST_DEVICE
-#ifdef __CUDACC__
-#define HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_DEVICE inline
-#endif
-#endif
-
 namespace paste {
+
+// In the order of PASTE_RULES in paste.py.
+enum RuleCode : int64_t { kCentres, kExpand, kResize };
 
 constexpr int64_t kPadding = 2;  // cells of zeros on each side of a mask
 
-// Truncated, and within what integers hold. A NaN, which the corners of a box near the largest float may become, lies
-// far behind every image.
+// Truncates, and clamps to +-1e9. The corners of a box near the largest float may overflow to NaN, which becomes 1e9: a
+// pixel beyond every image.
 HOST_DEVICE int64_t whole(float number) {
     if (!(number < 1e9f)) return 1000000000;
     return number > -1e9f ? int64_t(number) : -1000000000;
@@ -37,10 +34,10 @@ HOST_DEVICE Span clip(int64_t start, int64_t stop, int64_t limit) {
     return {start > 0 ? start : 0, stop < limit ? stop : limit};
 }
 
-// A rule describes one axis of a box by its span and the position of each pixel in the mask, in which the centre of
-// cell i is at i; and tells which values are inside.
+// A rule has, for one axis of a box: the span of pixels, and the position of each pixel in the mask. The centre of cell i
+// is at position i. is_inside() says which values belong to the object.
 
-// Sampled at the centres of pixels: mmdetection.
+// mmdetection: samples the mask at the centres of pixels.
 struct Centres {
     using Number = float;
     Span span;
@@ -59,7 +56,8 @@ struct Centres {
     HOST_DEVICE static bool is_inside(float value, float) { return value >= 0.5f; }
 };
 
-// The mask in a ring of zeros, resized to the box expanded with it and truncated: maskrcnn-benchmark, torchvision.
+// maskrcnn-benchmark, torchvision: puts a ring of zeros around the mask, expands the box with it, truncates the box to
+// whole pixels, and resizes.
 struct Expand {
     using Number = float;
     Span span;
@@ -80,7 +78,7 @@ struct Expand {
     HOST_DEVICE static bool is_inside(float value, float) { return value > 0.5f; }
 };
 
-// Resized to the whole pixels of the box, in double, and to no value below the mask's smallest: Matterport.
+// Matterport: resizes to the whole pixels of the box, in double, and to no value below the mask's smallest.
 struct Resize {
     using Number = double;
     Span span;
@@ -98,7 +96,7 @@ struct Resize {
     HOST_DEVICE static bool is_inside(double value, double smallest) { return value >= 0.5 || smallest >= 0.5; }
 };
 
-// Between a cell of a padded mask and the next.
+// The weights of a cell of a padded mask and of the next one.
 template <class Number>
 struct Tap {
     int64_t cell;  // counted from the padding's first
@@ -116,7 +114,7 @@ HOST_DEVICE Tap<typename Rule::Number> find_tap(const Rule& axis, int64_t pixel,
     return {int64_t(cell) + kPadding, Number(1) - part, part};
 }
 
-// The sum of a matrix product with weights that are zero but for two, as BLAS adds it up: fused, in ascending order.
+// A dot product of which only two weights are not zero, rounded as BLAS rounds it: fused, in ascending order.
 HOST_DEVICE float blend(float low, float weight_low, float high, float weight_high) {
     return std::fma(high, weight_high, low * weight_low);
 }

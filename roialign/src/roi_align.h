@@ -5,14 +5,10 @@
 // Both pool an RoI axis by axis: an axis has bins, a bin has samples, a sample is interpolated between two cells.
 #pragma once
 
+#include "../../native.h"
+
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_DEVICE inline
-#endif
 
 namespace roi {
 
@@ -62,14 +58,6 @@ struct Sample {
     int64_t low, high;
     float weight_low, weight_high;
 };
-
-HOST_DEVICE float smaller(float a, float b) { return a < b ? a : b; }
-
-HOST_DEVICE float larger(float a, float b) { return a > b ? a : b; }
-
-HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-HOST_DEVICE bool is_finite(float value) { return value - value == 0.0f; }
 
 // TensorFlow's and torchvision's rules, behind the same three functions.
 // axis(): from the two box coordinates; an axis without samples pools to the value of an RoI outside the image.
