@@ -2,8 +2,8 @@
 
     BatchOrder (which images, which seeds) ─ Loader (in which processes) ─ Batch
 
-Every order and every seed follows from (SEED, epoch, place in the epoch). So batches do not depend on the number of
-workers, and an epoch can be entered at any step.
+Orders and seeds depend on SEED, the epoch and the place in the epoch only. So the number of workers does not change
+the batches, and an epoch can begin at any step.
 """
 
 import functools
@@ -31,35 +31,37 @@ logger = logging.getLogger(__name__)
 
 
 def image_seed(seed: int, epoch: int, place: int) -> int:
-    """The seed of the image at a place of an epoch, in 0 .. 2**63 - 1. seed: Config.SEED."""
+    """The seed of the image at a place in an epoch, 0 to 2**63 - 1. seed: Config.SEED. place: 0 for the first image."""
     return int(np.random.SeedSequence((seed, epoch, place)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class BatchOrder:
     """Which images are in each batch of an epoch, and their seeds: a sampler for a DataLoader.
 
-    Shuffled, for training: wide images come together, and high ones. Only what is left of either in the end is mixed,
-    and filled up with images that had their turn, so that all batches are full. Such a pass through the data is
-    followed by another, in another order, whether an epoch is longer or shorter than it: all images are seen equally
-    often. Not shuffled, for validation: in order, once at most, with the same seeds in each epoch; the last batch may
-    be smaller.
+    Shuffled, for training: landscape images share batches, and so do portrait ones, so that little padding is needed.
+    The images that remain of both share the last batches, which are filled up with images that had their turn: all
+    batches are full. One pass through the data follows another, each in an order of its own, however long an epoch is.
+    So all images are seen equally often.
 
-    In a distributed training each process takes its part of batches of IMAGES_PER_GPU * world images. Together they
-    take what one process with as large a batch would. (The last batch of a validation is filled up to a multiple of
-    world.)
+    Not shuffled, for validation: the images in order, each once at most, with the same seeds in every epoch. The last
+    batch may be smaller.
+
+    In a distributed training, a batch has IMAGES_PER_GPU * world images, and each process takes its share of them.
+    Together the processes take the images that one process with as large a batch would take. (The last batch of a
+    validation is filled up to a multiple of world.)
     """
 
     def __init__(self, is_wide: np.ndarray, config: Any, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
         """
-        is_wide: bool [images]. config: SEED, IMAGES_PER_GPU, STEPS_PER_EPOCH and VALIDATION_STEPS count.
-        rank, world: this process's number, and how many there are.
+        is_wide: bool [images], see TrainingData.is_wide. config: its SEED, IMAGES_PER_GPU, STEPS_PER_EPOCH and
+            VALIDATION_STEPS are read. rank, world: the number of this process, and the count of processes.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0 .. world - 1, got rank {rank} of world {world}")
         self.is_wide, self.seed, self.rank, self.world, self.shuffle = is_wide, config.SEED, rank, world, shuffle
         self.size = config.IMAGES_PER_GPU * world
         self.epoch, self.start_step = 0, 0
-        self._pass: tuple[int, np.ndarray] = (0, self._shuffled(0))
+        self._pass: tuple[int, np.ndarray] = (0, self._shuffled(0))  # number of the current pass, and its batches
         if shuffle:
             self.steps = config.STEPS_PER_EPOCH or len(self._pass[1])
         else:
@@ -74,8 +76,8 @@ class BatchOrder:
         return map(functools.partial(self.batch, self.epoch), range(self.start_step, self.steps))
 
     def batch(self, epoch: int, step: int) -> list[tuple[int, int]]:
-        """(index, seed) of each image that this process takes."""
-        images = self._training(epoch * self.steps + step) if self.shuffle else self._validation(step)
+        """(index, seed) of each image that this process takes in a step."""
+        images = self._training_batch(epoch * self.steps + step) if self.shuffle else self._validation_batch(step)
         share = len(images) // self.world
         first = self.rank * share
         epoch = epoch if self.shuffle else 0
@@ -85,28 +87,29 @@ class BatchOrder:
             for image, place in zip(images[first : first + share].tolist(), places, strict=True)
         ]
 
-    def _training(self, number: int) -> np.ndarray:
-        """[size]: the images of a batch, counted from the start of the training."""
-        number, row = divmod(number, len(self._pass[1]))
-        if self._pass[0] != number:
-            self._pass = number, self._shuffled(number)
+    def _training_batch(self, number: int) -> np.ndarray:
+        """[size]: the images of a batch. number: counts the batches since the start of the training."""
+        pass_number, row = divmod(number, len(self._pass[1]))
+        if self._pass[0] != pass_number:
+            self._pass = pass_number, self._shuffled(pass_number)
         return self._pass[1][row]
 
-    def _validation(self, step: int) -> np.ndarray:
+    def _validation_batch(self, step: int) -> np.ndarray:
         images = np.arange(len(self.is_wide))
         batch = images[step * self.size : (step + 1) * self.size]
         return np.concatenate([batch, np.resize(images, -len(batch) % self.world)])
 
-    def _shuffled(self, number: int) -> np.ndarray:
+    def _shuffled(self, pass_number: int) -> np.ndarray:
         """[batches, size]: the images of a pass through the data."""
-        rng = np.random.default_rng((self.seed, number))
+        rng = np.random.default_rng((self.seed, pass_number))
         order = rng.permutation(len(self.is_wide))
         groups = [order[self.is_wide[order]], order[~self.is_wide[order]]]
-        full = [len(group) // self.size * self.size for group in groups]
-        rest = np.concatenate([group[count:] for group, count in zip(groups, full, strict=True)])
-        others = order[~np.isin(order, rest)]
-        rest = np.resize(np.concatenate([rest, others]), math.ceil(len(rest) / self.size) * self.size)
-        batches = np.concatenate([*(group[:count] for group, count in zip(groups, full, strict=True)), rest])
+        counts = [len(group) // self.size * self.size for group in groups]  # in full batches
+        remaining = np.concatenate([group[count:] for group, count in zip(groups, counts, strict=True)])
+        others = order[~np.isin(order, remaining)]
+        size = math.ceil(len(remaining) / self.size) * self.size
+        mixed = np.resize(np.concatenate([remaining, others]), size)
+        batches = np.concatenate([*(group[:count] for group, count in zip(groups, counts, strict=True)), mixed])
         return rng.permutation(batches.reshape(-1, self.size))
 
 
@@ -114,20 +117,22 @@ class BatchOrder:
 #  Loader
 ############################################################
 
-# Forking needs no picklable data set and no guard around the main script, and starts in no time. Other systems spawn.
+# A forked worker starts at once. It needs neither a data set that can be pickled, nor `if __name__ == "__main__"` in
+# the main script. Other systems spawn workers, which need both.
 _START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 class _Loaded(NamedTuple):
-    """What a worker sends."""
+    """A batch with its problems, as a worker sends it to the training process."""
 
-    batch: Batch | None  # None if too much failed. To raise is the other side's: torch's way of it leaves processes
-    failures: dict[int, tuple[str, str]]  # by image_id: what went wrong, and the traceback
+    # None if too many images failed. The training process raises then: a worker that raises may leave processes behind.
+    batch: Batch | None
+    failures: dict[int, tuple[str, str]]  # by image_id: the error in words, and its traceback
     warnings: dict[int, str]  # by image_id
 
 
 class _Fetcher:
-    """Makes batches of (index, seed) pairs, in whichever process."""
+    """The data set that torch's DataLoader reads from: makes a batch of (index, seed) pairs, in a worker or here."""
 
     def __init__(self, data: TrainingData) -> None:
         self.data = data
@@ -153,27 +158,27 @@ class _Fetcher:
                 sample, warning = self.data._make(candidate % len(self.data), seed)
             except MemoryError:
                 raise
-            except Exception as error:  # whatever users' code and files come up with
-                failures[image_id] = self._describe(image_id, error), traceback.format_exc()
+            except Exception as error:  # users' code and files may raise anything
+                name, text = self.data.name(image_id), str(error)
+                text = text if text.startswith(name) else f"{name}: {type(error).__name__}: {text}"
+                failures[image_id] = text, traceback.format_exc()
             else:
                 warned.update({image_id: warning} if warning else {})
                 return sample
         return None
 
-    def _describe(self, image_id: int, error: Exception) -> str:
-        name, text = self.data.name(image_id), str(error)
-        return text if text.startswith(name) else f"{name}: {type(error).__name__}: {text}"
 
-
-def _as_it_is(loaded: _Loaded) -> _Loaded:
+def _unchanged(loaded: _Loaded) -> _Loaded:
+    """DataLoader's collate_fn: the fetcher has collated already. A function at top level, so that it can be pickled."""
     return loaded
 
 
 def worker_count(config: Any) -> int:
-    """The processes that load images: WORKERS, or what suits the machine.
+    """The number of processes that load images: WORKERS, or one that suits the machine.
 
-    0, which is to load in the training process, where training itself takes all cores (on the CPU), and where workers
-    would have to be spawned (Windows, macOS): that takes seconds, and a main script with a guard.
+    0 means that the training process loads them. It is chosen on the CPU, where training needs all cores, and on
+    Windows and macOS, where workers are spawned: that takes seconds, and the main script needs
+    `if __name__ == "__main__"`.
     """
     if config.WORKERS is not None:
         return config.WORKERS
@@ -184,10 +189,10 @@ def worker_count(config: Any) -> int:
 
 
 class Loader:
-    """The batches of an epoch for one process, as often as it is iterated over; make_loader makes it.
+    """The batches of an epoch for one process, from make_loader. Each iteration brings them anew.
 
-    An image that cannot be loaded is replaced by the next one, with a warning, until MAX_DATA_ERRORS of them have
-    failed: then the iteration raises ValueError, which names them.
+    An image that cannot be loaded is replaced by the next one, with a warning. When MAX_DATA_ERRORS images have failed,
+    the iteration raises a ValueError that names them.
     """
 
     def __init__(self, data: TrainingData, order: BatchOrder) -> None:
@@ -197,14 +202,14 @@ class Loader:
         workers = worker_count(data.config)
         self._loader = DataLoader(
             _Fetcher(data),
-            batch_size=None,  # what the order yields is a batch
+            batch_size=None,  # the order yields whole batches
             sampler=order,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=workers,
             multiprocessing_context=_START_METHOD if workers else None,
             persistent_workers=order.shuffle and workers > 0,
             pin_memory=data.config.GPU_COUNT > 0 and torch.cuda.is_available(),
-            generator=torch.Generator(),  # the shared one is left as it is
+            generator=torch.Generator(),  # so that the shared generator stays as it is
         )
 
     @property
@@ -213,16 +218,21 @@ class Loader:
         return self.order.steps
 
     def __len__(self) -> int:
-        """Batches that an iteration brings."""
+        """Batches of an iteration: those from start_step on."""
         return len(self.order)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What to iterate over from now on: an epoch, from a step on, both counted from 0."""
+        """Choose the epoch of the next iterations, and the step that they begin at. Both count from 0."""
         self.order.epoch, self.order.start_step = epoch, start_step
 
     def __iter__(self) -> Iterator[Batch]:
-        """Ends the iteration of a training that is under way: it has one set of workers."""
-        with warnings.catch_warnings():  # Python 3.12's, of any fork; workers only do what is safe after one
+        """The batches from start_step to the end of the epoch.
+
+        NOTE: a loader for training has one set of workers, so a new iteration ends one that is still going on.
+        """
+        with (
+            warnings.catch_warnings()
+        ):  # Python 3.12 warns of every fork, but our workers do only what is safe after one
             warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
             return self._checked(iter(self._loader))
 
@@ -232,7 +242,7 @@ class Loader:
             yield batch
 
     def _report(self, failures: dict[int, tuple[str, str]], warned: dict[int, str], is_final: bool) -> None:
-        """Logs what is new; raises ValueError when too many images have failed."""
+        """Log each failure and warning once. Raises ValueError when too many images have failed."""
         limit = self.data.config.MAX_DATA_ERRORS
         new = {image_id: failure for image_id, failure in failures.items() if image_id not in self._failures}
         self._failures |= new
@@ -255,10 +265,10 @@ def make_loader(
 ) -> Loader:
     """The batches of an epoch.
 
-    data: its config says how large batches are, how many make an epoch, and how many processes load them.
-    epoch, start_step: where to begin; Loader.set_epoch goes on to another.
-    rank, world: of a distributed training, this process's number and how many there are.
-    shuffle: False for validation: in order, and VALIDATION_STEPS long.
+    data: its config says how large a batch is, how many make an epoch, and how many processes load them.
+    epoch, start_step: where to begin; Loader.set_epoch changes both.
+    rank, world: the number of this process in a distributed training, and the count of processes.
+    shuffle: False for validation: images in order, VALIDATION_STEPS batches.
     """
     loader = Loader(data, BatchOrder(data.is_wide(), data.config, rank, world, shuffle))
     loader.set_epoch(epoch, start_step)

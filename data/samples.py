@@ -1,13 +1,13 @@
-"""What training learns from: a data set's images and objects as tensors, in batches, in an order that can be resumed.
+"""The images and objects of a data set as training takes them: augmented, resized, as tensors, in batches.
 
     Dataset ─ TrainingData ─ Sample ─ collate ─ Batch       (the ground truth of both: Targets)
                 BatchOrder (which images, which seeds) ─┴─ Loader (in which processes)
 
-Masks are never whole images: each object's is cut out where it is not empty, resized there, and all of a batch lie one
-after the other in one tensor of bytes (roialign.MaskCrops).
+No mask is as large as its image. It is cut out where it is not empty and only that part is resized. All masks of a
+batch lie one after the other in one tensor of bytes (roialign.MaskCrops).
 
-Everything random about an image follows from its seed, and the seed from (SEED, epoch, place in the epoch). So batches
-do not depend on the number of workers, and an epoch can be entered at any step.
+Everything random about an image follows from its seed, and the seed from SEED, the epoch and the place in the epoch
+(see loader.py).
 
     B images   G objects   C crowds   N instances, crowds included   H, W an image's height and width
     Boxes are (y1, x1, y2, x2) in pixels of the network's input; (y2, x2) lies outside. Sizes are (height, width).
@@ -162,9 +162,9 @@ def _cut_out(masks: np.ndarray | list[dict]) -> list[_Crop]:
 
 
 def _span(filled: np.ndarray) -> tuple[int, int]:
-    """The first true of bool [n], and the place after the last; (0, 0) without any."""
-    places = np.flatnonzero(filled)
-    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    """The index of the first True in bool [n], and the index after the last one; (0, 0) if there is none."""
+    indices = np.flatnonzero(filled)
+    return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
 
 
 def _trim(y: int, x: int, mask: np.ndarray) -> _Crop:
@@ -174,15 +174,19 @@ def _trim(y: int, x: int, mask: np.ndarray) -> _Crop:
 
 
 def _nearest(old: int, new: int, nearest: str) -> np.ndarray:
-    """int64 [new]: the pixel of old that each takes, ascending. By resizing their numbers, as utils does masks."""
+    """int64 [new], ascending: which of `old` rows each of `new` rows copies when a mask is resized.
+
+    utils.resize_mask decides: it resizes a column of row numbers.
+    """
     numbers = np.arange(old)[:, None, None]
     return utils.resize_mask(numbers, 1.0, ((0, 0), (0, 0)), size=(new, 1), nearest=nearest)[:, 0, 0]
 
 
 def _resize_crop(crop: _Crop, rows: np.ndarray, columns: np.ndarray, flip: bool) -> _Crop:
-    """What utils.resize_mask does to a whole mask, done to the part that is not empty.
+    """The crop of the resized mask: as utils.resize_mask resizes a whole mask, but only the part that is not empty.
 
-    rows, columns: [h], [w], the row and column that each of the result takes, ascending. flip: left to right.
+    rows, columns: int64 [h] and [w], ascending: which row and column of the mask each of the result copies.
+    flip: mirror the result, left to right.
     """
     y, x, mask = crop
     top, bottom = np.searchsorted(rows, (y, y + mask.shape[0])).tolist()
@@ -194,18 +198,19 @@ def _resize_crop(crop: _Crop, rows: np.ndarray, columns: np.ndarray, flip: bool)
 
 
 def _bounds(crops: Sequence[_Crop]) -> np.ndarray:
-    """float32 [N, 4]: the boxes around crops."""
+    """float32 [N, 4]: the box around each crop."""
     boxes = [(y, x, y + mask.shape[0], x + mask.shape[1]) for y, x, mask in crops]
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def _shrink(crop: _Crop, shape: tuple[int, int]) -> _Crop:
+    """The mini mask of a crop: resized to a shape, with (0, 0) as its corner."""
     height, width = crop.mask.shape
     return _Crop(0, 0, utils.minimize_mask(np.array([[0, 0, height, width]]), crop.mask[..., None], shape)[..., 0])
 
 
 def _pack(crops: Sequence[_Crop], canvas: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> MaskCrops:
-    """All crops as one MaskCrops. origin: (y, x) in the canvas of what the crops count from."""
+    """All crops as one MaskCrops. origin: (y, x) in the canvas of the point that the crops' y and x count from."""
     pixels = np.concatenate([np.zeros(0, bool), *(crop.mask.ravel() for crop in crops)])
     sizes = torch.tensor([crop.mask.shape for crop in crops], dtype=torch.int64).view(-1, 2)
     origins = torch.tensor([(crop.y, crop.x) for crop in crops], dtype=torch.int64).view(-1, 2)
@@ -223,7 +228,7 @@ def _pack(crops: Sequence[_Crop], canvas: tuple[int, int], origin: tuple[int, in
 #  Augmentation
 ############################################################
 
-# Those of imgaug that move pixels. The others change colours and have to leave masks alone.
+# Augmenters of imgaug that move pixels. All others change colours only, and must not be applied to masks.
 _MOVING_AUGMENTERS = {
     *("Sequential", "SomeOf", "OneOf", "Sometimes", "Fliplr", "Flipud", "CropAndPad", "Affine"),
     *("PiecewiseAffine", "PerspectiveTransform", "ElasticTransformation", "Rot90", "Resize", "CropToFixedSize"),
@@ -233,7 +238,7 @@ _MOVING_AUGMENTERS = {
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The generators that all modules share, from which a user's code may draw, seeded for an image; then as before."""
+    """Inside, the generators that all modules share are seeded, for users' code may use them. Afterwards they go on."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -247,11 +252,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarray, seed: int) -> tuple[Any, Any]:
-    """(image, masks) as an augmentation of whatever style makes them of an image and masks bool [H, W, N].
+    """(image, masks) as the augmentation returns them. masks: bool [H, W, N].
 
-    It gets copies, for the data set may keep what it returned.
+    It may be of any style that TrainingData describes. It gets copies: the data set may keep its own arrays.
     """
-    for method in ("set_random_seed", "seed_"):  # albumentations, imgaug: both have generators of their own
+    for method in ("set_random_seed", "seed_"):  # albumentations' and imgaug's own generators
         if hasattr(augmentation, method):
             getattr(augmentation, method)(seed % 2**32)
     if hasattr(augmentation, "to_deterministic"):
@@ -270,10 +275,10 @@ def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndar
 
 
 def _takes_keywords(augmentation: Callable) -> bool:
-    """Whether it wants image= and masks=, as albumentations does, and not (image, masks)."""
+    """Whether it takes image= and masks=, as albumentations does, instead of (image, masks)."""
     try:
         parameters = inspect.signature(augmentation).parameters.values()
-    except (TypeError, ValueError):  # something built in
+    except (TypeError, ValueError):  # a built-in function has no signature
         return False
     positional = sum(
         parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
@@ -284,7 +289,7 @@ def _takes_keywords(augmentation: Callable) -> bool:
 
 
 def _mask_hooks(augmentation: Any) -> dict[str, Any]:
-    """What keeps imgaug from changing the values of masks."""
+    """Arguments of imgaug's augment_image that keep it from changing the values of masks."""
     package = sys.modules.get(type(augmentation).__module__.partition(".")[0])
     return {"hooks": package.HooksImages(activator=_moves_pixels)} if hasattr(package, "HooksImages") else {}
 
@@ -296,7 +301,7 @@ def _moves_pixels(images: Any, augmenter: Any, parents: Any, default: Any) -> bo
 def _jitter_color(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
     """Brightness, saturation (of RGB) and contrast changed, each by a factor in 1 - amount .. 1 + amount."""
     brightness, saturation, contrast = rng.uniform(1 - amount, 1 + amount, 3)
-    mixture = np.eye(image.shape[2])  # of the channels: itself, or for less saturation the gray value
+    mixture = np.eye(image.shape[2])  # [C, C]; with less saturation, each channel comes closer to the gray value
     if image.shape[2] == 3:
         mixture = saturation * mixture + (1 - saturation) * np.array([0.299, 0.587, 0.114])
     pixels = image.astype(np.float32) @ (brightness * mixture.T).astype(np.float32)  # [h, w, C]
@@ -311,14 +316,16 @@ def _jitter_color(image: np.ndarray, amount: float, rng: np.random.Generator) ->
 def _jitter_scale(
     plan: utils.ResizePlan, factor: float, mode: str, divisor: int, rng: np.random.Generator
 ) -> utils.ResizePlan:
-    """The plan with the image scaled by one factor more: what then is larger than the padded input of the plan is
-    cropped to that at random, what is smaller is padded by the rule of the mode (modes "crop" and "none": to the size
-    that it has in the plan, at the bottom and right)."""
+    """The plan with the image scaled by one more factor.
+
+    An image that is then larger than the plan's padded input is cropped to it, at random. A smaller one is padded by
+    the rule of its resize mode; modes "crop" and "none" pad at the bottom and right, to the plan's padded input.
+    """
     canvas = _padded_shape(plan)
     size = tuple(max(1, round(side * factor)) for side in plan.size)
     height, width = (min(side, limit) for side, limit in zip(size, canvas, strict=True))
     y, x = (int(rng.integers(side - kept, endpoint=True)) for side, kept in zip(size, (height, width), strict=True))
-    multiple = {"shorter": divisor, "pad64": 64}.get(mode)
+    multiple = {"shorter": divisor, "pad64": 64}.get(mode)  # of which the padded sides are multiples
     missing = [
         -kept % multiple if multiple else side - kept for side, kept in zip(canvas, (height, width), strict=True)
     ]
@@ -342,16 +349,16 @@ def _padded_shape(plan: utils.ResizePlan) -> tuple[int, int]:
 class TrainingData:
     """The images of a Dataset as Samples: loaded, checked, augmented, resized.
 
-    augmentation sees an image at its own size, with all of its masks; what it returns may be of another size. Boxes
-    then follow from the masks. It is one of
+    augmentation gets an image at its own size, with all of its masks, and may return another size. The boxes of an
+    augmented image are computed from its masks. An augmentation is one of
         a callable (image uint8 [H, W, C], masks bool [H, W, N]) -> (image, masks);
-        a callable of the keywords image and masks (a list of N uint8 [H, W]), which returns a dict of both, such as
+        a callable with the keywords image and masks (a list of N uint8 [H, W]) that returns a dict of both, such as
             albumentations' Compose without bbox_params;
         an object with to_deterministic() and augment_image(): imgaug's, as in Matterport's code.
-    The shared generators of random, NumPy and torch are seeded for each image. One that has a generator of its own is
-    repeatable only if it has a method set_random_seed or seed_.
+    The shared generators of random, NumPy and torch are seeded for each image. An augmentation with a generator of its
+    own is repeatable only if it has a method set_random_seed or seed_.
 
-    Images without objects are samples like others.
+    An image without objects makes a sample, too.
     """
 
     def __init__(
@@ -363,12 +370,12 @@ class TrainingData:
         augment: bool = True,
     ) -> None:
         """
-        dataset: prepared, and picklable if it is to be loaded by workers on Windows and macOS.
-        config: a Config; HORIZONTAL_FLIP, MULTI_SCALE, SCALE_JITTER and COLOR_JITTER say what else is augmented.
+        dataset: prepared. Workers on Windows and macOS need one that can be pickled.
+        config: a Config. Its HORIZONTAL_FLIP, MULTI_SCALE, SCALE_JITTER and COLOR_JITTER augment the images as well.
         no_augmentation_sources: sources of the data set whose images are not augmented in any way.
-        augment: False for validation: no image is.
+        augment: False for validation: no image is augmented.
 
-        Raises: ValueError for what does not fit together.
+        Raises: ValueError if the data set is empty, has more classes than the config, or the augmentation is none.
         """
         self.dataset, self.config, self.augmentation, self.augment = dataset, config, augmentation, augment
         self.no_augmentation_sources = frozenset(no_augmentation_sources or ())
@@ -392,19 +399,19 @@ class TrainingData:
         return self.sample(index)
 
     def sample(self, index: int, seed: int = 0) -> Sample:
-        """The sample of an image, always the same for a seed.
+        """The sample of an image. The same seed always makes the same sample.
 
         index: of dataset.image_ids. seed: at least 0, below 2**63.
 
-        Raises: whatever the data set raises; ValueError, which names the image, for what it should not return.
+        Raises: what the data set raises; ValueError that names the image if the data set returns something wrong.
         """
         return self._make(index, seed)[0]
 
     def name(self, image_id: int) -> str:
-        """What messages call an image."""
+        """The name of an image in messages, such as "image coco.139 (val2017/000000000139.jpg)"."""
         info = self.dataset.image_info[image_id]
-        where = self.dataset.image_reference(image_id) or info.get("path")
-        return f"image {info['source']}.{info['id']}" + (f" ({where})" if where else "")
+        reference = self.dataset.image_reference(image_id) or info.get("path")
+        return f"image {info['source']}.{info['id']}" + (f" ({reference})" if reference else "")
 
     def _make(self, index: int, seed: int) -> tuple[Sample, str | None]:
         """The sample, and a warning if there is one."""
@@ -438,14 +445,13 @@ class TrainingData:
             targets=targets,
             image_id=image_id,
         )
-        return sample, self._warning(image_id, len(objects)) if len(chosen) < len(objects) else None
-
-    def _warning(self, image_id: int, count: int) -> str:
+        if len(chosen) == len(objects):
+            return sample, None
         limit = self.config.MAX_GT_INSTANCES
-        return f"{self.name(image_id)} has {count} objects; MAX_GT_INSTANCES leaves the {limit} largest"
+        return sample, f"{self.name(image_id)} has {len(objects)} objects; MAX_GT_INSTANCES leaves the {limit} largest"
 
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
-        """The image uint8 [H, W, C] and its instances, checked and, if they are to be, augmented by the user's code."""
+        """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
         name = self.name(image_id)
         image = self._checked_image(self.dataset.load_image(image_id), name)
         instances = self.dataset.load_instances(image_id)
@@ -496,9 +502,9 @@ class TrainingData:
         return pixels[:, ::-1] if flip else pixels
 
     def _place(self, instances, shape, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop]]:
-        """Where the instances lie in the network's input.
+        """The boxes and masks of instances in the network's input.
 
-        Returns: boxes float32 [N, 4], clipped to the window; crops [N], which count from the window's corner.
+        Returns: boxes float32 [N, 4], clipped to the window; N crops, whose y and x count from the window's corner.
         """
         y, x, height, width = region = _region(plan)
         nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
@@ -519,10 +525,10 @@ class TrainingData:
         return _pack([_shrink(crop, shape) for crop in crops], shape)
 
     def is_wide(self) -> np.ndarray:
-        """bool [len(self)], which images are at least as wide as they are high, so that like can be with like.
+        """bool [len(self)]: whether each image is at least as wide as it is high. BatchOrder batches by this.
 
-        From image_info's height and width, or else from the file's header. An image of which neither tells counts as
-        wide. All do where resizing makes them squares.
+        Height and width come from image_info, or else from the file's header. An image without either counts as wide.
+        So do all images if the resize mode makes squares of them.
         """
         if self._is_wide is None:
             if self.config.IMAGE_RESIZE_MODE in ("square", "crop"):
@@ -534,17 +540,17 @@ class TrainingData:
 
 
 def _region(plan: utils.ResizePlan) -> tuple[int, int, int, int]:
-    """(y, x, height, width): what is left of the scaled image."""
+    """(y, x, height, width) of the part of the scaled image that the plan keeps."""
     return plan.crop or (0, 0, *plan.size)
 
 
 def _fit_boxes(
     boxes: np.ndarray, bounds: np.ndarray, size: tuple[int, int], flip: bool, is_cropped: bool
 ) -> np.ndarray:
-    """Boxes of a data set, flipped and clipped. float32 [N, 4].
+    """Boxes of a data set, flipped and clipped to the image: float32 [N, 4].
 
-    bounds: the boxes around the masks, flipped already. They replace boxes that a crop cuts, for what is left of an
-    object may fill less than what is left of its box.
+    bounds: [N, 4], the boxes around the masks, flipped already. They replace boxes that a crop cuts: the rest of an
+        object may be smaller than the rest of its box. size: (height, width) of the image.
     """
     height, width = size
     if flip:
@@ -555,14 +561,14 @@ def _fit_boxes(
 
 
 def _usable(boxes: np.ndarray, crops: Sequence[_Crop], class_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of objects and of crowds that have a pixel left, and a box of at least one pixel along each side."""
+    """The indices of the objects and of the crowds that still have a pixel, and a box of at least one pixel a side."""
     has_pixels = np.array([crop.mask.size > 0 for crop in crops], bool)
     is_usable = has_pixels & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
     return np.flatnonzero(is_usable & (class_ids > 0)), np.flatnonzero(is_usable & (class_ids < 0))
 
 
 def _largest(crops: Sequence[_Crop], objects: np.ndarray, limit: int) -> np.ndarray:
-    """Those of the objects that have the most pixels, no more than limit, in their order."""
+    """The objects with the most pixels, at most `limit` of them, in their old order. objects: indices of crops."""
     if len(objects) <= limit:
         return objects
     areas = np.array([np.count_nonzero(crops[i].mask) for i in objects])
@@ -570,7 +576,7 @@ def _largest(crops: Sequence[_Crop], objects: np.ndarray, limit: int) -> np.ndar
 
 
 def _checked_masks(masks: Any, image: np.ndarray, count: int, name: str) -> np.ndarray:
-    """bool [H, W, N], what an augmentation made of the masks of an image."""
+    """The masks that an augmentation returned, as bool [H, W, N]. image: as it returned it. count: N."""
     masks = np.zeros((*image.shape[:2], 0), bool) if masks is None or count == 0 else np.asarray(masks)
     if masks.shape != (*image.shape[:2], count):
         raise ValueError(
@@ -587,7 +593,10 @@ def _check_augmentation(augmentation: Any) -> None:
             f"not {type(augmentation).__name__}"
         )
     if "bboxes" in getattr(augmentation, "processors", {}):
-        raise ValueError("augmentation has bbox_params, but gets no boxes: they follow from masks. Leave them out")
+        raise ValueError(
+            "augmentation has bbox_params, but it gets no boxes: these are computed from the masks it returns. "
+            "Leave bbox_params out"
+        )
 
 
 def _is_wide(info: dict[str, Any]) -> bool:
@@ -598,5 +607,5 @@ def _is_wide(info: dict[str, Any]) -> bool:
         with PIL.Image.open(info["path"]) as image:
             is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation
             return (image.height >= image.width) if is_turned else (image.width >= image.height)
-    except Exception:  # no file, or one that only the data set can read: it is asked when the image's turn comes
+    except Exception:  # no file, or one that only the data set can read; if it cannot, loading the image reports it
         return True
