@@ -121,7 +121,7 @@ def test_values_are_numbers(tmp_path, value):
     recorder = Recorder(tmp_path)
     with pytest.raises(ValueError, match=r"values\['loss'\] must be a number"):
         recorder.record("train", 0, 1, {"loss": value})
-    with pytest.raises(ValueError, match="'step' is taken"):
+    with pytest.raises(ValueError, match="'step' is a key that every record has"):
         recorder.record("train", 0, 1, {"step": 1})
     recorder.close()
     assert read_records(tmp_path / "metrics.jsonl") == []

@@ -1,8 +1,8 @@
-"""Checkpoints on disk, and the folder that they lie in: written whole or not at all, found again, never shared.
+"""The files of checkpoints: their names and folders, writing them whole or not at all, and deleting old ones.
 
 LOGS/{name}{YYYYmmddTHHMM}/mask_rcnn_{name}_{epoch:04d}.pth             after that many epochs
                            mask_rcnn_{name}_{epoch:04d}_{step:06d}.pth  that many batches into the next epoch
-                           mask_rcnn_{name}_best.pth                    the best of those after an epoch
+                           mask_rcnn_{name}_best.pth                    the best one after a whole epoch
 """
 
 import contextlib
@@ -25,32 +25,32 @@ import runtime
 
 
 class Position(NamedTuple):
-    """How far a training has come. Tuples compare as positions do."""
+    """How far a training has come. A later position is the greater tuple."""
 
-    epoch: int  # completed
-    step: int  # batches into the next
+    epoch: int  # completed epochs
+    step: int  # batches of the next epoch that are done
 
 
 def checkpoint_path(log_dir: str | os.PathLike, name: str | None, epoch: int, step: int = 0) -> Path:
-    """Where the checkpoint of a position belongs. name: config.NAME."""
+    """The path of a position's checkpoint. name: config.NAME."""
     within = f"_{step:06d}" if step else ""
     return Path(log_dir) / f"mask_rcnn_{_lower(name)}_{epoch:04d}{within}.pth"
 
 
 def best_path(log_dir: str | os.PathLike, name: str | None) -> Path:
-    """Where the best checkpoint belongs."""
+    """The path of the best checkpoint."""
     return Path(log_dir) / f"mask_rcnn_{_lower(name)}_best.pth"
 
 
 def list_checkpoints(log_dir: str | os.PathLike, name: str | None) -> dict[Position, Path]:
-    """The checkpoints in a log folder, oldest first; without the best one, which is one of them or was."""
+    """The checkpoints in a log folder, oldest first, without the best one: that is a second name of one of them."""
     pattern = re.compile(rf"mask_rcnn_{re.escape(_lower(name))}_(\d+)(?:_(\d+))?\.pth")
-    found = {
+    paths = {
         Position(int(match[1]), int(match[2] or 0)): path
         for path in Path(log_dir).glob("*.pth")
         if (match := pattern.fullmatch(path.name))
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(paths.items()))
 
 
 def find_last(model_dir: str | os.PathLike, name: str | None) -> Path:
@@ -63,17 +63,19 @@ def find_last(model_dir: str | os.PathLike, name: str | None) -> Path:
     model_dir, name = Path(model_dir), _lower(name)
     folders = sorted(model_dir.glob(f"{name}*"), reverse=True) if model_dir.is_dir() else []
     for folder in folders:
-        if re.fullmatch(rf"{re.escape(name)}\d*T?\d*", folder.name) and (found := list_checkpoints(folder, name)):
-            return found[max(found)]
+        if re.fullmatch(rf"{re.escape(name)}\d*T?\d*", folder.name):
+            paths = list_checkpoints(folder, name)
+            if paths:
+                return paths[max(paths)]
     raise FileNotFoundError(
         f"there is no checkpoint mask_rcnn_{name}_*.pth in any folder {model_dir / name}*; train first, or name a file"
     )
 
 
 def make_log_dir(model_dir: str | os.PathLike, name: str | None) -> Path:
-    """A new log folder, called after the experiment and the time."""
+    """Make a new log folder, named after the experiment and the time."""
     now = datetime.now()
-    for form in ("%Y%m%dT%H%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%f"):  # another may have begun in the same minute
+    for form in ("%Y%m%dT%H%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%f"):  # another training may have this minute's name
         log_dir = Path(model_dir) / f"{_lower(name)}{now.strftime(form)}"
         with contextlib.suppress(FileExistsError):
             log_dir.mkdir(parents=True)
@@ -93,7 +95,7 @@ def _lower(name: str | None) -> str:
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all. Its folder must exist.
 
-    Raises: OSError that names the file and what it needs, if the disk refuses; older checkpoints are as they were.
+    Raises: OSError that names the file and the room that it needs, if the disk refuses. Older checkpoints stay intact.
     """
     problem: list[OSError] = []
     try:
@@ -106,7 +108,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 class _Watched:
-    """A file for torch.save, which turns errors of the disk into errors of its own: here they are kept."""
+    """A file that keeps the disk's errors: torch.save replaces them by errors of its own, which do not say why."""
 
     def __init__(self, file, problem: list[OSError]) -> None:
         self._file, self._problem = file, problem
@@ -146,7 +148,7 @@ def size_of(contents: Any) -> int:
 
 
 def keep_as_best(path: Path, best: Path) -> None:
-    """Make best the same file as path, which is never changed afterwards; a copy where the file system has no links."""
+    """Let best be a second name (a hard link) of the file at path, or a copy where the file system has no links."""
     temporary = best.with_name(f".{best.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -160,7 +162,7 @@ def keep_as_best(path: Path, best: Path) -> None:
 
 
 def prune_checkpoints(log_dir: Path, name: str | None, kept: int) -> None:
-    """Delete all but the last checkpoints, and what writers that were killed left behind."""
+    """Delete all but the last `kept` checkpoints, and unfinished files of processes that were killed."""
     for path in list(list_checkpoints(log_dir, name).values())[:-kept]:
         path.unlink(missing_ok=True)
     for path in log_dir.glob(f".mask_rcnn_{_lower(name)}_*.tmp"):
@@ -168,7 +170,7 @@ def prune_checkpoints(log_dir: Path, name: str | None, kept: int) -> None:
 
 
 def set_aside_later(log_dir: Path, name: str | None, position: Position) -> list[Path]:
-    """Rename the checkpoints beyond a position that is continued from: they belong to another continuation.
+    """Rename the checkpoints beyond the position that a training continues from: another continuation wrote them.
 
     Returns: their new paths, NAME.pth.superseded.
     """

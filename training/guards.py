@@ -1,4 +1,4 @@
-"""What keeps a training from losing work, or its user from guessing: signals, and errors that say what to do."""
+"""Errors of a training that say what to do: memory, numbers that are not finite, and what to write to a file then."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,9 @@ from torch import Tensor
 
 from config import MEMORY, settings_that
 
-############################################################
-#  Errors that say what to do
-############################################################
-
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of a GPU's, or the machine's, memory."""
+    """Whether the memory of a GPU or of the machine was too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -25,6 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_advice(config, device: torch.device) -> str:
+    """Which settings to change after an error that is_out_of_memory, with their values."""
     values = ", ".join(f"{name} = {getattr(config, name)}" for name in settings_that(MEMORY))
     return (
         f"out of memory on {device}. Lower IMAGES_PER_GPU (ACCUMULATE_STEPS keeps the batch as large), set "
@@ -34,6 +31,7 @@ def memory_advice(config, device: torch.device) -> str:
 
 
 def image_ids_of(batches: Sequence[Any]) -> list:
+    """The image_ids of batches, one batch after another; none for batches without them."""
     return [image for batch in batches for image in getattr(batch, "image_ids", ())]
 
 
@@ -42,7 +40,10 @@ def all_finite(values: Mapping[str, float]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The value as torch.load(weights_only=True) can read it: tensors on the CPU, numbers, strings, lists and dicts."""
+    """The value in types that torch.load(weights_only=True) reads: tensors on the CPU, numbers, strings, lists, dicts.
+
+    Anything else becomes its repr.
+    """
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray):

@@ -5,7 +5,7 @@ LOGS/{name}{YYYYmmddTHHMM}/metrics.jsonl   the records, one JSON object a line: 
                            losses.png      the same as curves (curves.py)
                            events.out.*    the same for TensorBoard, where that is installed
 
-Nothing in the records depends on the clock: those of a continued training equal those of an uninterrupted one.
+No record depends on the clock, so a continued training writes the same records as an uninterrupted one.
 """
 
 import csv
@@ -29,9 +29,9 @@ import runtime
 
 logger = logging.getLogger(__name__)
 
-# Where a record belongs: epochs that are completed, and steps into the next.
+# The keys of a record that say what it is of: its kind, the completed epochs, and the steps of the next epoch.
 PLACE = ("kind", "epoch", "step")
-# What a record of training has beside its single losses: see Trainer.show and Trainer.update in loop.py.
+# The other numbers in a record of training than its single losses: see Trainer.report_update in loop.py.
 NOT_LOSSES = ("loss", "learning_rate", "gradient_norm")
 
 ############################################################
@@ -40,7 +40,7 @@ NOT_LOSSES = ("loss", "learning_rate", "gradient_norm")
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records in a metrics.jsonl, in order; of those that were being written when a training was killed, none.
+    """The records in a metrics.jsonl, in order. A line that a killed training did not finish is left out.
 
     Returns: dicts of kind, epoch, step and numbers; None stands for a number that was not finite. [] without the file.
     """
@@ -57,13 +57,13 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class Recorder:
-    """Writes the metrics of a training. What was recorded is in the files, whenever the process is killed."""
+    """Writes the metrics of a training to its files at once, so that a killed process loses none."""
 
     def __init__(self, log_dir: str | os.PathLike, resume_step: tuple[int, int] | None = None) -> None:
         """
         log_dir: the folder, which exists.
-        resume_step: (completed epochs, steps into the next) that the training begins at. What is recorded beyond it is
-            dropped. None keeps everything.
+        resume_step: (completed epochs, steps of the next) that the training begins at. Records beyond it are dropped.
+            None keeps all records.
         """
         self.log_dir = Path(log_dir)
         self._path, self._csv_path = self.log_dir / "metrics.jsonl", self.log_dir / "metrics.csv"
@@ -84,11 +84,11 @@ class Recorder:
     def record(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Write numbers down.
 
-        kind: "train", "val", "eval" or any other word. epoch: completed ones. step: steps into the next.
+        kind: "train", "val", "eval" or any other word. epoch: completed epochs. step: steps of the next.
         values: numbers by name, also tensors of one element. Training's total is "loss"; a validation's names begin
             with "val_".
 
-        Raises: ValueError for what is no number; OSError that names the file if it cannot be written.
+        Raises: ValueError for a value that is no number; OSError that names the file if it cannot be written.
         """
         record = {"kind": kind, "epoch": int(epoch), "step": int(step)} | _numbers(values)
         try:
@@ -119,7 +119,7 @@ class Recorder:
         self._tensorboard = None
 
     def _note(self, record: Mapping[str, Any]) -> bool:
-        """Remember what later records depend on. Returns: whether the table gets a column."""
+        """Remember the record's names and step, on which later records depend. Returns: whether a name is new."""
         if record["kind"] == "train":
             self._epoch_steps[record["epoch"]] = record["step"]
         new = [name for name in record if name not in self._columns]
@@ -127,7 +127,7 @@ class Recorder:
         return bool(new)
 
     def _global_step(self, epoch: int, step: int) -> int:
-        """Steps since the start: TensorBoard wants one number."""
+        """Steps since the start of the training, for TensorBoard, which knows no epochs."""
         return sum(steps for other, steps in self._epoch_steps.items() if other < epoch) + step
 
     def _write_table(self, records: list[dict[str, Any]]) -> None:
@@ -140,11 +140,11 @@ class Recorder:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """The values as JSON has them, which knows no NaN: None stands for what is not finite."""
+    """The values as numbers for JSON. It has no NaN and no infinity: None stands for them."""
     numbers = {}
     for name, value in values.items():
         if name in PLACE:
-            raise ValueError(f"values: {name!r} is taken by the record's place; use another name")
+            raise ValueError(f"values: {name!r} is a key that every record has already; use another name")
         try:
             number = float(value)
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several elements
@@ -158,7 +158,7 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 
 def _csv_text(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
-    """Lines of the table. What a record does not have stays empty; what is not finite is nan."""
+    """Lines of the table. A number that a record lacks stays empty; one that is not finite is "nan"."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     for record in records:
@@ -168,14 +168,14 @@ def _csv_text(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> s
 
 
 def _summary_writer(log_dir: Path, purge_step: int) -> Any:
-    """TensorBoard's writer, None where TensorBoard is not installed. What it has from purge_step on is hidden."""
+    """TensorBoard's writer, None where TensorBoard is not installed. It hides older records from purge_step on."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(log_dir), purge_step=purge_step)
-    except Exception as error:  # as often as not its version does not fit protobuf's or NumPy's
+    except Exception as error:  # often its version does not fit that of protobuf or NumPy
         logger.warning("TensorBoard is installed and does not work, so it gets nothing: %s", error)
         return None
 
@@ -184,14 +184,14 @@ def _summary_writer(log_dir: Path, purge_step: int) -> Any:
 #  The line of progress
 ############################################################
 
-_TERMINAL_SECONDS, _FILE_SECONDS = 0.1, 30.0  # between two lines
-_DECAY = 0.98  # rates are of the last 50 updates or so
+_TERMINAL_SECONDS, _FILE_SECONDS = 0.1, 30.0  # at least, between two lines
+_DECAY = 0.98  # rates are means over about the last 50 updates
 
 
 class ProgressLine:
-    """How far the training is: one line that changes on a terminal, a line now and then in a file.
+    """Shows how far the training is: on a terminal one line that changes, in a file a new line every half minute.
 
-    What matters most comes first, and a terminal gets as much as fits into its width.
+    The most important numbers come first, and a terminal gets as many as fit into its width.
     """
 
     def __init__(
@@ -212,9 +212,9 @@ class ProgressLine:
         self._clock = clock
         self._written_at = -math.inf
         self._shown = 0  # characters of an unfinished line
-        self._updates, self._step = 0, 0  # the step since the start of the training
+        self._updates, self._step = 0, 0  # updates seen; steps since the start of the training
         self._recent = np.zeros(4)  # decaying sums: steps, images, seconds, seconds of waiting for data
-        self._began, self._steps, self._seconds = 0.0, 0, 0.0  # when, steps and seconds since, after the first update
+        self._began, self._steps, self._seconds = 0.0, 0, 0.0  # end of the first update; steps and seconds since then
 
     def update(
         self,
@@ -226,11 +226,12 @@ class ProgressLine:
         data_seconds: float,
         step_seconds: float,
     ) -> None:
-        """Tell of an update of the weights. Most calls write nothing; that of an epoch's last step always does.
+        """Show an update of the weights. Most calls write nothing; the call of an epoch's last step always does.
 
-        epoch: completed ones. step: steps into the next, this update's included.
-        values: losses by name; "loss" is the total, without it their sum.
-        images: of this update, in all processes. step_seconds: it took; data_seconds: of them, waiting for data.
+        epoch: completed epochs. step: steps of the next, with those of this update.
+        values: losses by name; "loss" is their total. Without it, the sum of the others is shown.
+        images: of this update, in all processes. step_seconds: duration of the update. data_seconds: the part of it
+            that was spent waiting for data.
         """
         now, is_last = self._clock(), step >= self.steps_per_epoch
         self._measure(now, epoch * self.steps_per_epoch + step, images, data_seconds, step_seconds)
@@ -246,10 +247,11 @@ class ProgressLine:
             self._shown = 0
 
     def _measure(self, now: float, step: int, images: float, data_seconds: float, seconds: float) -> None:
+        """Add an update to the sums. step: since the start of the training."""
         seconds = seconds if 0 < seconds < math.inf else 0.0
         data_seconds = min(data_seconds, seconds) if data_seconds > 0 else 0.0
         steps = max(step - self._step, 1) if self._updates else 1
-        if self._updates == 1:  # the first one warms up, which must not count for long
+        if self._updates == 1:  # the first update takes longer than others, so it is forgotten
             self._recent[:] = 0
         self._recent = _DECAY * self._recent + [steps, images, seconds, data_seconds]
         if self._updates:
@@ -261,14 +263,14 @@ class ProgressLine:
         self._step = step
 
     def _seconds_left(self, now: float) -> float:
-        """Until the end of the whole training, with what happens between updates: validation, checkpoints."""
+        """Seconds to the end of the whole training, validations and checkpoints between the updates included."""
         steps, _, seconds, _ = self._recent
         between = max(now - self._began - self._seconds, 0.0) / self._steps if self._steps else 0.0
-        left = max(self.epochs * self.steps_per_epoch - self._step, 0)
-        return left * (seconds / steps + between)
+        remaining_steps = max(self.epochs * self.steps_per_epoch - self._step, 0)
+        return remaining_steps * (seconds / steps + between)
 
     def _parts(self, now: float, epoch: int, step: int, values: Mapping[str, float], learning_rate: float) -> list[str]:
-        """What there is to say, the most important first."""
+        """The parts of the line, the most important first."""
         losses = {name: float(value) for name, value in values.items() if name not in NOT_LOSSES}
         total = float(values["loss"]) if "loss" in values else sum(losses.values())
         _, images, seconds, data_seconds = self._recent
@@ -328,7 +330,7 @@ def _duration(seconds: float) -> str:
 
 
 def peak_memory_mb(device: torch.device | str | None = None) -> float:
-    """Megabytes (10^6 bytes) in use at the peak: of a GPU, torch's tensors; otherwise of this process, all it has had.
+    """The peak of used memory, in megabytes (10^6 bytes): of torch's tensors on a GPU, otherwise of this process.
 
     Returns: NaN where the system does not tell (Windows).
     """

@@ -53,7 +53,7 @@ from .optimizer import AveragedWeights, Phase, clip_gradients, learning_rate_at,
 from .watchdog import Watchdog
 
 ############################################################
-#  What train returns and callbacks see
+#  Progress: train returns it, and callbacks see it
 ############################################################
 
 
@@ -77,7 +77,7 @@ class Progress:
 
 
 ############################################################
-#  What train calls
+#  Hooks and callbacks
 ############################################################
 
 
@@ -225,7 +225,7 @@ class Trainer:
         if progress.interrupted is not None:
             self.print_once(
                 f"stopped after {progress.epoch} epochs and {progress.step} steps, saved in {progress.checkpoint}\n"
-                "to continue: the same command with --model=last"
+                "to continue: the same command with --model=last; in Python, model.load_weights(model.find_last())"
             )
         return progress
 

@@ -1,4 +1,4 @@
-"""How weights change: schedules of the learning rate, groups of parameters, the average of the weights."""
+"""Schedules of the learning rate, the optimiser with its groups of parameters, and the average of the weights."""
 
 import contextlib
 import math
@@ -24,19 +24,18 @@ class Phase(NamedTuple):
     factor: float = 1.0  # on the training's learning rate
 
 
-# Config.SCHEDULE. 1x and 2x are Detectron's, as mmdetection has them; the last is Matterport's coco.py.
+# The values of Config.SCHEDULE. 1x and 2x are Detectron's, as in mmdetection; "matterport" is that of its coco.py.
 SCHEDULES: dict[str, tuple[Phase, ...]] = {
     "1x": (Phase("all", 12, (8, 11)),),
     "2x": (Phase("all", 24, (16, 22)),),
     "matterport": (Phase("heads", 40), Phase("4+", 120), Phase("all", 160, factor=0.1)),
 }
-# Learning rates of 1x and 2x for batches of this many images.
-BASE_BATCH = 16
+BASE_BATCH = 16  # images in a batch for which BASE_LEARNING_RATES are right, with 1x and 2x
 BASE_LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-4}
 
 
 def schedule_learning_rate(config) -> tuple[float, str]:
-    """The learning rate of config.SCHEDULE for the batches of this training, and a line that says why."""
+    """The learning rate of config.SCHEDULE for the batch size of this training, and a line that explains it."""
     if config.SCHEDULE not in ("1x", "2x"):
         return config.LEARNING_RATE, f"learning rate {config.LEARNING_RATE:g}, as LEARNING_RATE says"
     base = BASE_LEARNING_RATES[config.OPTIMIZER]
@@ -58,9 +57,10 @@ def learning_rate_at(
 ) -> float:
     """The learning rate of an update of the weights.
 
-    update: its index, 0 for the first. drops: updates from which it is a tenth, a hundredth, ...
-    warmup_steps: the updates over which it rises linearly to rate, from warmup_factor * rate.
-    cosine_updates: instead of drops: the updates over which it falls along half a cosine, to 0 after the last.
+    update: index of the update, 0 for the first. rate: the learning rate after the warm-up.
+    drops: at each of these updates, the learning rate falls to a tenth.
+    warmup_steps: number of updates in which it rises linearly, from warmup_factor * rate to rate.
+    cosine_updates: replaces drops: number of updates in which it falls along half a cosine, to 0 after the last.
 
     Source: mmdetection's LinearLR and MultiStepLR; maskrcnn-benchmark's with warmup_steps 501, warmup_factor 1 / 3.
     """
@@ -77,10 +77,10 @@ def learning_rate_at(
 
 
 def make_optimizer(module: nn.Module, config) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that learn, in groups that share their L2 penalty and learning rate.
+    """SGD or AdamW for the parameters that learn, in groups that share their L2 penalty and learning rate.
 
-    A bias is what is called so; a norm is a module whose class is: BatchNorm, GroupNorm. Each group's "lr_factor"
-    multiplies the learning rate (set_learning_rate).
+    Biases are the parameters named "bias"; norms are modules with "norm" in the name of their class, such as GroupNorm.
+    Each group's "lr_factor" multiplies the learning rate (see set_learning_rate).
 
     Raises: ValueError if no parameter requires a gradient.
     """
@@ -121,7 +121,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
-    """Scale the gradients down to a norm, unless limit is None or 0. Returns: their norm before."""
+    """Scale the gradients down to a norm of at most limit; None or 0 leaves them. Returns: their norm before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if limit:
@@ -137,8 +137,8 @@ def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
 class AveragedWeights:
     """An exponential moving average of a module's parameters. Buffers are not averaged.
 
-    decay: the share of the average that stays at each update; less in the first ones, so that the weights at the start
-    are soon forgotten: at update n, no more than (1 + n) / (10 + n).
+    decay: the share of the old average in each new one. At update n it is at most (1 + n) / (10 + n), so that the
+        weights of the start are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float, updates: int = 0) -> None:
@@ -148,7 +148,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters of now into the average."""
+        """Take the present parameters into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             average.lerp_(parameter, 1 - decay)
@@ -164,7 +164,7 @@ class AveragedWeights:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """The module has the averages, for as long as the context lasts."""
+        """Inside, the module has the averages; afterwards, its own parameters again."""
         self.swap()
         try:
             yield

@@ -13,7 +13,7 @@ import runtime
 
 
 class Stall(NamedTuple):
-    """What it means when the process does the same thing for too long."""
+    """How long an activity may take, and the usual causes if it takes longer."""
 
     activity: str  # regular expression that fits the names of the activities
     patience: float  # how many times longer than usual it may take
@@ -96,7 +96,7 @@ class Watchdog:
 
     @property
     def activity(self) -> str | None:
-        """What the training is doing: one of the activities in STALLS, or any other words. None before the first."""
+        """The present activity: one that STALLS knows, or any other words. None before the first."""
         return None if self._current is None else self._current[0]
 
     @activity.setter
