@@ -34,9 +34,8 @@ from model import TRAINABLE, MaskRCNN
 from training.checkpoints import find_last
 from training.optimizer import SCHEDULES
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.convert import convert
 from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, imagenet_weights
+from weights.published import MODEL_NAMES, PUBLISHED, imagenet_weights
 
 DATASET, LOGS = Path("datasets/coco"), Path("logs")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
@@ -59,16 +58,9 @@ class CocoConfig(Config):
     STEPS_PER_EPOCH = None
 
 
-_CAFFE = {"BACKBONE_STYLE": "caffe", "STD_PIXEL": (1.0, 1.0, 1.0)}
-# The networks and schedules that mmdetection has published models of: --config.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "ms_rcnn_r50_caffe_fpn_1x_coco": {"BACKBONE": "resnet50", **_CAFFE, "SCHEDULE": "1x"},
-    "ms_rcnn_r50_caffe_fpn_2x_coco": {"BACKBONE": "resnet50", **_CAFFE, "SCHEDULE": "2x"},
-    "ms_rcnn_r101_caffe_fpn_1x_coco": {"BACKBONE": "resnet101", **_CAFFE, "SCHEDULE": "1x"},
-    "ms_rcnn_r101_caffe_fpn_2x_coco": {"BACKBONE": "resnet101", **_CAFFE, "SCHEDULE": "2x"},
-    "ms_rcnn_x101_32x4d_fpn_1x_coco": {"BACKBONE": "resnext101_32x4d", "SCHEDULE": "1x"},
-    "ms_rcnn_x101_64x4d_fpn_1x_coco": {"BACKBONE": "resnext101_64x4d", "SCHEDULE": "1x"},
-    "ms_rcnn_x101_64x4d_fpn_2x_coco": {"BACKBONE": "resnext101_64x4d", "SCHEDULE": "2x"},
+# The networks and schedules of published models, to train them anew: --config.
+CONFIGS: dict[str, Mapping[str, Any]] = {
+    name: published.settings for name, published in PUBLISHED.items() if published.settings and name == published.name
 }
 
 
@@ -310,7 +302,7 @@ def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any
         return read_checkpoint(path), path
     if name == "imagenet":
         config = CocoConfig(**asked_settings(arguments))
-        return convert(imagenet_weights(config)), None
+        return load_checkpoint(imagenet_weights(config)), None
     return load_checkpoint(name, arguments.style), None
 
 

@@ -25,7 +25,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 ############################################################
 #  Dialects
@@ -152,15 +152,26 @@ DIALECTS: dict[str, Dialect] = {
     for column, (name, defaults) in enumerate(_DEFAULTS.items(), start=1)
 }
 
-BACKBONES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnext101_32x4d",
-    "resnext101_64x4d",
-    "resnext101_32x8d",
-)
+
+class Architecture(NamedTuple):
+    """The blocks of a ResNet or ResNeXt."""
+
+    blocks: tuple[int, ...]  # of each of the four stages
+    is_bottleneck: bool  # three convolutions a block, else two
+    groups: int  # of a bottleneck's 3x3 convolution
+    group_width: int  # channels of a group in the first stage
+
+
+# The named backbones. weights/published.py has the ImageNet weights for them.
+BACKBONES: dict[str, Architecture] = {
+    "resnet18": Architecture((2, 2, 2, 2), False, 1, 64),
+    "resnet34": Architecture((3, 4, 6, 3), False, 1, 64),
+    "resnet50": Architecture((3, 4, 6, 3), True, 1, 64),
+    "resnet101": Architecture((3, 4, 23, 3), True, 1, 64),
+    "resnext101_32x4d": Architecture((3, 4, 23, 3), True, 32, 4),
+    "resnext101_64x4d": Architecture((3, 4, 23, 3), True, 64, 4),
+    "resnext101_32x8d": Architecture((3, 4, 23, 3), True, 32, 8),
+}
 RESIZE_MODES = ("shorter", "square", "pad64", "crop", "none")
 
 
@@ -421,7 +432,7 @@ class Config:
     ### Backbone and pyramid
 
     # One of BACKBONES, or a callable: config -> module that maps images to [C2, C3, C4, C5] and has `channels`.
-    BACKBONE: Annotated[str | Callable, OneOf(BACKBONES), BACKBONE_WEIGHTS, SHAPE] = "resnet101"
+    BACKBONE: Annotated[str | Callable, OneOf(tuple(BACKBONES)), BACKBONE_WEIGHTS, SHAPE] = "resnet101"
 
     # Where a bottleneck has its stride: "pytorch" in the 3x3 convolution, "caffe" in the first 1x1. The weights do not
     # show it; it must be what they were trained with.

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_settings
-from weights.checkpoint import halved, save
-from weights.convert import convert_with_report, describe, read_class_names, with_settings
+from model import network_shapes
+from weights.checkpoint import describe, halved, with_settings, write_checkpoint
+from weights.convert import read_class_names
 from weights.formats import STYLES
-from weights.published import PUBLISHED, find_weights
+from weights.load import load_with_report
+from weights.published import PUBLISHED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of a torchvision ResNet-50 with frozen batch norm: 0 (default) if it was trained from the published "
         "detector, 1e-5 if from an ImageNet backbone; the file does not tell",
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to store")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of config.py to store"
+    )
     parser.add_argument("--half", action="store_true", help="store weights in half precision, half of the bytes")
     parser.add_argument("--force", action="store_true", help="replace DST where it exists")
     return parser
@@ -51,14 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not target.resolve().parent.is_dir():
             raise FileNotFoundError(f"DST {target}: the folder {target.resolve().parent} does not exist")
         names = read_class_names(arguments.classes) if arguments.classes else None
-        path = find_weights(arguments.source)
-        published = None if path == Path(arguments.source).expanduser() else PUBLISHED.get(arguments.source)
         settings = parse_settings(arguments.set)
-        checkpoint, report = convert_with_report(
-            path, arguments.style or (published and published.style), names, arguments.eps
-        )
-        checkpoint = with_settings(checkpoint, settings) if settings else checkpoint
-        save(halved(checkpoint) if arguments.half else checkpoint, target)
+        checkpoint, report = load_with_report(arguments.source, arguments.style, names, arguments.eps)
+        if settings:
+            checkpoint = with_settings(checkpoint, settings, network_shapes)
+        write_checkpoint(target, halved(checkpoint) if arguments.half else checkpoint)
     except (ValueError, OSError) as error:
         parser.exit(1, f"convert_weights.py: {error}\n")
     print(report.text(len(checkpoint["model"])))

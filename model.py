@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, WEIGHTS, Config, settings_that
+from config import BACKBONE_WEIGHTS, BACKBONES, WEIGHTS, Config, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, Targets, TrainingData, collate
@@ -48,7 +48,15 @@ from training import checkpoints, loop
 from training.checkpoints import make_log_dir
 from training.loop import Hooks, Progress
 from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
-from weights.checkpoint import FORMAT, FORMAT_VERSION, is_backbone, read_checkpoint
+from weights.checkpoint import (
+    config_of,
+    is_backbone,
+    make_checkpoint,
+    match_to_network,
+    read_checkpoint,
+    write_checkpoint,
+)
+from weights.convert import convert
 
 ############################################################
 #  Images In
@@ -394,17 +402,6 @@ class Linear(_Layer):
 #  Backbone
 ############################################################
 
-# Blocks of each stage, bottleneck or not, groups, channels of a group in the first stage.
-_ARCHITECTURES = {
-    "resnet18": ((2, 2, 2, 2), False, 1, 64),
-    "resnet34": ((3, 4, 6, 3), False, 1, 64),
-    "resnet50": ((3, 4, 6, 3), True, 1, 64),
-    "resnet101": ((3, 4, 23, 3), True, 1, 64),
-    "resnext101_32x4d": ((3, 4, 23, 3), True, 32, 4),
-    "resnext101_64x4d": ((3, 4, 23, 3), True, 64, 4),
-    "resnext101_32x8d": ((3, 4, 23, 3), True, 32, 8),
-}
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
@@ -448,7 +445,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config) -> None:
         super().__init__()
-        blocks, is_bottleneck, groups, group_width = _ARCHITECTURES[config.BACKBONE]
+        blocks, is_bottleneck, groups, group_width = BACKBONES[config.BACKBONE]
         self.pads_symmetrically = config.dialect.stem_pool == "symmetric"
         self.recomputes = config.ACTIVATION_CHECKPOINTING
         norm = config.BACKBONE_NORM
@@ -2256,42 +2253,40 @@ class MaskRCNN(nn.Module):
         device: str | torch.device | None = None,
         **config_overrides: Any,
     ) -> "MaskRCNN":
-        """The model that a checkpoint of ours describes, with its weights, ready to detect.
+        """The model that a checkpoint of this project describes, with its weights, ready to detect.
 
-        checkpoint: a file that save() or convert_weights.py wrote, or its contents.
-        device: CUDA where there is one, by default.
+        checkpoint: a file that save() or convert_weights.py wrote, or its contents. weights.load.load_model takes
+            files of every other format too.
+        device: default: CUDA if there is a GPU.
         config_overrides: settings to change, such as DETECTION_MIN_CONFIDENCE=0.5.
 
         Raises: FileNotFoundError; ValueError for what is not such a checkpoint, or does not fit what it describes.
         """
         checkpoint = read_checkpoint(checkpoint)
-        names = {"CLASS_NAMES": checkpoint["class_names"], "CATEGORY_IDS": checkpoint["category_ids"]}
-        config = Config.from_dict({**checkpoint["config"], **names}, **config_overrides)
+        config = config_of(checkpoint, **config_overrides)
         with torch.device("meta"):  # random weights would be replaced at once
             model = cls(config).eval()
-        _require_all(checkpoint["model"], model.state_dict())
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        match_to_network(
+            checkpoint["model"], shapes, "the checkpoint does not fit the model that its settings describe"
+        )
         model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
         model.source = checkpoint["source"]
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(device)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Config, class names and weights, as a checkpoint holds them."""
-        return {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "config": self.config.to_dict(),
-            "dialect": self.config.DIALECT,
-            "class_names": self.class_names,
-            "category_ids": self.category_ids,
-            "source": self.source,
-            "model": {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
-        }
+        """Config, class names and weights, as a checkpoint holds them. On a CPU, tensors are the model's own."""
+        checkpoint = make_checkpoint(self.config, self.source, self.state_dict())
+        return {**checkpoint, "class_names": self.class_names, "category_ids": self.category_ids}
 
     def save(self, path: str | Path) -> None:
-        """Write config, class names and weights, atomically. torch.load(path, weights_only=True) reads it."""
-        checkpoint = self.to_checkpoint()
-        runtime.write_atomically(path, lambda file: torch.save(checkpoint, file))
+        """Write config, class names and weights, complete or not at all. torch.load(path, weights_only=True) reads the
+        file.
+
+        Raises: OSError, as write_checkpoint.
+        """
+        write_checkpoint(path, self.to_checkpoint())
 
     def load_weights(
         self,
@@ -2300,26 +2295,33 @@ class MaskRCNN(nn.Module):
         exclude: Sequence[str] | None = None,
         copy_classes: bool = False,
     ) -> None:
-        """Load the weights of a checkpoint of ours into this model, all or none, and print what came of each.
+        """Load the weights of a checkpoint into this model, all or none, and print what became of each tensor.
 
-        filepath: the checkpoint, or its contents.
-        by_name: take what fits by name and shape; what has another shape, such as heads for other classes, starts anew,
-            and the rest is left as it is. Otherwise everything has to fit.
+        filepath: a file of this project or of any format that convert_weights.py reads, such as Matterport's .h5; or
+            the contents of a checkpoint of this project. Foreign weights are converted in memory, and what the
+            conversion assumed is printed.
+        by_name: take the tensors that fit by name and shape. Tensors of another shape, such as heads for other
+            classes, start from random weights; tensors that the file lacks stay as they are. Without by_name,
+            everything must fit.
         exclude: layers to leave as they are ("box_head.class_logits", or Matterport's names such as
             "mrcnn_class_logits"); turns by_name on.
         copy_classes: in the layers that have rows for classes, copy the rows of classes of the same name; turns
             by_name on.
 
-        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir and where train_model continues.
+        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it.
 
         Raises: FileNotFoundError; ValueError for what is not a checkpoint, weights that were made for other settings
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over or
             of another shape.
         """
-        checkpoint = read_checkpoint(filepath)
-        source = checkpoint["model"]
+        if isinstance(filepath, Mapping):
+            checkpoint = read_checkpoint(filepath)
+        else:
+            checkpoint, conversion = convert(filepath, network_shapes, model_config=self.config)
+            if conversion.folded:
+                print(conversion.text(len(checkpoint["model"])))
         self._check_meaning(checkpoint)
-        target = self.state_dict()
+        source, target = checkpoint["model"], self.state_dict()
         excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
         fitting = {
             name: tensor
@@ -2330,7 +2332,11 @@ class MaskRCNN(nn.Module):
         if copy_classes:
             fitting |= self._rows_of_same_classes(checkpoint, target, excluded)
         if not (by_name or excluded or copy_classes):
-            _require_all(source, target)
+            title = (
+                "the checkpoint does not fit the model; nothing was loaded (another number of classes or another "
+                "backbone? by_name=True takes what fits)"
+            )
+            match_to_network(source, {name: tensor.shape for name, tensor in target.items()}, title)
         elif 2 * len(fitting) < len(source):
             raise ValueError(
                 f"only {len(fitting)} of the checkpoint's {len(source)} tensors fit this model; is it another backbone?"
@@ -2338,13 +2344,13 @@ class MaskRCNN(nn.Module):
         self.load_state_dict({**target, **fitting})
         if len(fitting) == len(target):
             self._continue(checkpoint, filepath)
-        anew = [name for name in others if name not in fitting]
-        initialise(self, anew)
+        initialised = [name for name in others if name not in fitting]
+        initialise(self, initialised)
         self.source = checkpoint["source"]
-        _report(fitting, anew, target, source)
+        _print_loaded(fitting, initialised, target, source)
 
     def _continue(self, checkpoint: Mapping[str, Any], filepath: Any) -> None:
-        """Go on with the training that a checkpoint is of, if it lies in a log folder of this model."""
+        """Continue the training of a checkpoint, if the file lies in a log folder of this model."""
         if isinstance(filepath, Mapping) or "training" not in checkpoint:
             return
         path = Path(filepath).resolve()
@@ -2366,25 +2372,29 @@ class MaskRCNN(nn.Module):
                 )
 
     def _tensors_of(self, layer: str) -> list[str]:
-        name = _MATTERPORT_LAYERS.get(layer, layer)
-        names = [key for key in self.state_dict() if key == name or key.startswith(name + ".")]
-        if not names and not (name.startswith("maskiou_head") and self.maskiou_head is None):
+        """Names of the tensors of a layer, given by our name or Matterport's. Raises: ValueError for no layer."""
+        layer_name = _MATTERPORT_LAYERS.get(layer, layer)
+        names = [name for name in self.state_dict() if name == layer_name or name.startswith(layer_name + ".")]
+        if not names and not (layer_name.startswith("maskiou_head") and self.maskiou_head is None):
             raise ValueError(f"exclude: there is no layer {layer!r}; layers are {', '.join(_layer_names(self))}")
         return names
 
-    def _rows_of_same_classes(self, checkpoint, target, excluded) -> dict[str, Tensor]:
-        theirs = {name: row for row, name in enumerate(checkpoint["class_names"])}
-        pairs = [(row, theirs[name]) for row, name in enumerate(self.class_names) if name in theirs]
+    def _rows_of_same_classes(
+        self, checkpoint: Mapping[str, Any], target: Mapping[str, Tensor], excluded: set[str]
+    ) -> dict[str, Tensor]:
+        """The model's tensors with rows for classes, with the checkpoint's rows for classes of the same name."""
+        stored_names = checkpoint["class_names"] or []
+        source_rows = {name: row for row, name in enumerate(stored_names)}
+        pairs = [(row, source_rows[name]) for row, name in enumerate(self.class_names) if name in source_rows]
         copied = {}
-        for layer in _CLASS_LAYERS:
-            for name in (f"{layer}.weight", f"{layer}.bias"):
-                if name in excluded or name not in target or name not in checkpoint["model"]:
-                    continue
-                rows, source_rows = (tensor.clone().unflatten(0, (classes, -1)) for tensor, classes in (
-                    (target[name], len(self.class_names)), (checkpoint["model"][name], len(theirs))))  # fmt: skip
-                for row, source_row in pairs:
-                    rows[row] = source_rows[source_row]
-                copied[name] = rows.flatten(0, 1)
+        for name in (f"{layer}.{leaf}" for layer in _CLASS_LAYERS for leaf in ("weight", "bias")):
+            if name in excluded or name not in target or name not in checkpoint["model"]:
+                continue
+            tensor = target[name].clone().unflatten(0, (len(self.class_names), -1))  # [K, rows of a class, ...]
+            source = checkpoint["model"][name].unflatten(0, (len(stored_names), -1))
+            for row, source_row in pairs:
+                tensor[row] = source[source_row]
+            copied[name] = tensor.flatten(0, 1)
         return copied
 
     def find_last(self) -> str:
@@ -2434,12 +2444,13 @@ def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, float | int) and isinstance(other, float | int):
-        return math.isclose(one, other, rel_tol=1e-6)
-    return one == other
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of a setting are equal, numbers up to the rounding of float32."""
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(_same(*pair) for pair in zip(value, other, strict=True))
+    if isinstance(value, float | int) and isinstance(other, float | int):
+        return math.isclose(value, other, rel_tol=1e-6)
+    return value == other
 
 
 def _names_match(pattern: re.Pattern, name: str) -> bool:
@@ -2449,36 +2460,26 @@ def _names_match(pattern: re.Pattern, name: str) -> bool:
 
 
 def _layer_names(model: nn.Module) -> list[str]:
-    names = dict.fromkeys(".".join(name.split(".")[:2]) for name in model.state_dict())
-    return list(names)
+    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in model.state_dict()))
 
 
-def _require_all(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless the names and shapes are the same."""
-    problems = [f"missing: {name} {list(target[name].shape)}" for name in target if name not in source]
-    problems += [f"not of this model: {name} {list(source[name].shape)}" for name in source if name not in target]
-    problems += [
-        f"{name} is {list(source[name].shape)}, the model's {list(target[name].shape)}"
-        for name in target
-        if name in source and source[name].shape != target[name].shape
-    ]
-    if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(
-            "the checkpoint does not fit the model; nothing was loaded (another number of classes or another backbone? "
-            "by_name=True takes what fits):\n  " + "\n  ".join(problems[:20]) + more
-        )
-
-
-def _report(fitting: Mapping[str, Tensor], anew: Sequence[str], target: Mapping, source: Mapping) -> None:
+def _print_loaded(fitting: Mapping, initialised: Sequence[str], target: Mapping, source: Mapping) -> None:
+    """Print what load_weights did with each tensor, by name."""
     print(f"loaded: {len(fitting)} of the model's {len(target)} tensors")
     for title, names in (
-        ("of another shape, initialised anew", anew),
-        ("kept as they were", [name for name in target if name not in fitting and name not in anew]),
+        ("of another shape, initialised anew", initialised),
+        ("kept as they were", [name for name in target if name not in fitting and name not in initialised]),
         ("not used", [name for name in source if name not in fitting]),
     ):
         if names:
             print(f"{title}: {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}")
+
+
+def network_shapes(config: Config, only_backbone: bool = False) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of a network with these settings, or of its backbone. Takes no memory."""
+    with torch.device("meta"):
+        state = MaskRCNN(config).state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if not only_backbone or name.startswith("backbone.")}
 
 
 def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:

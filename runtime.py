@@ -1,4 +1,4 @@
-"""The process and its machine: ranks, signals, random states, files written whole, folder locks, memory, revision.
+"""The process and its machine: ranks, signals, random states, files written whole, locks, memory, revision.
 
 Nothing here knows of images or networks; whatever runs may use it.
 """
@@ -6,6 +6,7 @@ Nothing here knows of images or networks; whatever runs may use it.
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import platform
 import random
@@ -23,7 +24,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 ############################################################
 #  Files
@@ -258,72 +262,53 @@ def random_states_kept(device: torch.device | None = None) -> Iterator[None]:
 
 
 ############################################################
-#  One user of a folder
+#  Locks
 ############################################################
 
 
-_locks: set[int] = set()  # file descriptors
+@contextlib.contextmanager
+def locked_file(path: str | os.PathLike, when_busy: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file. The file is made if it is missing; its folder must exist.
 
+    The system frees the lock when the process ends, also if it is killed. Processes that it forked do not hold the
+    lock. A file system without locks gives the lock to everybody.
 
-def _forget_locks() -> None:
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-if hasattr(os, "register_at_fork"):  # a loader's process that outlives the training must not hold its folder
-    os.register_at_fork(after_in_child=_forget_locks)
+    when_busy: called once if another process or thread holds the lock. If it returns, the caller waits for the lock;
+        it raises an error if the caller does not want to wait.
+    """
+    lock, process = FileLock(path, thread_local=False), os.getpid()
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            when_busy()
+            lock.acquire()
+    except OSError as error:
+        logger.debug("%s cannot be locked: %s", path, error)
+    try:
+        yield
+    finally:
+        if os.getpid() == process:  # a forked process must leave its parent's lock alone
+            lock.release()
 
 
 @contextlib.contextmanager
-def locked_folder(log_dir: str | os.PathLike) -> Iterator[None]:
-    """Nobody else can enter this with the same folder, which is made. A process that ends in whatever way lets go.
+def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a folder for this process, as locked_file keeps a file. The folder is made if it is missing.
 
-    Raises: ValueError that names the process that is in it.
+    Raises: ValueError that names the process that uses the folder.
     """
-    log_dir = Path(log_dir)
-    log_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    if not _try_lock(descriptor):
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".lock.owner"  # not the lock file, which Windows lets nobody else read
+
+    def refuse() -> None:
+        name = owner.read_text(errors="replace").strip() if owner.is_file() else ""
         raise ValueError(
-            f"folder {log_dir} is in use by another training or evaluation ({owner or 'of an unknown process'}); wait "
+            f"folder {folder} is in use by another training or evaluation ({name or 'of an unknown process'}); wait "
             "for it, stop it, or choose another folder"
         )
-    _locks.add(descriptor)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    with locked_file(folder / ".lock", refuse):
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
-    finally:
-        _locks.discard(descriptor)
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free. File systems without locks have it free always."""
-    try:
-        import fcntl
-    except ImportError:
-        return _try_lock_windows(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _try_lock_windows(descriptor: int) -> bool:
-    import msvcrt
-
-    os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    return True

@@ -43,7 +43,7 @@ import runtime
 import utils
 from benchmarks import machine
 from model import MaskRCNN
-from weights.convert import convert
+from weights.load import load_checkpoint
 
 try:
     import torchvision
@@ -69,7 +69,7 @@ def photograph() -> np.ndarray:
 def our_model(name: str, device: str) -> MaskRCNN:
     """A model of golden_weights.py, through weights.load."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = convert(golden_weights.write_checkpoint(name, folder))
+        checkpoint = load_checkpoint(golden_weights.write_checkpoint(name, folder))
     return MaskRCNN.from_checkpoint(checkpoint, device)
 
 

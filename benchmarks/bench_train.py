@@ -50,7 +50,7 @@ from config import Config
 from data.samples import Sample, Targets, collate
 from roialign import MaskCrops
 from training.optimizer import make_optimizer
-from weights.convert import convert
+from weights.load import load_checkpoint
 
 try:
     import torchvision
@@ -181,7 +181,7 @@ def _ellipse(height: int, width: int) -> Tensor:
 def trained_weights() -> dict[str, Tensor]:
     """torchvision's Mask R-CNN R-50 of golden_weights.py, named as ours."""
     with tempfile.TemporaryDirectory() as folder:
-        return convert(golden_weights.write_checkpoint("p3_v1", folder))["model"]
+        return load_checkpoint(golden_weights.write_checkpoint("p3_v1", folder))["model"]
 
 
 class Ours:

@@ -24,7 +24,7 @@ import native
 from benchmarks import machine, measure_gain
 from samples import shapes
 from training.checkpoints import find_last
-from weights.checkpoint import halved, save
+from weights.checkpoint import halved, write_checkpoint
 from weights.load import load_checkpoint, load_model
 
 RESULTS = native.ROOT / "benchmarks" / "results"
@@ -57,7 +57,7 @@ def run_seed(seed: int, folder: Path, images: int, samples: int, settings: list[
     if not time_path.is_file():
         start = time.monotonic()
         checkpoint = load_checkpoint(train(seed, folder, settings))
-        save(halved(checkpoint), model_path)
+        write_checkpoint(model_path, halved(checkpoint))
         seconds = time.monotonic() - start  # of the last part, if it was interrupted
         machine.write_json({"training_s": seconds}, time_path)
     model = load_model(model_path, "cpu")

@@ -48,7 +48,6 @@ from training.checkpoints import find_last
 from training.loop import Progress
 from weights import load
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.convert import convert
 from weights.load import load_checkpoint
 from weights.published import imagenet_weights
 
@@ -401,7 +400,7 @@ def starting_model(arguments: argparse.Namespace, settings: Mapping[str, Any]) -
         return model
     if name == "imagenet":
         config = NucleusConfig(**settings)
-        checkpoint = convert(imagenet_weights(config))
+        checkpoint = load_checkpoint(imagenet_weights(config))
     else:
         checkpoint = load_checkpoint(name)
     return finetuned_model(checkpoint, logs, settings)

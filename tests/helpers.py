@@ -20,11 +20,10 @@ import visualize
 from config import Config
 from data.dataset import Dataset
 from evaluation.metrics import Evaluation
-from model import MaskRCNN, Targets
+from model import MaskRCNN, Targets, network_shapes
 from roialign import MaskCrops
 from samples import shapes
 from training.loop import Progress
-from weights.convert import _expected
 
 ############################################################
 #  Tiny networks
@@ -412,7 +411,7 @@ def two_rankings(images: int, right: int) -> tuple[dict, list[dict]]:
 def imagenet_state(backbone, classes=1000):
     """The state dict of torchvision's classifier, from our own backbone's shapes."""
     state = {}
-    for name, shape in _expected(Config(BACKBONE=backbone), only_backbone=True).items():
+    for name, shape in network_shapes(Config(BACKBONE=backbone), only_backbone=True).items():
         theirs = name.removeprefix("backbone.").replace("stem.norm", "bn1").replace("stem", "conv1")
         theirs = re.sub(r"conv(\d)\.norm", r"bn\1", theirs)
         theirs = theirs.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")

@@ -5,7 +5,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 import runtime
 from training import checkpoints
 from training.checkpoints import Position, checkpoint_path, find_last, list_checkpoints
+from weights.checkpoint import size_of
 
 ROOT = Path(__file__).parent.parent
 CONTENTS = {"model": {"weight": torch.arange(1000.0)}, "training": {"epoch": 1, "best": None, "sums": [1, 2.5]}}
@@ -153,11 +156,8 @@ def test_what_cannot_be_saved_is_no_matter_of_the_disk(tmp_path):
 
 
 def test_size():
-    assert checkpoints.size_of(CONTENTS) == 4000
-    assert (
-        checkpoints.size_of([torch.zeros(3, dtype=torch.int64), {"a": (torch.zeros(2, dtype=torch.uint8), "x", 1)}])
-        == 26
-    )
+    assert size_of(CONTENTS) == 4000
+    assert size_of([torch.zeros(3, dtype=torch.int64), {"a": (torch.zeros(2, dtype=torch.uint8), "x", 1)}]) == 26
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -247,12 +247,16 @@ from runtime import locked_folder
 with locked_folder(sys.argv[2]):
     if sys.argv[3] == "forks" and os.fork() == 0:
         time.sleep(60)
+    if sys.argv[3] == "forks and waits":
+        if os.fork() == 0:
+            sys.exit()
+        os.wait()
     print("locked", flush=True)
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("holder", ["alone", "forks"])
+@pytest.mark.parametrize("holder", ["alone", "forks", "forks and waits"])
 def test_folder_is_locked_until_its_process_dies(tmp_path, holder):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, ROOT, tmp_path / "toy", holder], stdout=subprocess.PIPE, text=True,
@@ -268,7 +272,7 @@ def test_folder_is_locked_until_its_process_dies(tmp_path, holder):
         process.kill()
         process.wait()
         with runtime.locked_folder(tmp_path / "toy"):  # though a loader that it forked may live on
-            assert (tmp_path / "toy" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+            assert (tmp_path / "toy" / ".lock.owner").read_text().startswith(f"process {os.getpid()} on ")
     finally:
         os.killpg(process.pid, 9) if holder == "forks" else process.kill()
         process.stdout.close()
@@ -281,3 +285,43 @@ def test_lock_is_released(tmp_path):
             raise KeyError
     with runtime.locked_folder(tmp_path), runtime.locked_folder(tmp_path / "other"):
         pass
+
+
+def test_threads_lock_each_other_out(tmp_path):
+    def enter() -> None:
+        with runtime.locked_folder(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with runtime.locked_folder(tmp_path), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+            pool.submit(enter).result()
+        pool.submit(enter).result()
+
+
+def test_a_folder_is_usable_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    def refuse(*arguments) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    entered = []
+    with runtime.locked_folder(tmp_path), runtime.locked_folder(tmp_path):
+        entered.append(True)
+    assert entered
+
+
+def test_a_busy_file_is_waited_for(tmp_path):
+    calls, free = [], threading.Event()
+
+    def hold() -> None:
+        with runtime.locked_file(tmp_path / "lock", lambda: None):
+            calls.append("held")
+            free.wait(10)
+            calls.append("released")
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(hold)
+        while not calls:
+            time.sleep(0.01)
+        with runtime.locked_file(tmp_path / "lock", lambda: (calls.append("busy"), free.set())):
+            assert calls == ["held", "busy", "released"]
+        holder.result()

@@ -24,7 +24,7 @@ from evaluation.run import evaluate_dataset
 from model import MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
-from weights.checkpoint import read_checkpoint, save
+from weights.checkpoint import read_checkpoint, write_checkpoint
 from weights.convert import _pixels
 from weights.published import IMAGENET, PUBLISHED
 
@@ -303,14 +303,14 @@ def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     stored["source"] = "imagenet"
-    save(stored, tmp_path / "backbone.pth")
+    write_checkpoint(tmp_path / "backbone.pth", stored)
     asked = []
 
     def find(*arguments):
         asked.append(arguments)
         return tmp_path / "backbone.pth"
 
-    monkeypatch.setattr("coco.find_weights", find)
+    monkeypatch.setattr("weights.published.find_weights", find)
     assert run("train", data, "--set", *SETTINGS) == 0
     assert asked == [("imagenet", "resnet18", "pytorch")]
     (((model, *_), _),) = started
@@ -327,7 +327,7 @@ def test_imagenet_weights_of_a_file(data, started, tmp_path, monkeypatch, capsys
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     path = tmp_path / "backbone.pth"
-    save(stored, path)
+    write_checkpoint(path, stored)
     assert run("train", data, "--model", "imagenet", "--set", *SETTINGS, f"IMAGENET_MODEL_PATH={path}") == 0
     (((model, *_), _),) = started
     assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
@@ -342,7 +342,7 @@ def test_a_model_that_was_stored_with_settings_that_are_gone(data, started, logs
     shutil.copytree(logs, tmp_path / "logs")
     checkpoint = dict(read_checkpoint(path))
     checkpoint["config"] = {**checkpoint["config"], "USE_RPN_ROIS": True, "MASK_SHAPE": [28, 28]}
-    save(checkpoint, path)
+    write_checkpoint(path, checkpoint)
     for model in ("last", str(path)):
         assert run("train", data, "--model", model, "--logs", str(tmp_path / "logs")) == 0
     assert [arguments[0].config.MASK_SHAPE for arguments, _ in started] == [(28, 28), (28, 28)]
@@ -354,7 +354,7 @@ def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs
     checkpoint = renamed(checkpoint, class_names=["BG", "car", "bicycle", "cow"])
     checkpoint["config"] = {**checkpoint["config"], "LEARNING_RATE": 7.0, "RPN_NMS_THRESHOLD": 0.61}
     path = tmp_path / "other.pth"
-    save(checkpoint, path)
+    write_checkpoint(path, checkpoint)
     assert run("train", data, "--model", str(path)) == 0
     (((model, *_), _),) = started
     own, theirs = model.box_head.class_logits.weight, checkpoint["model"]["box_head.class_logits.weight"]
@@ -478,7 +478,7 @@ def test_a_model_of_other_categories_is_not_evaluated(data, logs, tmp_path, caps
         ({"class_names": ["BG", "person", "tank", "toothbrush"]}, "3 is 'tank', here 'car'"),
         ({"category_ids": [0, 31, 33, 35]}, "knows none of the data set's categories"),
     ):
-        save(renamed(checkpoint, **change), path)
+        write_checkpoint(path, renamed(checkpoint, **change))
         assert run("evaluate", data, "--model", str(path), "--output", str(tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
 
@@ -493,11 +493,11 @@ def test_class_scores_that_evaluation_asks_for(data, logs, tmp_path):
         (0.7, ["--set", "DETECTION_MIN_CONFIDENCE=0.3"], 0.3),
     ):
         checkpoint["config"] = {**checkpoint["config"], "DETECTION_MIN_CONFIDENCE": stored}
-        save(checkpoint, path)
+        write_checkpoint(path, checkpoint)
         model = coco.evaluated_model(parse("evaluate", "--model", str(path), *words), torch.device("cpu"))
         assert expected == model.config.DETECTION_MIN_CONFIDENCE
     checkpoint["config"] = {**checkpoint["config"], "DIALECT": "matterport"}
-    save({**checkpoint, "dialect": "matterport"}, path)
+    write_checkpoint(path, {**checkpoint, "dialect": "matterport"})
     assert coco.evaluated_model(parse("evaluate", "--model", str(path)), "cpu").config.DETECTION_MIN_CONFIDENCE == 0
 
 

@@ -23,24 +23,32 @@ import torch
 from helpers import imagenet_state, tiny_model
 from torch.nn import functional as F
 
-import convert_weights
 import model
 from config import Config
 from convert_weights import main
 from data.coco_files import COCO_CATEGORIES
-from weights.checkpoint import CHECKPOINT_KEYS
-from weights.convert import _eps, _expected, _style, convert, describe, read_class_names
+from weights.checkpoint import (
+    CHECKPOINT_KEYS,
+    check_values,
+    describe,
+    make_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from weights.convert import _eps, _pixels, _style, read_class_names
 from weights.formats import FORMATS
-from weights.load import load_checkpoint, load_model
+from weights.load import load_checkpoint, load_model, load_with_report
 from weights.published import (
     _MMDET_URL,
     EMBEDDED,
     IMAGENET,
     PUBLISHED,
     cache_folder,
+    find_published,
     find_weights,
     imagenet_weights,
 )
+from weights.torch_files import load_torch_file
 
 COCO_IDS = sorted(COCO_CATEGORIES)
 SWAP = [1, 0, 3, 2]
@@ -54,7 +62,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def light(monkeypatch):
     """Conversions leave tensors without memory as they are, for tests of names."""
-    monkeypatch.setattr("weights.checkpoint._own", lambda tensor: tensor)
+    monkeypatch.setattr("weights.checkpoint._storable", lambda tensor: tensor)
 
 
 def save(path, contents, **kwargs):
@@ -83,7 +91,7 @@ def same(one, other):
 def converted(folder, name):
     """(state dict of the source, checkpoint), with real values."""
     path = golden_weights.write_checkpoint(name, folder)
-    checkpoint = convert(path)
+    checkpoint = load_checkpoint(path)
     path.unlink()
     assert list(checkpoint) == list(CHECKPOINT_KEYS)
     assert re.search(rf", {path.name}, sha256 [0-9a-f]{{64}}$", checkpoint["source"])
@@ -122,14 +130,14 @@ EXPECTED = {
 def test_what_the_tensors_tell(light, name, tmp_path):
     state = stand_in(name)
     path = save(tmp_path / ("x_caffe.pth" if "caffe" in name else "x_r50_fpn.pth"), {"state_dict": state})
-    checkpoint = convert(path)
+    checkpoint = load_checkpoint(path)
     config = Config.from_dict(checkpoint["config"])
     found = config.DIALECT, config.BACKBONE, config.BACKBONE_STYLE, config.NUM_CLASSES, config.USE_MASKIOU_HEAD
     assert found == EXPECTED[name]
     assert config.NAME == "coco"
     assert not config.MASKIOU_CLAMP
     assert checkpoint["dialect"] == config.DIALECT
-    expected = _expected(config, only_backbone=False)
+    expected = model.network_shapes(config, only_backbone=False)
     assert {tensor: value.shape for tensor, value in checkpoint["model"].items()} == expected
     assert ((2, 4, 1) if name == "p3_v2" else (1, 0, 2)) == (
         config.RPN_CONVS,
@@ -242,11 +250,11 @@ def test_benchmark_and_torchvision_by_hand(name, folder):
 def test_checkpoints_load_safely(folder, tmp_path):
     checkpoint = converted(folder, "p3_v1")[1]
     path = tmp_path / "ours.pth"
-    checkpoint.save(checkpoint, path)
+    write_checkpoint(path, checkpoint)
     loaded = torch.load(path, weights_only=True)
     assert same(loaded.pop("model"), checkpoint["model"])
     assert loaded == {key: value for key, value in checkpoint.items() if key != "model"}
-    again = convert(path)
+    again = load_checkpoint(path)
     assert same(again["model"], checkpoint["model"])
     assert again["source"] == checkpoint["source"]
     assert again["config"] == checkpoint["config"]
@@ -335,7 +343,7 @@ def test_torchvisions_names_of_2019_and_of_today_are_the_same(light, tmp_path):
     today = dict(zip(golden_weights.keys("p3_v1_current"), published.values(), strict=True))
     assert published.keys() != today.keys()
     files = save(tmp_path / "a.pth", published), save(tmp_path / "b.pth", today)
-    assert same(*(convert(file)["model"] for file in files))
+    assert same(*(load_checkpoint(file)["model"] for file in files))
 
 
 @pytest.mark.parametrize("name", ["p2_ms_r101", "p3_v2", "x101-32x4d"])
@@ -344,15 +352,15 @@ def test_saved_by_ddp_is_the_same(light, name, tmp_path):
     wrapped = {f"module.{tensor}": value for tensor, value in plain.items()}
     extra = {"optimizer": {"lr": 1}, "scheduler": {}, "iteration": 7}
     files = save(tmp_path / "a.pth", plain), save(tmp_path / "b.pth", {"model": wrapped, **extra})
-    assert same(*(convert(file)["model"] for file in files))
+    assert same(*(load_checkpoint(file)["model"] for file in files))
 
 
 def test_torchvision_with_batch_norms_that_count(light, tmp_path):
     """The usual batch norm has eps 1e-5; the published v1 has frozen ones with eps 0."""
     var = {"backbone__body__bn1__running_var": torch.full((64,), 0.25)}
-    frozen_norm = convert(save(tmp_path / "a.pth", stand_in("p3_v1", **var)))
+    frozen_norm = load_checkpoint(save(tmp_path / "a.pth", stand_in("p3_v1", **var)))
     counts = {"backbone__body__bn1__num_batches_tracked": torch.tensor(3)}
-    counting = convert(save(tmp_path / "b.pth", stand_in("p3_v1", **var, **counts)))
+    counting = load_checkpoint(save(tmp_path / "b.pth", stand_in("p3_v1", **var, **counts)))
     name = "backbone.stem.norm.running_var"
     assert frozen_norm["model"][name].unique().tolist() == [0.25]
     assert torch.equal(counting["model"][name], torch.full((64,), 0.25 + 1e-5, dtype=torch.float64).float())
@@ -378,7 +386,7 @@ def test_half_precision_and_strided_sources(tmp_path):
     state = stand_in("p3_v1")
     weight = golden_weights.fill_peer("w", (64, 3, 7, 7))
     state["backbone.body.conv1.weight"] = torch.from_numpy(weight).half().to(memory_format=torch.channels_last)
-    stem = convert(save(tmp_path / "half.pth", state))["model"]["backbone.stem.weight"]
+    stem = load_checkpoint(save(tmp_path / "half.pth", state))["model"]["backbone.stem.weight"]
     assert torch.equal(stem, torch.from_numpy(weight).half().float())
     assert stem.is_contiguous()
 
@@ -426,7 +434,7 @@ def test_keras_variants(light, variant, tmp_path):
     if "root" in variant:
         with h5py.File(path, "a") as file:
             file.create_group("optimizer_weights")
-    checkpoint = convert(path)
+    checkpoint = load_checkpoint(path)
     assert checkpoint["config"]["BACKBONE"] == "resnet101"
     assert checkpoint["config"]["NUM_CLASSES"] == 81
 
@@ -436,9 +444,9 @@ def test_keras_of_tensorflow_2_in_training_mode(light, tmp_path):
     path = write_layout(tmp_path / "a.h5", layers=layers)
     with h5py.File(path, "a") as file:
         file.create_group("top_level_model_weights")
-    assert len(convert(path)["model"]) == 562
+    assert len(load_checkpoint(path)["model"]) == 562
     flat = [*golden_weights.keras_layers(), ("anchors", [("Variable:0", (1, 261888, 4))])]
-    assert len(convert(write_layout(tmp_path / "b.h5", layers=flat))["model"]) == 562
+    assert len(load_checkpoint(write_layout(tmp_path / "b.h5", layers=flat))["model"]) == 562
 
 
 def test_keras_resnet50_finetuned_on_other_classes(light, tmp_path):
@@ -451,12 +459,12 @@ def test_keras_resnet50_finetuned_on_other_classes(light, tmp_path):
         layers.append((layer, weights))
     path = write_layout(tmp_path / "mask_rcnn_balloon_0030.h5", layers=layers)
     with pytest.raises(ValueError, match=r"has 2 classes and a background.*--classes"):
-        convert(path)
+        load_checkpoint(path)
     with pytest.raises(
         ValueError, match=r"class_names has 3 names, .* has 2 classes and a background; leave the background out"
     ):
-        convert(path, class_names=["BG", "balloon", "string"])
-    checkpoint = convert(path, class_names=["balloon", "string"])
+        load_checkpoint(path, class_names=["BG", "balloon", "string"])
+    checkpoint = load_checkpoint(path, class_names=["balloon", "string"])
     assert checkpoint["config"]["BACKBONE"] == "resnet50"
     assert checkpoint["config"]["NAME"] == "mask_rcnn_balloon_0030"
     assert checkpoint["class_names"] == ["BG", "balloon", "string"]
@@ -467,19 +475,23 @@ def test_keras_files_that_are_wrong(tmp_path):
     layers = golden_weights.keras_layers()
     without = [(name, weights[:1] if name == "fpn_p3" else weights) for name, weights in layers]
     with pytest.raises(ValueError, match=r"missing 1 .*fpn\.output\.1\.bias"):
-        convert(write_layout(tmp_path / "a.h5", layers=without))
+        load_checkpoint(write_layout(tmp_path / "a.h5", layers=without))
     with pytest.raises(ValueError, match=r"missing 4 .*mask_head\.convs\.1\.norm\.bias"):
-        convert(write_layout(tmp_path / "b.h5", layers=[pair for pair in layers if pair[0] != "mrcnn_mask_bn2"]))
+        load_checkpoint(
+            write_layout(tmp_path / "b.h5", layers=[pair for pair in layers if pair[0] != "mrcnn_mask_bn2"])
+        )
     with pytest.raises(ValueError, match=r"left over 1: extra_dense\.kernel"):
-        convert(write_layout(tmp_path / "c.h5", layers=[*layers, ("extra_dense", [("extra_dense/kernel:0", (2, 2))])]))
+        load_checkpoint(
+            write_layout(tmp_path / "c.h5", layers=[*layers, ("extra_dense", [("extra_dense/kernel:0", (2, 2))])])
+        )
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file.create_group("_layer_checkpoint_dependencies")
     with pytest.raises(ValueError, match=r"not Keras weights.*_layer_checkpoint_dependencies"):
-        convert(tmp_path / "d.h5")
+        load_checkpoint(tmp_path / "d.h5")
     data = write_layout(tmp_path / "e.h5").read_bytes()
     (tmp_path / "e.h5").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="truncated or damaged"):
-        convert(tmp_path / "e.h5")
+        load_checkpoint(tmp_path / "e.h5")
 
 
 ############################################################
@@ -513,7 +525,7 @@ def mmdet(light, tmp_path):
 
     def run(file_name, style=None, class_names=None, **meta):
         state = stand_in("r50", backbone__conv1__weight=stem)
-        return convert(save(tmp_path / file_name, {"meta": meta, "state_dict": state}), style, class_names)
+        return load_checkpoint(save(tmp_path / file_name, {"meta": meta, "state_dict": state}), style, class_names)
 
     return run
 
@@ -555,11 +567,11 @@ def test_style_and_pixels_from_the_stored_config(mmdet):
 
 def test_style_that_cannot_be(light, tmp_path):
     with pytest.raises(ValueError, match=r"style 'caffe' contradicts .*ResNeXts"):
-        convert(save(tmp_path / "a.pth", stand_in("x101-32x4d")), style="caffe")
+        load_checkpoint(save(tmp_path / "a.pth", stand_in("x101-32x4d")), style="caffe")
     with pytest.raises(ValueError, match=r"style 'pytorch' contradicts .*, which is caffe"):
-        convert(save(tmp_path / "a.pth", stand_in("p1")), style="pytorch")
+        load_checkpoint(save(tmp_path / "a.pth", stand_in("p1")), style="pytorch")
     with pytest.raises(ValueError, match=r"style 'caffe' contradicts .*, which is pytorch"):
-        convert(save(tmp_path / "a.pth", stand_in("p3_v1")), style="caffe")
+        load_checkpoint(save(tmp_path / "a.pth", stand_in("p3_v1")), style="caffe")
 
 
 def test_classes_of_coco(light, mmdet, tmp_path):
@@ -568,7 +580,7 @@ def test_classes_of_coco(light, mmdet, tmp_path):
     assert checkpoint["class_names"][-1] == "toothbrush"
     assert checkpoint["category_ids"] == [0, *COCO_IDS]
     assert checkpoint["config"]["CATEGORY_IDS"] == checkpoint["category_ids"]
-    names = convert(save(tmp_path / "v1.pth", stand_in("p3_v1")))
+    names = load_checkpoint(save(tmp_path / "v1.pth", stand_in("p3_v1")))
     assert names["category_ids"] == list(range(91))
     assert names["class_names"][12] == "N/A"
     assert names["class_names"][13] == "stop sign"
@@ -596,8 +608,8 @@ def test_finetuned_torchvision(light, tmp_path):
             state[name] = tensor[: len(tensor) // 91 * 2]
     path = save(tmp_path / "pedestrians.pth", state)
     with pytest.raises(ValueError, match="has 1 classes and a background, which are not COCO's"):
-        convert(path)
-    checkpoint = convert(path, class_names=["pedestrian"])
+        load_checkpoint(path)
+    checkpoint = load_checkpoint(path, class_names=["pedestrian"])
     assert checkpoint["config"]["NUM_CLASSES"] == 2
     assert list(checkpoint["model"]["box_head.box_deltas.weight"].shape) == [8, 1024]
 
@@ -619,7 +631,7 @@ def test_class_files(tmp_path):
 
 def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
     state = {name: tensor for name, tensor in stand_in("r50").items() if "mask_iou" not in name}
-    checkpoint = convert(save(tmp_path / "mask_rcnn_r50_fpn.pth", {"state_dict": state}))
+    checkpoint = load_checkpoint(save(tmp_path / "mask_rcnn_r50_fpn.pth", {"state_dict": state}))
     assert not checkpoint["config"]["USE_MASKIOU_HEAD"]
     assert not any(name.startswith("maskiou") for name in checkpoint["model"])
 
@@ -633,15 +645,15 @@ def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
     "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"]
 )
 def test_imagenet(light, backbone, tmp_path):
-    checkpoint = convert(save(tmp_path / "x.pth", imagenet_state(backbone)))
+    checkpoint = load_checkpoint(save(tmp_path / "x.pth", imagenet_state(backbone)))
     config = Config.from_dict(checkpoint["config"])
     assert (config.BACKBONE, config.BACKBONE_STYLE, checkpoint["class_names"]) == (backbone, "pytorch", None)
-    expected = _expected(config, only_backbone=True)
+    expected = model.network_shapes(config, only_backbone=True)
     assert {name: tensor.shape for name, tensor in checkpoint["model"].items()} == expected
     assert checkpoint["model"]["backbone.stem.norm.running_var"][0] == np.float32(1 + 1e-5)
     path = tmp_path / "ours.pth"
-    checkpoint.save(checkpoint, path)
-    assert same(convert(path)["model"], checkpoint["model"])
+    write_checkpoint(path, checkpoint)
+    assert same(load_checkpoint(path)["model"], checkpoint["model"])
     with pytest.raises(ValueError, match="is a backbone alone"):
         load_model(path)
     assert "the backbone alone" in describe(checkpoint)
@@ -651,7 +663,7 @@ def test_imagenet_of_caffe(light, tmp_path):
     """OpenMMLab's files for detectors of caffe style: BGR pixels minus the mean, a bias that mmdetection ignores."""
     state = imagenet_state("resnet50") | {"conv1.bias": torch.zeros(64)}
     state["conv1.weight"] = torch.arange(3.0)[None, :, None, None].expand(64, 3, 7, 7)
-    checkpoint = convert(save(tmp_path / "x.pth", state))
+    checkpoint = load_checkpoint(save(tmp_path / "x.pth", state))
     config = Config.from_dict(checkpoint["config"])
     assert (config.BACKBONE_STYLE, config.MEAN_PIXEL, config.STD_PIXEL) == (
         "caffe",
@@ -660,20 +672,114 @@ def test_imagenet_of_caffe(light, tmp_path):
     )
     assert checkpoint["model"]["backbone.stem.weight"][0, :, 0, 0].tolist() == [2, 1, 0]
     with pytest.raises(ValueError, match=r"style 'pytorch' contradicts .* which is caffe"):
-        convert(tmp_path / "x.pth", "pytorch")
+        load_checkpoint(tmp_path / "x.pth", "pytorch")
 
 
 def test_backbones_of_no_name(tmp_path):
     state = {name: value for name, value in imagenet_state("resnet50").items() if not name.startswith("layer3.5")}
     save(tmp_path / "x.pth", state)
     with pytest.raises(ValueError, match=r"\(3, 4, 5, 3\) bottleneck blocks .* none of resnet18"):
-        convert(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth")
     state = imagenet_state("resnet50")
     for block in range(3):  # ResNeXt-50 32x4d
         state[f"layer1.{block}.conv2.weight"] = torch.zeros(128, 4, 3, 3)
     save(tmp_path / "x.pth", state)
     with pytest.raises(ValueError, match="128 channels in 32 groups"):
-        convert(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth")
+
+
+############################################################
+#  Foreign files in MaskRCNN.load_weights
+############################################################
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Names of the tensors that load_weights draws anew. No numbers are drawn, which would take seconds."""
+    names = []
+    monkeypatch.setattr(model, "initialise", lambda network, some=None: names.extend(some or []))
+    return names
+
+
+# The file: settings of a model that takes its weights, and what the report calls the file's format.
+FOREIGN = {
+    "p1": ({"DIALECT": "matterport", "USE_MASKIOU_HEAD": False}, "2018 PyTorch port"),
+    "p2_ms_r50": ({"DIALECT": "benchmark", "BACKBONE": "resnet50"}, "the paper's code"),
+    "p3_v1": ({"DIALECT": "torchvision", "BACKBONE": "resnet50", "USE_MASKIOU_HEAD": False}, "torchvision's Mask"),
+    "r50-caffe": ({"BACKBONE": "resnet50", "BACKBONE_STYLE": "caffe", "STD_PIXEL": (1, 1, 1)}, "mmdetection 2 or 3"),
+}
+CLASS_LAYERS = {
+    "box_head.class_logits", "box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_load_weights_takes_foreign_files(light, drawn, name, tmp_path, capsys):
+    """All tensors with as many classes; those without classes with another number; none under another dialect."""
+    settings, title = FOREIGN[name]
+    path = save(tmp_path / "epoch_12.pth", {"state_dict": numbered(name)})  # of mmdetection, the style is the model's
+    converted = load_checkpoint(path, settings.get("BACKBONE_STYLE"))["model"]
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=91 if name == "p3_v1" else 81))
+    network.load_weights(path)
+    assert same(dict(network.state_dict()), converted)
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in network.source
+    printed = capsys.readouterr().out
+    assert title in printed
+    assert f"loaded: {len(converted)} of the model's {len(converted)} tensors" in printed
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=3))
+    with pytest.raises(ValueError, match="does not fit the model; nothing was loaded"):
+        network.load_weights(path)
+    network.load_weights(path, by_name=True)
+    expected = {tensor for tensor in converted if tensor.rpartition(".")[0] in CLASS_LAYERS}
+    assert set(drawn) == expected
+    for tensor, value in network.state_dict().items():
+        assert tensor in expected or torch.equal(value, converted[tensor]), tensor
+    other = "mmdet" if settings.get("DIALECT") == "torchvision" else "torchvision"
+    with pytest.raises(ValueError, match=f"made for DIALECT = .*, but the model has {other}"):
+        model.MaskRCNN(Config(DIALECT=other, BACKBONE="resnet18")).load_weights(path, by_name=True)
+
+
+def test_load_weights_of_matterports_file(drawn, tmp_path):
+    """As Matterport's balloon.py loads mask_rcnn_coco.h5, and then its own, whose classes have no names."""
+    settings = {"DIALECT": "matterport", "USE_MASKIOU_HEAD": False, "CLASS_NAMES": ("BG", "balloon")}
+    heads = ["mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_bbox", "mrcnn_mask"]
+    network = model.MaskRCNN(Config(**settings, NUM_CLASSES=2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(7)
+    network.load_weights(write_layout(tmp_path / "mask_rcnn_coco.h5"), by_name=True, exclude=heads)
+    for name, tensor in network.named_parameters():
+        assert (tensor == (7 if name.rpartition(".")[0] in CLASS_LAYERS else 0)).all(), name
+    assert drawn == []
+    layers = []
+    for layer, weights in golden_weights.keras_layers():
+        if layer in ("mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_mask"):
+            weights = [(w, (*shape[:-1], shape[-1] // 81 * 2), peer) for w, shape, peer in weights]
+        layers.append((layer, weights))
+    network.load_weights(write_layout(tmp_path / "mask_rcnn_balloon_0030.h5", layers=layers))
+    assert all((tensor == 0).all() for tensor in network.parameters())
+    assert network.class_names == ["BG", "balloon"]
+
+
+def test_copy_classes_of_a_foreign_file(light, drawn, tmp_path):
+    """torchvision's 91 classes have ten of the name N/A, and rows all the same."""
+    state = numbered("p3_v1")
+    state["roi_heads.box_predictor.cls_score.bias"] = torch.arange(91.0)
+    settings = {**FOREIGN["p3_v1"][0], "CLASS_NAMES": ("BG", "toothbrush", "unicorn", "person"), "NUM_CLASSES": 4}
+    network = model.MaskRCNN(Config(**settings))
+    with torch.no_grad():
+        network.box_head.class_logits.bias.fill_(-1)
+    network.load_weights(save(tmp_path / "v1.pth", state), copy_classes=True)
+    assert network.box_head.class_logits.bias.tolist() == [0, 90, -1, 1]
+
+
+def test_load_weights_of_an_imagenet_file(light, drawn, tmp_path):
+    path = save(tmp_path / "resnet18.pth", imagenet_state("resnet18"))
+    network = model.MaskRCNN(Config(BACKBONE="resnet18"))
+    network.load_weights(path, by_name=True, copy_classes=True)
+    assert (network.backbone.stem.weight == 1).all()
+    with pytest.raises(ValueError, match="these weights were made for BACKBONE = resnet18"):
+        model.MaskRCNN(Config(BACKBONE="resnet34")).load_weights(path, by_name=True)
 
 
 ############################################################
@@ -703,15 +809,15 @@ def test_code_is_never_run(write, tmp_path):
     else:
         save(path, {"a": Evil(trace)}, _use_new_zipfile_serialization=write == "zip")
     with pytest.raises(ValueError, match=r"evil\.pth"):
-        convert(path)
+        load_checkpoint(path)
     assert not trace.exists()
 
 
 def test_code_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds a Python object that is no weight: \w+\.system\. It could run code"):
-        convert(save(tmp_path / "evil.pth", {"a": Evil(tmp_path / "x")}))
+        load_checkpoint(save(tmp_path / "evil.pth", {"a": Evil(tmp_path / "x")}))
     with pytest.raises(ValueError, match=r"no weight: torch\.nn\.modules\.linear\.Linear"):
-        convert(save(tmp_path / "whole.pth", {"model": torch.nn.Linear(2, 2)}))
+        load_checkpoint(save(tmp_path / "whole.pth", {"model": torch.nn.Linear(2, 2)}))
 
 
 def test_containers_of_published_files(light, tmp_path, monkeypatch):
@@ -741,16 +847,16 @@ def test_containers_of_published_files(light, tmp_path, monkeypatch):
             "state_dict": stand_in("x101-32x4d"),
         }
         path = save(tmp_path / "epoch_12.pth", contents)
-    checkpoint, report = convert_weights.convert_with_report(path, None, None)
+    checkpoint, report = load_with_report(path)
     assert checkpoint["config"]["BACKBONE"] == "resnext101_32x4d"
     assert {"message_hub", "optimizer", "meta"} <= set(report.dropped)
 
 
 def test_missing_and_useless_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth does not exist"):
-        convert(tmp_path / "none.pth")
+        load_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="is a folder"):
-        convert(tmp_path)
+        load_checkpoint(tmp_path)
     path = tmp_path / "file.pth"
     for content, match in {
         b"": "is empty",
@@ -762,11 +868,11 @@ def test_missing_and_useless_files(tmp_path):
     }.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=match):
-            convert(path)
+            load_checkpoint(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("weights/model.pth", b"1")
     with pytest.raises(ValueError, match=r"zip archive that torch did not write \(weights/model\.pth\)"):
-        convert(path)
+        load_checkpoint(path)
 
 
 def test_formats_of_torch_that_hold_no_plain_weights(tmp_path):
@@ -774,11 +880,11 @@ def test_formats_of_torch_that_hold_no_plain_weights(tmp_path):
         for name in ("script/data.pkl", "script/constants.pkl", "script/code/model.py"):
             archive.writestr(name, b"1")
     with pytest.raises(ValueError, match="TorchScript"):
-        convert(tmp_path / "script.pt")
+        load_checkpoint(tmp_path / "script.pt")
     with tarfile.open(tmp_path / "old.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     with pytest.raises(ValueError, match="a tar archive"):
-        convert(tmp_path / "old.tar")
+        load_checkpoint(tmp_path / "old.tar")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -789,18 +895,18 @@ def test_truncated(zipped, part, tmp_path):
     path = tmp_path / "part.pth"
     path.write_bytes(stream.getvalue()[: int(part * stream.tell())])
     with pytest.raises(ValueError, match=r"part\.pth is truncated or damaged"):
-        convert(path)
+        load_checkpoint(path)
 
 
 def test_legacy_files(light, tmp_path):
     files = [save(tmp_path / f"{new}.pth", numbered("p1"), _use_new_zipfile_serialization=new) for new in (True, False)]
-    assert same(*(convert(file)["model"] for file in files))
+    assert same(*(load_checkpoint(file)["model"] for file in files))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, {"state_dict": {}}, {"model": {"a": 1}}], ids=str)
 def test_no_state_dict(content, tmp_path):
     with pytest.raises(ValueError, match=r"no state dict|where a checkpoint is a dict"):
-        convert(save(tmp_path / "x.pth", content))
+        load_checkpoint(save(tmp_path / "x.pth", content))
 
 
 def test_unknown_formats(tmp_path):
@@ -808,18 +914,18 @@ def test_unknown_formats(tmp_path):
     with pytest.raises(
         ValueError, match=r"of no known format\. Looked for names as keras: mrcnn_.* It has encoder\.weight"
     ):
-        convert(path)
+        load_checkpoint(path)
     old = {name.replace("roi_head.", ""): value for name, value in stand_in("r50").items()}
     with pytest.raises(ValueError, match=r"mmdetection 1\.x"):
-        convert(save(path, {"state_dict": old}))
+        load_checkpoint(save(path, {"state_dict": old}))
     rows = {"roi_head__mask_head__conv_logits__weight": torch.zeros(1).expand(81, 256, 1, 1)}
     rows["roi_head__bbox_head__fc_reg__weight"] = torch.zeros(1).expand(324, 1024)
     with pytest.raises(ValueError, match=r"81 rows .* as mmdetection 1\.x"):
-        convert(save(path, {"state_dict": stand_in("r50", **rows)}))
+        load_checkpoint(save(path, {"state_dict": stand_in("r50", **rows)}))
     with pytest.raises(ValueError, match="Detectron2"):
-        convert(save(path, {"model": {"backbone.bottom_up.stem.conv1.weight": torch.zeros(2)}}))
+        load_checkpoint(save(path, {"model": {"backbone.bottom_up.stem.conv1.weight": torch.zeros(2)}}))
     with pytest.raises(ValueError, match="bare state dict of this project"):
-        convert(save(path, {"backbone.stem.weight": torch.zeros(2)}))
+        load_checkpoint(save(path, tiny_model().state_dict()))
 
 
 BROKEN = {
@@ -837,19 +943,19 @@ def test_missing_renamed_misshaped_and_nan(name, tmp_path):
     path, state = tmp_path / "x_r50_fpn.pth", stand_in(name)
     value = state.pop(tensor)
     with pytest.raises(ValueError, match=rf"missing 1 .*: {ours}$"):
-        convert(save(path, state))
+        load_checkpoint(save(path, state))
     with pytest.raises(ValueError, match=rf"missing 1 .*: {ours}; left over 1: {re.escape(tensor)}x"):
-        convert(save(path, {**state, f"{tensor}x": value}))
+        load_checkpoint(save(path, {**state, f"{tensor}x": value}))
     with pytest.raises(ValueError, match=rf"left over 1: {re.escape(tensor)}x"):
-        convert(save(path, {**state, tensor: value, f"{tensor}x": value}))
+        load_checkpoint(save(path, {**state, tensor: value, f"{tensor}x": value}))
     nan = torch.zeros(value.shape)
     nan.view(-1)[-1] = float("nan")
     with pytest.raises(ValueError, match=rf"tensor {re.escape(tensor)} has 1 of {value.numel()} values that are NaN"):
-        convert(save(path, {**state, tensor: nan}))
+        load_checkpoint(save(path, {**state, tensor: nan}))
     with pytest.raises(ValueError, match=r"float|dimension"):
-        convert(save(path, {**state, tensor: torch.tensor(1)}))
+        load_checkpoint(save(path, {**state, tensor: torch.tensor(1)}))
     with pytest.raises(ValueError, match=r"dimension|no numbers"):
-        convert(save(path, {**state, tensor: torch.zeros(0)}))
+        load_checkpoint(save(path, {**state, tensor: torch.zeros(0)}))
 
 
 def test_misshaped_says_what_was_expected(tmp_path):
@@ -857,7 +963,7 @@ def test_misshaped_says_what_was_expected(tmp_path):
     changed = {"neck__fpn_convs__1__conv__weight": torch.zeros(1).expand(256, 256, 1, 1)}
     changed["backbone__layer1__0__conv2__weight"] = torch.zeros(1).expand(64, 32, 3, 3)
     with pytest.raises(ValueError, match=r"2 tensors of another shape") as caught:
-        convert(save(path, stand_in("r50", **changed)))
+        load_checkpoint(save(path, stand_in("r50", **changed)))
     assert (
         "neck.fpn_convs.1.conv.weight -> fpn.output.1.weight: got [256, 256, 1, 1], expected [256, 256, 3, 3]"
         in str(caught.value)
@@ -876,15 +982,15 @@ def test_misshaped_says_what_was_expected(tmp_path):
         state = stand_in("r50")
         state[name] = torch.zeros(1).expand(rows, *state[name].shape[1:])
         with pytest.raises(ValueError, match=match):
-            convert(save(path, state))
+            load_checkpoint(save(path, state))
 
 
 def test_variances_that_cannot_be(tmp_path):
     name = "backbone__body__stem__bn1__running_var"
     with pytest.raises(ValueError, match=r"stem\.bn1\.running_var is a variance and has negative values, down to -1"):
-        convert(save(tmp_path / "x.pth", stand_in("p2_ms_r50", **{name: -torch.ones(64)})))
+        load_checkpoint(save(tmp_path / "x.pth", stand_in("p2_ms_r50", **{name: -torch.ones(64)})))
     with pytest.raises(ValueError, match=r"running_var.* has zeros"):
-        convert(save(tmp_path / "x.pth", stand_in("p2_ms_r50", **{name: torch.zeros(64)})))
+        load_checkpoint(save(tmp_path / "x.pth", stand_in("p2_ms_r50", **{name: torch.zeros(64)})))
 
 
 ############################################################
@@ -917,12 +1023,12 @@ def ours(folder):
 
 def test_ours_comes_back(ours, tmp_path):
     path, contents = ours
-    checkpoint = convert(path)
+    checkpoint = load_checkpoint(path)
     assert same(checkpoint["model"], contents["model"])
     assert checkpoint["config"] == contents["config"]
     assert (checkpoint["class_names"], checkpoint["source"]) == (contents["class_names"], contents["source"])
     half = {**contents, "optimizer": {}, "model": {name: tensor.half() for name, tensor in contents["model"].items()}}
-    checkpoint = convert(save(tmp_path / "half.pth", half), class_names=["a", "b"])
+    checkpoint = load_checkpoint(save(tmp_path / "half.pth", half), class_names=["a", "b"])
     assert set(checkpoint) == set(CHECKPOINT_KEYS)
     assert all(tensor.dtype == torch.float32 for tensor in checkpoint["model"].values())
     assert checkpoint["class_names"] == ["BG", "a", "b"]
@@ -932,28 +1038,76 @@ def test_ours_comes_back(ours, tmp_path):
     )
 
 
+def test_ours_is_read_and_checked_once(ours, monkeypatch):
+    calls = []
+
+    def check(*arguments, **options):
+        calls.append("checked")
+        check_values(*arguments, **options)
+
+    def read(path):
+        calls.append("read")
+        return load_torch_file(path)
+
+    monkeypatch.setattr("weights.checkpoint.check_values", check)
+    monkeypatch.setattr("weights.convert.load_torch_file", read)
+    load_model(ours[0], "cpu")
+    assert calls == ["read", "checked"]
+    load_checkpoint(ours[0])
+    assert calls == ["read", "checked"] * 2
+    checkpoint = read_checkpoint(ours[0])
+    assert read_checkpoint(checkpoint) is checkpoint
+    with pytest.raises(ValueError, match="the checkpoint says dialect 'tf'"):
+        read_checkpoint({**checkpoint, "dialect": "tf"})  # a changed copy is checked again
+
+
+def test_tensors_are_stored_without_what_lies_beside_them(tmp_path):
+    """torch.save writes a whole storage for a view; and what need not change is not copied."""
+    row, plain = torch.rand(1000, 3)[5], torch.rand(4)
+    contents = make_checkpoint(Config(), "a test", {"row": row, "plain": plain, "half": plain.half()})
+    assert torch.equal(contents["model"]["row"], row)
+    assert contents["model"]["row"].untyped_storage().nbytes() == 12
+    assert contents["model"]["plain"].data_ptr() == plain.data_ptr()
+    assert contents["model"]["half"].dtype == torch.float32
+    write_checkpoint(tmp_path / "x.pth", contents)
+    assert (tmp_path / "x.pth").stat().st_size < 10_000
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        write_checkpoint(tmp_path / "none" / "x.pth", contents)
+
+
+def test_the_reader_of_ours_names_the_converter(tmp_path):
+    for path in (save(tmp_path / "x.pth", {"model": {}}), write_layout(tmp_path / "x.h5", layers=[])):
+        with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint of this project; `python convert_wei"):
+            read_checkpoint(path)
+
+
 def test_ours_that_is_wrong(ours, tmp_path):
     contents = ours[1]
-    weights = contents["model"]
+    tensors = contents["model"]
     first = "fpn.output.0.bias"
-    without = {name: tensor for name, tensor in weights.items() if name != first}
-    nan = {**weights, first: torch.full_like(weights[first], float("inf"))}
+    without = {name: tensor for name, tensor in tensors.items() if name != first}
+    nan = {**tensors, first: torch.full_like(tensors[first], float("inf"))}
     for change, match in (
-        ({"version": 2}, "version 2, this code reads 1"),
+        ({"version": 2}, r"x\.pth is a checkpoint of version 2, this code reads 1"),
         ({"dialect": "tf"}, "dialect 'tf', its config 'mmdet'"),
         ({"config": {**contents["config"], "COLOUR": 1}}, "config that this code does not know: COLOUR"),
-        ({"model": without}, rf"missing 1 .*: {re.escape(first)}"),
-        ({"model": {**weights, "extra": weights[first]}}, "left over 1: extra"),
-        ({"model": {**weights, first: torch.zeros(3)}}, r"fpn\.output\.0\.bias: got \[3\], expected \[16\]"),
+        ({"model": without}, rf"missing: {re.escape(first)} \[16\]"),
+        ({"model": {**tensors, "extra": tensors[first]}}, r"not of this model: extra \[16\]"),
+        ({"model": {**tensors, first: torch.zeros(3)}}, r"fpn\.output\.0\.bias is \[3\], the model's \[16\]"),
         ({"model": nan}, rf"{re.escape(first)} has 16 of 16 values"),
-        ({"model": [1]}, "without a dict as config and as model"),
+        ({"model": [1]}, "lacks a dict as model"),
+        ({"model": {**tensors, first: tensors[first].long()}}, r"is torch\.int64, .*floating"),
+        ({"class_names": ["BG"]}, "config that this code does not know: CLASS_NAMES"),
     ):
-        with pytest.raises(ValueError, match=match):
-            convert(save(tmp_path / "x.pth", {**contents, **change}))
-    with pytest.raises(ValueError, match="without category_ids"):
-        convert(save(tmp_path / "x.pth", {key: contents[key] for key in contents if key != "category_ids"}))
+        path = save(tmp_path / "x.pth", {**contents, **change})
+        for load in (load_checkpoint, load_model):
+            with pytest.raises(ValueError, match=match):
+                load(path)
+    save(tmp_path / "x.pth", {key: contents[key] for key in contents if key != "category_ids"})
+    with pytest.raises(ValueError, match="lacks category_ids"):
+        load_checkpoint(tmp_path / "x.pth")
     with pytest.raises(ValueError, match="style 'caffe' contradicts"):
-        convert(ours[0], style="caffe")
+        load_checkpoint(ours[0], style="caffe")
 
 
 ############################################################
@@ -969,6 +1123,18 @@ def test_published_table():
         assert published.sha256 is None or published.url.endswith(f"-{published.sha256}.pth")
         if published.url.startswith(_MMDET_URL) and "x101" not in published.name:
             assert _style(Path(published.url), FORMATS[3], "resnet50", "", None) == published.style
+
+
+def test_published_models_say_how_to_train_them_anew():
+    trainable = {name: published.settings for name, published in PUBLISHED.items() if published.settings}
+    assert set(trainable) == {"coco", *(name for name in PUBLISHED if name.startswith("ms_rcnn_"))}
+    for name, settings in trainable.items():
+        config, published = Config(**settings), PUBLISHED[name]
+        assert (config.BACKBONE, config.BACKBONE_STYLE) in IMAGENET
+        assert published.style == config.BACKBONE_STYLE
+        assert f"_{config.SCHEDULE}_coco" in published.url
+        _, mean, std = _pixels("", config.BACKBONE_STYLE)
+        assert (mean, std) == (config.MEAN_PIXEL, config.STD_PIXEL)
 
 
 @pytest.fixture
@@ -1079,23 +1245,33 @@ def test_imagenet_weights_of_a_config(monkeypatch, tmp_path):
     assert imagenet_weights(caffe) == path
 
 
-def test_the_style_of_a_published_checkpoint_is_known(monkeypatch):
+def test_the_style_of_a_published_checkpoint_is_known(monkeypatch, tmp_path):
     """A file in the cache may have any name, so the name of the model tells it; a wish is a wish."""
+    styles = []
     monkeypatch.setattr("weights.load.find_weights", lambda name: Path("cached.pth"))
-    monkeypatch.setattr("weights.load.convert", lambda *arguments: arguments)
+    monkeypatch.setattr(
+        "weights.load.convert", lambda path, shapes, style, *rest: styles.append((path, style)) or 1 / 0
+    )
     for name, style, expected in (
         ("ms_rcnn_r50_caffe_fpn_1x_coco", None, "caffe"),
         ("ms_rcnn_x101_32x4d_fpn_1x_coco", None, "pytorch"),
         ("ms_rcnn_r50_caffe_fpn_1x_coco", "pytorch", "pytorch"),
         ("mine.pth", None, None),
     ):
-        assert load_checkpoint(name, style, ["cell"]) == (Path("cached.pth"), expected, ["cell"])
+        for load in (load_checkpoint, load_model):
+            with pytest.raises(ZeroDivisionError):
+                load(name, style=style)
+            assert styles.pop() == (Path("cached.pth"), expected)
+    monkeypatch.chdir(tmp_path)
+    assert find_published("torchvision") is PUBLISHED["torchvision"]
+    Path("torchvision").write_bytes(b"a file of that name")
+    assert find_published("torchvision") is None
 
 
 def test_load_model_of_a_foreign_file(light, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "initialise", lambda network: None)  # seconds of random numbers
     path = save(tmp_path / "ms_rcnn_r50_caffe.pth", {"state_dict": numbered("r50")})
-    checkpoint, network = convert(path), load_model(path, "cpu", DETECTION_MIN_CONFIDENCE=0.5)
+    checkpoint, network = load_checkpoint(path), load_model(path, "cpu", DETECTION_MIN_CONFIDENCE=0.5)
     assert same(dict(network.state_dict()), checkpoint["model"])
     assert network.config.DETECTION_MIN_CONFIDENCE == 0.5
     assert network.config.BACKBONE_STYLE == "caffe"
@@ -1163,7 +1339,7 @@ def test_settings_are_stored_with_the_weights(tmp_path, capsys):
     model = tiny_model(IMAGE_RESIZE_MODE="crop", CLASS_NAMES=("BG", "a", "b", "c"))
     source, target = tmp_path / "a.pth", tmp_path / "b.pth"
     model.save(source)
-    main([str(source), str(target), "--set", "IMAGE_RESIZE_MODE=pad64", "CLASS_NAMES=BG,x,y,z"])
+    main([str(source), str(target), "--set", "IMAGE_RESIZE_MODE=pad64", "--set", "CLASS_NAMES=BG,x,y,z"])
     loaded = load_model(target, "cpu")
     assert loaded.config.IMAGE_RESIZE_MODE == "pad64"
     assert loaded.class_names == ["BG", "x", "y", "z"]
@@ -1174,8 +1350,8 @@ def test_settings_are_stored_with_the_weights(tmp_path, capsys):
     before = target.read_bytes()
     for setting, message in {
         "NUM_CLASSES=9": "CLASS_NAMES",
-        "RPN_CHANNELS=24": "--set RPN_CHANNELS: the weights are of another network; rpn.conv",
-        "USE_MASKIOU_HEAD=False": "of another network; maskiou_head",
+        "RPN_CHANNELS=24": "--set RPN_CHANNELS: the weights are of another network:\n  rpn.convs.0.weight is [16, 16",
+        "USE_MASKIOU_HEAD=False": "of another network:\n  not of this model: maskiou_head",
         "RPN_CHANELS=24": "did you mean RPN_CHANNELS?",
     }.items():
         with pytest.raises(SystemExit):

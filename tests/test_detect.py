@@ -462,11 +462,11 @@ NAME = "rpn.objectness.weight"
             lambda c: c["model"].update({NAME: torch.zeros(3, 8, 1, 1)}),
             r"weight is \[3, 8, 1, 1\], the model's",
         ),
-        (lambda c: c["model"][NAME].fill_(float("nan")), "rpn.objectness.weight is not finite"),
+        (lambda c: c["model"][NAME].fill_(float("nan")), r"rpn.objectness.weight has \d+ of \d+ values that are NaN"),
         (lambda c: c["model"].update({NAME: [1.0]}), "rpn.objectness.weight is list, not a tensor"),
         (lambda c: c.update(version=99), "version 99"),
         (lambda c: c.update(format="other"), "not a checkpoint of this project"),
-        (lambda c: c.pop("class_names"), "lacks 'class_names'"),
+        (lambda c: c.pop("class_names"), "lacks class_names"),
         (lambda c: c["config"].update(NEW_NAME=1), "NEW_NAME is not a setting"),
     ],
 )
@@ -476,9 +476,9 @@ def test_damaged_checkpoints_are_refused_whole(saved, change, message):
     damaged(saved, change)
     with pytest.raises(ValueError, match=message):
         MaskRCNN.from_checkpoint(saved, device="cpu")
-    if "NEW_NAME" not in message and "class_names" not in message:
-        with pytest.raises(ValueError, match=message):
-            model.load_weights(saved)
+    message = message.replace("not a checkpoint of this project", "a bare state dict of this project")
+    with pytest.raises(ValueError, match=message):
+        model.load_weights(saved)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "nothing was loaded"
 
 

@@ -17,7 +17,7 @@ from conftest import GOLDEN
 import model as modellib
 import utils
 from model import Images, MaskRCNN
-from weights.convert import convert
+from weights.load import load_checkpoint
 
 PEERS = ["benchmark", "torchvision", "matterport"]
 MMDET = ["r50-caffe", "x101-32x4d"]
@@ -43,7 +43,7 @@ def model_of(tmp_path_factory):
     @functools.lru_cache(maxsize=1)
     def make(case: str) -> MaskRCNN:
         path = golden_weights.write_checkpoint(case, folder)
-        checkpoint = convert(path)
+        checkpoint = load_checkpoint(path)
         path.unlink()
         overrides = {"DETECTION_MIN_CONFIDENCE": 0.0} if case == "matterport" else {}
         return MaskRCNN.from_checkpoint(checkpoint, device="cpu", **overrides)

@@ -29,7 +29,7 @@ from native import ROOT
 from samples import nucleus
 from training.checkpoints import find_last
 from training.loop import Progress
-from weights.checkpoint import read_checkpoint, save
+from weights.checkpoint import read_checkpoint, write_checkpoint
 from weights.load import load_model
 
 DATA = ROOT.parent / "shared" / "data" / "nuclei"
@@ -569,7 +569,7 @@ def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
 def test_what_is_more_likely_no_nucleus_is_not_shown(weights, tmp_path):
     checkpoint = read_checkpoint(weights)
     bias = {"box_head.class_logits.bias": torch.tensor([1.0, 0.0])}
-    save({**checkpoint, "model": {**checkpoint["model"], **bias}}, tmp_path / "doubtful.pth")
+    write_checkpoint(tmp_path / "doubtful.pth", {**checkpoint, "model": {**checkpoint["model"], **bias}})
     Image.fromarray(picture(0)[0]).save(tmp_path / "cell.png")
     command = ["detect", "--dataset", str(tmp_path / "cell.png"), "--model", str(tmp_path / "doubtful.pth")]
     command += ["--device", "cpu", "--output", str(tmp_path / "out")]
@@ -734,7 +734,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
     stored["class_names"] = stored["category_ids"] = None
     path, asked = tmp_path / "backbone.pth", []
-    save(stored, path)
+    write_checkpoint(path, stored)
     monkeypatch.setattr(nucleus, "find_weights", lambda *names: asked.append(names) or path)
     command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu", "--model", "imagenet"]
     assert nucleus.main([*command, "--set", "LEARNING_RATE=0.002"]) == 0

@@ -26,8 +26,9 @@ import utils
 from config import REFERENCE_TRAINING, Config
 from model import Images, MaskRCNN
 from training.optimizer import make_optimizer, set_learning_rate
-from weights.convert import _target, convert
+from weights.convert import _target
 from weights.formats import _MMDET
+from weights.load import load_checkpoint
 
 PHOTO = Path(__file__).parent.parent.parent / "shared" / "golden" / "mmdet" / "img1.jpg"
 needs_photo = pytest.mark.skipif(not PHOTO.is_file(), reason=f"{PHOTO} is not published with the project")
@@ -475,7 +476,7 @@ class Network:
     def __init__(self, folder: Path) -> None:
         path = golden_weights.write_checkpoint("r50-caffe", folder)
         settings = {**REFERENCE_TRAINING, "IMAGE_MIN_DIM": 400, "IMAGE_MAX_DIM": 667}
-        self.model = MaskRCNN.from_checkpoint(convert(path), device="cpu", **settings)
+        self.model = MaskRCNN.from_checkpoint(load_checkpoint(path), device="cpu", **settings)
         path.unlink()
         self.model.set_trainable("all")
         image, config = utils.read_image(PHOTO), self.model.config

@@ -29,7 +29,7 @@ from data.samples import TrainingData
 from model import BatchNorm, Conv, MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
-from weights.convert import convert
+from weights.load import load_checkpoint
 from weights.torch_files import load_torch_file
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
@@ -497,7 +497,7 @@ def _note_total(totals: list[float], event: str, progress: Progress) -> None:
 
 def test_a_backbone_of_imagenet_starts_a_training(tmp_path):
     torch.save(imagenet_state("resnet18"), tmp_path / "backbone.pth")
-    checkpoint = convert(tmp_path / "backbone.pth")
+    checkpoint = load_checkpoint(tmp_path / "backbone.pth")
     model = MaskRCNN(Config(BACKBONE="resnet18", NUM_CLASSES=3))
     before = model.fpn.output[0].weight.clone()
     model.load_weights(checkpoint, by_name=True)

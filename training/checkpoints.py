@@ -14,10 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-import runtime
+from weights.checkpoint import write_checkpoint
 
 ############################################################
 #  Names
@@ -93,58 +90,18 @@ def _lower(name: str | None) -> str:
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all. Its folder must exist.
+    """Write a checkpoint of a training, complete or not at all. Its folder must exist.
 
-    Raises: OSError that names the file and the room that it needs, if the disk refuses. Older checkpoints stay intact.
+    Raises: OSError that names the file and the room that it needs, if the disk refuses; older checkpoints stay.
     """
-    problem: list[OSError] = []
     try:
-        runtime.write_atomically(path, lambda file: torch.save(dict(contents), _Watched(file, problem)))
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else problem[0] if problem else None
-        if cause is None:
-            raise
-        raise OSError(cause.errno, _disk_problem(path, contents, cause)) from error
-
-
-class _Watched:
-    """A file that keeps the disk's errors: torch.save replaces them by errors of its own, which do not say why."""
-
-    def __init__(self, file, problem: list[OSError]) -> None:
-        self._file, self._problem = file, problem
-
-    def write(self, data) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self._problem.append(error)
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _disk_problem(path: Path, contents: Mapping[str, Any], cause: OSError) -> str:
-    try:
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
-    except OSError:
-        free = "the folder cannot be reached"
-    return (
-        f"the checkpoint {path} could not be written ({cause.strerror or cause}): it needs "
-        f"{size_of(contents) / 1e6:,.0f} MB, and {free}. Earlier checkpoints are intact; make room and continue from "
-        "the last one (--model=last), or keep fewer of them (CHECKPOINTS_KEPT)"
-    )
-
-
-def size_of(contents: Any) -> int:
-    """Bytes of the tensors in nested dicts, lists and tuples."""
-    if isinstance(contents, Tensor):
-        return contents.numel() * contents.element_size()
-    if isinstance(contents, Mapping):
-        contents = contents.values()
-    elif not isinstance(contents, list | tuple):
-        return 0
-    return sum(map(size_of, contents))
+        write_checkpoint(path, contents)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}. Earlier checkpoints are intact; make room and continue from the last one "
+            "(--model=last), or keep fewer of them (CHECKPOINTS_KEPT)",
+        ) from error
 
 
 def keep_as_best(path: Path, best: Path) -> None:

@@ -30,11 +30,19 @@ import torch
 from torch import Tensor
 
 import utils
-from config import BACKBONES, DIALECTS, Config
+from config import BACKBONES, Config
 from data.coco_files import COCO_CATEGORIES
-from model import MaskRCNN
 
-from .checkpoint import CHECKPOINT_KEYS, FORMAT, FORMAT_VERSION, is_backbone, make_checkpoint
+from .checkpoint import (
+    CHECKPOINT_KEYS,
+    FORMAT,
+    Checkpoint,
+    NetworkShapes,
+    check_values,
+    config_of,
+    make_checkpoint,
+    read_checkpoint,
+)
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, REFUSED, STYLES, Format, Table
 from .torch_files import file_kind, load_torch_file
@@ -213,26 +221,14 @@ def _check_names(path: Path, source: Format, got: set[str], expected: Iterable[s
         raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
 
 
-def _check_values(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
-    """Every tensor is floating, of a sensible rank and finite.
-
-    Raises: ValueError that names the tensor.
-    """
+def _check_ranks(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """Raises ValueError for a weight of less than two dimensions, or a vector that is none."""
     for name, tensor in tensors.items():
-        shown = f"{path}: tensor {origin.get(name, name)}"
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise ValueError(f"{shown} is {tensor.dtype}, {tensor.layout}, where weights are dense and floating")
-        if tensor.numel() == 0:
-            raise ValueError(f"{shown} has shape {list(tensor.shape)} and so no numbers")
         is_matrix = name.endswith(".weight") and not name.endswith(".norm.weight")
         if (tensor.dim() < 2) if is_matrix else (tensor.dim() != 1):
             expected = "two dimensions or more" if is_matrix else "one dimension"
-            raise ValueError(f"{shown} has shape {list(tensor.shape)}, expected {expected}")
-        bad = int((~torch.isfinite(tensor)).sum()) if not torch.isfinite(tensor.sum()) else 0
-        if bad:
-            raise ValueError(f"{shown} has {bad} of {tensor.numel()} values that are NaN or infinite")
-        if name.endswith(".running_var") and float(tensor.min()) < 0:
-            raise ValueError(f"{shown} is a variance and has negative values, down to {float(tensor.min()):g}")
+            shape = list(tensor.shape)
+            raise ValueError(f"{path}: tensor {origin.get(name, name)} has shape {shape}, expected {expected}")
 
 
 def _check_shapes(path: Path, tensors, expected: Mapping[str, torch.Size], origin: Mapping[str, str], raw) -> None:
@@ -354,34 +350,25 @@ def fold_norm(
 #  What the tensors tell
 ############################################################
 
-_BLOCKS = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-}
-
 
 def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     """Name of the backbone, from its blocks and the groups of its 3x3 convolutions."""
-    blocks = Counter(found[0] for name in shapes if (found := re.match(r"backbone\.layer(\d)\.\d+\.", name)))
-    counts = tuple(
-        sum(block.startswith(f"backbone.layer{stage}.") and n > 2 for block, n in blocks.items())
+    tensors_of_block = Counter(match[0] for name in shapes if (match := re.match(r"backbone\.layer\d\.\d+\.", name)))
+    blocks = tuple(
+        sum(block.startswith(f"backbone.layer{stage}.") and count > 2 for block, count in tensors_of_block.items())
         for stage in (1, 2, 3, 4)
     )
-    kind = "bottleneck" if any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes) else "basic"
-    name = _BLOCKS.get((kind, counts))
+    is_bottleneck = any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes)
     width = _common(shapes, 64, (r"backbone\.layer1\.\d+\.conv2\.weight", 0))
-    part = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
-    groups = width // max(part, 1)
-    if groups > 1:
-        name = f"resnext101_{groups}x{part}d" if name == "resnet101" else None
-    if name not in BACKBONES:
-        raise ValueError(
-            f"{path} has a backbone of {counts} {kind} blocks with 3x3 convolutions of {width} channels in {groups} "
-            f"groups, which is none of {', '.join(BACKBONES)}"
-        )
-    return name
+    group_width = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
+    groups = width // max(group_width, 1)
+    for name, architecture in BACKBONES.items():
+        if architecture == (blocks, is_bottleneck, groups, group_width):
+            return name
+    raise ValueError(
+        f"{path} has a backbone of {blocks} {'bottleneck' if is_bottleneck else 'basic'} blocks with 3x3 convolutions "
+        f"of {width} channels in {groups} groups, which is none of {', '.join(BACKBONES)}"
+    )
 
 
 def _common(shapes: Mapping[str, Sequence[int]], default: int, *where: tuple[str, int]) -> int:
@@ -452,31 +439,48 @@ def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]
 
 
 def _class_names(
-    path: Path, source: Format, count: int, given: Sequence[str] | None, stored: Sequence[str] | None
+    path: Path,
+    source: Format,
+    count: int,
+    given: Sequence[str] | None,
+    stored: Sequence[str] | None,
+    model_config: Config | None,
 ) -> tuple[list[str], list[int]]:
-    """What each class index is called, background first, and its category id.
+    """The name of each class index, background first, and its category id.
 
-    Raises: ValueError for names that do not fit, or when nothing tells the names.
+    count: classes, background included. given, stored: names of the foreground classes by the caller and in the file.
+    model_config: as convert.
+
+    Raises: ValueError for names that do not fit, or when nothing says the names.
     """
     coco_ids = sorted(COCO_CATEGORIES)
     coco = [COCO_CATEGORIES[category] for category in coco_ids]
     if given is not None:
-        if len(given) != count - 1:
-            drop = "; leave the background out" if len(given) == count else ""
-            raise ValueError(
-                f"class_names has {len(given)} names, but {path} has {count - 1} classes and a background{drop}"
-            )
-        return ["BG", *given], list(range(count))
+        return _given_names(path, count, given)
     if stored is not None and len(stored) == count - 1 and [*stored] != coco:
         return ["BG", *map(str, stored)], list(range(count))
     if count == len(coco) + 1:
         return ["BG", *coco], [0, *coco_ids]
     if source.name == "torchvision" and count == coco_ids[-1] + 1:
         return ["BG", *(COCO_CATEGORIES.get(index, "N/A") for index in range(1, count))], list(range(count))
+    if model_config is not None:
+        unnamed = ["BG", *(f"unnamed {index}" for index in range(1, count))]
+        has_names = model_config.CLASS_NAMES and len(model_config.CLASS_NAMES) == count
+        return list(model_config.CLASS_NAMES) if has_names else unnamed, list(range(count))
     raise ValueError(
         f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them: give the "
         "names, --classes FILE with one a line and without the background, or class_names=[...]"
     )
+
+
+def _given_names(path: Path, count: int, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Names and category ids of classes that the caller names. Raises: ValueError unless there are count - 1 names."""
+    if len(names) != count - 1:
+        hint = "; leave the background out" if len(names) == count else ""
+        raise ValueError(
+            f"class_names has {len(names)} names, but {path} has {count - 1} classes and a background{hint}"
+        )
+    return ["BG", *names], list(range(count))
 
 
 def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
@@ -491,29 +495,36 @@ def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
     return text, next((value for value in lists if isinstance(value, (list, tuple))), None)
 
 
-def _style(path: Path, source: Format, backbone: str, text: str, style: str | None) -> str:
-    """Where bottlenecks have their stride: as asked for, stored, known of the format, or in the file's name.
+def _style(
+    path: Path, source: Format, backbone: str, text: str, style: str | None, model_config: Config | None = None
+) -> str:
+    """Where bottlenecks have their stride, caffe or pytorch: as the format, the stored config, the caller, the file's
+    name or the model says.
 
-    Raises: ValueError where nothing tells, or where the argument contradicts what is known.
+    text: of the stored config. style: the caller's, or None. model_config: as convert.
+
+    Raises: ValueError where nothing says it, or where the caller contradicts what is known.
     """
     if style not in (None, *STYLES):
         raise ValueError(f"style must be caffe or pytorch, not {style!r}")
-    known, reason = source.style, f"{source.title} knows no other"
+    certain, reason = source.style, f"{source.title} knows no other"
     if source.name == "mmdet" and backbone.startswith("resnext"):
-        known, reason = "pytorch", "mmdetection's ResNeXts know no other"
+        certain, reason = "pytorch", "mmdetection's ResNeXts know no other"
     stored = _last(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", text)
-    if known is None and stored:
-        known, reason = stored, "what is stored in it says so"
-    if style and known and style != known:
-        raise ValueError(f"style {style!r} contradicts {path}, which is {known}: {reason}")
-    if style or known:
-        return style or known
+    if certain is None and stored:
+        certain, reason = stored, "what is stored in it says so"
+    if style and certain and style != certain:
+        raise ValueError(f"style {style!r} contradicts {path}, which is {certain}: {reason}")
+    if style or certain:
+        return style or certain
     if source.name == "benchmark":
         return "pytorch" if backbone.startswith("resnext") else "caffe"
     if "caffe" in path.name:
         return "caffe"
     if re.search(r"r(18|34|50|101)[_-]fpn", path.name):
         return "pytorch"
+    if model_config is not None:
+        return model_config.BACKBONE_STYLE
     raise ValueError(
         f"{path} does not tell whether its ResNet is caffe style (stride in the first 1x1 convolution, BGR images) or "
         "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other: give --style caffe or --style "
@@ -546,15 +557,16 @@ def _last(pattern: str, text: str) -> str | None:
 
 
 @dataclass
-class _Report:
+class Report:
     """What a conversion did."""
 
-    title: str
-    read: int = 0
+    title: str  # of the format that was recognised
+    read: int = 0  # tensors of the source that were used
     folded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
     def text(self, written: int) -> str:
+        """The report for people. written: tensors that came out."""
         kinds = Counter(
             re.sub(r"\d+", "#", name.rsplit(".", 1)[-1] if "num_batches" in name else name) for name in self.dropped
         )
@@ -566,28 +578,29 @@ class _Report:
 
 def convert(
     path: str | Path,
+    network_shapes: NetworkShapes,
     style: str | None = None,
     class_names: Sequence[str] | None = None,
     eps: float | None = None,
-) -> dict[str, Any]:
-    """Any checkpoint of the family as one of ours.
+    model_config: Config | None = None,
+) -> tuple[Checkpoint, Report]:
+    """Any checkpoint of the family as one of this project, and a report.
 
-    path: a file of any format of the module's docstring, or one of ours, which is checked and returned.
-    style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name tells.
-    class_names: of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
-    eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not tell: 0 (the default)
+    path: a file of any format of the module's docstring, or of this project. The latter is only read and checked, and
+        may hold more than a checkpoint needs, such as the state of a training; match_to_network is the caller's.
+    network_shapes: model.network_shapes.
+    style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name says it.
+    class_names: names of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
+    eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not say: 0 (the default)
         for the published one and what was trained from it, 1e-5 for what was trained from an ImageNet backbone.
+    model_config: the settings of a model that takes the weights. Where nothing else says them, the file's style is the
+        model's, its class names are the model's if it has as many classes, and else "unnamed 1" and so on.
 
-    Returns: {"format", "version", "config", "dialect", "class_names", "category_ids", "source", "model"}: plain data,
-        and float32 tensors on the CPU that own their memory. "model" has only the backbone for ImageNet weights.
+    Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
+        "model" has only the backbone for ImageNet weights.
     Raises: FileNotFoundError; ValueError for files that are damaged, unknown, incomplete, ambiguous, or hold code.
     """
-    return convert_with_report(Path(path), style, class_names, eps)[0]
-
-
-def convert_with_report(
-    path: Path, style: str | None, class_names: Sequence[str] | None, eps: float | None = None
-) -> tuple[dict[str, Any], _Report]:
+    path = Path(path)
     kind = file_kind(path)
     contents: Mapping[str, Any] = {}
     if kind == "hdf5":
@@ -598,15 +611,16 @@ def convert_with_report(
             return _checked(path, contents, style, class_names)
         raw, others = _state_dict(path, contents)
     source = _recognise(path, raw, kind)
-    tensors, origin, dropped, left = _rename(path, source, raw)
+    tensors, origin, dropped, unused = _rename(path, source, raw)
     config = Config(**_settings(path, source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
-    expected = _expected(config, only_backbone=source.name == "imagenet")
-    _check_names(path, source, set(tensors), expected, left, origin)
-    _check_values(path, tensors, origin)
+    shapes = network_shapes(config, source.name == "imagenet")
+    _check_names(path, source, set(tensors), shapes, unused, origin)
+    check_values(path, tensors, origin)
+    _check_ranks(path, tensors, origin)
     text, stored_names = _meta(contents)
     if source.name == "imagenet":  # only Caffe's have that bias
         text = "style='caffe'" if "conv1.bias" in dropped else "style='pytorch'"
-    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style)
+    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style, model_config)
     bgr = source.bgr
     if source.dialect == "mmdet":
         bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
@@ -614,100 +628,61 @@ def convert_with_report(
         folded = _fold(tensors, source, _eps(source, dropped, config.BACKBONE, eps), bgr)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    _check_shapes(path, tensors, expected, origin, raw)
+    _check_shapes(path, tensors, shapes, origin, raw)
     config.NAME = source.name
     if source.name != "imagenet":
-        _name_classes(config, path, _class_names(path, source, config.NUM_CLASSES, class_names, stored_names))
+        classes = _class_names(path, source, config.NUM_CLASSES, class_names, stored_names, model_config)
+        _name_classes(config, path, classes)
     note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
     if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
         folded.append("eps 0: taken as the published detector, or trained from it; --eps 1e-5 if from ImageNet's")
-    report = _Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
-    return make_checkpoint(config, note, {name: tensors[name] for name in expected}), report
-
-
-def _eps(source: Format, dropped: Iterable[str], backbone: str, wanted: float | None) -> float:
-    """What a format's batch norms add to the variance.
-
-    torchvision's frozen ones have 1e-5, but 0 in the published v1, a ResNet-50. Its usual ones, which count batches,
-    have 1e-5 always.
-    """
-    counts = any(name.endswith(".num_batches_tracked") for name in dropped)
-    if source.name != "torchvision":
-        told = source.eps
-    elif counts or backbone != "resnet50":
-        told = 1e-5
-    else:
-        return source.eps if wanted is None else wanted
-    if wanted not in (None, told):
-        raise ValueError(f"eps {wanted:g} contradicts the checkpoint, whose batch norms have {told:g}")
-    return told
-
-
-def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int]]) -> None:
-    config.CLASS_NAMES, config.CATEGORY_IDS = classes
-    named = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
-    config.NAME = "coco" if named == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
-
-
-def _expected(config: Config, only_backbone: bool) -> dict[str, torch.Size]:
-    """Names and shapes of the model that a config describes, without its memory."""
-    with torch.device("meta"):
-        state = MaskRCNN(config).state_dict()
-    return {name: tensor.shape for name, tensor in state.items() if not only_backbone or name.startswith("backbone.")}
+    report = Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
+    return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
 
 def _checked(
     path: Path, contents: Mapping[str, Any], style: str | None, class_names: Sequence[str] | None
-) -> tuple[dict[str, Any], _Report]:
-    """One of our checkpoints, if it is whole; class_names replaces its names."""
-    if contents.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a checkpoint of version {contents.get('version')}, this code reads {FORMAT_VERSION}; "
-            "was it written by a newer one?"
-        )
-    missing = [key for key in CHECKPOINT_KEYS if key not in contents]
-    if missing or not isinstance(contents["model"], Mapping) or not isinstance(contents["config"], Mapping):
-        raise ValueError(
-            f"{path} is a checkpoint of ours without {utils.listed(missing) or 'a dict as config and as model'}"
-        )
-    try:
-        config = Config.from_dict(contents["config"])
-    except ValueError as error:
-        raise ValueError(f"{path} has a config that this code does not know: {error}") from None
-    if contents["dialect"] not in DIALECTS or contents["dialect"] != config.DIALECT:
-        raise ValueError(f"{path} says dialect {contents['dialect']!r}, its config {config.DIALECT!r}; was it edited?")
-    if style not in (None, config.BACKBONE_STYLE):
-        raise ValueError(f"style {style!r} contradicts {path}, whose config says {config.BACKBONE_STYLE!r}")
-    tensors, _ = _state_dict(path, {"model": contents["model"]})
-    expected = _expected(config, only_backbone=all(name.startswith("backbone.") for name in tensors))
-    ours = Format("ours", "a checkpoint of this project", config.DIALECT, (), (), 0.0)
-    _check_names(path, ours, set(tensors), expected, [], {name: name for name in tensors})
-    _check_values(path, tensors, {})
-    _check_shapes(path, tensors, expected, {}, {})
+) -> tuple[Checkpoint, Report]:
+    """A checkpoint of this project, with other names of classes where class_names gives them."""
+    checkpoint = read_checkpoint(contents, path)
+    stored_style = checkpoint["config"].get("BACKBONE_STYLE", Config.BACKBONE_STYLE)
+    if style not in (None, stored_style):
+        raise ValueError(f"style {style!r} contradicts {path}, whose config says {stored_style!r}")
     if class_names is not None:
-        _name_classes(config, path, _class_names(path, ours, config.NUM_CLASSES, class_names, None))
-    others = [name for name in contents if name not in CHECKPOINT_KEYS]
-    return make_checkpoint(config, str(contents["source"]), tensors), _Report(ours.title, len(tensors), [], others)
+        config = config_of(checkpoint)
+        _name_classes(config, path, _given_names(path, config.NUM_CLASSES, class_names))
+        plain = config.to_dict()
+        names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
+        checkpoint = Checkpoint({**checkpoint, "config": plain, **names})
+    others = [name for name in checkpoint if name not in CHECKPOINT_KEYS]
+    return checkpoint, Report("a checkpoint of this project", len(checkpoint["model"]), [], others)
 
 
-def describe(checkpoint: Mapping[str, Any]) -> str:
-    """A few lines for people: where a checkpoint comes from and what it is."""
-    config, tensors = checkpoint["config"], checkpoint["model"]
-    names = [name for name in (checkpoint["class_names"] or [])[1:] if name != "N/A"]
-    heads = "MaskIoU head" if config["USE_MASKIOU_HEAD"] else "no MaskIoU head"
-    if all(name.startswith("backbone.") for name in tensors):
-        heads = "the backbone alone"
-    numbers = ("MEAN_PIXEL", "STD_PIXEL")
-    pixels = " / ".join("(" + ", ".join(f"{value:g}" for value in config[name]) + ")" for name in numbers)
-    lines = {
-        "source": checkpoint["source"],
-        "dialect": checkpoint["dialect"],
-        "backbone": f"{config['BACKBONE']}, {config['BACKBONE_STYLE']} style; {heads}",
-        "pixels": f"{pixels}, mean / std in RGB",
-        "classes": f"{len(names)}: {utils.listed(names, 8)}" if names else "none",
-        "weights": f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers",
-    }
-    return "\n".join(f"{name:11} {text}" for name, text in lines.items())
+def _eps(source: Format, dropped: Iterable[str], backbone: str, eps: float | None) -> float:
+    """The number that a format's batch norms add to the variance.
+
+    torchvision's frozen batch norms add 1e-5, but those of the published v1, a ResNet-50, add 0. Its usual batch norms,
+    which count batches, always add 1e-5.
+
+    eps: the caller's, or None. Raises: ValueError if it contradicts the checkpoint.
+    """
+    counts_batches = any(name.endswith(".num_batches_tracked") for name in dropped)
+    if source.name != "torchvision":
+        expected = source.eps
+    elif counts_batches or backbone != "resnet50":
+        expected = 1e-5
+    else:
+        return source.eps if eps is None else eps
+    if eps not in (None, expected):
+        raise ValueError(f"eps {eps:g} contradicts the checkpoint, whose batch norms have {expected:g}")
+    return expected
+
+
+def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int]]) -> None:
+    """Give a config names and category ids of classes, and a NAME: coco, or that of the file."""
+    config.CLASS_NAMES, config.CATEGORY_IDS = classes
+    coco = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
+    config.NAME = "coco" if coco == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -729,24 +704,3 @@ def read_class_names(path: str | Path) -> list[str]:
     if names[0].lower() in ("bg", "background", "__background__"):
         raise ValueError(f"{path} begins with {names[0]!r}; the background is class 0 by itself, leave it out")
     return names
-
-
-############################################################
-#  Command line
-############################################################
-
-
-def with_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint with other settings of Config, such as those that detection is to have by default.
-
-    Raises: ValueError for settings of a network that the weights do not fit.
-    """
-    config = Config.from_dict(checkpoint["config"], **settings)
-    tensors = {name: tensor.shape for name, tensor in checkpoint["model"].items()}
-    expected = _expected(config, is_backbone(checkpoint))
-    other = sorted(name for name in tensors.keys() | expected.keys() if tensors.get(name) != expected.get(name))
-    if other:
-        raise ValueError(f"--set {', '.join(settings)}: the weights are of another network; {utils.listed(other, 3)}")
-    plain = config.to_dict()
-    names = {"class_names": plain["CLASS_NAMES"], "category_ids": plain["CATEGORY_IDS"]}
-    return {**checkpoint, "config": plain, "dialect": config.DIALECT, **names}

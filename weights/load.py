@@ -1,4 +1,4 @@
-"""A checkpoint by name or path, and the network that it makes."""
+"""Checkpoints by name or path, of any format, and the networks that they make."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,27 +6,41 @@ from typing import Any
 
 import torch
 
-from model import MaskRCNN
+from config import Config
+from model import MaskRCNN, network_shapes
 
-from .checkpoint import is_backbone
-from .convert import convert
-from .published import EMBEDDED, PUBLISHED, find_weights
+from .checkpoint import Checkpoint, is_backbone, make_checkpoint, match_to_network
+from .convert import Report, convert
+from .published import EMBEDDED, find_published, find_weights
 
 
 def load_checkpoint(
-    name_or_path: str | Path, style: str | None = None, class_names: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The contents of a checkpoint of ours, of a path, ours or foreign, or a published name, whose style is known.
+    name_or_path: str | Path,
+    style: str | None = None,
+    class_names: Sequence[str] | None = None,
+    eps: float | None = None,
+) -> Checkpoint:
+    """The contents of a checkpoint, of any format that convert reads, as one of this project: plain data, and float32
+    tensors on the CPU. A published name is downloaded if it is not on this machine.
 
-    style, class_names, raises: as find_weights and convert.
+    style, class_names, eps, raises: as find_weights and convert.
     """
-    path, name = find_weights(name_or_path), str(name_or_path)
-    if style is None and name in PUBLISHED:
-        style = PUBLISHED[name].style
-    checkpoint = convert(path, style, class_names)
-    if path == EMBEDDED.get(name):  # its file says "trained from nothing", which is true and tells a user little
-        checkpoint["source"] = f"{name}, trained by this project (docs/results.md)"
-    return checkpoint
+    return load_with_report(name_or_path, style, class_names, eps)[0]
+
+
+def load_with_report(
+    name_or_path: str | Path,
+    style: str | None = None,
+    class_names: Sequence[str] | None = None,
+    eps: float | None = None,
+) -> tuple[Checkpoint, Report]:
+    """load_checkpoint, and what the conversion did."""
+    checkpoint, report = _load(name_or_path, style, class_names, eps)
+    config, tensors = Config.from_dict(checkpoint["config"]), checkpoint["model"]
+    shapes = network_shapes(config, is_backbone(checkpoint))
+    match_to_network(tensors, shapes, f"{name_or_path} does not fit the network that its settings describe")
+    names = {"class_names": checkpoint["class_names"], "category_ids": checkpoint["category_ids"]}
+    return Checkpoint({**make_checkpoint(config, checkpoint["source"], tensors), **names}), report
 
 
 def load_model(
@@ -36,9 +50,9 @@ def load_model(
     class_names: Sequence[str] | None = None,
     **config_overrides: Any,
 ) -> MaskRCNN:
-    """The network of a checkpoint: a path, ours or foreign, or a published name. `--model` of every command line.
+    """The network of a checkpoint: a path of any format, or a published name. `--model` of every command line.
 
-    device: where to put it; None leaves the choice to MaskRCNN.from_checkpoint.
+    device: where to put the network; None leaves the choice to MaskRCNN.from_checkpoint.
     style, class_names: as for convert.
     config_overrides: settings of Config that replace the checkpoint's.
 
@@ -47,7 +61,23 @@ def load_model(
     name = str(name_or_path)
     if name == "imagenet" and not Path(name).is_file():
         raise ValueError("model imagenet is a backbone alone: training can start from it, detection cannot")
-    checkpoint = load_checkpoint(name_or_path, style, class_names)
+    checkpoint, _ = _load(name_or_path, style, class_names)
     if is_backbone(checkpoint):
         raise ValueError(f"{name} is a backbone alone: training can start from it, detection cannot")
     return MaskRCNN.from_checkpoint(checkpoint, device, **config_overrides)
+
+
+def _load(
+    name_or_path: str | Path,
+    style: str | None,
+    class_names: Sequence[str] | None,
+    eps: float | None = None,
+) -> tuple[Checkpoint, Report]:
+    """The file of a name or path, converted. Nobody has matched a checkpoint of this project to its network yet."""
+    published, path = find_published(name_or_path), find_weights(name_or_path)
+    style = style or (published.style if published else None)
+    checkpoint, report = convert(path, network_shapes, style, class_names, eps)
+    if path == EMBEDDED.get(str(name_or_path)):  # its file says "trained from nothing", which tells a user little
+        source = f"{name_or_path}, trained by this project (docs/results.md)"
+        checkpoint = Checkpoint({**checkpoint, "source": source})
+    return checkpoint, report

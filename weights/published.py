@@ -2,8 +2,10 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config import BACKBONES, Config
 
@@ -16,9 +18,10 @@ class Published:
 
     name: str
     url: str
-    sha256: str | None  # as much of it as is published
-    style: str | None
+    sha256: str | None  # its first digits, as many as are published
+    style: str | None  # of its ResNet: caffe or pytorch
     note: str
+    settings: Mapping[str, Any] | None = None  # of Config, to train it anew; None where this project cannot
 
 
 _MMDET_URL = "https://download.openmmlab.com/mmdetection/v2.0/ms_rcnn/"
@@ -26,9 +29,16 @@ _TORCH_URL = "https://download.pytorch.org/models/"
 _MATTERPORT_URL = "https://github.com/matterport/Mask_RCNN/releases/download/v2.0/mask_rcnn_coco.h5"
 
 
-def _ms_rcnn(name: str, suffix: str, style: str, box_ap: float, mask_ap: float) -> Published:
+def _ms_rcnn(backbone: str, style: str, schedule: str, box_ap: float, mask_ap: float, suffix: str) -> Published:
+    """A Mask Scoring R-CNN of mmdetection. suffix: how its file's name ends, the hash last."""
+    short = backbone.replace("resnext", "x").replace("resnet", "r") + ("_caffe" if style == "caffe" else "")
+    name = f"ms_rcnn_{short}_fpn_{schedule}_coco"
     note = f"mmdetection's {name}: COCO box AP {box_ap}, mask AP {mask_ap}"
-    return Published(name, f"{_MMDET_URL}{name}/{name}_{suffix}.pth", suffix.rsplit("-", 1)[1], style, note)
+    settings = {"BACKBONE": backbone, "BACKBONE_STYLE": style, "SCHEDULE": schedule}
+    if style == "caffe":
+        settings["STD_PIXEL"] = (1.0, 1.0, 1.0)
+    url = f"{_MMDET_URL}{name}/{name}_{suffix}.pth"
+    return Published(name, url, suffix.rsplit("-", 1)[1], style, note, settings)
 
 
 def _torch_file(name: str, stem: str, note: str) -> Published:
@@ -39,13 +49,13 @@ _R50_2X = "bbox_mAP-0.388__segm_mAP-0.363_20200506_004738-ee87b137"
 _R101_1X = "bbox_mAP-0.404__segm_mAP-0.376_20200506_004755-b9b12a37"
 _R101_2X = "bbox_mAP-0.411__segm_mAP-0.381_20200506_011134-5f3cc74f"
 _MS_RCNN = (
-    _ms_rcnn("ms_rcnn_r50_caffe_fpn_1x_coco", "20200702_180848-61c9355e", "caffe", 38.2, 36.0),
-    _ms_rcnn("ms_rcnn_r50_caffe_fpn_2x_coco", _R50_2X, "caffe", 38.8, 36.3),
-    _ms_rcnn("ms_rcnn_r101_caffe_fpn_1x_coco", _R101_1X, "caffe", 40.4, 37.6),
-    _ms_rcnn("ms_rcnn_r101_caffe_fpn_2x_coco", _R101_2X, "caffe", 41.1, 38.1),
-    _ms_rcnn("ms_rcnn_x101_32x4d_fpn_1x_coco", "20200206-81fd1740", "pytorch", 41.8, 38.7),
-    _ms_rcnn("ms_rcnn_x101_64x4d_fpn_1x_coco", "20200206-86ba88d2", "pytorch", 43.0, 39.5),
-    _ms_rcnn("ms_rcnn_x101_64x4d_fpn_2x_coco", "20200308-02a445e2", "pytorch", 42.6, 39.5),
+    _ms_rcnn("resnet50", "caffe", "1x", 38.2, 36.0, "20200702_180848-61c9355e"),
+    _ms_rcnn("resnet50", "caffe", "2x", 38.8, 36.3, _R50_2X),
+    _ms_rcnn("resnet101", "caffe", "1x", 40.4, 37.6, _R101_1X),
+    _ms_rcnn("resnet101", "caffe", "2x", 41.1, 38.1, _R101_2X),
+    _ms_rcnn("resnext101_32x4d", "pytorch", "1x", 41.8, 38.7, "20200206-81fd1740"),
+    _ms_rcnn("resnext101_64x4d", "pytorch", "1x", 43.0, 39.5, "20200206-86ba88d2"),
+    _ms_rcnn("resnext101_64x4d", "pytorch", "2x", 42.6, 39.5, "20200308-02a445e2"),
 )
 PUBLISHED: dict[str, Published] = {
     "coco": _MS_RCNN[3],
@@ -60,7 +70,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-# Models that this project trained and brings along, each by the script of its name in samples/.
+# Models that this project trained and that lie in assets/. The script of the same name in samples/ trains each.
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED: dict[str, Path] = {name: ROOT / "assets" / f"{name}.pth" for name in ("shapes", "nuclei")}
 MODEL_NAMES = (*PUBLISHED, *EMBEDDED)
@@ -94,6 +104,12 @@ def cache_folder() -> Path:
     if os.environ.get("MASKSCORING_CACHE"):
         return Path(os.environ["MASKSCORING_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mask-scoring-rcnn"
+
+
+def find_published(name_or_path: str | Path) -> Published | None:
+    """The published checkpoint that a name means. None for a file, even of such a name, and for other names."""
+    is_file = Path(name_or_path).expanduser().is_file()
+    return None if is_file else PUBLISHED.get(str(name_or_path))
 
 
 def find_weights(name_or_path: str | Path, backbone: str | None = None, style: str | None = None) -> Path:
