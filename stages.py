@@ -37,7 +37,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, best: int = 30) -> Inside:
     config, out = model.config, {}
     molded, _, windows = model.mold_inputs([image])
     pixels = torch.from_numpy(molded).to(model.device).permute(0, 3, 1, 2)
-    found = model(Images(pixels, torch.from_numpy(windows).to(pixels)), out=out)
+    found = model.predict(Images(pixels, torch.from_numpy(windows).to(pixels)), out)
     window = shrink(torch.from_numpy(windows).to(pixels), config)
     anchors, deltas = torch.cat(out["anchors"]), torch.cat(out["rpn/anchor_deltas"], dim=1)[0]
     top = torch.cat(out["rpn/objectness_logits"], dim=1)[0].topk(min(best, len(anchors))).indices

@@ -539,16 +539,17 @@ def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     model = load_model(arguments, {"DETECTION_MIN_CONFIDENCE": 0.5, **settings})
     folder.mkdir(parents=True, exist_ok=True)
     lines, failures = ["ImageId,EncodedPixels"], []
-    for image_id, path in zip(tqdm(dataset.image_ids, unit="image"), pictures, strict=True):
-        try:
-            image = dataset.load_image(image_id)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-            continue
-        (found,) = model.detect([image], masks="rle")
-        lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
-        picture = Image.fromarray(draw_nuclei(image, found))
-        runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
+    with model.prepared():
+        for image_id, path in zip(tqdm(dataset.image_ids, unit="image"), pictures, strict=True):
+            try:
+                image = dataset.load_image(image_id)
+            except (OSError, ValueError) as error:
+                failures.append(str(error))
+                continue
+            (found,) = model.detect([image], masks="rle")
+            lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
+            picture = Image.fromarray(draw_nuclei(image, found))
+            runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
     text = "\n".join([*lines, ""])
     runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))
