@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +48,7 @@ from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Diale
 from data.dataset import Dataset
 from data.loader import make_loader
 from data.samples import Batch, Targets, TrainingData, collate
+from detections import Detections, ImageDetections
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
 from training import checkpoints, loop
@@ -1528,17 +1530,6 @@ class _Unasked(dict):
         pass
 
 
-class Detections(NamedTuple):
-    """What the network finds in a batch, in pixels of its input; of an image together, highest score first."""
-
-    boxes: Tensor  # [N, 4], shrunk
-    batch_index: Tensor  # [N]
-    class_ids: Tensor  # [N], never 0
-    scores: Tensor  # [N], of the class
-    mask_logits: Tensor | None = None  # [N, M, M], of the class
-    maskious: Tensor | None = None  # [N], of the class, unbounded; None without a MaskIoU head
-
-
 def detect_boxes(
     class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config
 ) -> Detections:
@@ -1597,6 +1588,13 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
     sides = [max(y2 - y1 - 1, 1), max(x2 - x1 - 1, 1)]  # Matterport divides a window of one pixel by 0, and loses all
     scale = boxes.new_tensor([(height - 1) / sides[0], (width - 1) / sides[1]]).repeat(2)
     return ((boxes - origin) * scale).add_(corner).round_()
+
+
+def survive_rounding(boxes: Tensor, config) -> Tensor:
+    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
+    if config.dialect.coordinates != "normalised":
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return _larger_than(boxes, 0)
 
 
 ############################################################
@@ -1793,12 +1791,12 @@ class MaskRCNN(nn.Module):
         size, classes = self.config.MASK_POOL_SIZE, found.class_ids
         features = pool_rois(pyramid, found.boxes, found.batch_index, size, image_shape, self.config)
         logits = self.mask_head(features, classes)
-        found = found._replace(mask_logits=logits)
+        found = replace(found, mask_logits=logits)
         out.update({"mask/features": features, "mask/logits": logits})
         if self.maskiou_head is not None:
             maskious = self.maskiou_head(features, logits)  # [N, K]
             out["maskiou/maskious"] = maskious
-            found = found._replace(maskious=maskious.gather(1, classes[:, None])[:, 0])
+            found = replace(found, maskious=maskious.gather(1, classes[:, None])[:, 0])
         return found
 
     def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
@@ -2242,48 +2240,48 @@ class MaskRCNN(nn.Module):
         molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
         windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
-        found = self.predict(Images(pixels, windows.to(self.device)))
-        found = Detections(*(None if column is None else column.cpu() for column in found))  # waits for the device
+        detections = self.predict(Images(pixels, windows.to(self.device)))
+        detections = detections.to("cpu")  # waits for the device
         seconds["network"] += time.perf_counter() - start
-        return found
+        return detections
 
     @torch.no_grad()  # of another thread than the network's, perhaps
     def _paste(
-        self, chunk: "_Chunk", found: Detections | None, masks: str, seconds: dict[str, float]
+        self, chunk: "_Chunk", detections: Detections | None, masks: str, seconds: dict[str, float]
     ) -> list[list[dict[str, Any]]]:
         """Put detect()'s dicts of a chunk's images into their batch's results. Returns: [these], once complete."""
         start = time.perf_counter()
         for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
-            own = (found.batch_index == i).nonzero()[:, 0]
-            boxes = unmold_boxes(found.boxes[own], window, shape, self.config)
-            chunk.results[index] = self.to_result(found, own, boxes, shape, masks)
+            of_image = detections[detections.batch_index == i]
+            chunk.results[index] = self.to_result(of_image, window, shape, masks)
         seconds["masks"] += time.perf_counter() - start
         return [chunk.results] if chunk.is_last else []
 
-    def to_result(self, found: Detections, own: Tensor, boxes: Tensor, shape, masks: str) -> dict[str, Any]:
+    def to_result(
+        self, detections: Detections, window: Sequence[float], shape: tuple[int, int], masks: str = "array"
+    ) -> dict[str, Any]:
         """detect()'s dict of one image.
 
-        found: the detections of a batch, on the CPU. own: int64 [N], the image's among them. boxes: [N, 4], theirs, in
-            pixels of the image. shape: its (height, width). masks: "array" or "rle".
+        detections: of the image, on the CPU. window: (y1, x1, y2, x2), where the image lies in the network's input.
+        shape: (height, width) of the image. masks: "array" or "rle".
         """
-        if self.config.dialect.coordinates == "normalised":  # rounding may leave nothing of a box
-            large = _larger_than(boxes, 0)
-            own, boxes = own[large], boxes[large]
-        scores = found.scores[own]
-        maskious = None if found.maskious is None else found.maskious[own]
-        probs = found.mask_logits[own].sigmoid()
-        paste = boxes
-        if self.config.dialect.coordinates == "inclusive":
-            paste = boxes - boxes.new_tensor([0, 0, 1, 1])
-        put = utils.paste_masks if masks == "array" else utils.paste_rles
-        return {
-            "rois": boxes.numpy(),
-            "class_ids": found.class_ids[own].numpy().astype(np.int32),
-            "scores": scores.numpy(),
-            "mask_ious": None if maskious is None else maskious.numpy(),
-            "mask_scores": mask_scores(scores, maskious, self.config).numpy(),
-            "masks": put(probs, paste, shape, self.config.dialect.paste),
-        }
+        config = self.config
+        boxes = unmold_boxes(detections.boxes, window, shape, config)
+        keep = survive_rounding(boxes, config)
+        detections, boxes = detections[keep], boxes[keep]
+        scores, maskious = detections.scores, detections.maskious
+        pasted_boxes = boxes
+        if config.dialect.coordinates == "inclusive":
+            pasted_boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
+        paste = utils.paste_masks if masks == "array" else utils.paste_rles
+        return ImageDetections(
+            rois=boxes.numpy(),
+            class_ids=detections.class_ids.numpy().astype(np.int32),
+            scores=scores.numpy(),
+            mask_ious=None if maskious is None else maskious.numpy(),
+            mask_scores=mask_scores(scores, maskious, config).numpy(),
+            masks=paste(detections.mask_logits.sigmoid(), pasted_boxes, shape, config.dialect.paste),
+        ).to_result()
 
     @torch.no_grad()
     def look_inside(self, dataset: Dataset, image_id: int) -> Stages:
@@ -2299,7 +2297,7 @@ class MaskRCNN(nn.Module):
         batch = collate([sample])
         images, targets = mold_batch(batch, self.device, config)
         self(images, targets, out=learning)
-        found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))
+        found = self.predict(images, finding).to("cpu")
         anchors = torch.cat(finding["anchors"])
         deltas = torch.cat(finding["rpn/anchor_deltas"], dim=1)[0]
         roi_scores, roi_class_ids = finding["box/class_logits"].softmax(dim=1).max(dim=1)
@@ -2307,7 +2305,6 @@ class MaskRCNN(nn.Module):
         moved = decode_boxes(proposals, finding["box/box_deltas"][which, roi_class_ids], config.BBOX_STD_DEV, config)
         learned, rois = learning["targets/anchors"], learning["targets/rois"].matched
         shape = image.shape[:2]
-        boxes = unmold_boxes(found.boxes, (0, 0, *shape), shape, config)
         tensors = {
             "anchors": unshrink(anchors, config),
             "positive": learned.anchors[learned.matched >= 0],
@@ -2325,7 +2322,7 @@ class MaskRCNN(nn.Module):
         return Stages(
             *(image, gt_class_ids, gt_boxes, gt_masks),
             **{name: tensor.cpu() for name, tensor in tensors.items()},
-            result=self.to_result(found, torch.arange(len(boxes)), boxes, shape, "array"),
+            result=self.to_result(found, (0, 0, *shape), shape),
             out=finding,
         )
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import utils
 import visualize
-from model import Detections, Images, MaskRCNN, clip_to_windows, decode_boxes, shrink, unmold_boxes
+from detections import Detections
+from model import Images, MaskRCNN, clip_to_windows, decode_boxes, shrink, survive_rounding, unmold_boxes
 
 ############################################################
 #  Looking inside
@@ -47,10 +48,8 @@ def look_inside(model: MaskRCNN, image: np.ndarray, best: int = 30) -> Inside:
     def in_image(boxes: Tensor) -> np.ndarray:
         return unmold_boxes(boxes.cpu(), windows[0], image.shape, config).numpy()
 
-    found = Detections(*(None if column is None else column.cpu() for column in found))
-    boxes = unmold_boxes(found.boxes, windows[0], image.shape, config)
-    result = model.to_result(found, torch.arange(len(boxes)), boxes, image.shape[:2], "rle")
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).numpy() if len(result["rois"]) < len(boxes) else slice(None)
+    found = found.to("cpu")
+    kept = survive_rounding(unmold_boxes(found.boxes, windows[0], image.shape, config), config).numpy()
     return Inside(
         anchor_count=len(anchors),
         anchors=in_image(anchors[top]),
@@ -58,7 +57,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, best: int = 30) -> Inside:
         proposals=in_image(out["proposals"]),
         rois=in_image(rois)[kept],  # results leave out what rounding leaves nothing of
         probs=found.mask_logits.sigmoid().numpy()[kept],
-        result=result,
+        result=model.to_result(found, windows[0], image.shape[:2], "rle"),
     )
 
 

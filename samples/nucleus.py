@@ -42,6 +42,7 @@ from cli import whole_number
 from config import BACKBONE_WEIGHTS, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from data.dataset import Instances
 from data.formats.coco import CocoDataset
+from detections import ImageDetections
 from evaluation.run import evaluate_dataset, evaluate_to_folder
 from model import MaskRCNN
 from training.checkpoints import find_last
@@ -524,9 +525,8 @@ def find_images(path: Path, subset: str | None) -> NucleusDataset:
 
 def draw_nuclei(image: np.ndarray, found: Mapping[str, Any]) -> np.ndarray:
     """The image with the outlines of what detect() found in it with RLEs, the best mask on top; boxes would hide it."""
-    best = np.argsort(-found["mask_scores"], kind="stable")
-    masks = [found["masks"][i] for i in best]
-    return visualize.draw_instances(image, found["rois"][best], masks, alpha=0.25, show_bbox=False)
+    best = ImageDetections.of(found).sorted_by("mask_scores")
+    return visualize.draw_instances(image, best.rois, best.masks, alpha=0.25, show_bbox=False)
 
 
 def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:

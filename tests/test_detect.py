@@ -16,7 +16,7 @@ from helpers import TinyConfig, random_image, tiny_model
 
 import utils
 from config import DIALECTS
-from model import BatchNorm, Conv, Detections, Images, MaskRCNN
+from model import BatchNorm, Conv, Detections, Images, MaskRCNN, shrink
 from training.optimizer import make_optimizer
 
 EDGE_IMAGES = Path(__file__).parent.parent.parent / "shared" / "data" / "edge_images"
@@ -210,11 +210,11 @@ def test_no_detections(masks):
 @pytest.mark.parametrize(("dialect", "kept"), [("matterport", [0.8]), ("mmdet", [0.9, 0.8])])
 def test_matterport_drops_what_rounding_leaves_nothing_of(dialect, kept):
     model = tiny_model(DIALECT=dialect)
-    found = Detections(
-        torch.zeros(2, 4), torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
+    boxes = shrink(torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]]), model.config)
+    detections = Detections(
+        boxes, torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
     )
-    boxes = torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]])
-    result = model.to_result(found, torch.arange(2), boxes, (40, 40), "array")
+    result = model.to_result(detections, (0, 0, 40, 40), (40, 40))
     assert result["scores"].tolist() == pytest.approx(kept)
     assert result["class_ids"][-1] == 2
     assert result["masks"].shape == (40, 40, len(kept))
