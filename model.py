@@ -86,26 +86,6 @@ def log(text: str, array: Any = None) -> None:
     print(text)
 
 
-def plan_image(image: np.ndarray, config) -> utils.ResizePlan:
-    """How an image [H, W, C] is resized and padded before it enters the network."""
-    return utils.plan_resize(
-        *image.shape[:2],
-        config.IMAGE_MIN_DIM,
-        config.IMAGE_MAX_DIM,
-        config.IMAGE_MIN_SCALE,
-        config.IMAGE_RESIZE_MODE,
-        config.dialect.size_rounding,
-        config.IMAGE_SIZE_DIVISOR,
-    )
-
-
-def padded_shape(plan: utils.ResizePlan) -> tuple[int, int]:
-    """(height, width) of what comes out of a plan."""
-    sides = plan.size if plan.crop is None else plan.crop[2:]
-    height, width = (side + sum(padding) for side, padding in zip(sides, plan.padding, strict=True))
-    return height, width
-
-
 def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
     """Pixels [..., C] in 0..255 as the backbone's weights expect them: minus MEAN_PIXEL, by STD_PIXEL, float32."""
     if isinstance(image, np.ndarray):
@@ -126,7 +106,7 @@ def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
     pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
-    return pad_molded(pixels, plan.window, padded_shape(plan), config)
+    return pad_molded(pixels, plan.window, plan.padded_shape, config)
 
 
 def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config) -> Tensor:
@@ -210,7 +190,7 @@ def load_image_gt(
     ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
     active = np.isin(np.arange(dataset.num_classes), ids_of_source)
     shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, plan_image(original, config).scale, active)
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
     masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
     return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
@@ -2175,9 +2155,9 @@ class MaskRCNN(nn.Module):
         for images in batches:
             start = time.perf_counter()
             images = self._checked(images)
-            plans = [plan_image(image, self.config) for image in images]
+            plans = [utils.plan_image(image.shape, self.config) for image in images]
             results: list[Any] = [None] * len(images)
-            groups = list(_chunks([padded_shape(plan) for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
+            groups = list(_chunks([plan.padded_shape for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
             for number, indices in enumerate(groups, start=1):
                 molded = [mold_padded(images[i], plans[i], self.config) for i in indices]
                 windows, shapes = [plans[i].window for i in indices], [images[i].shape[:2] for i in indices]
@@ -2208,9 +2188,9 @@ class MaskRCNN(nn.Module):
         Raises: ValueError for images that do not come out in one shape; detect() takes them.
         """
         images = self._checked(images)
-        plans = [plan_image(image, self.config) for image in images]
-        if len({padded_shape(plan) for plan in plans}) > 1:
-            shapes = sorted({padded_shape(plan) for plan in plans})
+        plans = [utils.plan_image(image.shape, self.config) for image in images]
+        shapes = sorted({plan.padded_shape for plan in plans})
+        if len(shapes) > 1:
             raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
         molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
         flags = np.zeros(self.config.NUM_CLASSES, np.int64)
@@ -2224,15 +2204,7 @@ class MaskRCNN(nn.Module):
         if isinstance(images, np.ndarray | Tensor | str | Path):
             raise ValueError(f"images must be a list of images, not one {type(images).__name__}: detect([image])")
         channels = self.config.IMAGE_CHANNEL_COUNT
-        if channels == 3:
-            return [utils.to_rgb(image, f"images[{i}]") for i, image in enumerate(images)]
-        for i, image in enumerate(images):
-            if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or not image.size:
-                raise ValueError(
-                    f"images[{i}] must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
-                    f"not {getattr(image, 'shape', type(image).__name__)}"
-                )
-        return list(images)
+        return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float]) -> Detections:
         """What the network finds in the images of a chunk, on the CPU."""
