@@ -47,7 +47,7 @@ import utils
 from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
-from data.samples import Batch, Targets, TrainingData, collate
+from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
 from nms import batched_nms
 from roialign import MaskCrops, crop_masks, mask_areas, pyramid_crop_and_resize, pyramid_roi_align
@@ -1606,44 +1606,6 @@ _MATTERPORT_LAYERS = {
 }
 
 
-class Stages(NamedTuple):
-    """What becomes of one image on its way through the network, on the CPU. Boxes are in pixels of its input."""
-
-    image: np.ndarray  # uint8 [H, W, C], the input before it is normalised
-    gt_class_ids: np.ndarray  # int32 [G]
-    gt_boxes: np.ndarray  # float32 [G, 4]
-    gt_masks: np.ndarray  # bool [H, W, G]
-    anchors: Tensor  # [A, 4], of all levels
-    positive: Tensor  # indices of anchors that the RPN learns from: those of objects,
-    negative: Tensor  # and those of background
-    objectness: Tensor  # [A] in [0, 1]
-    refined_anchors: Tensor  # [A, 4], not clipped to the image
-    proposals: Tensor  # [R, 4], what is left of them, best first
-    roi_class_ids: Tensor  # [R], of each proposal the class that is most likely, 0 for background,
-    roi_scores: Tensor  # [R], its probability
-    refined_rois: Tensor  # [R, 4], and where its deltas move the proposal
-    target_class_ids: Tensor  # [T], of the RoIs that the mask head learns from
-    target_masks: Tensor  # [T, M, M], 0 or 1
-    mask_probs: Tensor  # [N, M, M], of the detections
-    result: dict[str, Any]  # the detections, as detect() returns them, in pixels of the input
-    out: dict[str, Any]  # everything else: what forward(out=) fills
-
-    @property
-    def truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, class ids and masks of the objects, as utils.compute_ap and display_differences take them."""
-        return self.gt_boxes, self.gt_class_ids, self.gt_masks
-
-    @property
-    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, class ids, class scores and masks of the detections, likewise."""
-        return tuple(self.result[name] for name in ("rois", "class_ids", "scores", "masks"))
-
-    @property
-    def true_ious(self) -> np.ndarray:
-        """Of the mask of each detection: float32 [N], see utils.compute_true_ious."""
-        return utils.compute_true_ious(*self.truth[1:], self.result["class_ids"], self.result["masks"])
-
-
 class MaskRCNN(nn.Module):
     """Mask R-CNN with mask scoring: the network, detection, weights.
 
@@ -2254,49 +2216,6 @@ class MaskRCNN(nn.Module):
             mask_scores=mask_scores(scores, maskious, config).numpy(),
             masks=paste(detections.mask_logits.sigmoid(), pasted_boxes, shape, config.dialect.paste),
         ).to_result()
-
-    @torch.no_grad()
-    def look_inside(self, dataset: Dataset, image_id: int) -> Stages:
-        """Follow an image through the network, once with its objects, as in training, and once without.
-
-        dataset: prepared, its classes those of the model. image_id: one of dataset.image_ids.
-
-        Raises: as training.TrainingData.
-        """
-        config, learning, finding = self.config, {}, {}
-        image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
-        sample = TrainingData(dataset, config, augment=False).sample(image_id)
-        batch = collate([sample])
-        images, targets = mold_batch(batch, self.device, config)
-        self(images, targets, out=learning)
-        found = self.predict(images, finding).to("cpu")
-        anchors = torch.cat(finding["anchors"])
-        deltas = torch.cat(finding["rpn/anchor_deltas"], dim=1)[0]
-        roi_scores, roi_class_ids = finding["box/class_logits"].softmax(dim=1).max(dim=1)
-        proposals, which = finding["proposals"], torch.arange(len(roi_class_ids), device=self.device)
-        moved = decode_boxes(proposals, finding["box/box_deltas"][which, roi_class_ids], config.BBOX_STD_DEV, config)
-        learned, rois = learning["targets/anchors"], learning["targets/rois"].matched
-        shape = image.shape[:2]
-        tensors = {
-            "anchors": unshrink(anchors, config),
-            "positive": learned.anchors[learned.matched >= 0],
-            "negative": learned.anchors[learned.matched == BACKGROUND],
-            "objectness": torch.cat(finding["rpn/objectness_logits"], dim=1)[0].sigmoid(),
-            "refined_anchors": unshrink(decode_boxes(anchors, deltas, config.RPN_BBOX_STD_DEV, config), config),
-            "proposals": unshrink(proposals, config),
-            "roi_class_ids": roi_class_ids,
-            "roi_scores": roi_scores,
-            "refined_rois": unshrink(clip_to_windows(moved, shrink(images.windows, config), config), config),
-            "target_class_ids": targets.class_ids[rois[rois >= 0]],
-            "target_masks": learning["targets/masks"],
-            "mask_probs": found.mask_logits.sigmoid(),
-        }
-        return Stages(
-            *(image, gt_class_ids, gt_boxes, gt_masks),
-            **{name: tensor.cpu() for name, tensor in tensors.items()},
-            result=self.to_result(found, (0, 0, *shape), shape),
-            out=finding,
-        )
 
     ### Weights
 
