@@ -41,7 +41,7 @@ import visualize
 from captions import LABELS
 from cli import whole_number
 from config import parse_settings
-from evaluation.results import to_results
+from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
 from weights import load
@@ -119,8 +119,7 @@ def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
 
 def to_coco(result: dict[str, Any], image_id: int, name: str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """One image's detections as COCO results: masks with their scores, each with its box (x, y, width, height)."""
-    boxes, masks = to_results(result, image_id, category_ids)
-    return [{**mask, "bbox": box["bbox"], "file_name": name} for box, mask in zip(boxes, masks, strict=True)]
+    return [{**entry, "file_name": name} for entry in ImageDetections.of(result).to_coco(image_id, category_ids)]
 
 
 class Results:

@@ -18,17 +18,23 @@ The sections follow the data, and use only what stands above them.
 """
 
 import copy
+import functools
 import math
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -38,10 +44,11 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, BACKBONES, WEIGHTS, Config, settings_that
+from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
-from data.samples import Batch, Targets, TrainingData, collate
+from data.samples import Batch, Targets, TrainingData
+from detections import Detections, ImageDetections
 from nms import batched_nms
 from roialign import (
     MaskCrops,
@@ -87,26 +94,6 @@ def log(text: str, array: Any = None) -> None:
     print(text)
 
 
-def plan_image(image: np.ndarray, config) -> utils.ResizePlan:
-    """How an image [H, W, C] is resized and padded before it enters the network."""
-    return utils.plan_resize(
-        *image.shape[:2],
-        config.IMAGE_MIN_DIM,
-        config.IMAGE_MAX_DIM,
-        config.IMAGE_MIN_SCALE,
-        config.IMAGE_RESIZE_MODE,
-        config.dialect.size_rounding,
-        config.IMAGE_SIZE_DIVISOR,
-    )
-
-
-def padded_shape(plan: utils.ResizePlan) -> tuple[int, int]:
-    """(height, width) of what comes out of a plan."""
-    sides = plan.size if plan.crop is None else plan.crop[2:]
-    height, width = (side + sum(padding) for side, padding in zip(sides, plan.padding, strict=True))
-    return height, width
-
-
 def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
     """Pixels [..., C] in 0..255 as the backbone's weights expect them: minus MEAN_PIXEL, by STD_PIXEL, float32."""
     if isinstance(image, np.ndarray):
@@ -127,7 +114,7 @@ def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
     pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
-    return pad_molded(pixels, plan.window, padded_shape(plan), config)
+    return pad_molded(pixels, plan.window, plan.padded_shape, config)
 
 
 def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config) -> Tensor:
@@ -211,7 +198,7 @@ def load_image_gt(
     ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
     active = np.isin(np.arange(dataset.num_classes), ids_of_source)
     shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, plan_image(original, config).scale, active)
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
     masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
     return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
@@ -230,47 +217,68 @@ def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
 
 
 class _Layer(nn.Module):
-    """A layer that prepares its weights once for inference: folded, in the dtype and the layout that are fast.
+    """A layer whose weights inference prepares: folded with the norm, in the dtype and the layout that are fast."""
 
-    What is prepared is kept until a parameter changes, weights are loaded, or train() or eval() is called: after an
-    in-place change through .data, which torch does not count, call one of them. While gradients flow it is computed
-    anew each time.
-    """
+    is_exact = False  # True: float32, whatever the dtype of the other layers
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
-
-    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
-    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(weight, bias) as forward uses them."""
-        if torch.compiler.is_compiling() or self._learns():
-            return self._prepare(dtype)
-        sources = [*self.parameters(), *self.buffers()]
-        if any(source.is_inference() for source in sources):  # which do not count their changes
-            return self._prepare(dtype)
-        state = (dtype, *((source.data_ptr(), source._version) for source in sources))
-        if self._kept is None or self._kept[0] != state:
-            with torch.inference_mode(False), torch.no_grad():  # usable under autograd later
-                self._kept = state, self._prepare(dtype)
-        return self._kept[1]
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) as forward uses them: the prepared ones in inference, else computed from the parameters."""
+        if not torch.compiler.is_compiling():
+            prepared = _weights_in_use.get().get(self)
+            if prepared is not None and prepared[0].dtype == dtype:
+                return prepared
+        return self._prepare(dtype)
 
     def _learns(self) -> bool:
         """Whether gradients flow to the weights."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def train(self, mode: bool = True) -> "_Layer":
-        self._kept = None
-        return super().train(mode)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kept = None
-        super()._load_from_state_dict(*args, **kwargs)
+_Weights = Mapping[_Layer, tuple[Tensor, Tensor | None]]
+# The prepared weights of the inference that the current thread is in.
+_weights_in_use: ContextVar[_Weights] = ContextVar("weights_in_use", default=MappingProxyType({}))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # copies and pickles leave it out
+
+class _PreparedWeights:
+    """The weights of all layers of a network for inference in one dtype, and how many blocks need them."""
+
+    # Of each network, by dtype. Here, and not in the network, so that copies and pickles leave them behind.
+    of_network: ClassVar[WeakKeyDictionary[nn.Module, dict[torch.dtype, "_PreparedWeights"]]] = WeakKeyDictionary()
+    # Reentrant, for the garbage collector may end a detect_batches() that nobody continues, at any moment.
+    counting: ClassVar[threading.RLock] = threading.RLock()
+
+    def __init__(self) -> None:
+        self.blocks, self.preparing, self.weights = 0, threading.Lock(), None
+
+    def prepare(self, network: nn.Module, dtype: torch.dtype) -> _Weights:
+        """The weights, computed by the first of the threads that ask."""
+        with self.preparing:
+            if self.weights is None:
+                with torch.no_grad():
+                    layers = [module for module in network.modules() if isinstance(module, _Layer)]
+                    self.weights = {
+                        layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers
+                    }
+            return self.weights
+
+
+@contextmanager
+def _prepared_weights(network: nn.Module, dtype: torch.dtype) -> Iterator[_Weights]:
+    """The prepared weights of a network; blocks that overlap, in any threads, share them."""
+    with _PreparedWeights.counting:
+        of_dtype = _PreparedWeights.of_network.setdefault(network, {})
+        prepared = of_dtype.setdefault(dtype, _PreparedWeights())
+        prepared.blocks += 1
+    try:
+        yield prepared.prepare(network, dtype)
+    finally:
+        with _PreparedWeights.counting:
+            prepared.blocks -= 1
+            if prepared.blocks == 0:
+                del of_dtype[dtype]
 
 
 class BatchNorm(nn.Module):
@@ -356,7 +364,7 @@ class Conv(_Layer):
         self.bias = None if norm else nn.Parameter(torch.zeros(channels_out))
         self.stride, self.padding, self.groups, self.relu = stride, kernel // 2, groups, relu
 
-    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.weight, self.bias
         if self.norm is not None and self.norm.folds:
             scale, bias = self.norm.scale_and_shift()
@@ -379,14 +387,17 @@ class Linear(_Layer):
     On a CPU it is computed as a 1x1 convolution, which oneDNN does at twice the speed of MKL's product (AMD EPYC).
 
     cells: of inputs [R, C, P, P], the P x P cells; 1 for inputs [R, C]. The weight is in torch's order (C, P, P); to
-    detect, it is reordered for channels_last inputs, so that these are not copied.
+        detect, it is reordered for channels_last inputs, so that these are not copied.
+    is_exact: compute in float32, whatever the dtype of the inputs.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, cells: int = 1, relu: bool = False) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, cells: int = 1, relu: bool = False, is_exact: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in * cells))
         self.bias = nn.Parameter(torch.zeros(channels_out))
-        self.cells, self.relu = cells, relu
+        self.cells, self.relu, self.is_exact = cells, relu, is_exact
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight = self.weight
@@ -395,6 +406,7 @@ class Linear(_Layer):
         return weight.to(dtype), self.bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float() if self.is_exact else x
         if x.ndim == 4:  # when it learns, the inputs are put into order: they are kept for gradients in any case
             x = x.flatten(1) if self._learns() else x.permute(0, 2, 3, 1).flatten(1)
         weight, bias = self.weights(x.dtype)
@@ -599,6 +611,29 @@ def generate_pyramid_anchors(shapes: Sequence[tuple[int, int]], image_shape: Seq
             )
         )
     return levels
+
+
+class _AnchorSettings(NamedTuple):
+    """The settings of a Config that anchors depend on, by their names there."""
+
+    RPN_ANCHOR_SCALES: tuple[float, ...]
+    RPN_ANCHOR_RATIOS: tuple[float, ...]
+    RPN_ANCHOR_STRIDE: int
+    BACKBONE_STRIDES: tuple[int, ...]
+    DIALECT: str
+
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS[self.DIALECT]
+
+
+@functools.lru_cache(maxsize=4)  # 4 MB each for 800 x 1333 pixels
+@torch.inference_mode(False)  # usable under autograd, whoever asks first
+def _shared_anchors(
+    shapes: tuple[tuple[int, int], ...], image_shape: tuple[int, ...], settings: _AnchorSettings, device: torch.device
+) -> tuple[Tensor, ...]:
+    """generate_pyramid_anchors on a device; the last few are kept, for images of one size come one after another."""
+    return tuple(level.to(device) for level in generate_pyramid_anchors(shapes, image_shape, settings))
 
 
 def compute_backbone_shapes(config, image_shape: Sequence[int]) -> np.ndarray:
@@ -830,8 +865,9 @@ class BoxHead(nn.Module):
         self.convs = nn.ModuleList(Conv(channels, channels, 3, relu=True) for _ in range(config.BOX_HEAD_CONVS))
         self.fcs = nn.ModuleList([Linear(channels, width, config.POOL_SIZE**2, relu=True)])
         self.fcs.extend(Linear(width, width, relu=True) for _ in range(config.BOX_HEAD_FC_LAYERS - 1))
-        self.class_logits = Linear(width, config.NUM_CLASSES)
-        self.box_deltas = Linear(width, 4 * config.NUM_CLASSES)
+        # Scores and boxes do not lose digits, whatever the dtype of the rest.
+        self.class_logits = Linear(width, config.NUM_CLASSES, is_exact=True)
+        self.box_deltas = Linear(width, 4 * config.NUM_CLASSES, is_exact=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features [R, C, P, P] to class_logits [R, K] and box_deltas [R, K, (dy, dx, dh, dw)], both float32."""
@@ -839,7 +875,6 @@ class BoxHead(nn.Module):
             x = conv(x)
         for fc in self.fcs:
             x = fc(x)
-        x = x.float()  # scores and boxes do not lose digits, whatever the dtype of the rest
         logits = self.class_logits(x)
         return logits, self.box_deltas(x).view(*logits.shape, 4)
 
@@ -921,7 +956,7 @@ class MaskIoUHead(nn.Module):
         self.convs = nn.ModuleList(Conv(counts[i], width, 3, 2 if i == 3 else 1, relu=True) for i in range(4))
         fc_width, cells = config.MASKIOU_FC_LAYERS_SIZE, math.ceil(config.MASK_POOL_SIZE / 2) ** 2
         self.fcs = nn.ModuleList([Linear(width, fc_width, cells, relu=True), Linear(fc_width, fc_width, relu=True)])
-        self.maskious = Linear(fc_width, config.NUM_CLASSES)
+        self.maskious = Linear(fc_width, config.NUM_CLASSES, is_exact=True)
 
     def forward(self, x: Tensor, mask_logits: Tensor) -> Tensor:
         """RoI features [R, C, m, m] and mask_logits [R, 2m, 2m] to maskious [R, K], unbounded, float32."""
@@ -931,7 +966,7 @@ class MaskIoUHead(nn.Module):
             x = conv(x)
         for fc in self.fcs:
             x = fc(x)
-        return self.maskious(x.float())
+        return self.maskious(x)
 
 
 ############################################################
@@ -1483,17 +1518,6 @@ class _Unasked(dict):
         pass
 
 
-class Detections(NamedTuple):
-    """What the network finds in a batch, in pixels of its input; of an image together, highest score first."""
-
-    boxes: Tensor  # [N, 4], shrunk
-    batch_index: Tensor  # [N]
-    class_ids: Tensor  # [N], never 0
-    scores: Tensor  # [N], of the class
-    mask_logits: Tensor | None = None  # [N, M, M], of the class
-    maskious: Tensor | None = None  # [N], of the class, unbounded; None without a MaskIoU head
-
-
 def detect_boxes(
     class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config
 ) -> Detections:
@@ -1554,6 +1578,13 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
     return ((boxes - origin) * scale).add_(corner).round_()
 
 
+def survive_rounding(boxes: Tensor, config) -> Tensor:
+    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
+    if config.dialect.coordinates != "normalised":
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return _larger_than(boxes, 0)
+
+
 ############################################################
 #  Mask Scoring R-CNN
 ############################################################
@@ -1583,44 +1614,6 @@ _MATTERPORT_LAYERS = {
 }
 
 
-class Stages(NamedTuple):
-    """What becomes of one image on its way through the network, on the CPU. Boxes are in pixels of its input."""
-
-    image: np.ndarray  # uint8 [H, W, C], the input before it is normalised
-    gt_class_ids: np.ndarray  # int32 [G]
-    gt_boxes: np.ndarray  # float32 [G, 4]
-    gt_masks: np.ndarray  # bool [H, W, G]
-    anchors: Tensor  # [A, 4], of all levels
-    positive: Tensor  # indices of anchors that the RPN learns from: those of objects,
-    negative: Tensor  # and those of background
-    objectness: Tensor  # [A] in [0, 1]
-    refined_anchors: Tensor  # [A, 4], not clipped to the image
-    proposals: Tensor  # [R, 4], what is left of them, best first
-    roi_class_ids: Tensor  # [R], of each proposal the class that is most likely, 0 for background,
-    roi_scores: Tensor  # [R], its probability
-    refined_rois: Tensor  # [R, 4], and where its deltas move the proposal
-    target_class_ids: Tensor  # [T], of the RoIs that the mask head learns from
-    target_masks: Tensor  # [T, M, M], 0 or 1
-    mask_probs: Tensor  # [N, M, M], of the detections
-    result: dict[str, Any]  # the detections, as detect() returns them, in pixels of the input
-    out: dict[str, Any]  # everything else: what forward(out=) fills
-
-    @property
-    def truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, class ids and masks of the objects, as utils.compute_ap and display_differences take them."""
-        return self.gt_boxes, self.gt_class_ids, self.gt_masks
-
-    @property
-    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, class ids, class scores and masks of the detections, likewise."""
-        return tuple(self.result[name] for name in ("rois", "class_ids", "scores", "masks"))
-
-    @property
-    def true_ious(self) -> np.ndarray:
-        """Of the mask of each detection: float32 [N], see utils.compute_true_ious."""
-        return utils.compute_true_ious(*self.truth[1:], self.result["class_ids"], self.result["masks"])
-
-
 class MaskRCNN(nn.Module):
     """Mask R-CNN with mask scoring: the network, detection, weights.
 
@@ -1638,7 +1631,7 @@ class MaskRCNN(nn.Module):
         self.class_names = list(config.CLASS_NAMES or ["BG", *(f"class {i}" for i in range(1, config.NUM_CLASSES))])
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
         self.source = UNTRAINED  # where the weights come from
-        self.seconds: dict[str, float] = {}  # what the last detect() took, by stage
+        self.seconds: dict[str, float] = {}  # by stage, of the last detection that ended: each writes it whole
         self.log_dir: Path | None = None  # where training writes
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
         self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
@@ -1647,7 +1640,6 @@ class MaskRCNN(nn.Module):
         self.box_head = BoxHead(config)
         self.mask_head = MaskHead(config)
         self.maskiou_head = MaskIoUHead(config) if config.USE_MASKIOU_HEAD else None
-        self._anchors: tuple[Any, list[Tensor]] | None = None
         initialise(self)
 
     ### The network
@@ -1749,12 +1741,12 @@ class MaskRCNN(nn.Module):
         size, classes = self.config.MASK_POOL_SIZE, found.class_ids
         features = pool_rois(pyramid, found.boxes, found.batch_index, size, image_shape, self.config)
         logits = self.mask_head(features, classes)
-        found = found._replace(mask_logits=logits)
+        found = replace(found, mask_logits=logits)
         out.update({"mask/features": features, "mask/logits": logits})
         if self.maskiou_head is not None:
             maskious = self.maskiou_head(features, logits)  # [N, K]
             out["maskiou/maskious"] = maskious
-            found = found._replace(maskious=maskious.gather(1, classes[:, None])[:, 0])
+            found = replace(found, maskious=maskious.gather(1, classes[:, None])[:, 0])
         return found
 
     def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
@@ -1834,13 +1826,17 @@ class MaskRCNN(nn.Module):
         has_area = target_masks.flatten(1).any(dim=1)  # [P]
         return maskiou_loss(maskious, targets.class_ids[matched], target_maskious, has_area, config)
 
-    def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> list[Tensor]:
-        """generate_pyramid_anchors on the model's device; those of the last call are kept."""
-        key = (tuple(shapes), tuple(image_shape), self.device)
-        if self._anchors is None or self._anchors[0] != key:
-            anchors = generate_pyramid_anchors(shapes, image_shape, self.config)
-            self._anchors = key, [level.to(self.device) for level in anchors]
-        return self._anchors[1]
+    def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> tuple[Tensor, ...]:
+        """generate_pyramid_anchors on the model's device. Others share these tensors: leave them as they are."""
+        config = self.config
+        settings = _AnchorSettings(
+            tuple(config.RPN_ANCHOR_SCALES),
+            tuple(config.RPN_ANCHOR_RATIOS),
+            config.RPN_ANCHOR_STRIDE,
+            tuple(config.BACKBONE_STRIDES),
+            config.DIALECT,
+        )
+        return _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
 
     def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
         """All anchors of an input of this (height, width), pixels: float32 [A, (y1, x1, y2, x2)], P2 first.
@@ -2031,6 +2027,36 @@ class MaskRCNN(nn.Module):
 
     ### Detection
 
+    @contextmanager
+    def prepared(self, dtype: str = "float32") -> Iterator[None]:
+        """A block in which weights are folded, cast and laid out for detection once, not once in each call.
+
+            with model.prepared("bfloat16"):
+                for image in images:
+                    model.detect([image], dtype="bfloat16")
+
+        Calls in other threads use these weights, too, and blocks may be nested. detect_batches() needs no block: it
+        is one. Leave the model as it is inside: most layers would see changed weights only after the last block.
+
+        dtype: of detect(); calls in the other dtype prepare their own.
+
+        Raises: ValueError for an unknown dtype.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        with _prepared_weights(self, _DTYPES[dtype]):
+            yield
+
+    @torch.no_grad()
+    def predict(self, images: Images, out: dict[str, Any] | None = None) -> Detections:
+        """forward(), without gradients and with prepared weights; images and out as there."""
+        with _prepared_weights(self, images.pixels.dtype) as weights:
+            token = _weights_in_use.set(weights)
+            try:
+                return self(images, out=out)
+            finally:
+                _weights_in_use.reset(token)
+
     def detect(
         self, images: Sequence[np.ndarray], verbose: int = 0, dtype: str = "float32", masks: str = "array"
     ) -> list[dict[str, Any]]:
@@ -2071,41 +2097,41 @@ class MaskRCNN(nn.Module):
 
     @torch.no_grad()
     def _detect_batches(self, batches, dtype: str, masks: str, verbose: int, reader, paster) -> Iterator[list[dict]]:
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         if masks not in ("array", "rle"):
             raise ValueError(f"masks must be 'array' or 'rle', not {masks!r}")
         if self.device.type == "cpu":
             runtime.keep_memory()
-        self.seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
-        chunks, unfinished, failure = self._molded_chunks(batches), deque(), None
+        seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
+        chunks, unfinished, failure = self._molded_chunks(batches, seconds), deque(), None
         try:
-            for chunk in chunks if reader is None else _ahead(chunks, reader):
-                if verbose:
-                    log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
-                found = self._infer(chunk, dtype) if chunk.indices else None
-                unfinished.append(paster.submit(self._paste, chunk, found, masks))
-                while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
-                    yield from unfinished.popleft().result()
+            with self.prepared(dtype):
+                for chunk in chunks if reader is None else _ahead(chunks, reader):
+                    if verbose:
+                        log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
+                    detections = self._infer(chunk, dtype, seconds) if chunk.indices else None
+                    unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
+                    while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
+                        yield from unfinished.popleft().result()
         except Exception as error:  # what was done before it is not lost
             failure = error
         for future in unfinished:
             yield from future.result()
+        self.seconds = seconds
         if failure is not None:
             raise failure
 
-    def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator["_Chunk"]:
+    def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
         """The images of each batch, resized, those of equal shape together."""
         for images in batches:
             start = time.perf_counter()
             images = self._checked(images)
-            plans = [plan_image(image, self.config) for image in images]
+            plans = [utils.plan_image(image.shape, self.config) for image in images]
             results: list[Any] = [None] * len(images)
-            groups = list(_chunks([padded_shape(plan) for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
+            groups = list(_chunks([plan.padded_shape for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
             for number, indices in enumerate(groups, start=1):
                 molded = [mold_padded(images[i], plans[i], self.config) for i in indices]
                 windows, shapes = [plans[i].window for i in indices], [images[i].shape[:2] for i in indices]
-                self._add_seconds("resize", start)
+                seconds["resize"] += time.perf_counter() - start
                 yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
                 start = time.perf_counter()
 
@@ -2118,12 +2144,12 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
         if verbose:
             log("molded_images", molded_images)
-        self.seconds = dict.fromkeys(("network", "masks"), 0.0)
+        seconds = dict.fromkeys(("network", "masks"), 0.0)
         shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
         molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
         chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
-        with torch.no_grad():
-            (results,) = self._paste(chunk, self._infer(chunk, "float32"), "array")
+        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
+        self.seconds = seconds
         return results
 
     def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -2132,9 +2158,9 @@ class MaskRCNN(nn.Module):
         Raises: ValueError for images that do not come out in one shape; detect() takes them.
         """
         images = self._checked(images)
-        plans = [plan_image(image, self.config) for image in images]
-        if len({padded_shape(plan) for plan in plans}) > 1:
-            shapes = sorted({padded_shape(plan) for plan in plans})
+        plans = [utils.plan_image(image.shape, self.config) for image in images]
+        shapes = sorted({plan.padded_shape for plan in plans})
+        if len(shapes) > 1:
             raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
         molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
         flags = np.zeros(self.config.NUM_CLASSES, np.int64)
@@ -2148,109 +2174,56 @@ class MaskRCNN(nn.Module):
         if isinstance(images, np.ndarray | Tensor | str | Path):
             raise ValueError(f"images must be a list of images, not one {type(images).__name__}: detect([image])")
         channels = self.config.IMAGE_CHANNEL_COUNT
-        if channels == 3:
-            return [utils.to_rgb(image, f"images[{i}]") for i, image in enumerate(images)]
-        for i, image in enumerate(images):
-            if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or not image.size:
-                raise ValueError(
-                    f"images[{i}] must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
-                    f"not {getattr(image, 'shape', type(image).__name__)}"
-                )
-        return list(images)
+        return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
 
-    def _infer(self, chunk: "_Chunk", dtype: str) -> Detections:
+    def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float]) -> Detections:
         """What the network finds in the images of a chunk, on the CPU."""
         start = time.perf_counter()
         molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
         windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
-        found = self(Images(pixels, windows.to(self.device)))
-        found = Detections(*(None if column is None else column.cpu() for column in found))  # waits for the device
-        self._add_seconds("network", start)
-        return found
+        detections = self.predict(Images(pixels, windows.to(self.device)))
+        detections = detections.to("cpu")  # waits for the device
+        seconds["network"] += time.perf_counter() - start
+        return detections
 
     @torch.no_grad()  # of another thread than the network's, perhaps
-    def _paste(self, chunk: "_Chunk", found: Detections | None, masks: str) -> list[list[dict[str, Any]]]:
+    def _paste(
+        self, chunk: "_Chunk", detections: Detections | None, masks: str, seconds: dict[str, float]
+    ) -> list[list[dict[str, Any]]]:
         """Put detect()'s dicts of a chunk's images into their batch's results. Returns: [these], once complete."""
         start = time.perf_counter()
         for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
-            own = (found.batch_index == i).nonzero()[:, 0]
-            boxes = unmold_boxes(found.boxes[own], window, shape, self.config)
-            chunk.results[index] = self.to_result(found, own, boxes, shape, masks)
-        self._add_seconds("masks", start)
+            of_image = detections[detections.batch_index == i]
+            chunk.results[index] = self.to_result(of_image, window, shape, masks)
+        seconds["masks"] += time.perf_counter() - start
         return [chunk.results] if chunk.is_last else []
 
-    def to_result(self, found: Detections, own: Tensor, boxes: Tensor, shape, masks: str) -> dict[str, Any]:
+    def to_result(
+        self, detections: Detections, window: Sequence[float], shape: tuple[int, int], masks: str = "array"
+    ) -> dict[str, Any]:
         """detect()'s dict of one image.
 
-        found: the detections of a batch, on the CPU. own: int64 [N], the image's among them. boxes: [N, 4], theirs, in
-            pixels of the image. shape: its (height, width). masks: "array" or "rle".
+        detections: of the image, on the CPU. window: (y1, x1, y2, x2), where the image lies in the network's input.
+        shape: (height, width) of the image. masks: "array" or "rle".
         """
-        if self.config.dialect.coordinates == "normalised":  # rounding may leave nothing of a box
-            large = _larger_than(boxes, 0)
-            own, boxes = own[large], boxes[large]
-        scores = found.scores[own]
-        maskious = None if found.maskious is None else found.maskious[own]
-        probs = found.mask_logits[own].sigmoid()
-        paste = boxes
-        if self.config.dialect.coordinates == "inclusive":
-            paste = boxes - boxes.new_tensor([0, 0, 1, 1])
-        put = paste_masks if masks == "array" else paste_rles
-        return {
-            "rois": boxes.numpy(),
-            "class_ids": found.class_ids[own].numpy().astype(np.int32),
-            "scores": scores.numpy(),
-            "mask_ious": None if maskious is None else maskious.numpy(),
-            "mask_scores": mask_scores(scores, maskious, self.config).numpy(),
-            "masks": put(probs, paste, shape, self.config.dialect.paste),
-        }
-
-    def _add_seconds(self, stage: str, start: float) -> None:
-        self.seconds[stage] += time.perf_counter() - start
-
-    @torch.no_grad()
-    def look_inside(self, dataset: Dataset, image_id: int) -> Stages:
-        """Follow an image through the network, once with its objects, as in training, and once without.
-
-        dataset: prepared, its classes those of the model. image_id: one of dataset.image_ids.
-
-        Raises: as training.TrainingData.
-        """
-        config, learning, finding = self.config, {}, {}
-        image, _, gt_class_ids, gt_boxes, gt_masks = load_image_gt(dataset, config, image_id)
-        sample = TrainingData(dataset, config, augment=False).sample(image_id)
-        batch = collate([sample])
-        images, targets = mold_batch(batch, self.device, config)
-        self(images, targets, out=learning)
-        found = Detections(*(None if column is None else column.cpu() for column in self(images, out=finding)))
-        anchors = torch.cat(finding["anchors"])
-        deltas = torch.cat(finding["rpn/anchor_deltas"], dim=1)[0]
-        roi_scores, roi_class_ids = finding["box/class_logits"].softmax(dim=1).max(dim=1)
-        proposals, which = finding["proposals"], torch.arange(len(roi_class_ids), device=self.device)
-        moved = decode_boxes(proposals, finding["box/box_deltas"][which, roi_class_ids], config.BBOX_STD_DEV, config)
-        learned, rois = learning["targets/anchors"], learning["targets/rois"].matched
-        shape = image.shape[:2]
-        boxes = unmold_boxes(found.boxes, (0, 0, *shape), shape, config)
-        tensors = {
-            "anchors": unshrink(anchors, config),
-            "positive": learned.anchors[learned.matched >= 0],
-            "negative": learned.anchors[learned.matched == BACKGROUND],
-            "objectness": torch.cat(finding["rpn/objectness_logits"], dim=1)[0].sigmoid(),
-            "refined_anchors": unshrink(decode_boxes(anchors, deltas, config.RPN_BBOX_STD_DEV, config), config),
-            "proposals": unshrink(proposals, config),
-            "roi_class_ids": roi_class_ids,
-            "roi_scores": roi_scores,
-            "refined_rois": unshrink(clip_to_windows(moved, shrink(images.windows, config), config), config),
-            "target_class_ids": targets.class_ids[rois[rois >= 0]],
-            "target_masks": learning["targets/masks"],
-            "mask_probs": found.mask_logits.sigmoid(),
-        }
-        return Stages(
-            *(image, gt_class_ids, gt_boxes, gt_masks),
-            **{name: tensor.cpu() for name, tensor in tensors.items()},
-            result=self.to_result(found, torch.arange(len(boxes)), boxes, shape, "array"),
-            out=finding,
-        )
+        config = self.config
+        boxes = unmold_boxes(detections.boxes, window, shape, config)
+        keep = survive_rounding(boxes, config)
+        detections, boxes = detections[keep], boxes[keep]
+        scores, maskious = detections.scores, detections.maskious
+        pasted_boxes = boxes
+        if config.dialect.coordinates == "inclusive":
+            pasted_boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
+        paste = paste_masks if masks == "array" else paste_rles
+        return ImageDetections(
+            rois=boxes.numpy(),
+            class_ids=detections.class_ids.numpy().astype(np.int32),
+            scores=scores.numpy(),
+            mask_ious=None if maskious is None else maskious.numpy(),
+            mask_scores=mask_scores(scores, maskious, config).numpy(),
+            masks=paste(detections.mask_logits.sigmoid(), pasted_boxes, shape, config.dialect.paste),
+        ).to_result()
 
     ### Weights
 

@@ -30,6 +30,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 import roialign
+from config import Config
 from roialign.paste import compress_counts, crop_to_rle
 
 ############################################################
@@ -394,6 +395,22 @@ def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
+def check_channels(image: Any, channels: int, name: str = "image") -> np.ndarray:
+    """An image with the channels that a network takes. With 3 channels, to_rgb() makes it uint8 RGB.
+
+    Returns: [H, W, channels]; the image itself if it is that already.
+    Raises: ValueError, which calls the image by its name, for other types and shapes.
+    """
+    if channels == 3:
+        return to_rgb(image, name)
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or image.size == 0:
+        raise ValueError(
+            f"{name} must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
+            f"not {getattr(image, 'shape', type(image).__name__)}"
+        )
+    return image
+
+
 def _eight_bits(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
@@ -424,13 +441,68 @@ RESIZE_MODES = ("square", "pad64", "crop", "shorter", "none")
 
 
 class ResizePlan(NamedTuple):
-    """What resizing does to an image: scale to size, then crop, then pad."""
+    """How an image becomes the network's input: scaled, then cropped, then padded.
 
+    Boxes are (y1, x1, y2, x2) with y2 and x2 outside, arrays or tensors [..., 4].
+    """
+
+    image_shape: tuple[int, int]  # (height, width) of the image
     size: tuple[int, int]  # (height, width) after scaling
     padding: tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right))
     crop: tuple[int, int, int, int] | None  # (y, x, height, width) of the scaled image
-    window: tuple[int, int, int, int]  # (y1, x1, y2, x2) of the image in the result
-    scale: float  # before the size was rounded; exact factors are size / (height, width)
+    window: tuple[int, int, int, int]  # (y1, x1, y2, x2) of the image in the input
+    scale: float  # before the size was rounded; exact factors are size / image_shape
+
+    @property
+    def region(self) -> tuple[int, int, int, int]:
+        """(y, x, height, width) of the scaled image that the crop leaves: all of it without a crop."""
+        return self.crop or (0, 0, *self.size)
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        height, width = (side + sum(ends) for side, ends in zip(self.region[2:], self.padding, strict=True))
+        return height, width
+
+    def boxes_in_region(self, boxes: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """Boxes of the image in pixels of the region."""
+        y, x, *_ = self.region
+        return boxes * _like(boxes, self._factors) - _like(boxes, [y, x] * 2)
+
+    def boxes(self, boxes: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """Boxes of the image in pixels of the input. They are not clipped."""
+        return self.boxes_in_region(boxes) + _like(boxes, self.window[:2] * 2)
+
+    def boxes_in_image(self, boxes: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """The inverse of boxes()."""
+        y, x, *_ = self.region
+        return (boxes - _like(boxes, [self.window[0] - y, self.window[1] - x] * 2)) / _like(boxes, self._factors)
+
+    @property
+    def _factors(self) -> list[float]:
+        """How much longer things become along y, x, y, x."""
+        return np.divide(self.size, self.image_shape).tolist() * 2
+
+    def rows(self, nearest: str = "corners") -> np.ndarray:
+        """int64 [height of the region], ascending: the row of a mask that each row copies, as resize_mask does it."""
+        return self._sources(0, nearest)
+
+    def columns(self, nearest: str = "corners") -> np.ndarray:
+        """As rows, int64 [width of the region]."""
+        return self._sources(1, nearest)
+
+    def _sources(self, axis: int, nearest: str) -> np.ndarray:
+        old, new, start, count = self.image_shape[axis], self.size[axis], self.region[axis], self.region[axis + 2]
+        sources = np.arange(new) if old == new else _NEAREST[nearest](old, new).clip(0, old - 1)
+        return sources[start : start + count]
+
+
+def _like(boxes: np.ndarray | Tensor, numbers: Sequence[float]) -> np.ndarray | Tensor:
+    """Numbers as an array or tensor of the kind that boxes are; floating, whatever the boxes."""
+    if isinstance(boxes, Tensor):
+        dtype = boxes.dtype if boxes.is_floating_point() else torch.float32
+        return torch.tensor(numbers, dtype=dtype, device=boxes.device)
+    return np.array(numbers, boxes.dtype if np.issubdtype(boxes.dtype, np.floating) else np.float32)
 
 
 def plan_resize(
@@ -460,12 +532,13 @@ def plan_resize(
     """
     rounding = rounding or ("half_up" if mode == "shorter" else "half_even")
     _check_plan(height, width, min_dim, max_dim, mode, rounding, divisor)
+    shape = (height, width)
     if mode == "none":
-        return ResizePlan((height, width), ((0, 0), (0, 0)), None, (0, 0, height, width), 1.0)
+        return ResizePlan(shape, shape, ((0, 0), (0, 0)), None, (0, 0, height, width), 1.0)
     scale, size = _scaled_size(height, width, min_dim, max_dim, min_scale or 0, mode, rounding)
     if mode == "crop":
         crop = _random_crop(size, int(min_dim), rng)
-        return ResizePlan(size, ((0, 0), (0, 0)), crop, (0, 0, *crop[2:]), scale)
+        return ResizePlan(shape, size, ((0, 0), (0, 0)), crop, (0, 0, *crop[2:]), scale)
     if mode == "square":
         padding = tuple(_centred(side, max_dim - side) for side in size)
     elif mode == "pad64":
@@ -473,7 +546,26 @@ def plan_resize(
     else:
         padding = tuple((0, -side % divisor) for side in size)
     (top, _), (left, _) = padding
-    return ResizePlan(size, padding, None, (top, left, top + size[0], left + size[1]), scale)
+    return ResizePlan(shape, size, padding, None, (top, left, top + size[0], left + size[1]), scale)
+
+
+def plan_image(
+    shape: Sequence[int], config: Config, min_dim: float | None = None, rng: np.random.Generator | None = None
+) -> ResizePlan:
+    """How an image of a shape (height, width, ...) becomes the network's input by the settings of a config.
+
+    min_dim: instead of IMAGE_MIN_DIM. rng: for IMAGE_RESIZE_MODE "crop".
+    """
+    return plan_resize(
+        *shape[:2],
+        config.IMAGE_MIN_DIM if min_dim is None else min_dim,
+        config.IMAGE_MAX_DIM,
+        config.IMAGE_MIN_SCALE,
+        config.IMAGE_RESIZE_MODE,
+        config.dialect.size_rounding,
+        config.IMAGE_SIZE_DIVISOR,
+        rng,
+    )
 
 
 def _check_plan(height, width, min_dim, max_dim, mode, rounding, divisor) -> None:

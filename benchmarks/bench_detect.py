@@ -293,7 +293,8 @@ def main() -> None:
     print(f"{'':24} {'':9} {'ms':>9} {'':>8} {'GFLOP':>8} {'GFLOP/s':>9} {'of peak':>8} {'peak MB':>8}")
     for name, model in models.items():
         for dtype in DTYPES:
-            row = measure(name, model, dtype, image, seconds, peaks[dtype])
+            with model.prepared(dtype):
+                row = measure(name, model, dtype, image, seconds, peaks[dtype])
             row["peak_mb"] = memory[name, dtype]
             row["overlapping_float32"] = overlapping(model.detect([image])[0], model.detect([image], dtype=dtype)[0])
             if other is not None:

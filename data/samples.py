@@ -172,15 +172,6 @@ def _trim(y: int, x: int, mask: np.ndarray) -> _Crop:
     return _Crop(y + top, x + left, mask[top:bottom, left:right])
 
 
-def _nearest(old: int, new: int, nearest: str) -> np.ndarray:
-    """int64 [new], ascending: which of `old` rows each of `new` rows copies when a mask is resized.
-
-    utils.resize_mask decides: it resizes a column of row numbers.
-    """
-    numbers = np.arange(old)[:, None, None]
-    return utils.resize_mask(numbers, 1.0, ((0, 0), (0, 0)), size=(new, 1), nearest=nearest)[:, 0, 0]
-
-
 def _resize_crop(crop: _Crop, rows: np.ndarray, columns: np.ndarray, flip: bool) -> _Crop:
     """The crop of the resized mask: as utils.resize_mask resizes a whole mask, but only the part that is not empty.
 
@@ -320,7 +311,7 @@ def _jitter_scale(
     An image that is then larger than the plan's padded input is cropped to it, at random. A smaller one is padded by
     the rule of its resize mode; modes "crop" and "none" pad at the bottom and right, to the plan's padded input.
     """
-    canvas = _padded_shape(plan)
+    canvas = plan.padded_shape
     size = tuple(max(1, round(side * factor)) for side in plan.size)
     height, width = (min(side, limit) for side, limit in zip(size, canvas, strict=True))
     y, x = (int(rng.integers(side - kept, endpoint=True)) for side, kept in zip(size, (height, width), strict=True))
@@ -331,13 +322,7 @@ def _jitter_scale(
     top, left = (count // 2 if mode in ("square", "pad64") else 0 for count in missing)
     padding = (top, missing[0] - top), (left, missing[1] - left)
     window = (top, left, top + height, left + width)
-    return utils.ResizePlan(size, padding, (y, x, height, width), window, plan.scale * factor)
-
-
-def _padded_shape(plan: utils.ResizePlan) -> tuple[int, int]:
-    sides = plan.size if plan.crop is None else plan.crop[2:]
-    height, width = (side + sum(padding) for side, padding in zip(sides, plan.padding, strict=True))
-    return height, width
+    return utils.ResizePlan(plan.image_shape, size, padding, (y, x, height, width), window, plan.scale * factor)
 
 
 ############################################################
@@ -424,7 +409,7 @@ class TrainingData:
         pixels = self._pixels(image, plan, flip)
         if augment and self.config.COLOR_JITTER:
             pixels = _jitter_color(pixels, self.config.COLOR_JITTER, rng)
-        boxes, crops = self._place(instances, image.shape, plan, flip)
+        boxes, crops = self._place(instances, plan, flip)
         objects, crowds = _usable(boxes, crops, instances.class_ids)
         chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
         targets = Targets(
@@ -440,7 +425,7 @@ class TrainingData:
         sample = Sample(
             image=torch.from_numpy(np.array(pixels, order="C")),  # a copy: the data set may keep what it returned
             window=plan.window,
-            shape=_padded_shape(plan),
+            shape=plan.padded_shape,
             targets=targets,
             image_id=image_id,
         )
@@ -452,7 +437,7 @@ class TrainingData:
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
         """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
         name = self.name(image_id)
-        image = self._checked_image(self.dataset.load_image(image_id), name)
+        image = utils.check_channels(self.dataset.load_image(image_id), self.config.IMAGE_CHANNEL_COUNT, name)
         instances = self.dataset.load_instances(image_id)
         instances = check_instances(instances, image.shape, name, self.config.NUM_CLASSES)
         if not augment or self.augmentation is None:
@@ -461,33 +446,13 @@ class TrainingData:
         if isinstance(masks, list):
             masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
         image, masks = _call_augmentation(self.augmentation, image, masks, seed)
-        image = self._checked_image(image, f"{name}, what augmentation returned,")
+        image = utils.check_channels(image, self.config.IMAGE_CHANNEL_COUNT, f"{name}, what augmentation returned,")
         return image, Instances(instances.class_ids, _checked_masks(masks, image, len(instances.class_ids), name))
-
-    def _checked_image(self, image: Any, name: str) -> np.ndarray:
-        channels = self.config.IMAGE_CHANNEL_COUNT
-        if channels == 3:
-            return utils.to_rgb(image, name)
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or image.size == 0:
-            raise ValueError(
-                f"{name} must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
-                f"not {getattr(image, 'shape', type(image).__name__)}"
-            )
-        return image
 
     def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:
         config = self.config
-        min_dim = int(rng.choice(config.MULTI_SCALE)) if augment and config.MULTI_SCALE else config.IMAGE_MIN_DIM
-        plan = utils.plan_resize(
-            *shape[:2],
-            min_dim,
-            config.IMAGE_MAX_DIM,
-            config.IMAGE_MIN_SCALE,
-            config.IMAGE_RESIZE_MODE,
-            config.dialect.size_rounding,
-            config.IMAGE_SIZE_DIVISOR,
-            rng,
-        )
+        min_dim = int(rng.choice(config.MULTI_SCALE)) if augment and config.MULTI_SCALE else None
+        plan = utils.plan_image(shape, config, min_dim, rng)
         if augment and config.SCALE_JITTER:
             factor = rng.uniform(*config.SCALE_JITTER)
             plan = _jitter_scale(plan, factor, config.IMAGE_RESIZE_MODE, config.IMAGE_SIZE_DIVISOR, rng)
@@ -496,30 +461,27 @@ class TrainingData:
     def _pixels(self, image: np.ndarray, plan: utils.ResizePlan, flip: bool) -> np.ndarray:
         """[h, w, C]: the image scaled, cropped and flipped, as large as the plan's window."""
         pixels = utils.resize_pixels(image, plan.size, self.config.dialect.resampling)
-        y, x, height, width = _region(plan)
+        y, x, height, width = plan.region
         pixels = pixels[y : y + height, x : x + width]
         return pixels[:, ::-1] if flip else pixels
 
-    def _place(self, instances, shape, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop]]:
+    def _place(self, instances, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop]]:
         """The boxes and masks of instances in the network's input.
 
         Returns: boxes float32 [N, 4], clipped to the window; N crops, whose y and x count from the window's corner.
         """
-        y, x, height, width = region = _region(plan)
         nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
-        rows = _nearest(shape[0], plan.size[0], nearest)[y : y + height]
-        columns = _nearest(shape[1], plan.size[1], nearest)[x : x + width]
+        rows, columns = plan.rows(nearest), plan.columns(nearest)
         crops = [_resize_crop(crop, rows, columns, flip) for crop in _cut_out(instances.masks)]
         boxes = _bounds(crops)
         if instances.boxes is not None and not self.config.USE_MINI_MASK:  # mini masks fill their boxes
-            scale = np.divide(plan.size, shape[:2]).astype(np.float32)
-            given = instances.boxes * np.tile(scale, 2) - np.array([y, x, y, x], np.float32)
-            boxes = _fit_boxes(given, boxes, region[2:], flip, plan.crop is not None)
+            given = plan.boxes_in_region(instances.boxes)
+            boxes = _fit_boxes(given, boxes, plan.region[2:], flip, plan.crop is not None)
         return boxes + np.array(plan.window[:2] * 2, np.float32), crops
 
     def _masks(self, crops: Sequence[_Crop], plan: utils.ResizePlan) -> MaskCrops:
         if not self.config.USE_MINI_MASK:
-            return _pack(crops, _padded_shape(plan), plan.window[:2])
+            return _pack(crops, plan.padded_shape, plan.window[:2])
         shape = tuple(self.config.MINI_MASK_SHAPE)
         return _pack([_shrink(crop, shape) for crop in crops], shape)
 
@@ -536,11 +498,6 @@ class TrainingData:
                 infos = (self.dataset.image_info[image_id] for image_id in self.dataset.image_ids)
                 self._is_wide = np.array([_is_wide(info) for info in infos])
         return self._is_wide
-
-
-def _region(plan: utils.ResizePlan) -> tuple[int, int, int, int]:
-    """(y, x, height, width) of the part of the scaled image that the plan keeps."""
-    return plan.crop or (0, 0, *plan.size)
 
 
 def _fit_boxes(

@@ -17,6 +17,7 @@ import torch
 import utils
 from config import Config
 from data.dataset import Dataset, check_instances
+from detections import ImageDetections
 
 ############################################################
 #  Models
@@ -222,17 +223,10 @@ def to_results(
         without a MaskIoU head) beside it. Masks have no "bbox": pycocotools would take the area of the box for the
         area of the mask.
     """
-    boxes, masks = [], []
-    ious = detections["mask_ious"]
-    for i, (y1, x1, y2, x2) in enumerate(detections["rois"].tolist()):
-        entry = {"image_id": image_id, "category_id": int(category_ids[int(detections["class_ids"][i])])}
-        class_score = float(detections["scores"][i])
-        boxes.append({**entry, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": class_score})
-        mask = {
-            "segmentation": utils.rle_to_json(detections["masks"][i]),
-            "score": float(detections["mask_scores"][i]),
-            "class_score": class_score,
-            "mask_iou": None if ious is None else float(ious[i]),
-        }
-        masks.append({**entry, **mask})
+    masks = ImageDetections.of(detections).to_coco(image_id, category_ids)
+    boxes = [
+        {name: entry[name] for name in ("image_id", "category_id")}
+        | {"bbox": entry.pop("bbox"), "score": entry["class_score"]}
+        for entry in masks
+    ]
     return boxes, masks

@@ -41,6 +41,7 @@ from cli import whole_number
 from config import BACKBONE_WEIGHTS, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from data.dataset import Instances
 from data.formats.coco import CocoDataset
+from detections import ImageDetections
 from evaluation.run import evaluate_dataset, evaluate_to_folder
 from model import MaskRCNN
 from training.checkpoints import find_last
@@ -523,9 +524,8 @@ def find_images(path: Path, subset: str | None) -> NucleusDataset:
 
 def draw_nuclei(image: np.ndarray, found: Mapping[str, Any]) -> np.ndarray:
     """The image with the outlines of what detect() found in it with RLEs, the best mask on top; boxes would hide it."""
-    best = np.argsort(-found["mask_scores"], kind="stable")
-    masks = [found["masks"][i] for i in best]
-    return visualize.draw_instances(image, found["rois"][best], masks, alpha=0.25, show_bbox=False)
+    best = ImageDetections.of(found).sorted_by("mask_scores")
+    return visualize.draw_instances(image, best.rois, best.masks, alpha=0.25, show_bbox=False)
 
 
 def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
@@ -538,16 +538,17 @@ def detect(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     model = load_model(arguments, {"DETECTION_MIN_CONFIDENCE": 0.5, **settings})
     folder.mkdir(parents=True, exist_ok=True)
     lines, failures = ["ImageId,EncodedPixels"], []
-    for image_id, path in zip(tqdm(dataset.image_ids, unit="image"), pictures, strict=True):
-        try:
-            image = dataset.load_image(image_id)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-            continue
-        (found,) = model.detect([image], masks="rle")
-        lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
-        picture = Image.fromarray(draw_nuclei(image, found))
-        runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
+    with model.prepared():
+        for image_id, path in zip(tqdm(dataset.image_ids, unit="image"), pictures, strict=True):
+            try:
+                image = dataset.load_image(image_id)
+            except (OSError, ValueError) as error:
+                failures.append(str(error))
+                continue
+            (found,) = model.detect([image], masks="rle")
+            lines.append(mask_to_rle(dataset.name(image_id), found["masks"], found["mask_scores"]))
+            picture = Image.fromarray(draw_nuclei(image, found))
+            runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
     text = "\n".join([*lines, ""])
     runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))

@@ -1,7 +1,11 @@
 """MaskRCNN as its callers see it: detect on whatever images, and weights saved and loaded."""
 
+import copy
 import json
+import pickle
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,8 @@ from helpers import TinyConfig, random_image, tiny_model
 
 import utils
 from config import DIALECTS
-from model import BatchNorm, Conv, Detections, Images, MaskRCNN
+from model import BatchNorm, Conv, Detections, Images, MaskRCNN, shrink
+from training.optimizer import make_optimizer
 
 EDGE_IMAGES = Path(__file__).parent.parent.parent / "shared" / "data" / "edge_images"
 
@@ -205,11 +210,11 @@ def test_no_detections(masks):
 @pytest.mark.parametrize(("dialect", "kept"), [("matterport", [0.8]), ("mmdet", [0.9, 0.8])])
 def test_matterport_drops_what_rounding_leaves_nothing_of(dialect, kept):
     model = tiny_model(DIALECT=dialect)
-    found = Detections(
-        torch.zeros(2, 4), torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
+    boxes = shrink(torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]]), model.config)
+    detections = Detections(
+        boxes, torch.zeros(2).long(), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28)
     )
-    boxes = torch.tensor([[10.0, 5, 10, 30], [5, 5, 20, 20]])
-    result = model.to_result(found, torch.arange(2), boxes, (40, 40), "array")
+    result = model.to_result(detections, (0, 0, 40, 40), (40, 40))
     assert result["scores"].tolist() == pytest.approx(kept)
     assert result["class_ids"][-1] == 2
     assert result["masks"].shape == (40, 40, len(kept))
@@ -316,6 +321,172 @@ def test_channels_that_are_not_colours():
     assert len(result["scores"]) > 0
     with pytest.raises(ValueError, match=r"images\[0\] must be an array \[H, W, 5\]"):
         model.detect([random_image(8, 8)])
+
+
+############################################################
+#  Prepared weights
+############################################################
+
+
+def is_other(result: dict, before: dict) -> bool:
+    return result["scores"].tolist() != before["scores"].tolist()
+
+
+def double_in_place(model: MaskRCNN) -> None:
+    with torch.no_grad():
+        model.box_head.fcs[0].weight.mul_(2)
+
+
+def double_through_data(model: MaskRCNN) -> None:
+    model.backbone.stem.norm.weight.data.mul_(2)
+
+
+def update(model: MaskRCNN) -> None:
+    """As training does, by the fused optimiser, which does not count changes for torch."""
+    optimizer = make_optimizer(model, TinyConfig(OPTIMIZER="adamw", LEARNING_RATE=0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [double_in_place, double_through_data, update])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changed_weights_are_seen_by_the_next_call(change, dtype):
+    model, image = tiny_model(), random_image(64, 96)
+    (before,) = model.detect([image], dtype=dtype)
+    change(model)
+    (after,) = model.detect([image], dtype=dtype)
+    assert is_other(after, before)
+    again = tiny_model()
+    again.load_state_dict(model.state_dict())
+    assert_identical(again.detect([image], dtype=dtype)[0], after)
+
+
+def test_inside_a_block_changes_are_seen_after_it():
+    """And by calls in the other dtype, of which the block prepared nothing."""
+    model, image = tiny_model(), random_image(64, 96)
+    before, before16 = (model.detect([image], dtype=dtype)[0] for dtype in ("float32", "bfloat16"))
+    with model.prepared():
+        double_through_data(model)
+        assert_identical(model.detect([image])[0], before)
+        assert_identical(next(model.detect_batches([[image]], masks="array"))[0], before)
+        assert is_other(model.detect([image], dtype="bfloat16")[0], before16)
+    assert is_other(model.detect([image])[0], before)
+
+
+def count_preparations(model: MaskRCNN, monkeypatch) -> list[torch.dtype]:
+    """A list that grows by a dtype whenever the weights of the stem are prepared."""
+    dtypes, prepare = [], model.backbone.stem._prepare
+    monkeypatch.setattr(model.backbone.stem, "_prepare", lambda dtype: dtypes.append(dtype) or prepare(dtype))
+    return dtypes
+
+
+def test_weights_are_prepared_once_a_block_and_once_a_call(monkeypatch):
+    model, images = tiny_model(IMAGES_PER_GPU=1), [random_image(64, 96, seed) for seed in range(3)]
+    prepared = count_preparations(model, monkeypatch)
+    model.detect(images)
+    assert prepared == [torch.float32]
+    list(model.detect_batches([images, images], dtype="bfloat16"))
+    assert prepared == [torch.float32, torch.bfloat16]
+    with model.prepared("bfloat16"), model.prepared(), model.prepared("bfloat16"):
+        del prepared[:]
+        for image in images:
+            model.detect([image], dtype="bfloat16")
+            model.detect([image])
+    assert prepared == []
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert prepared == [torch.float32], "forward alone keeps nothing"
+
+
+def test_every_layer_takes_its_prepared_weights(monkeypatch):
+    """In bfloat16, too, where some layers compute in float32."""
+    model = tiny_model()
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "_prepare")}
+    for dtype in ("float32", "bfloat16"):
+        with model.prepared(dtype), monkeypatch.context() as patch:
+            for name, layer in layers.items():
+                patch.setattr(layer, "_prepare", lambda _, name=name: pytest.fail(name))
+            (result,) = model.detect([random_image(64, 96)], dtype=dtype)
+            assert len(result["scores"]) > 0
+
+
+def test_blocks_may_be_nested_and_end_in_any_order():
+    model, image = tiny_model(), random_image(64, 96)
+    (before,) = model.detect([image])
+    first, second = model.prepared(), model.prepared()
+    first.__enter__()
+    second.__enter__()
+    double_through_data(model)
+    first.__exit__(None, None, None)
+    assert_identical(model.detect([image])[0], before)
+    second.__exit__(None, None, None)
+    assert is_other(model.detect([image])[0], before)
+
+
+def test_an_error_inside_a_block_leaves_nothing_behind():
+    model, image = tiny_model(), random_image(64, 96)
+    (before,) = model.detect([image])
+    with pytest.raises(RuntimeError, match="stop"), model.prepared():
+        raise RuntimeError("stop")
+    results = model.detect_batches([[image]] * 9)  # nor do batches that nobody takes
+    next(results)
+    results.close()
+    with pytest.raises(ValueError, match=r"images\[0\]"):
+        model.detect(["photo.jpg"])
+    double_through_data(model)
+    assert is_other(model.detect([image])[0], before)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, not 'float64'"):
+        model.prepared("float64").__enter__()
+
+
+def test_copies_and_pickles_are_models_of_their_own():
+    model, image = tiny_model(), random_image(64, 96)
+    with model.prepared():
+        (before,) = model.detect([image])
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert_identical(other.detect([image])[0], before)
+            double_through_data(other)
+            assert is_other(other.detect([image])[0], before)
+
+
+def test_training_computes_its_weights_itself():
+    """Even inside a block, gradients reach every parameter that detection has prepared."""
+    model = tiny_model().train()
+    with model.prepared():
+        model.detect([random_image(64, 96)])
+        model.rpn(model.fpn(model.backbone(torch.randn(1, 3, 64, 64))))[0][0].sum().backward()
+    assert model.backbone.stem.weight.grad.abs().sum() > 0
+    assert model.rpn.objectness.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_threads_may_share_a_model(device):
+    """Two in each dtype, at once, with images of other sizes: each gets what it gets alone."""
+    model = tiny_model().to(device)
+    images = [[random_image(40 + 16 * thread, 60 + 8 * i, i) for i in range(6)] for thread in range(4)]
+    dtypes = ["float32", "bfloat16"] * 2
+    expected = [
+        [model.detect([image], dtype=dtype)[0] for image in own] for own, dtype in zip(images, dtypes, strict=True)
+    ]
+    start = threading.Barrier(4)
+
+    def detect(own: list[np.ndarray], dtype: str, method: str) -> list[dict]:
+        start.wait()
+        if method == "block":
+            with model.prepared(dtype):
+                return [model.detect([image], dtype=dtype)[0] for image in own]
+        if method == "batches":
+            return [result for batch in model.detect_batches([[i] for i in own], dtype, "array") for result in batch]
+        return [model.detect([image], dtype=dtype)[0] for image in own]
+
+    with ThreadPoolExecutor(4) as pool:
+        for methods in (["calls"] * 4, ["block", "block", "calls", "batches"]):
+            for results, alone in zip(pool.map(detect, images, dtypes, methods), expected, strict=True):
+                for one, other in zip(results, alone, strict=True):
+                    assert_identical(one, other) if device == "cpu" else assert_same(one, other, 1e-3)
+    assert set(model.seconds) == {"resize", "network", "masks"}
+    assert all(seconds > 0 for seconds in model.seconds.values()), "whole, whichever call ended last"
 
 
 ############################################################

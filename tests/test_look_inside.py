@@ -1,4 +1,4 @@
-"""Looks at single images: Matterport's load_image_gt and target functions, and look_inside."""
+"""Looks at single images: Matterport's load_image_gt and target functions, and true IoUs."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ import utils
 from config import Config
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset, open_coco
-from model import MaskRCNN
 
 
 class Blocks(Dataset):
@@ -272,103 +271,6 @@ def test_true_ious_by_hand():
     assert utils.compute_true_ious([1], truth[..., :1], [], found[..., :0]).shape == (0,)
     with pytest.raises(ValueError, match="3 pred_class_ids and 3 gt_class_ids, but 4 and 3 masks"):
         utils.compute_true_ious([1, 1, 2], truth, [1, 2, 2], found)
-
-
-############################################################
-#  look_inside
-############################################################
-
-
-@pytest.mark.parametrize("dialect", ["mmdet", "matterport", "benchmark"])
-def test_look_inside_is_what_detect_and_training_do(dialect):
-    torch.manual_seed(0)
-    model = MaskRCNN(SmallConfig(DIALECT=dialect)).eval()
-    for name, parameter in model.named_parameters():
-        if name.startswith(("box_head.class_logits", "box_head.box_deltas", "rpn.deltas", "mask_head.mask_logits")):
-            torch.nn.init.normal_(parameter, std=0.02 if "deltas" in name else 0.3)
-    with torch.no_grad():
-        model.box_head.class_logits.bias[0] = -1000
-    dataset = Blocks()
-    stages = model.look_inside(dataset, 0)
-    image, _, class_ids, boxes, masks = modellib.load_image_gt(dataset, model.config, 0)
-    for one, other in zip((stages.image, *stages.truth), (image, boxes, class_ids, masks), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert len(stages.found[0]) > 0
-    assert all(one is stages.result[name] for one, name in
-               zip(stages.found, ("rois", "class_ids", "scores", "masks"), strict=True))  # fmt: skip
-    found = check_detections(model, dataset, stages)
-    check_rois(model, stages)
-    check_anchors(model, stages)
-    assert stages.mask_probs.shape == (len(found["scores"]), 28, 28)
-    assert stages.target_masks.shape == (len(stages.target_class_ids), 28, 28)
-    assert set(stages.target_class_ids.tolist()) <= {1, 2}
-    assert len(stages.target_class_ids) >= 2  # the objects' own boxes
-    np.testing.assert_array_equal(
-        stages.true_ious,
-        utils.compute_true_ious(class_ids, masks, stages.result["class_ids"], stages.result["masks"]),
-    )
-
-
-def check_detections(model, dataset, stages):
-    """The same scores as detect() has, and its masks, where the window of the image shows them."""
-    (found,) = model.detect([dataset.load_image(0)])
-    np.testing.assert_allclose(stages.result["scores"], found["scores"], rtol=1e-4)
-    np.testing.assert_array_equal(stages.result["class_ids"], found["class_ids"])
-    np.testing.assert_allclose(stages.result["mask_ious"], found["mask_ious"], rtol=1e-3, atol=1e-4)
-    if model.config.DIALECT == "mmdet":
-        boxes = (stages.result["rois"] - [21, 0, 21, 0]) / np.tile([85 / 40, 128 / 60], 2)
-        np.testing.assert_allclose(boxes, found["rois"], atol=1e-3)
-    assert stages.result["masks"].shape == (128, 128, len(found["scores"]))
-    return found
-
-
-def check_rois(model, stages):
-    assert len(stages.proposals) == len(stages.roi_class_ids) == len(stages.refined_rois) == 30
-    probs = stages.out["box/class_logits"].softmax(dim=1)
-    np.testing.assert_array_equal(stages.roi_class_ids, probs.argmax(dim=1))
-    np.testing.assert_array_equal(stages.roi_scores, probs.max(dim=1).values)
-    assert (stages.refined_rois[:, 0] >= 20.9).all(), "clipped to where the image is"
-    assert (stages.refined_rois[:, 2] <= 107).all()
-    best = int(stages.result["scores"].argmax())  # every detection is a proposal that was moved
-    if stages.result["class_ids"][best] in stages.roi_class_ids:
-        distance = np.abs(stages.refined_rois.numpy() - stages.result["rois"][best]).max(axis=1).min()
-        assert distance < 1.01
-
-
-def check_anchors(model, stages):
-    expected = model.get_anchors((128, 128))
-    np.testing.assert_allclose(stages.anchors, expected, atol=1e-4)
-    assert len(stages.objectness) == len(stages.refined_anchors) == len(expected)
-    logits = torch.cat(stages.out["rpn/objectness_logits"], dim=1)[0]
-    np.testing.assert_allclose(stages.objectness, logits.sigmoid())
-    overlaps = utils.compute_overlaps(expected, stages.gt_boxes)
-    assert (overlaps[stages.negative].max(axis=1) < 0.35).all()
-    assert (overlaps[stages.positive].max(axis=1) > 0.2).all()
-    assert len(stages.positive) + len(stages.negative) <= model.config.RPN_TRAIN_ANCHORS_PER_IMAGE
-    top = stages.proposals[0]  # the best of all is some refined anchor, clipped
-    whole = stages.refined_anchors.clamp(0, 128)
-    window = whole.clone()
-    window[:, 0::2] = window[:, 0::2].clamp(21, 106)
-    nearest = min((boxes - top).abs().amax(dim=1).min().item() for boxes in (whole, window))
-    assert nearest < 1.01
-
-
-def test_look_inside_leaves_the_model_as_it_was():
-    torch.manual_seed(0)
-    model = MaskRCNN(SmallConfig()).eval()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stages = model.look_inside(Blocks(), 0)
-    assert not model.training
-    assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
-    assert not any(value.requires_grad for value in stages if isinstance(value, torch.Tensor))
-
-
-def test_look_inside_without_objects_or_detections():
-    torch.manual_seed(0)
-    model = MaskRCNN(SmallConfig(DETECTION_MIN_CONFIDENCE=0.99)).eval()
-    stages = model.look_inside(Blocks(class_ids=()), 0)
-    assert len(stages.positive) == len(stages.target_masks) == len(stages.gt_boxes) == 0
-    assert len(stages.result["scores"]) == len(stages.mask_probs) == len(stages.true_ious) == 0
 
 
 ############################################################

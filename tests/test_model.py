@@ -1,8 +1,6 @@
 """The network's parts against plain torch or hand-made numbers, and what MaskRCNN promises to its callers."""
 
-import copy
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -72,41 +70,22 @@ def test_gradients_flow_through_the_folded_norm():
 
 
 @torch.no_grad()
-def test_prepared_weights_follow_the_parameters():
+def test_layers_keep_nothing_of_their_weights():
     conv, x = normed_conv(), torch.randn(1, 6, 5, 5)
     before = conv(x)
-    assert conv.weights(torch.float32)[0] is conv.weights(torch.float32)[0], "kept"
     conv.norm.running_var.mul_(4)
     halved = conv(x)
     assert not torch.allclose(halved, before)
-    conv.weight.data = conv.weight.data * 2
+    conv.weight.data.mul_(2)
     assert not torch.allclose(conv(x), halved)
-    conv.load_state_dict(normed_conv(seed=1).state_dict())
-    torch.testing.assert_close(conv(x), normed_conv(seed=1)(x))
     with torch.inference_mode():
-        conv.load_state_dict(normed_conv(seed=2).state_dict())
-    torch.testing.assert_close(conv(x), normed_conv(seed=2)(x))
-    conv.weight.data.copy_(normed_conv(seed=1).weight.data)
-    conv.load_state_dict(normed_conv(seed=1).state_dict())
-    conv.eval()
-    assert conv(x.bfloat16()).dtype == torch.bfloat16
+        conv.load_state_dict(normed_conv(seed=1).state_dict())
     torch.testing.assert_close(conv(x), normed_conv(seed=1)(x))
-
-
-@torch.no_grad()
-def test_copies_leave_prepared_weights_behind():
-    conv, x = normed_conv(), torch.randn(1, 6, 5, 5)
-    expected = conv(x)
-    for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
-        assert other._kept is None
-        torch.testing.assert_close(other(x), expected)
+    assert conv(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_frozen_layers_work_while_others_learn():
-    """A layer without gradients keeps its weights; they must still be usable under autograd."""
     conv = normed_conv().requires_grad_(False)
-    with torch.no_grad():
-        conv(torch.randn(1, 6, 5, 5))
     with torch.inference_mode():
         conv.train()(torch.randn(1, 6, 5, 5))
     x = torch.randn(1, 6, 5, 5, requires_grad=True)
@@ -259,6 +238,26 @@ def test_cell_anchors_are_the_peers(dialect, side):
             scale, (0.5, 1, 2), (1, 1), stride, 1, config.dialect.anchor_rounding, config.dialect.anchor_centre
         )
         assert torch.equal(anchors.flip(0)[:, [1, 0, 3, 2]], expected[level].float() + torch.tensor([0, 0, side, side]))
+
+
+def test_anchors_are_made_once_for_each_shape_and_settings():
+    """Two models share them; another shape, device or setting that they depend on gets others."""
+    shapes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    one, other = tiny_model(), tiny_model(seed=1)
+    anchors = one.pyramid_anchors(shapes, (64, 96))
+    assert other.pyramid_anchors([list(shape) for shape in shapes], torch.Size((64, 96))) is anchors
+    expected = modellib.generate_pyramid_anchors(shapes, (64, 96), one.config)
+    assert all(torch.equal(level, fresh) for level, fresh in zip(anchors, expected, strict=True))
+    assert len(one.pyramid_anchors([(2 * h, w) for h, w in shapes], (128, 96))[0]) == 2 * len(anchors[0])
+    one.config.RPN_ANCHOR_SCALES = (16, 32, 64, 128, 256)
+    assert torch.equal(one.pyramid_anchors(shapes, (64, 96))[0][1], torch.tensor([-8.0, -8, 8, 8]))
+    assert one.to("meta").pyramid_anchors(shapes, (64, 96))[0].device.type == "meta"
+
+
+def test_anchors_that_inference_asks_for_first_serve_training():
+    with torch.inference_mode():
+        (level, *_) = tiny_model(RPN_ANCHOR_SCALES=(31, 61, 121, 251, 501)).pyramid_anchors([(1, 1)] * 5, (4, 4))
+    assert not level.is_inference()
 
 
 def test_anchors_by_hand():

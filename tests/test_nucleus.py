@@ -13,7 +13,7 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_SHAPES
+from helpers import TINY_SHAPES, detection_result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -540,8 +540,8 @@ def test_the_best_mask_is_drawn_on_top():
     image, masks = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30, 2), bool)
     masks[2:12, 2:12, 0] = masks[6:18, 6:28, 1] = True
     masks[17, 27, 1] = False
-    scores = {"mask_scores": np.array([0.3, 0.8]), "rois": utils.extract_bboxes(masks).astype(np.float32)}
-    drawn = nucleus.draw_nuclei(image, {**scores, "masks": utils.mask_to_rle(masks)})
+    result = detection_result(masks, [1, 1], [0.3, 0.8])
+    drawn = nucleus.draw_nuclei(image, result)
     assert not drawn[~masks.any(axis=2)].any(), "no boxes"
     assert (drawn[6, 6:28] == drawn[6, 20]).all(), "its outline is whole"
     assert (drawn[11, 2:12] != drawn[11, 2]).any(), "the other's is hidden by it"

@@ -11,6 +11,7 @@ import stages
 import utils
 import visualize
 from assets import make_pictures
+from data.dataset import Instances
 from samples import shapes
 
 DIALECTS = ["mmdet", "benchmark", "torchvision", "matterport"]
@@ -39,9 +40,10 @@ def test_the_result_is_detects(dialect):
     (result,) = model.detect([image], masks="rle")
     assert result["rois"].tolist() == inside.result["rois"].tolist()
     assert result["masks"] == inside.result["masks"]
-    assert len(inside.rois) == len(inside.probs) == len(result["rois"]) > 5
-    assert inside.probs.shape[1:] == (28, 28)
-    for probs, rle, (y1, x1, y2, x2) in zip(inside.probs, result["masks"], result["rois"], strict=True):
+    assert len(inside.origins) == len(inside.mask_probs) == len(result["rois"]) > 5
+    assert inside.mask_probs.shape[1:] == (28, 28)
+    assert (inside.masks == utils.rle_to_mask(result["masks"])).all()
+    for probs, rle, (y1, x1, y2, x2) in zip(inside.mask_probs, result["masks"], result["rois"], strict=True):
         area = (y2 - y1) * (x2 - x1)
         if area > 150:
             assert utils.rle_area(rle) / area == pytest.approx((probs >= 0.5).mean(), abs=0.2), "its own mask"
@@ -51,18 +53,17 @@ def test_the_result_is_detects(dialect):
 def test_where_detections_come_from(dialect):
     """Without deltas a detection is its proposal; with the same for all, the proposal moved by that."""
     still = stages.look_inside(model_of(dialect, [0.0] * 4), random_image(HEIGHT, WIDTH))
-    assert len(still.rois) > 5
-    inside_image = still.rois.clip(0, [HEIGHT, WIDTH] * 2)
+    assert len(still.origins) > 5
+    inside_image = still.proposals[still.origins].clip(0, [HEIGHT, WIDTH] * 2)
     np.testing.assert_allclose(
         inside_image, still.result["rois"], atol=1e-3 if dialect in ("mmdet", "torchvision") else 1.01
     )
     moved = stages.look_inside(model_of(dialect, [1.0, 0, 0, 0]), random_image(HEIGHT, WIDTH))
-    heights = moved.rois[:, 2] - moved.rois[:, 0]
-    expected = moved.rois + 0.1 * heights[:, None] * [1, 0, 1, 0]
+    rois = moved.proposals[moved.origins]
+    heights = rois[:, 2] - rois[:, 0]
+    expected = rois + 0.1 * heights[:, None] * [1, 0, 1, 0]
     sides = [HEIGHT, WIDTH] * 2  # clipped twice: matterport's proposals may reach into the padding
     np.testing.assert_allclose(moved.result["rois"], expected.clip(0, sides), atol=1.01)
-    rows = {tuple(row) for row in moved.proposals.tolist()}
-    assert {tuple(row) for row in moved.rois.tolist()} <= rows
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -70,15 +71,98 @@ def test_the_best_anchors(dialect):
     """An NMS that suppresses nothing leaves them all: refined anchors are the proposals then."""
     model = model_of(dialect, RPN_NMS_THRESHOLD=1.0, POST_NMS_ROIS_INFERENCE=2000, PRE_NMS_LIMIT=6000)
     model.rpn.objectness.weight.data *= 0.01  # large logits are all the same to a sigmoid
-    inside = stages.look_inside(model, random_image(HEIGHT, WIDTH), best=25)
-    assert inside.anchors.shape == inside.refined.shape == (25, 4)
-    refined, proposals = (part.clip(0, [HEIGHT, WIDTH] * 2) for part in (inside.refined, inside.proposals[:30]))
+    inside = stages.look_inside(model, random_image(HEIGHT, WIDTH))
+    best = inside.best_anchors(25)
+    assert best.shape == (25,)
+    assert (np.diff(inside.objectness[best]) <= 0).all()
+    assert inside.objectness[best[-1]] >= np.delete(inside.objectness, best).max()
+    boxes = inside.refined_anchors[best], inside.proposals[:30]
+    refined, proposals = (part.clip(0, [HEIGHT, WIDTH] * 2) for part in boxes)
     there = np.flatnonzero((refined[:, 2:] - refined[:, :2]).min(axis=1) > 2)  # clipping left something of these
     assert len(there) > 10
     for i in there:
         assert np.abs(proposals[: i + 1] - refined[i]).max(axis=1).min() < 1.01, "best first, and none missing"
-    assert inside.anchor_count > 100
-    assert len(stages.look_inside(model, random_image(HEIGHT, WIDTH), best=10**6).anchors) == inside.anchor_count
+    assert len(inside.anchors) == len(inside.objectness) == len(inside.refined_anchors) > 100
+    assert sorted(inside.best_anchors(10**6)) == list(range(len(inside.anchors)))
+
+
+############################################################
+#  Looking inside, with the objects
+############################################################
+
+
+def blocks(class_ids=(1, 2, -1)) -> tuple[np.ndarray, Instances]:
+    """An image of 44 x 60 with two blocks and a crowd."""
+    image, masks = np.full((HEIGHT, WIDTH, 3), 50, np.uint8), np.zeros((HEIGHT, WIDTH, len(class_ids)), bool)
+    image[4:20, 6:30] = 200
+    for i, (y1, x1, y2, x2) in enumerate(((4, 6, 20, 30), (10, 40, 34, 56), (0, 0, 4, 60))[: len(class_ids)]):
+        masks[y1:y2, x1:x2, i] = True
+    return image, Instances(np.array(class_ids, np.int32), masks)
+
+
+@pytest.mark.parametrize("as_codes", [False, True])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_truth_is_what_training_makes_of_it(dialect, as_codes):
+    model, (image, instances) = model_of(dialect), blocks()
+    if as_codes:
+        instances = instances._replace(masks=utils.mask_to_rle(instances.masks))
+    inside = stages.look_inside(model, image, instances)
+    truth = inside.truth
+    assert truth.class_ids.tolist() == [1, 2], "the crowd is left out"
+    assert truth.boxes.tolist() == [[4, 6, 20, 30], [10, 40, 34, 56]]
+    assert (truth.masks == blocks()[1].masks[..., :2]).all()
+    overlaps = utils.compute_overlaps(inside.anchors.astype(np.float32), truth.boxes)
+    assert (overlaps[truth.negative].max(axis=1) < 0.4).all()
+    assert (overlaps[truth.positive].max(axis=1) > 0.2).all()
+    assert 0 < len(truth.positive) + len(truth.negative) <= model.config.RPN_TRAIN_ANCHORS_PER_IMAGE
+    assert truth.target_masks.shape == (len(truth.target_class_ids), 28, 28)
+    assert set(truth.target_class_ids.tolist()) == {1, 2}, "at least the objects' own boxes"
+    assert truth.target_masks[0].mean() > 0.5
+    expected = utils.compute_true_ious(
+        truth.class_ids, truth.masks, inside.result["class_ids"], utils.rle_to_mask(inside.result["masks"])
+    )
+    np.testing.assert_array_equal(inside.true_ious, expected)
+    average, *_ = utils.compute_ap(*inside.objects, *inside.detections, iou_threshold=0.05)
+    assert 0 <= average <= 1
+    assert [len(column) for column in inside.detections[:3]] == [len(expected)] * 3
+    alone = stages.look_inside(model, image)
+    assert alone.truth is None
+    assert alone.result["masks"] == inside.result["masks"]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_rois_get_the_class_and_the_box_of_their_best_score(dialect):
+    model = model_of(dialect)
+    inside = stages.look_inside(model, random_image(HEIGHT, WIDTH))
+    assert len(inside.proposals) == len(inside.roi_class_ids) == len(inside.refined_rois) > 10
+    probs = inside.out["box/class_logits"].softmax(dim=1)
+    np.testing.assert_array_equal(inside.roi_class_ids, probs.argmax(dim=1))
+    np.testing.assert_array_equal(inside.roi_scores, probs.max(dim=1).values)
+    assert (inside.refined_rois >= -1).all(), "clipped to the image"
+    assert (inside.refined_rois[:, 2:] <= np.array([HEIGHT, WIDTH]) + 1).all()
+    matched = inside.roi_class_ids[inside.origins] == inside.result["class_ids"]
+    assert matched.any()
+    distances = np.abs(inside.refined_rois[inside.origins] - inside.result["rois"])[matched]
+    assert distances.max() < 1e-3
+
+
+def test_looking_inside_leaves_the_model_as_it_was():
+    model, (image, instances) = model_of("mmdet"), blocks()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    inside = stages.look_inside(model, image, instances)
+    assert not model.training
+    assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
+    assert not any(value.requires_grad for value in inside.out.values() if isinstance(value, torch.Tensor))
+
+
+def test_looking_inside_without_objects_or_detections():
+    model, (image, instances) = model_of("mmdet", DETECTION_MIN_CONFIDENCE=1.0), blocks(class_ids=())
+    inside = stages.look_inside(model, image, instances)
+    truth = inside.truth
+    assert len(truth.positive) == len(truth.target_masks) == len(truth.boxes) == 0
+    assert len(truth.negative) > 0
+    assert inside.masks.shape == (HEIGHT, WIDTH, 0)
+    assert len(inside.origins) == len(inside.mask_probs) == len(inside.true_ious) == 0
 
 
 ############################################################
@@ -97,7 +181,7 @@ def test_pictures_of_all_stages(monkeypatch):
         assert picture.std() > 20, name
     (_, rois, boxes, names), inside = captions[0], stages.look_inside(model, image)
     assert boxes.tolist() == inside.result["rois"][:3].tolist()
-    assert rois.tolist() == inside.rois[:3].tolist()
+    assert rois.tolist() == inside.proposals[inside.origins[:3]].tolist()
     assert names == [model.class_names[class_id] for class_id in inside.result["class_ids"][:3]]
 
 
@@ -109,14 +193,17 @@ def test_without_detections_or_without_mask_scoring():
     assert list(pictures) == ["1_anchors", "2_refinement", "3_masks", "4_composition"]
 
 
-def inside_of(image, probs, boxes, masks) -> stages.Inside:
+def inside_of(image, probs, boxes, masks) -> stages.Stages:
     boxes = np.array(boxes, np.float32)
     result = {
         "rois": boxes,
         "class_ids": np.ones(len(boxes), int),
         "masks": [utils.mask_to_rle(m[..., None])[0] for m in masks],
     }
-    return stages.Inside(1000, boxes, boxes, boxes, boxes, np.array(probs, np.float32), result)
+    numbers = np.arange(len(boxes))
+    values = {"anchors": boxes, "objectness": numbers, "refined_anchors": boxes, "proposals": boxes, "origins": numbers}
+    rois = {"roi_class_ids": numbers, "roi_scores": numbers, "refined_rois": boxes}
+    return stages.Stages(image, **values, **rois, mask_probs=np.array(probs, np.float32), result=result, out={})
 
 
 def test_masks_above_and_pasted_below():
@@ -128,7 +215,7 @@ def test_masks_above_and_pasted_below():
     assert crop.shape == (20, 20, 3)
     assert (crop[:, 10:] == 100).all()
     assert (crop[:, :10] != 100).any(axis=2).all()
-    picture = stages.draw_masks(model_of("mmdet"), image, inside, 8)
+    picture = stages.draw_masks(model_of("mmdet"), inside, 8)
     height, width = picture.shape[:2]
     assert width == pytest.approx(1400, abs=1)
     cell = width // 4
@@ -142,7 +229,7 @@ def test_pasted_masks_stand_in_squares():
     """A low box: white above and below it, and the titles in one line."""
     image = np.full((40, 60, 3), 100, np.uint8)
     inside = inside_of(image, [np.zeros((28, 28))], [(10, 20, 20, 60)], [np.zeros((40, 60), bool)])
-    picture = stages.draw_masks(model_of("mmdet"), image, inside, 8)
+    picture = stages.draw_masks(model_of("mmdet"), inside, 8)
     column = picture[len(picture) - 344 :, 172]  # the middle of a square of 344 pixels
     assert (column[140:200] == 100).all()
     assert (column[:100] == 255).all()

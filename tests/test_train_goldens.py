@@ -480,7 +480,7 @@ class Network:
         path.unlink()
         self.model.set_trainable("all")
         image, config = utils.read_image(PHOTO), self.model.config
-        plan = modellib.plan_image(image, config)
+        plan = utils.plan_image(image.shape, config)
         pixels = modellib.mold_padded(image, plan, config).permute(2, 0, 1)[None]
         assert pixels.shape[2:] == SHAPE
         self.images = Images(pixels, torch.tensor([plan.window]).float())

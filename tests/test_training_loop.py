@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model
 from torch import nn
 from toy_training import Toy, ToyLoader, continue_toy, toy_config, train_toy, weights_of
 
@@ -610,25 +609,6 @@ def test_factors_on_the_learning_rate_and_adamw():
     assert optimizer.defaults["fused"], "on a CPU the other ways take longer than the gradients of a small network"
     set_learning_rate(optimizer, 0.25)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.25, 0.5]
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_an_update_is_seen_by_what_layers_keep(name):
-    """Layers prepare weights once for passes without gradients, until torch counts a change: fused updates do not."""
-    model = tiny_model().train()
-    layer = model.rpn.objectness
-    optimizer = make_optimizer(model, Config(OPTIMIZER=name, LEARNING_RATE=0.1))
-    with torch.no_grad():
-        before = layer.weights(torch.bfloat16)[0].clone()
-    versions = [parameter._version for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert all(each._version > version for each, version in zip(model.parameters(), versions, strict=True))
-    with torch.no_grad():
-        after = layer.weights(torch.bfloat16)[0]
-        assert not torch.equal(after, before)
-        assert torch.equal(after.flatten(), layer.weight.to(torch.bfloat16).flatten())
 
 
 # mmdetection 3, 7330 iterations an epoch; golden/mmdet/lr_schedule.json

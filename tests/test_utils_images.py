@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import utils
+from config import Config
 
 EDGE_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "edge_images"
 MANIFEST = json.loads((EDGE_IMAGES / "manifest.json").read_text())["files"] if EDGE_IMAGES.is_dir() else []
@@ -360,6 +361,7 @@ def test_plans_add_up(height, width, min_dim, more, min_scale, mode, rounding):
     plan = utils.plan_resize(height, width, min_dim, max_dim, min_scale, mode, rounding, rng=np.random.default_rng(0))
     shown = plan.crop[2:] if plan.crop else plan.size
     padded = [side + sum(pad) for side, pad in zip(shown, plan.padding, strict=True)]
+    assert (plan.image_shape, plan.padded_shape, plan.region[2:]) == ((height, width), tuple(padded), tuple(shown))
     y1, x1, y2, x2 = plan.window
     assert min(plan.size) >= 1
     assert min(map(min, plan.padding)) >= 0
@@ -394,6 +396,53 @@ def test_random_crops_lie_inside_and_differ():
     assert all(0 <= y <= 36 and 0 <= x <= 86 and size == [64, 64] for y, x, *size in crops)
     assert utils.plan_resize(100, 150, 64, None, mode="crop").window == (0, 0, 64, 64)
     assert utils.plan_resize(100, 150, 100, None, mode="crop").crop[0] == 0
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_boxes_follow_the_plan_by_hand(kind):
+    """40 x 60 pixels become 80 x 90 of which 50 x 70 at (10, 20) remain, and lie at (3, 4) in the input."""
+    plan = utils.ResizePlan((40, 60), (80, 90), ((3, 11), (4, 6)), (10, 20, 50, 70), (3, 4, 53, 74), 2.0)
+    assert plan.padded_shape == (64, 80)
+    boxes = kind([[10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 40.0, 60.0]])
+    assert plan.boxes_in_region(boxes).tolist() == [[10, 10, 50, 40], [-10, -20, 70, 70]]
+    assert plan.boxes(boxes).tolist() == [[13, 14, 53, 44], [-7, -16, 73, 74]]
+    assert plan.boxes(kind([[1, 1, 2, 3]])).tolist() == [[-5, -14.5, -3, -11.5]], "whole numbers, too"
+    assert plan.boxes_in_image(plan.boxes(boxes)).tolist() == boxes.tolist()
+    assert plan.boxes(boxes[:0]).shape == plan.boxes_in_image(boxes[:0]).shape == (0, 4)
+
+
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.sampled_from(utils.RESIZE_MODES), st.sampled_from(["corners", "floor"])
+)  # fmt: skip
+def test_rows_and_columns_are_what_resizing_a_mask_copies(height, width, mode, nearest):
+    plan = utils.plan_resize(height, width, 64, 128, mode=mode, rng=np.random.default_rng(0))
+    mask = np.random.default_rng(1).random((height, width, 2)) > 0.5
+    expected = utils.resize_mask(mask, 1, plan.padding, plan.crop, plan.size, nearest)
+    y1, x1, y2, x2 = plan.window
+    np.testing.assert_array_equal(mask[plan.rows(nearest)][:, plan.columns(nearest)], expected[y1:y2, x1:x2])
+
+
+def test_a_config_makes_plans():
+    config = Config(IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=128)
+    assert utils.plan_image((40, 60, 3), config) == utils.plan_resize(40, 60, 64, 128)
+    assert utils.plan_image((40, 60), config, min_dim=80).size == (80, 120)
+    config = Config(DIALECT="matterport", IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=128, IMAGE_MIN_SCALE=2)
+    assert config.IMAGE_RESIZE_MODE == "square"
+    assert utils.plan_image((45, 33), config) == utils.plan_resize(45, 33, 64, 128, 2, "square", "half_even")
+    config = Config(IMAGE_RESIZE_MODE="crop", IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=64)
+    crops = {utils.plan_image((100, 150), config, rng=np.random.default_rng(3)).crop for _ in range(5)}
+    assert len(crops) == 1
+
+
+def test_an_image_has_the_channels_of_the_network():
+    five = np.zeros((4, 6, 5), np.uint8)
+    assert utils.check_channels(five, 5) is five
+    assert utils.check_channels(five[..., :1], 3).shape == (4, 6, 3), "gray becomes RGB"
+    for image in (five[..., :3], five[0], five[:0], "photo.jpg"):
+        with pytest.raises(ValueError, match=r"picture 7 must be an array \[H, W, 5\], as IMAGE_CHANNEL_COUNT says"):
+            utils.check_channels(image, 5, "picture 7")
+    with pytest.raises(ValueError, match="picture 7 must be a NumPy array"):
+        utils.check_channels("photo.jpg", 3, "picture 7")
 
 
 @pytest.mark.parametrize(
