@@ -1,6 +1,7 @@
-"""Dataset, the classes and images that one trains on or evaluates, and what each image holds: Instances.
+"""Dataset: the classes and images to train on or to evaluate. Instances: the objects of an image.
 
-Subclass Dataset for your own data. What its load_mask returns is checked before anything learns from it.
+Users of Matterport know the class as utils.Dataset. Subclass it for your own data. The results of load_mask are checked
+before they are used.
 """
 
 import logging
@@ -20,31 +21,32 @@ logger = logging.getLogger(__name__)
 class Instances(NamedTuple):
     """The instances of an image."""
 
-    class_ids: np.ndarray  # int32 [N], the negative of its class_id for a crowd
+    class_ids: np.ndarray  # int32 [N], negative for a crowd
     masks: np.ndarray | list[dict]  # bool [H, W, N]; or N RLEs, which are decoded one at a time
-    boxes: np.ndarray | None = None  # float32 [N, (y1, x1, y2, x2)] in pixels of the image; None: around the masks
+    boxes: np.ndarray | None = None  # float32 [N, (y1, x1, y2, x2)] in pixels; None: the boxes around the masks
 
 
 class Dataset:
-    """The classes and images of one data set, or of several together. Subclass it for your own.
+    """The classes and images of one data set, or of several together. Subclass it for your own data.
 
-    In the subclass, a method such as load_balloons calls add_class and add_image; load_mask (and load_image, if the
-    images are no files) is overridden. Then call prepare(), after which everything is numbered:
+    A method of the subclass, such as load_balloons, calls add_class and add_image. The subclass overrides load_mask,
+    and load_image if the images are not files. Then prepare() numbers all classes and images:
 
         class_id   0, 1 ... num_classes - 1, in the order of add_class; 0 is the background, "BG"
         image_id   0, 1 ... num_images - 1, in the order of add_image
 
-    A source is a name for where they come from, such as "coco", in which they have ids of their own: class 18 of coco
-    is the source class "coco.18".
+    A source is the name of a data set, such as "coco", which has ids of its own. Class 18 of coco is the source class
+    "coco.18".
 
-    class_info: [{"source", "id", "name"}], as added. image_info: [{"id", "source", "path", and what else add_image
-        was given}], by image_id.
+    class_info: [{"source", "id", "name"}] of each add_class.
+    image_info: [{"id", "source", "path", and the further arguments of add_image}], by image_id.
 
     prepare() sets:
-    num_classes, class_ids [num_classes], class_names: a list; the text before the first comma of each name.
+    num_classes, class_ids [num_classes], class_names: a list, the text before the first comma of each name.
     num_images, image_ids [num_images].
     class_from_source_map: {"coco.18": class_id}. image_from_source_map: {"coco.139": image_id}.
-    sources: the sources of classes; the background's, "", is first. source_class_ids: {source: its class_ids and 0}.
+    sources: the sources of classes; the first one is "", the background's.
+    source_class_ids: {source: its class_ids, and 0}.
     """
 
     _PREPARED = (
@@ -52,10 +54,10 @@ class Dataset:
         "image_from_source_map", "sources", "source_class_ids",
     )  # fmt: skip
 
-    _MIN_CLASS_ID = 1  # of a source
+    _MIN_CLASS_ID = 1  # the least class id that a source may have
 
     def __init__(self, class_map: Mapping[str, str] | None = None) -> None:
-        """class_map: the one that prepare() takes if it is given none."""
+        """class_map: the default of prepare()."""
         self.class_info = [{"source": "", "id": 0, "name": "BG"}]
         self.image_info = []
         self._class_map = class_map
@@ -63,21 +65,22 @@ class Dataset:
         self._image_keys = set()
 
     def __getattr__(self, name: str):
-        """Called for what is not there: before prepare(), that is what prepare() sets."""
+        """Explains a missing attribute. Python calls this for such attributes only."""
         if name in (*Dataset._PREPARED, "image_ids"):
-            raise AttributeError(f"{name} is not known yet; call prepare() after the last add_class and add_image")
+            raise AttributeError(f"{name} is not set yet; call prepare() after the last add_class and add_image")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _forget(self) -> None:
+        """Removes the attributes that prepare() set."""
         for name in Dataset._PREPARED:
             self.__dict__.pop(name, None)
 
     def add_class(self, source: str, class_id: int, class_name: str) -> None:
-        """Registers a class; a class that is there already is ignored. prepare() is due afterwards.
+        """Adds a class. A class that was added before is ignored. Call prepare() afterwards.
 
-        source: without a ".". class_id: 1 or more, the class's id in its source. class_name: any text.
+        source: text without a ".". class_id: 1 or more, the id of the class in its source. class_name: any text.
 
-        Raises: ValueError for others, and for a second name of one class.
+        Raises: ValueError for other arguments, and for a class that already has another name.
         """
         _check_source(source)
         try:
@@ -87,7 +90,7 @@ class Dataset:
         if number < self._MIN_CLASS_ID:
             raise ValueError(
                 f"class_id must be an integer of at least {self._MIN_CLASS_ID}, not {class_id!r} "
-                f"(class {class_name!r} of {source!r}); 0 is the background, which every data set has already"
+                f"(class {class_name!r} of {source!r}); 0 is the background, which every data set already has"
             )
         if not isinstance(class_name, str):
             raise ValueError(f"class_name must be text, not {class_name!r} (class {number} of {source!r})")
@@ -95,7 +98,7 @@ class Dataset:
         if key in self._class_keys:
             if self._class_keys[key] != class_name:
                 raise ValueError(
-                    f"class_name of {key} is {self._class_keys[key]!r} already and cannot be {class_name!r} too; "
+                    f"class_name of {key} is already {self._class_keys[key]!r} and cannot also be {class_name!r}; "
                     "does another class have the same id?"
                 )
             return
@@ -104,32 +107,33 @@ class Dataset:
         self._forget()
 
     def add_image(self, source: str, image_id: int | str, path: str | os.PathLike | None, **kwargs) -> None:
-        """Registers an image. prepare() is due afterwards.
+        """Adds an image. Call prepare() afterwards.
 
-        source: without a ".". image_id: the image's id or file name in its source. path: its file, or None if
-        load_image needs none. kwargs: what else image_info should say, such as width, height, annotations.
+        source: text without a ".". image_id: the image's id or file name in its source.
+        path: its file, or None if load_image needs no file.
+        kwargs: further entries of image_info, such as width, height, annotations.
 
-        Raises: ValueError if the source has an image of this id already.
+        Raises: ValueError if the source already has an image with this id.
         """
         _check_source(source)
         key = f"{source}.{image_id}"
         if key in self._image_keys:
             raise ValueError(
-                f"image_id {image_id!r} of source {source!r} was added before; was the same subset loaded twice, or "
-                "do files of one name lie in several folders? Use the path as the id then"
+                f"image_id {image_id!r} of source {source!r} was added before; was the same subset loaded twice? If "
+                "several folders have files of the same name, use the path as image_id"
             )
         self._image_keys.add(key)
         self.image_info.append({"id": image_id, "source": source, "path": path, **kwargs})
         self._forget()
 
     def prepare(self, class_map: Mapping[str, str] | None = None) -> None:
-        """Numbers classes and images. Call it after the last add_class and add_image; again is fine.
+        """Numbers classes and images. Call it after the last add_class and add_image. It may be called again.
 
-        class_map: {source class: class name}, such as {"voc.7": "car", "coco.6": "car"}: these classes and any that
-            has that name already become one class of that name, numbered where the first of them is. Classes that it
-            does not name stay apart, even if their names are equal. Then num_classes is less than len(class_info).
+        class_map: {source class: class name}, such as {"voc.7": "car", "coco.6": "car"}. All classes with such a name
+            become one class, with the number of the first of them; num_classes is then less than len(class_info). Other
+            classes stay apart, even if their names are equal.
 
-        Raises: ValueError for a source class that was not added, or if it is to become the background.
+        Raises: ValueError for a source class that was not added, and for a class name of "BG".
         """
         self._forget()
         class_map = dict(self._class_map or {}) if class_map is None else dict(class_map)
@@ -154,10 +158,10 @@ class Dataset:
         """The class names, and the class_id of every entry of class_info."""
         unknown = [key for key in class_map if key not in self._class_keys or key == ".0"]
         if unknown:
-            known = ", ".join(list(self._class_keys)[1:6]) or "none"
-            raise ValueError(f"class_map has source classes that were not added: {unknown}; there are {known} ...")
+            keys = utils.listed(list(self._class_keys)[1:], 5) or "none"
+            raise ValueError(f"class_map has source classes that were not added: {unknown}; those added are {keys}")
         if "BG" in class_map.values():
-            raise ValueError("class_map cannot make a class background ('BG'); leave its instances out in load_mask")
+            raise ValueError("class_map cannot name a class 'BG', the background; let load_mask leave it out")
         names, numbers, joined = [], [], {}  # joined: class_id by the names that class_map gives
         for info in self.class_info:
             name = class_map.get(f"{info['source']}.{info['id']}", info["name"].split(",")[0])
@@ -177,19 +181,17 @@ class Dataset:
     def map_source_class_id(self, source_class_id: str) -> int:
         """The class_id of a source class such as "coco.12".
 
-        Raises: ValueError if there is none.
+        Raises: ValueError if the data set has no such class.
         """
         if source_class_id not in self.class_from_source_map:
-            known = ", ".join(list(self.class_from_source_map)[1:6]) or "none"
-            raise ValueError(
-                f"source_class_id {source_class_id!r} is not in the data set; it must be one of {known} ..."
-            )
+            keys = utils.listed(list(self.class_from_source_map)[1:], 5) or "none"
+            raise ValueError(f"source_class_id {source_class_id!r} is not in the data set; its classes are {keys}")
         return self.class_from_source_map[source_class_id]
 
     def get_source_class_id(self, class_id: int, source: str) -> int:
-        """The id that a class has in a source; the first, where prepare's class_map joined several of one source.
+        """The id of a class in a source. If class_map joined several classes of the source, the first one's id.
 
-        Raises: ValueError if the class has none there.
+        Raises: ValueError if the source does not have the class.
         """
         for info in self.class_info:
             if info["source"] == source and self.class_from_source_map[f"{source}.{info['id']}"] == class_id:
@@ -197,36 +199,36 @@ class Dataset:
         raise ValueError(f"class_id {class_id} has no class in source {source!r}; the sources are {self.sources}")
 
     def source_image_link(self, image_id: int) -> str | os.PathLike | None:
-        """Where to look at the image: its path. Override it to give a URL."""
+        """The image's path. Override it to return a URL."""
         return self.image_info[image_id]["path"]
 
     def image_reference(self, image_id: int) -> str:
-        """What helps to find the image again, for messages and notebooks. Override it."""
+        """A text for messages and notebooks that helps to find the image. Override it."""
         return ""
 
     def load_image(self, image_id: int) -> np.ndarray:
-        """The image, uint8 [H, W, (R, G, B)]; gray is repeated, alpha is dropped.
+        """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.
 
-        Raises: ValueError if it has no path; FileNotFoundError and ValueError as read_image.
+        Raises: ValueError if it has no path; FileNotFoundError and ValueError as utils.read_image.
         """
         info = self.image_info[image_id]
         if info["path"] is None:
-            raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to make its pixels")
+            raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to return pixels")
         return utils.read_image(info["path"])
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """The masks of an image's instances. Override it; this one warns, and returns none.
+        """The masks of an image's instances. Override it: this one warns, and returns no instances.
 
-        Returns: masks bool [H, W, N]; class_ids int32 [N], the negative of its class_id for a crowd.
+        Returns: masks bool [H, W, N]; class_ids int32 [N], negative for a crowd.
         """
         logger.warning("%s does not override load_mask: image %d has no instances", type(self).__name__, image_id)
         height, width = self.load_image(image_id).shape[:2]
         return np.zeros((height, width, 0), bool), np.zeros(0, np.int32)
 
     def load_instances(self, image_id: int) -> Instances:
-        """The instances that training and evaluation see: load_mask's. Override it where RLEs or boxes are known.
+        """The instances for training and evaluation, by default from load_mask. Override it if you have RLEs or boxes.
 
-        RLEs spare the memory of a stack of masks, which counts where an image has hundreds of instances.
+        RLEs save the memory of a stack of masks, which matters if an image has hundreds of instances.
         """
         masks, class_ids = self.load_mask(image_id)
         return Instances(class_ids, masks)
@@ -235,12 +237,12 @@ class Dataset:
 def check_mask(
     masks: ArrayLike, class_ids: ArrayLike, image_shape: Sequence[int], name: str, num_classes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Checks what a load_mask returned, and gives it the dtypes that everything else expects.
+    """Checks the masks and class ids that a load_mask returned, and converts their dtypes.
 
     masks: [H, W, N], bool or numbers 0 and 1; any array of size 0 if there are no instances.
-    class_ids: whole numbers [N], of 1 or more; negative for a crowd.
-    image_shape: (H, W, ...) of the image. name: what to call the image in errors.
-    num_classes: Dataset.num_classes, which the class ids must stay under; None does not check that.
+    class_ids: whole numbers [N], 1 or more; negative for a crowd.
+    image_shape: (H, W, ...) of the image. name: the image's name in errors.
+    num_classes: Dataset.num_classes; class ids must be less. None does not check this.
 
     Returns: masks bool [H, W, N], not copied if they are bool; class_ids int32 [N].
     Raises: ValueError naming the image and the likely cause.
@@ -261,7 +263,7 @@ def check_mask(
     if not (masks == inside).all():
         raise ValueError(
             f"{name}: load_mask must return masks that are bool or 0 and 1, not values from {masks.min()} to "
-            f"{masks.max()}; for a picture of 0 and 255 return masks > 127, for one of numbered instances a mask each"
+            f"{masks.max()}; of a picture with 0 and 255 return masks > 127, of numbered instances return one mask each"
         )
     return inside, class_ids
 
@@ -269,8 +271,9 @@ def check_mask(
 def check_instances(
     instances: Instances, image_shape: Sequence[int], name: str, num_classes: int | None = None
 ) -> Instances:
-    """Checks what a load_instances returned, and gives it the dtypes that everything else expects. The counts of RLEs
-    are checked when they are decoded.
+    """Checks the instances that a load_instances returned, and converts their dtypes.
+
+    The counts of RLEs are checked later, when they are decoded.
 
     image_shape, name, num_classes: as for check_mask.
 
@@ -296,7 +299,7 @@ def _check_rles(rles: list, count: int, image_shape: Sequence[int], name: str) -
         if list(rle.get("size", ())) != [height, width]:
             raise ValueError(
                 f"{name}: load_instances must return RLEs of the image's size [{height}, {width}] (height, width), "
-                f"not {rle.get('size')} (instance {i}); annotation_to_rle makes them of COCO's annotations"
+                f"not {rle.get('size')} (instance {i}); utils.annotation_to_rle makes them from COCO's annotations"
             )
 
 
@@ -312,21 +315,21 @@ def _check_boxes(boxes: np.ndarray, count: int, name: str) -> np.ndarray:
     wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
     if wrong.any():
         raise ValueError(
-            f"{name}: load_instances must return boxes (y1, x1, y2, x2) of finite numbers, y2 not above y1 nor x2 left "
-            f"of x1, not {boxes[wrong][0].tolist()} (instance {int(wrong.argmax())}); COCO's are (x, y, width, height)"
+            f"{name}: load_instances must return boxes (y1, x1, y2, x2) of finite numbers with y1 <= y2 and x1 <= x2, "
+            f"not {boxes[wrong][0].tolist()} (instance {int(wrong.argmax())}); COCO's are (x, y, width, height)"
         )
     return boxes
 
 
 def _check_class_ids(class_ids: np.ndarray, name: str, num_classes: int | None) -> np.ndarray:
-    """class_ids as int32 [N], if they are that and in range."""
+    """Checks class ids. Returns: int32 [N]."""
     if class_ids.size == 0:
         return np.zeros(0, np.int32)
     whole = class_ids.dtype.kind in "ui" or (class_ids.dtype.kind == "f" and np.isfinite(class_ids).all())
     if class_ids.ndim != 1 or not whole or (class_ids != np.round(class_ids)).any():
         raise ValueError(
             f"{name}: load_mask must return class_ids int32 [N], not {class_ids.dtype} {list(class_ids.shape)}; "
-            "class names are turned into ids by map_source_class_id('source.id')"
+            "are they class names? map_source_class_id('source.id') returns the id of a class"
         )
     wrong = class_ids[(class_ids == 0) | (np.abs(class_ids.astype(np.float64)) >= (num_classes or np.inf))]
     if len(wrong):
@@ -339,7 +342,7 @@ def _check_class_ids(class_ids: np.ndarray, name: str, num_classes: int | None) 
 
 
 def _explain_shape(shape: tuple[int, ...], height: int, width: int, count: int) -> str:
-    """What the masks should have been, what they are, and the likely cause."""
+    """The end of an error message: the expected shape of masks, their shape, and the likely cause."""
     wrong = f"[{height}, {width}, {count}] (the image's height and width, one for each class id), not {list(shape)}"
     if len(shape) == 2:
         return f"{wrong}; a single mask is mask[:, :, np.newaxis]"
@@ -357,5 +360,5 @@ def _explain_shape(shape: tuple[int, ...], height: int, width: int, count: int) 
 def _check_source(source: str) -> None:
     if not isinstance(source, str) or not source or "." in source:
         raise ValueError(
-            f"source must be text without a '.', not {source!r}; the dot parts it from the id, as in 'coco.12'"
+            f"source must be text without a '.', not {source!r}; the dot separates it from the id, as in 'coco.12'"
         )

@@ -67,7 +67,7 @@ def test_an_empty_dataset():
 @pytest.mark.parametrize("name", [*Dataset._PREPARED, "image_ids"])
 def test_before_prepare(name):
     dataset = two_sources()
-    with pytest.raises(AttributeError, match=f"^{name} is not known yet; call prepare"):
+    with pytest.raises(AttributeError, match=f"^{name} is not set yet; call prepare"):
         getattr(dataset, name)
     dataset.prepare()
     getattr(dataset, name)
@@ -122,7 +122,7 @@ def test_class_ids_may_be_numpy_integers():
         (("a", -3, "cat"), "class_id must be an integer of at least 1, not -3"),
         (("a", "1", "cat"), "class_id must be an integer of at least 1, not '1'"),
         (("a", 1, 7), "class_name must be text, not 7"),
-        (("coco", 3, "bus"), "class_name of coco.3 is 'car' already and cannot be 'bus' too"),
+        (("coco", 3, "bus"), "class_name of coco.3 is already 'car' and cannot also be 'bus'"),
     ],
 )
 def test_add_class_refuses(arguments, message):
@@ -187,11 +187,12 @@ def test_several_classes_of_one_source_give_the_first_id():
 
 
 def test_class_map_refuses():
-    with pytest.raises(ValueError, match=r"class_map has source classes that were not added: \['coco.4'\]; there are"):
+    message = r"class_map has source classes that were not added: \['coco.4'\]; those added are coco"
+    with pytest.raises(ValueError, match=message):
         two_sources().prepare({"coco.4": "car"})
     with pytest.raises(ValueError, match=r"not added: \['\.0'\]"):
         two_sources().prepare({".0": "nothing"})
-    with pytest.raises(ValueError, match="cannot make a class background"):
+    with pytest.raises(ValueError, match="cannot name a class 'BG', the background"):
         two_sources().prepare({"coco.3": "BG"})
 
 
@@ -269,7 +270,7 @@ def ones(*shape):
         (ones(4, 6, 1) * np.uint8(255), [1], r"not values from 255 to 255; .* masks > 127"),
         (np.full((4, 6, 1), np.nan), [1], "bool or 0 and 1"),
         (ones(4, 6, 1).astype("U"), [1], "bool or 0 and 1, not of dtype <U"),
-        (ones(4, 6, 1), ["cat"], r"class_ids int32 \[N\], not <U3 \[1\]; class names .* map_source_class_id"),
+        (ones(4, 6, 1), ["cat"], r"class_ids int32 \[N\], not <U3 \[1\]; are they class names\? map_source_class_id"),
         (ones(4, 6, 1), [[1]], r"class_ids int32 \[N\], not int64 \[1, 1\]"),
         (ones(4, 6, 1), [1.5], r"class_ids int32 \[N\], not float64"),
         (ones(4, 6, 1), [np.nan], r"class_ids int32 \[N\], not float64"),
