@@ -14,7 +14,12 @@ Papers: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144), Mask Scoring R-CN
     *_logits are unbounded; *_probs and scores lie in [0, 1]; predicted maskious are unbounded.
 
 The family computes this in four dialects (config.py); each difference is one branch, in the section where it belongs.
-The sections follow the data, and use only what stands above them.
+
+The dialect matterport computes with normalised boxes: (box - (0, 0, 1, 1)) / (side - 1). Nothing depends on the
+constant factor, so it is left out, and a *shrunk* box is box - (0, 0, 1, 1). In all other dialects a shrunk box is the
+box itself.
+
+The sections follow the data, and use only what stands above them. The last one has Matterport's helpers.
 """
 
 import copy
@@ -85,16 +90,7 @@ class Images(NamedTuple):
     windows: Tensor  # [B, (y1, x1, y2, x2)] the part of each that is image, not padding
 
 
-def log(text: str, array: Any = None) -> None:
-    """Print a text and, of an array or tensor, its shape, range and dtype."""
-    if array is not None:
-        array = np.asarray(array.detach().cpu()) if isinstance(array, Tensor) else np.asarray(array)
-        limits = f"min: {array.min():10.5f}  max: {array.max():10.5f}" if array.size else f"min: {'':10}  max: {'':10}"
-        text = f"{text:25}  shape: {array.shape!s:20}  {limits}  {array.dtype}"
-    print(text)
-
-
-def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
+def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
     """Pixels [..., C] in 0..255 as the backbone's weights expect them: minus MEAN_PIXEL, by STD_PIXEL, float32."""
     if isinstance(image, np.ndarray):
         image = np.require(image, requirements="W")  # what torch demands, though it only reads
@@ -102,14 +98,7 @@ def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
     return (pixels - pixels.new_tensor(config.MEAN_PIXEL)).div_(pixels.new_tensor(config.STD_PIXEL))
 
 
-def unmold_image(pixels: np.ndarray | Tensor, config) -> np.ndarray:
-    """mold_image undone: uint8 [..., C]."""
-    pixels = torch.as_tensor(pixels).to(torch.float32)
-    image = pixels * torch.tensor(config.STD_PIXEL) + torch.tensor(config.MEAN_PIXEL)
-    return image.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
+def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Tensor:
     """An image [H, W, C] uint8 resized, normalised and padded after its plan: float32 [height, width, C]."""
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
@@ -117,7 +106,7 @@ def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
     return pad_molded(pixels, plan.window, plan.padded_shape, config)
 
 
-def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config) -> Tensor:
+def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config: Config) -> Tensor:
     """Normalised pixels [h, w, C] put into their window of an input of a shape: [height, width, C]."""
     padded = pixels.new_zeros(*shape, pixels.shape[2])
     if config.dialect.pads_before_mean:
@@ -127,7 +116,7 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
     return padded
 
 
-def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targets]:
+def mold_batch(batch: Batch, device: torch.device, config: Config) -> tuple[Images, Targets]:
     """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
     batch = batch.to(device)
@@ -137,78 +126,6 @@ def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targ
     ]
     pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
     return Images(pixels, batch.windows), batch.targets
-
-
-def compose_image_meta(
-    image_id: int,
-    original_image_shape: Sequence[int],
-    image_shape: Sequence[int],
-    window: Sequence[float],
-    scale: float,
-    active_class_ids: Sequence[int],
-) -> np.ndarray:
-    """What is known of an image as one vector, float64 [12 + K]: id, shape before and after resizing, window, scale,
-    and a flag for each class that its data set has. Source: Matterport."""
-    return np.array([image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64)
-
-
-def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
-    """compose_image_meta undone, for a batch [B, 12 + K]."""
-    meta = np.asarray(meta)
-    return {
-        "image_id": meta[:, 0].astype(np.int64),
-        "original_image_shape": meta[:, 1:4].astype(np.int64),
-        "image_shape": meta[:, 4:7].astype(np.int64),
-        "window": meta[:, 7:11],
-        "scale": meta[:, 11],
-        "active_class_ids": meta[:, 12:].astype(np.int64),
-    }
-
-
-def load_image_gt(
-    dataset: Dataset,
-    config,
-    image_id: int,
-    augment: bool = False,
-    augmentation: Any = None,
-    use_mini_mask: bool = False,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An image with its objects as training takes it: resized and padded, not normalised. Crowds are left out.
-
-    dataset: prepared. image_id: one of dataset.image_ids.
-    augment: do what the config says of HORIZONTAL_FLIP, SCALE_JITTER ...; augmentation: and this before, see
-        train_model. Both follow from the seed.
-    use_mini_mask: masks shrunk to MINI_MASK_SHAPE, each filling its object's box.
-
-    Returns: image uint8 [H, W, C]; image_meta [12 + K], see compose_image_meta; class_ids int32 [G]; bbox float32
-        [G, (y1, x1, y2, x2)]; mask bool [H, W, G], or [*MINI_MASK_SHAPE, G].
-    Raises: as training.TrainingData.
-    Source: Matterport, whose masks are mini masks or not as here, and whose crowds have negative class_ids.
-    """
-    config = copy.copy(config)
-    config.USE_MINI_MASK = use_mini_mask
-    augment = augment or augmentation is not None
-    sample = TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
-    pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
-    y1, x1, y2, x2 = sample.window
-    image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
-    image[y1:y2, x1:x2] = pixels.numpy()
-    original = dataset.load_image(image_id)
-    ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
-    active = np.isin(np.arange(dataset.num_classes), ids_of_source)
-    shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
-    size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
-    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
-    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
-
-
-def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
-    """G masks on their canvases, which all have this size: bool [G, *size]."""
-    count = len(masks.sizes)
-    canvas = torch.tensor([[0.0, 0.0, *size]]).expand(count, 4).contiguous()
-    return crop_masks(masks, canvas, torch.arange(count), size) >= 0.5
 
 
 ############################################################
@@ -463,7 +380,7 @@ class ResNet(nn.Module):
     channels: of C2 to C5. recomputes: whether blocks keep their input only, and compute the rest again for gradients.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         blocks, is_bottleneck, groups, group_width = BACKBONES[config.BACKBONE]
         self.pads_symmetrically = config.dialect.stem_pool == "symmetric"
@@ -537,6 +454,75 @@ class FPN(nn.Module):
 
 
 ############################################################
+#  Boxes of a Dialect
+############################################################
+
+
+def shrink(boxes: Tensor, config: Config) -> Tensor:
+    """Shrunk boxes [..., 4], see above: those that the dialect computes with."""
+    if config.dialect.coordinates != "normalised":
+        return boxes
+    return boxes - boxes.new_tensor([0, 0, 1, 1])
+
+
+def unshrink(boxes: Tensor, config: Config) -> Tensor:
+    """Boxes [..., 4] in pixels of the input: the inverse of shrink."""
+    if config.dialect.coordinates != "normalised":
+        return boxes
+    return boxes + boxes.new_tensor([0, 0, 1, 1])
+
+
+def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config: Config) -> Tensor:
+    """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
+    return utils.apply_box_deltas(boxes, deltas * deltas.new_tensor(std_dev), *config.dialect.delta_limits)
+
+
+def clip_to_windows(boxes: Tensor, windows: Tensor, config: Config) -> Tensor:
+    """Boxes [..., 4] clipped to their images.
+
+    windows: [..., 4], broadcastable.
+    """
+    low, high = windows[..., :2], windows[..., 2:]
+    # "+1" boxes are clipped at the last pixel, so that a pixel remains.
+    pixel = 1 if config.dialect.coordinates == "inclusive" else 0
+    low, high = torch.cat([low, low + pixel], dim=-1), torch.cat([high - pixel, high], dim=-1)
+    return boxes.minimum(high).maximum(low)
+
+
+def _larger_than(boxes: Tensor, side: float) -> Tensor:
+    """Which boxes [..., 4] are larger than a side along both axes: bool [...]."""
+    return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
+
+
+def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config) -> Tensor:
+    """Detected boxes in pixels of the original image.
+
+    boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
+    image_shape: (height, width) of the original.
+    """
+    y1, x1, y2, x2 = (float(side) for side in window)
+    height, width = image_shape[:2]
+    origin = boxes.new_tensor([y1, x1, y1, x1])
+    scale = boxes.new_tensor([height / (y2 - y1), width / (x2 - x1)]).repeat(2)
+    coordinates = config.dialect.coordinates
+    if coordinates == "half_open":
+        return (boxes - origin) * scale
+    corner = boxes.new_tensor([0, 0, 1, 1])
+    if coordinates == "inclusive":
+        return (boxes - corner - origin) * scale + corner
+    sides = [max(y2 - y1 - 1, 1), max(x2 - x1 - 1, 1)]  # Matterport divides a window of one pixel by 0, and loses all
+    scale = boxes.new_tensor([(height - 1) / sides[0], (width - 1) / sides[1]]).repeat(2)
+    return ((boxes - origin) * scale).add_(corner).round_()
+
+
+def survive_rounding(boxes: Tensor, config: Config) -> Tensor:
+    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
+    if config.dialect.coordinates != "normalised":
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return _larger_than(boxes, 0)
+
+
+############################################################
 #  Anchors
 ############################################################
 
@@ -588,7 +574,9 @@ def generate_anchors(
     return (centres[:, :, None] + cell_anchors(scale, ratios, stride_y, rounding)).view(-1, 4)
 
 
-def generate_pyramid_anchors(shapes: Sequence[tuple[int, int]], image_shape: Sequence[int], config) -> list[Tensor]:
+def generate_pyramid_anchors(
+    shapes: Sequence[tuple[int, int]], image_shape: Sequence[int], config: "Config | _AnchorSettings"
+) -> list[Tensor]:
     """The anchors of every level, finest first.
 
     shapes: (height, width) of the feature maps.
@@ -636,11 +624,6 @@ def _shared_anchors(
     return tuple(level.to(device) for level in generate_pyramid_anchors(shapes, image_shape, settings))
 
 
-def compute_backbone_shapes(config, image_shape: Sequence[int]) -> np.ndarray:
-    """(height, width) of P2 to P6 for an image: int64 [5, 2]. Matterport's name of config.backbone_shapes."""
-    return np.array(config.backbone_shapes(image_shape))
-
-
 ############################################################
 #  Region Proposal Network
 ############################################################
@@ -649,7 +632,7 @@ def compute_backbone_shapes(config, image_shape: Sequence[int]) -> np.ndarray:
 class RPN(nn.Module):
     """At each cell of each level: is there an object at each anchor, and how does its box differ?"""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         anchors, stride = len(config.RPN_ANCHOR_RATIOS), config.RPN_ANCHOR_STRIDE
         channels = [config.TOP_DOWN_PYRAMID_SIZE] + [config.RPN_CHANNELS] * config.RPN_CONVS
@@ -718,47 +701,12 @@ def _as_linear(conv: Conv, x: Tensor) -> Tensor:
     return F.linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
-def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config) -> Tensor:
-    """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
-    return utils.apply_box_deltas(boxes, deltas * deltas.new_tensor(std_dev), *config.dialect.delta_limits)
-
-
-def clip_to_windows(boxes: Tensor, windows: Tensor, config) -> Tensor:
-    """Boxes [..., 4] clipped to their images.
-
-    windows: [..., 4], broadcastable.
-    """
-    low, high = windows[..., :2], windows[..., 2:]
-    # "+1" boxes are clipped at the last pixel, so that a pixel remains.
-    pixel = 1 if config.dialect.coordinates == "inclusive" else 0
-    low, high = torch.cat([low, low + pixel], dim=-1), torch.cat([high - pixel, high], dim=-1)
-    return boxes.minimum(high).maximum(low)
-
-
-def shrink(boxes: Tensor, config) -> Tensor:
-    """Boxes as the dialect's arithmetic takes them.
-
-    Normalised coordinates are (box - (0, 0, 1, 1)) / (side - 1); what remains without the division is shrunk by a
-    pixel, since nothing depends on the constant factor.
-    """
-    if config.dialect.coordinates != "normalised":
-        return boxes
-    return boxes - boxes.new_tensor([0, 0, 1, 1])
-
-
-def unshrink(boxes: Tensor, config) -> Tensor:
-    """shrink undone: boxes in pixels of the input."""
-    if config.dialect.coordinates != "normalised":
-        return boxes
-    return boxes + boxes.new_tensor([0, 0, 1, 1])
-
-
 def propose(
     objectness_logits: Sequence[Tensor],
     anchor_deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
     windows: Tensor,
-    config,
+    config: Config,
     pre_nms: int,
     post_nms: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -793,11 +741,6 @@ def propose(
     return boxes[keep], scores[keep], image[keep]
 
 
-def _larger_than(boxes: Tensor, side: float) -> Tensor:
-    """Which boxes [..., 4] are larger than a side along both axes: bool [...]."""
-    return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
-
-
 def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tensor:
     """Of indices sorted by descending score, the first of each image, image by image."""
     owner = image[keep]
@@ -809,7 +752,7 @@ def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tenso
 ############################################################
 
 
-def roi_levels(rois: Tensor, image_shape: Sequence[int], config) -> Tensor:
+def roi_levels(rois: Tensor, image_shape: Sequence[int], config: Config) -> Tensor:
     """The pyramid level that each RoI is pooled from, by its size: int64 [R], 0 for P2 to 3 for P5.
 
     image_shape: (height, width) of the padded image.
@@ -831,7 +774,7 @@ def roi_levels(rois: Tensor, image_shape: Sequence[int], config) -> Tensor:
 
 
 def pool_rois(
-    pyramid: Sequence[Tensor], rois: Tensor, batch_index: Tensor, size: int, image_shape: Sequence[int], config
+    pyramid: Sequence[Tensor], rois: Tensor, batch_index: Tensor, size: int, image_shape: Sequence[int], config: Config
 ) -> Tensor:
     """The features of each RoI, from the level that fits its size: [R, C, size, size].
 
@@ -859,7 +802,7 @@ def pool_rois(
 class BoxHead(nn.Module):
     """The class of each RoI, and for each class its better box."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.FPN_CLASSIF_FC_LAYERS_SIZE
         self.convs = nn.ModuleList(Conv(channels, channels, 3, relu=True) for _ in range(config.BOX_HEAD_CONVS))
@@ -909,7 +852,7 @@ class MaskHead(nn.Module):
 
     RECOMPUTED = 64  # RoIs
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASK_HEAD_CHANNELS
         counts = [channels] + [width] * config.MASK_HEAD_CONVS
@@ -949,7 +892,7 @@ class MaskIoUHead(nn.Module):
     Source: Mask Scoring R-CNN (arXiv:1903.00241), section 3.2.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASKIOU_HEAD_CHANNELS
         counts = [channels + 1, width, width, width]
@@ -1073,7 +1016,7 @@ def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
     return inside / utils.box_area(boxes).clamp(min=1e-6)
 
 
-def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
+def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config: Config) -> Tensor:
     """matched [N], in which BACKGROUND boxes that lie in a crowd by more than CROWD_OVERLAP become IGNORED."""
     if config.CROWD_OVERLAP is None or len(crowd_boxes) == 0:
         return matched
@@ -1125,7 +1068,7 @@ def _sample_matched(
     return positive, negative
 
 
-def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config) -> Tensor:
+def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config: Config) -> Tensor:
     """The object of each anchor in each image: int64 [B, A], indices into targets.boxes, BACKGROUND or IGNORED.
 
     anchors: [A, 4]; windows: [B, 4]; both shrunk.
@@ -1154,7 +1097,7 @@ def _rows_of(values: Tensor, index: Tensor) -> Tensor:
     return values[index.clamp(min=0)] if len(values) else index
 
 
-def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
+def _belongs_to_image(anchors: Tensor, window: Tensor, config: Config) -> Tensor:
     """Whether an image may teach each anchor: bool [A].
 
     It may not if the anchor's cell lies in the padding that brings the image to the size of the largest one in the
@@ -1173,7 +1116,7 @@ def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
     return ((anchors[:, :2] + anchors[:, 2:]) / 2 < padded).all(dim=1)
 
 
-def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
+def sample_anchors(matched: Tensor, seeds: Tensor, config: Config) -> RpnSample:
     """The anchors of a batch that the RPN learns from. At most half of them belong to objects.
 
     matched: [B, A], of match_anchors. seeds: [B].
@@ -1190,7 +1133,7 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
     return RpnSample(chosen, flat[chosen], divisor.sum().float())
 
 
-def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config) -> RoiSample:
+def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config: Config) -> RoiSample:
     """The RoIs that the heads learn from: a sample of the proposals and of the objects' own boxes.
 
     At most ROI_POSITIVE_RATIO of an image's TRAIN_ROIS_PER_IMAGE belong to objects; the others are background.
@@ -1246,7 +1189,9 @@ def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
 
 
 @torch.no_grad()
-def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config) -> RoiSample:
+def refine_objects(
+    objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config: Config
+) -> RoiSample:
     """RoIs of objects, refined by the box head's deltas for the object's class. Detection makes masks of such boxes.
 
     box_deltas: [P, K, 4]. windows: [B, 4], of the images in pixels of the input.
@@ -1261,7 +1206,7 @@ def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, win
     return objects._replace(rois=torch.where(_larger_than(refined, 0)[:, None], refined, rois))
 
 
-def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
+def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config: Config) -> Tensor:
     """The fraction of each RoI's object that lies inside of the RoI: [P] in [0, 1].
 
     rois: [P, 4], pixels of the input. matched: [P], the object of each.
@@ -1307,112 +1252,6 @@ def build_maskiou_targets(
     return inter / union.clamp(min=1)
 
 
-### Matterport's functions, which take the objects of one image as arrays
-
-
-def build_rpn_targets(
-    image_shape: Sequence[int], anchors: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, config, seed=0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
-
-    image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. seed: decides the random sample.
-
-    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
-        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
-        zeros.
-    """
-    targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
-    anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
-    window = shrink(anchors.new_tensor([[0, 0, *image_shape[:2]]]), config)
-    sample = sample_anchors(match_anchors(anchors, window, targets, config), targets.seeds, config)
-    is_object = sample.matched >= 0
-    rpn_match = torch.zeros(len(anchors), dtype=torch.int32)
-    rpn_match[sample.anchors] = torch.where(is_object, 1, -1).to(torch.int32)
-    gt = shrink(targets.boxes, config)[sample.matched[is_object]]
-    deltas = build_delta_targets(anchors[sample.anchors[is_object]], gt, config.RPN_BBOX_STD_DEV)
-    rpn_bbox = torch.zeros(config.RPN_TRAIN_ANCHORS_PER_IMAGE, 4)
-    rpn_bbox[: len(deltas)] = deltas
-    return rpn_match.numpy(), rpn_bbox.numpy()
-
-
-def build_detection_targets(
-    rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config, seed=0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
-
-    rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
-
-    Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
-        masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
-        each class.
-    """
-    targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
-    rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
-    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
-    is_object = matched >= 0
-    positive_rois, positive_matched = rois[is_object], matched[is_object]
-    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
-    bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
-    gt = shrink(targets.boxes, config)[positive_matched]
-    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
-    size = 2 * config.MASK_POOL_SIZE
-    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
-    return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
-
-
-def generate_random_rois(
-    image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
-) -> np.ndarray:
-    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
-
-    Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
-    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
-    """
-    rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
-    boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
-    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * [-1, -1, 1, 1]
-    around = int(0.9 * count) // max(1, len(boxes)) * len(boxes)
-    regions = np.concatenate(
-        [
-            np.resize((boxes + sides).clip(0, np.tile(limit, 2)), (around, 4)),
-            np.tile([0, 0, *limit], (count - around, 1)),
-        ]
-    )
-    low, high = regions[:, None, :2], regions[:, None, 2:]
-    corners = np.sort(low + rng.random((count, 2, 2)) * (high - low), axis=1)  # [count, (first, second), (y, x)]
-    first = np.minimum(corners[:, 0], limit - 1)
-    return np.concatenate([first, np.maximum(corners[:, 1], first + 1)], axis=1).astype(np.float32)
-
-
-def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
-    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
-    class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
-    boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
-    if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
-        raise ValueError(
-            f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
-            f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
-        )
-    is_object = class_ids > 0
-    count, crowds = int(is_object.sum()), int((~is_object).sum())
-    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
-    size = torch.tensor(masks.shape[:2]).expand(count, 2)
-    pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
-    offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
-    crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
-    return Targets(
-        boxes=boxes[is_object],
-        class_ids=class_ids[is_object],
-        batch_index=torch.zeros(count, dtype=torch.int64),
-        masks=crops,
-        crowd_boxes=boxes[~is_object],
-        crowd_index=torch.zeros(crowds, dtype=torch.int64),
-        seeds=torch.tensor([seed]),
-    )
-
-
 ############################################################
 #  Losses
 ############################################################
@@ -1426,7 +1265,7 @@ class LossSums(NamedTuple):
 
 
 def rpn_losses(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config
+    logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config: Config
 ) -> LossSums:
     """rpn_class_loss: does the RPN tell objects from background? rpn_bbox_loss: does it move anchors onto objects?
 
@@ -1445,7 +1284,9 @@ def rpn_losses(
     )
 
 
-def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config) -> LossSums:
+def box_losses(
+    class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config: Config
+) -> LossSums:
     """mrcnn_class_loss: does the box head tell the classes? mrcnn_bbox_loss: does it move RoIs onto their objects?
 
     class_logits: [S, K]. box_deltas: [S, K, 4].
@@ -1471,7 +1312,9 @@ def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
     return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
 
 
-def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config) -> LossSums:
+def maskiou_loss(
+    maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config: Config
+) -> LossSums:
     """mrcnn_maskiou_loss: are the predicted IoUs of the masks right? Half of the squared error.
 
     maskious: [P, K], predicted. class_ids: [P]. target_maskious: [P], the true IoUs. counts: bool [P], whether the
@@ -1488,7 +1331,7 @@ def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, c
     return LossSums({"mrcnn_maskiou_loss": total}, {"mrcnn_maskiou_loss": counts.sum().to(total.dtype)})
 
 
-def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
+def average_losses(parts: Sequence[LossSums], config: Config) -> dict[str, Tensor]:
     """The losses by name: sums divided by counts, times LOSS_WEIGHTS.
 
     In a distributed training, the counts are averaged over the processes first. Then the average of the processes'
@@ -1519,7 +1362,7 @@ class _Unasked(dict):
 
 
 def detect_boxes(
-    class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config
+    class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config: Config
 ) -> Detections:
     """The RoIs' classes and boxes above the threshold, after NMS within each class.
 
@@ -1537,7 +1380,7 @@ def detect_boxes(
     return Detections(boxes[keep], image[keep], class_ids[keep], scores[keep])
 
 
-def _candidates(probs: Tensor, config) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(probs: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """RoI, class and score of all that may become a detection; probs: [R, K]."""
     threshold = config.DETECTION_MIN_CONFIDENCE
     if config.dialect.detections_of == "every class":
@@ -1550,39 +1393,11 @@ def _candidates(probs: Tensor, config) -> tuple[Tensor, Tensor, Tensor]:
     return roi, class_ids, probs[roi, class_ids]
 
 
-def mask_scores(scores: Tensor, maskious: Tensor | None, config) -> Tensor:
+def mask_scores(scores: Tensor, maskious: Tensor | None, config: Config) -> Tensor:
     """How good class and mask together are: scores x maskious [N]; the scores where no IoU is predicted."""
     if maskious is None:
         return scores
     return scores * (maskious.clamp(0, 1) if config.MASKIOU_CLAMP else maskious)
-
-
-def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config) -> Tensor:
-    """Detected boxes in pixels of the original image.
-
-    boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
-    image_shape: (height, width) of the original.
-    """
-    y1, x1, y2, x2 = (float(side) for side in window)
-    height, width = image_shape[:2]
-    origin = boxes.new_tensor([y1, x1, y1, x1])
-    scale = boxes.new_tensor([height / (y2 - y1), width / (x2 - x1)]).repeat(2)
-    coordinates = config.dialect.coordinates
-    if coordinates == "half_open":
-        return (boxes - origin) * scale
-    corner = boxes.new_tensor([0, 0, 1, 1])
-    if coordinates == "inclusive":
-        return (boxes - corner - origin) * scale + corner
-    sides = [max(y2 - y1 - 1, 1), max(x2 - x1 - 1, 1)]  # Matterport divides a window of one pixel by 0, and loses all
-    scale = boxes.new_tensor([(height - 1) / sides[0], (width - 1) / sides[1]]).repeat(2)
-    return ((boxes - origin) * scale).add_(corner).round_()
-
-
-def survive_rounding(boxes: Tensor, config) -> Tensor:
-    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
-    if config.dialect.coordinates != "normalised":
-        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    return _larger_than(boxes, 0)
 
 
 ############################################################
@@ -1621,7 +1436,7 @@ class MaskRCNN(nn.Module):
     mode: accepted, as Matterport's calls have it, and not needed.
     """
 
-    def __init__(self, config, model_dir: str | Path | None = None, mode: str | None = None) -> None:
+    def __init__(self, config: Config, model_dir: str | Path | None = None, mode: str | None = None) -> None:
         super().__init__()
         if mode not in (None, "training", "inference"):
             raise ValueError(f"mode must be 'training' or 'inference', not {mode!r}; arguments are (config, model_dir)")
@@ -1837,14 +1652,6 @@ class MaskRCNN(nn.Module):
             config.DIALECT,
         )
         return _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
-
-    def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
-        """All anchors of an input of this (height, width), pixels: float32 [A, (y1, x1, y2, x2)], P2 first.
-
-        Matterport's are normalised; these are not.
-        """
-        shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
-        return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
 
     ### Training
 
@@ -2135,41 +1942,6 @@ class MaskRCNN(nn.Module):
                 yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
                 start = time.perf_counter()
 
-    def detect_molded(
-        self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
-    ) -> list[dict[str, Any]]:
-        """detect() on what mold_inputs made: images [B, H, W, C] and metas [B, 12 + K], of one shape."""
-        metas = parse_image_meta(image_metas)
-        if len(molded_images) != len(metas["window"]):
-            raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
-        if verbose:
-            log("molded_images", molded_images)
-        seconds = dict.fromkeys(("network", "masks"), 0.0)
-        shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
-        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
-        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
-        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
-        self.seconds = seconds
-        return results
-
-    def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
-
-        Raises: ValueError for images that do not come out in one shape; detect() takes them.
-        """
-        images = self._checked(images)
-        plans = [utils.plan_image(image.shape, self.config) for image in images]
-        shapes = sorted({plan.padded_shape for plan in plans})
-        if len(shapes) > 1:
-            raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
-        molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
-        flags = np.zeros(self.config.NUM_CLASSES, np.int64)
-        metas = [
-            compose_image_meta(0, image.shape, pixels.shape, plan.window, plan.scale, flags)
-            for image, plan, pixels in zip(images, plans, molded, strict=True)
-        ]
-        return np.stack(molded), np.stack(metas), np.stack([plan.window for plan in plans])
-
     def _checked(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         if isinstance(images, np.ndarray | Tensor | str | Path):
             raise ValueError(f"images must be a list of images, not one {type(images).__name__}: detect([image])")
@@ -2384,6 +2156,51 @@ class MaskRCNN(nn.Module):
         """
         return str(checkpoints.find_last(self.model_dir, self.config.NAME))
 
+    ### Matterport's methods, for code that is ported and for notebooks
+
+    def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
+
+        Raises: ValueError for images that do not come out in one shape; detect() takes them.
+        """
+        images = self._checked(images)
+        plans = [utils.plan_image(image.shape, self.config) for image in images]
+        shapes = sorted({plan.padded_shape for plan in plans})
+        if len(shapes) > 1:
+            raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
+        molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
+        flags = np.zeros(self.config.NUM_CLASSES, np.int64)
+        metas = [
+            compose_image_meta(0, image.shape, pixels.shape, plan.window, plan.scale, flags)
+            for image, plan, pixels in zip(images, plans, molded, strict=True)
+        ]
+        return np.stack(molded), np.stack(metas), np.stack([plan.window for plan in plans])
+
+    def detect_molded(
+        self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
+    ) -> list[dict[str, Any]]:
+        """detect() on what mold_inputs made: images [B, H, W, C] and metas [B, 12 + K], of one shape."""
+        metas = parse_image_meta(image_metas)
+        if len(molded_images) != len(metas["window"]):
+            raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
+        if verbose:
+            log("molded_images", molded_images)
+        seconds = dict.fromkeys(("network", "masks"), 0.0)
+        shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
+        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
+        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
+        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
+        self.seconds = seconds
+        return results
+
+    def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
+        """All anchors of an input of this (height, width), pixels: float32 [A, (y1, x1, y2, x2)], P2 first.
+
+        Matterport's are normalised; these are not.
+        """
+        shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
+        return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
+
 
 class _Chunk(NamedTuple):
     """Images of one shape on their way through detection."""
@@ -2489,3 +2306,211 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
             nn.init.zeros_(module.conv3.norm.weight)
         elif isinstance(module, BasicBlock):
             nn.init.zeros_(module.conv2.norm.weight)
+
+
+############################################################
+#  Matterport's Helpers
+############################################################
+
+# Functions for notebooks and for code that was written for Matterport's Mask R-CNN. They take one image as arrays.
+
+
+def log(text: str, array: Any = None) -> None:
+    """Print a text and, of an array or tensor, its shape, range and dtype."""
+    if array is not None:
+        array = np.asarray(array.detach().cpu()) if isinstance(array, Tensor) else np.asarray(array)
+        limits = f"min: {array.min():10.5f}  max: {array.max():10.5f}" if array.size else f"min: {'':10}  max: {'':10}"
+        text = f"{text:25}  shape: {array.shape!s:20}  {limits}  {array.dtype}"
+    print(text)
+
+
+def unmold_image(pixels: np.ndarray | Tensor, config: Config) -> np.ndarray:
+    """mold_image undone: uint8 [..., C]."""
+    pixels = torch.as_tensor(pixels).to(torch.float32)
+    image = pixels * torch.tensor(config.STD_PIXEL) + torch.tensor(config.MEAN_PIXEL)
+    return image.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def compose_image_meta(
+    image_id: int,
+    original_image_shape: Sequence[int],
+    image_shape: Sequence[int],
+    window: Sequence[float],
+    scale: float,
+    active_class_ids: Sequence[int],
+) -> np.ndarray:
+    """What is known of an image as one vector, float64 [12 + K]: id, shape before and after resizing, window, scale,
+    and a flag for each class that its data set has. Source: Matterport."""
+    return np.array([image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64)
+
+
+def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
+    """compose_image_meta undone, for a batch [B, 12 + K]."""
+    meta = np.asarray(meta)
+    return {
+        "image_id": meta[:, 0].astype(np.int64),
+        "original_image_shape": meta[:, 1:4].astype(np.int64),
+        "image_shape": meta[:, 4:7].astype(np.int64),
+        "window": meta[:, 7:11],
+        "scale": meta[:, 11],
+        "active_class_ids": meta[:, 12:].astype(np.int64),
+    }
+
+
+def load_image_gt(
+    dataset: Dataset,
+    config: Config,
+    image_id: int,
+    augment: bool = False,
+    augmentation: Any = None,
+    use_mini_mask: bool = False,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """An image with its objects as training takes it: resized and padded, not normalised. Crowds are left out.
+
+    dataset: prepared. image_id: one of dataset.image_ids.
+    augment: do what the config says of HORIZONTAL_FLIP, SCALE_JITTER ...; augmentation: and this before, see
+        train_model. Both follow from the seed.
+    use_mini_mask: masks shrunk to MINI_MASK_SHAPE, each filling its object's box.
+
+    Returns: image uint8 [H, W, C]; image_meta [12 + K], see compose_image_meta; class_ids int32 [G]; bbox float32
+        [G, (y1, x1, y2, x2)]; mask bool [H, W, G], or [*MINI_MASK_SHAPE, G].
+    Raises: as training.TrainingData.
+    Source: Matterport, whose masks are mini masks or not as here, and whose crowds have negative class_ids.
+    """
+    config = copy.copy(config)
+    config.USE_MINI_MASK = use_mini_mask
+    augment = augment or augmentation is not None
+    sample = TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
+    pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
+    y1, x1, y2, x2 = sample.window
+    image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
+    image[y1:y2, x1:x2] = pixels.numpy()
+    original = dataset.load_image(image_id)
+    ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
+    active = np.isin(np.arange(dataset.num_classes), ids_of_source)
+    shapes = (*original.shape[:2], image.shape[2]), image.shape
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
+    size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
+    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
+    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
+
+
+def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
+    """G masks on their canvases, which all have this size: bool [G, *size]."""
+    count = len(masks.sizes)
+    canvas = torch.tensor([[0.0, 0.0, *size]]).expand(count, 4).contiguous()
+    return crop_masks(masks, canvas, torch.arange(count), size) >= 0.5
+
+
+def compute_backbone_shapes(config: Config, image_shape: Sequence[int]) -> np.ndarray:
+    """(height, width) of P2 to P6 for an image: int64 [5, 2]. Matterport's name of config.backbone_shapes."""
+    return np.array(config.backbone_shapes(image_shape))
+
+
+def build_rpn_targets(
+    image_shape: Sequence[int],
+    anchors: np.ndarray,
+    gt_class_ids: np.ndarray,
+    gt_boxes: np.ndarray,
+    config: Config,
+    seed=0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
+
+    image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. seed: decides the random sample.
+
+    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
+        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
+        zeros.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
+    anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
+    window = shrink(anchors.new_tensor([[0, 0, *image_shape[:2]]]), config)
+    sample = sample_anchors(match_anchors(anchors, window, targets, config), targets.seeds, config)
+    is_object = sample.matched >= 0
+    rpn_match = torch.zeros(len(anchors), dtype=torch.int32)
+    rpn_match[sample.anchors] = torch.where(is_object, 1, -1).to(torch.int32)
+    gt = shrink(targets.boxes, config)[sample.matched[is_object]]
+    deltas = build_delta_targets(anchors[sample.anchors[is_object]], gt, config.RPN_BBOX_STD_DEV)
+    rpn_bbox = torch.zeros(config.RPN_TRAIN_ANCHORS_PER_IMAGE, 4)
+    rpn_bbox[: len(deltas)] = deltas
+    return rpn_match.numpy(), rpn_bbox.numpy()
+
+
+def build_detection_targets(
+    rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config: Config, seed=0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
+
+    rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
+
+    Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
+        masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
+        each class.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
+    rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
+    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
+    is_object = matched >= 0
+    positive_rois, positive_matched = rois[is_object], matched[is_object]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
+    bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
+    gt = shrink(targets.boxes, config)[positive_matched]
+    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
+    size = 2 * config.MASK_POOL_SIZE
+    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
+    return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
+
+
+def generate_random_rois(
+    image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
+) -> np.ndarray:
+    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
+
+    Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
+    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
+    """
+    rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
+    boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * [-1, -1, 1, 1]
+    around = int(0.9 * count) // max(1, len(boxes)) * len(boxes)
+    regions = np.concatenate(
+        [
+            np.resize((boxes + sides).clip(0, np.tile(limit, 2)), (around, 4)),
+            np.tile([0, 0, *limit], (count - around, 1)),
+        ]
+    )
+    low, high = regions[:, None, :2], regions[:, None, 2:]
+    corners = np.sort(low + rng.random((count, 2, 2)) * (high - low), axis=1)  # [count, (first, second), (y, x)]
+    first = np.minimum(corners[:, 0], limit - 1)
+    return np.concatenate([first, np.maximum(corners[:, 1], first + 1)], axis=1).astype(np.float32)
+
+
+def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
+    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
+    class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
+    boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
+    if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
+        raise ValueError(
+            f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
+            f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
+        )
+    is_object = class_ids > 0
+    count, crowds = int(is_object.sum()), int((~is_object).sum())
+    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
+    size = torch.tensor(masks.shape[:2]).expand(count, 2)
+    pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
+    offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
+    crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
+    return Targets(
+        boxes=boxes[is_object],
+        class_ids=class_ids[is_object],
+        batch_index=torch.zeros(count, dtype=torch.int64),
+        masks=crops,
+        crowd_boxes=boxes[~is_object],
+        crowd_index=torch.zeros(crowds, dtype=torch.int64),
+        seeds=torch.tensor([seed]),
+    )
