@@ -87,19 +87,19 @@ class Images(NamedTuple):
     """A batch as the network takes it."""
 
     pixels: Tensor  # [B, C, H, W] normalised, channels_last
-    windows: Tensor  # [B, (y1, x1, y2, x2)] the part of each that is image, not padding
+    windows: Tensor  # [B, (y1, x1, y2, x2)] where the images lie; the rest is padding
 
 
 def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
-    """Pixels [..., C] in 0..255 as the backbone's weights expect them: minus MEAN_PIXEL, by STD_PIXEL, float32."""
+    """Pixels [..., C] in 0..255, minus MEAN_PIXEL and divided by STD_PIXEL: float32 [..., C]."""
     if isinstance(image, np.ndarray):
-        image = np.require(image, requirements="W")  # what torch demands, though it only reads
+        image = np.require(image, requirements="W")  # torch demands it, though it only reads
     pixels = torch.as_tensor(image).to(torch.float32)
     return (pixels - pixels.new_tensor(config.MEAN_PIXEL)).div_(pixels.new_tensor(config.STD_PIXEL))
 
 
 def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Tensor:
-    """An image [H, W, C] uint8 resized, normalised and padded after its plan: float32 [height, width, C]."""
+    """An image [H, W, C] uint8, resized, normalised and padded by its plan: float32 [*plan.padded_shape, C]."""
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
     pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
@@ -107,7 +107,7 @@ def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Te
 
 
 def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config: Config) -> Tensor:
-    """Normalised pixels [h, w, C] put into their window of an input of a shape: [height, width, C]."""
+    """Normalised pixels [h, w, C] with padding around their window: [*shape, C]."""
     padded = pixels.new_zeros(*shape, pixels.shape[2])
     if config.dialect.pads_before_mean:
         padded += mold_image(pixels.new_zeros(pixels.shape[2]), config)
@@ -199,13 +199,13 @@ def _prepared_weights(network: nn.Module, dtype: torch.dtype) -> Iterator[_Weigh
 
 
 class BatchNorm(nn.Module):
-    """A batch norm, whose statistics are frozen unless `learns` is set; Conv folds frozen ones into its weights.
+    """A batch norm. Unless `learns` is set its statistics are frozen, and Conv folds it into its weights.
 
-    running_var includes the eps: what a source adds to the variance is added by weights/convert.py, in training here.
+    running_var includes the eps: weights/convert.py adds the eps of a foreign file, and forward that of training.
     """
 
     EPS, MOMENTUM = 1e-5, 0.1
-    recomputes = False  # whether activations are computed again for gradients (_recomputing)
+    recomputes = False  # True while activations are computed a second time for gradients: see _recomputing
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -226,17 +226,17 @@ class BatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] by the statistics of this batch, which move the running ones."""
+        """x [B, C, H, W] normalised by the statistics of this batch. The running statistics move towards these."""
         mean, variance = self.running_mean.clone(), self.running_var - self.EPS
         x = F.batch_norm(x, mean, variance, self.weight, self.bias, True, self.MOMENTUM, self.EPS)
-        if not BatchNorm.recomputes:  # then it is the same batch once more
+        if not BatchNorm.recomputes:  # the second time, the running statistics have moved already
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance + self.EPS)
         return x
 
 
 class GroupNorm(nn.GroupNorm):
-    """A group norm of up to 32 groups, which depends on no other image of the batch."""
+    """A group norm of up to 32 groups. Other images of the batch have no influence on it."""
 
     folds = False
 
@@ -252,6 +252,7 @@ _NORMS = {"batch": BatchNorm, "group": GroupNorm}
 
 @contextmanager
 def _recomputing() -> Iterator[None]:
+    """A block in which activation checkpointing computes activations a second time."""
     BatchNorm.recomputes = True
     try:
         yield
@@ -324,7 +325,7 @@ class Linear(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float() if self.is_exact else x
-        if x.ndim == 4:  # when it learns, the inputs are put into order: they are kept for gradients in any case
+        if x.ndim == 4:  # a layer that learns copies its inputs into torch's order: gradients keep them in any case
             x = x.flatten(1) if self._learns() else x.permute(0, 2, 3, 1).flatten(1)
         weight, bias = self.weights(x.dtype)
         if x.device.type == "cpu" and len(x):
@@ -377,7 +378,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet or ResNeXt.
 
-    channels: of C2 to C5. recomputes: whether blocks keep their input only, and compute the rest again for gradients.
+    channels: of C2 to C5. recomputes: blocks keep only their input, and compute the rest again for gradients.
     """
 
     def __init__(self, config: Config) -> None:
@@ -427,7 +428,7 @@ class ResNet(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         if self.pads_symmetrically:
             return F.max_pool2d(x, 3, 2, padding=1)
-        # TensorFlow's "same": an even side is padded at its end only, an odd side at both.
+        # TensorFlow's padding "same": at the end of an even side, at both ends of an odd one.
         return F.max_pool2d(x, 3, 2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
 
 
@@ -490,7 +491,7 @@ def clip_to_windows(boxes: Tensor, windows: Tensor, config: Config) -> Tensor:
 
 
 def _larger_than(boxes: Tensor, side: float) -> Tensor:
-    """Which boxes [..., 4] are larger than a side along both axes: bool [...]."""
+    """bool [...]: which boxes [..., 4] are both higher and wider than a side."""
     return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
 
 
@@ -630,7 +631,7 @@ def _shared_anchors(
 
 
 class RPN(nn.Module):
-    """At each cell of each level: is there an object at each anchor, and how does its box differ?"""
+    """For each anchor: is there an object, and how does its box differ from the anchor?"""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -649,35 +650,35 @@ class RPN(nn.Module):
         for x in pyramid:
             for conv in self.convs:
                 x = conv(x)
-            # Anchors in the order y, x, ratio: views, since the maps are channels_last.
+            # Anchors are in the order y, x, ratio. These are views, since the maps are channels_last.
             logits.append(self.objectness(x).float().permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).float().permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
 
-    def at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """objectness_logits [S] and anchor_deltas [S, 4] of a few anchors, from the cells around theirs alone.
+    def forward_at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """objectness_logits [S] and anchor_deltas [S, 4] of some anchors, computed from the cells around them alone.
 
-        The RPN learns from some hundred anchors: gradients through these cells cost next to nothing, in time and in
-        memory, where those through all cells are an eighth of a training step.
+        The RPN learns from a few hundred anchors. Gradients through their cells cost next to nothing; gradients
+        through all cells would be an eighth of a training step.
 
         anchors: [S], indices into the batch's B x A anchors.
         """
-        if len(self.convs) > 1:  # then more than the nine cells count
+        if len(self.convs) > 1:  # then an anchor depends on more than 3 x 3 cells
             logits, deltas = self(pyramid)
             return torch.cat(logits, dim=1).flatten()[anchors], torch.cat(deltas, dim=1).flatten(0, 1)[anchors]
         stride, ratios = self.convs[0].stride, len(self.objectness.weight)
         sizes = [[(side - 1) // stride + 1 for side in level.shape[2:]] for level in pyramid]
         counts = [height * width * ratios for height, width in sizes]
-        image, within = anchors // sum(counts), anchors % sum(counts)
-        patches, owners = [], []
+        image, index = anchors // sum(counts), anchors % sum(counts)
+        patches, orders = [], []
         for level, (_, width), count in zip(pyramid, sizes, counts, strict=True):
-            own = ((within >= 0) & (within < count)).nonzero()[:, 0]
-            cell = within[own] // ratios
-            patches.append(_patches(level, image[own], cell // width * stride, cell % width * stride))
-            owners.append(own)
-            within = within - count
-        owners = torch.cat(owners)
-        x = _as_linear(self.convs[0], torch.cat(patches)[owners.argsort()]).relu()  # [S, C]
+            of_level = ((index >= 0) & (index < count)).nonzero()[:, 0]
+            cell = index[of_level] // ratios
+            patches.append(_patches(level, image[of_level], cell // width * stride, cell % width * stride))
+            orders.append(of_level)
+            index = index - count  # so that it counts from the next level's first anchor
+        order = torch.cat(orders).argsort()
+        x = _as_linear(self.convs[0], torch.cat(patches)[order]).relu()  # [S, C]
         ratio = anchors % ratios
         logits = _as_linear(self.objectness, x).gather(1, ratio[:, None])[:, 0]
         deltas = _as_linear(self.deltas, x).view(len(x), ratios, 4)
@@ -685,18 +686,21 @@ class RPN(nn.Module):
 
 
 def _patches(x: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The 3 x 3 cells around some of a map [B, C, H, W], 0 beyond its edges: [S, (dy, dx, C)]."""
+    """The 3 x 3 cells around S cells of a map [B, C, H, W]: [S, (dy, dx, C)]. Cells beyond the edges are 0.
+
+    image, row, column: [S], where each cell is.
+    """
     _, channels, height, width = x.shape
     step = torch.arange(-1, 2, device=x.device)
-    y, x_ = row[:, None, None] + step[:, None], column[:, None, None] + step  # [S, 3, 1], [S, 1, 3]
-    inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)  # [S, 3, 3]
-    cells = (image[:, None, None] * height + y.clamp(0, height - 1)) * width + x_.clamp(0, width - 1)
-    taken = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cells.flatten())
-    return (taken * inside.flatten()[:, None]).view(len(row), 9 * channels)
+    rows, columns = row[:, None, None] + step[:, None], column[:, None, None] + step  # [S, 3, 1], [S, 1, 3]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # [S, 3, 3]
+    cells = (image[:, None, None] * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)
+    patches = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cells.flatten())
+    return (patches * inside.flatten()[:, None]).view(len(row), 9 * channels)
 
 
 def _as_linear(conv: Conv, x: Tensor) -> Tensor:
-    """A convolution at single cells: of patches [S, (dy, dx, C)] to [S, out]."""
+    """A convolution at single cells: patches [S, (dy, dx, C)] to [S, out]."""
     weight, bias = conv.weights(x.dtype)
     return F.linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
 
@@ -712,11 +716,12 @@ def propose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The RPN's best boxes, after NMS.
 
-    objectness_logits, anchor_deltas: of each level, [B, A] and [B, A, 4].
-    anchors: of each level, [A, 4], shrunk; windows: [B, 4], shrunk.
-    pre_nms, post_nms: most boxes before NMS (of a level or of an image, Dialect.proposals_of) and after it, an image.
+    objectness_logits, anchor_deltas: for each level, [B, A] and [B, A, 4].
+    anchors: for each level, [A, 4], shrunk. windows: [B, 4], shrunk.
+    pre_nms: at most as many boxes go into NMS, of each level or of each image (Dialect.proposals_of).
+    post_nms: at most as many boxes of each image are returned.
 
-    Returns: proposals [R, 4], scores [R], batch_index [R]; those of an image together, best first.
+    Returns: proposals [R, 4], scores [R], batch_index [R]; the proposals of an image together, best first.
     """
     dialect = config.dialect
     if dialect.proposals_of == "image":
@@ -742,9 +747,9 @@ def propose(
 
 
 def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tensor:
-    """Of indices sorted by descending score, the first of each image, image by image."""
-    owner = image[keep]
-    return torch.cat([keep[owner == index][:limit] for index in range(images)])
+    """The first `limit` of each image's indices, image by image. keep: indices by descending score."""
+    image_of_kept = image[keep]
+    return torch.cat([keep[image_of_kept == index][:limit] for index in range(images)])
 
 
 ############################################################
@@ -766,7 +771,7 @@ def roi_levels(rois: Tensor, image_shape: Sequence[int], config: Config) -> Tens
     elif rule == "outside":
         level = torch.floor(4 + torch.log2(size / 224) + 1e-6) - 2
     else:
-        # Normalised by (side - 1) but compared with the area of the image: the one place where the factor shows.
+        # Matterport divides by (side - 1), but compares with the area of the image: here the factor matters.
         height, width = image_shape
         size = size * math.sqrt(height * width / max((height - 1) * (width - 1), 1))
         level = torch.round(torch.log2(size / 224)) + 2
@@ -1351,8 +1356,8 @@ def average_losses(parts: Sequence[LossSums], config: Config) -> dict[str, Tenso
 ############################################################
 
 
-class _Unasked(dict):
-    """Stands for the intermediates that nobody asked for, and forgets them: they would fill memory."""
+class _Discarded(dict):
+    """A dict that keeps nothing. Where the caller gives no `out`, intermediates would only fill memory."""
 
     def update(self, *_: Any) -> None:
         pass
@@ -1381,7 +1386,7 @@ def detect_boxes(
 
 
 def _candidates(probs: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """RoI, class and score of all that may become a detection; probs: [R, K]."""
+    """The RoI [N], class [N] and score [N] of each pair that may become a detection. probs: [R, K]."""
     threshold = config.DETECTION_MIN_CONFIDENCE
     if config.dialect.detections_of == "every class":
         roi, class_ids = (probs[:, 1:] > threshold).nonzero(as_tuple=True)
@@ -1394,7 +1399,7 @@ def _candidates(probs: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_scores(scores: Tensor, maskious: Tensor | None, config: Config) -> Tensor:
-    """How good class and mask together are: scores x maskious [N]; the scores where no IoU is predicted."""
+    """How good class and mask together are: [N], scores x maskious, or the scores if no IoU is predicted."""
     if maskious is None:
         return scores
     return scores * (maskious.clamp(0, 1) if config.MASKIOU_CLAMP else maskious)
@@ -1433,7 +1438,7 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN with mask scoring: the network, detection, weights.
 
     config: a Config. model_dir: folder of logs and checkpoints, "logs" by default.
-    mode: accepted, as Matterport's calls have it, and not needed.
+    mode: Matterport's calls give it; it changes nothing.
     """
 
     def __init__(self, config: Config, model_dir: str | Path | None = None, mode: str | None = None) -> None:
@@ -1446,7 +1451,7 @@ class MaskRCNN(nn.Module):
         self.class_names = list(config.CLASS_NAMES or ["BG", *(f"class {i}" for i in range(1, config.NUM_CLASSES))])
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
         self.source = UNTRAINED  # where the weights come from
-        self.seconds: dict[str, float] = {}  # by stage, of the last detection that ended: each writes it whole
+        self.seconds: dict[str, float] = {}  # of each part of the last detect() that ended, which wrote it whole
         self.log_dir: Path | None = None  # where training writes
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
         self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
@@ -1461,7 +1466,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; images follow them."""
+        """The device of the weights. detect() moves images to it."""
         return self.rpn.objectness.weight.device
 
     def train(self, mode: bool = True) -> "MaskRCNN":
@@ -1476,35 +1481,37 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: Images | Tensor, targets: Targets | None = None, out: dict[str, Any] | None = None
     ) -> Detections | dict[str, Tensor]:
-        """Find objects in a batch, or, given the targets, say how well that works.
+        """Find the objects of a batch of images. With targets, compute the losses instead.
 
         images: Images, or pixels [B, C, H, W] without padding.
-        out: a dict that is filled with what lies between: "backbone/c2" ..., "fpn/p2" ..., "anchors",
+        targets: the objects that are in the images.
+        out: a dict to fill with the intermediates: "backbone/c2" ..., "fpn/p2" ..., "anchors",
             "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index",
-            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious";
-            with targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
-            "targets/inside_fractions", "targets/maskious". Boxes in it are shrunk by (0, 0, 1, 1) under the dialect
-            matterport.
+            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious".
+            With targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
+            "targets/inside_fractions", "targets/maskious". Its boxes are shrunk.
 
-        Returns: Detections, in pixels of the input; with targets the losses, scalars times their LOSS_WEIGHTS:
-            rpn_class_loss, rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
+        Returns: Detections. With targets, a dict of scalars, each times its LOSS_WEIGHTS: rpn_class_loss,
+            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
+        Raises: ValueError for images or targets of another type or shape.
         """
         if not isinstance(targets, Targets | None):
             raise ValueError(f"targets must be model.Targets or None, not {type(targets).__name__}; see mold_batch")
-        out = _Unasked() if out is None else out
+        out = _Discarded() if out is None else out
         pixels, windows = self._check_images(images)
         image_shape = pixels.shape[2:]
         pyramid = self._features(pixels, out)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and targets is None):  # training asks once more: RPN.at
-            asked = self._ask_rpn(pyramid, image_shape, out)
+        # The RPN's losses need gradients at few anchors only: forward_at() computes them.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and targets is None):
+            rpn_outputs = self._predict_anchors(pyramid, image_shape, out)
         if targets is not None:
-            return self._losses(pyramid, asked, windows, image_shape, targets, out)
+            return self._losses(pyramid, rpn_outputs, windows, image_shape, targets, out)
         limits = (self.config.PRE_NMS_LIMIT, self.config.POST_NMS_ROIS_INFERENCE)
-        rois, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+        rois, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
         class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
         windows = shrink(windows, self.config)
-        found = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
-        return self._masks(pyramid, found, image_shape, out)
+        detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
+        return self._masks(pyramid, detections, image_shape, out)
 
     def _check_images(self, images: Images | Tensor) -> Images:
         if not isinstance(images, Images):
@@ -1526,8 +1533,8 @@ class MaskRCNN(nn.Module):
         out.update({f"fpn/p{level}": feature for level, feature in enumerate(pyramid, start=2)})
         return pyramid
 
-    def _ask_rpn(self, pyramid, image_shape, out) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and anchors [A, 4], shrunk."""
+    def _predict_anchors(self, pyramid, image_shape, out) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """For each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and the anchors [A, 4], shrunk."""
         logits, deltas = self.rpn(pyramid)
         anchors = self.pyramid_anchors([tuple(level.shape[2:]) for level in pyramid], image_shape)
         assert [len(level) for level in anchors] == [level.shape[1] for level in logits]
@@ -1536,11 +1543,14 @@ class MaskRCNN(nn.Module):
         return logits, deltas, anchors
 
     @torch.no_grad()
-    def _proposals(self, asked, windows, image_shape, limits, out) -> tuple[Tensor, Tensor]:
-        """The RPN's RoIs [R, 4], shrunk, and the image of each [R]. They carry no gradient."""
+    def _proposals(self, rpn_outputs, windows, image_shape, limits, out) -> tuple[Tensor, Tensor]:
+        """The RPN's RoIs [R, 4], shrunk, and the image of each [R]. They carry no gradient.
+
+        rpn_outputs: of _predict_anchors. limits: pre_nms and post_nms of propose().
+        """
         if self.config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
             windows = windows.new_tensor([0, 0, *image_shape]).expand_as(windows)
-        rois, scores, batch_index = propose(*asked, shrink(windows, self.config), self.config, *limits)
+        rois, scores, batch_index = propose(*rpn_outputs, shrink(windows, self.config), self.config, *limits)
         out.update({"proposals": rois, "proposal_scores": scores, "batch_index": batch_index})
         return rois, batch_index
 
@@ -1551,33 +1561,28 @@ class MaskRCNN(nn.Module):
         out.update({"box/features": features, "box/class_logits": class_logits, "box/box_deltas": box_deltas})
         return class_logits, box_deltas
 
-    def _masks(self, pyramid, found: Detections, image_shape, out) -> Detections:
-        """Detections with their masks, and the IoU that each mask is expected to have."""
-        size, classes = self.config.MASK_POOL_SIZE, found.class_ids
-        features = pool_rois(pyramid, found.boxes, found.batch_index, size, image_shape, self.config)
-        logits = self.mask_head(features, classes)
-        found = replace(found, mask_logits=logits)
+    def _masks(self, pyramid, detections: Detections, image_shape, out) -> Detections:
+        """Detections with their masks and the predicted IoUs of these."""
+        boxes, batch_index, class_ids = detections.boxes, detections.batch_index, detections.class_ids
+        features = pool_rois(pyramid, boxes, batch_index, self.config.MASK_POOL_SIZE, image_shape, self.config)
+        logits, maskious = self.mask_head(features, class_ids), None
         out.update({"mask/features": features, "mask/logits": logits})
         if self.maskiou_head is not None:
-            maskious = self.maskiou_head(features, logits)  # [N, K]
-            out["maskiou/maskious"] = maskious
-            found = replace(found, maskious=maskious.gather(1, classes[:, None])[:, 0])
-        return found
+            out["maskiou/maskious"] = maskious = self.maskiou_head(features, logits)  # [N, K]
+            maskious = maskious.gather(1, class_ids[:, None])[:, 0]
+        return replace(detections, mask_logits=logits, maskious=maskious)
 
-    def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
-        """The losses by name, in the order of the network. Empties the pyramid.
-
-        asked: of _ask_rpn. The RPN's loss needs gradients at the sampled anchors only: RPN.at computes these.
-        """
-        config, anchors = self.config, torch.cat(asked[2])  # [A, 4]
+    def _losses(self, pyramid, rpn_outputs, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
+        """The losses by name, in the order of the network. Empties the pyramid. rpn_outputs: of _predict_anchors."""
+        config, anchors = self.config, torch.cat(rpn_outputs[2])  # [A, 4]
         with torch.no_grad():
             matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
             anchor_sample = sample_anchors(matched, targets.seeds, config)
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
-            proposals, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+            proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
         out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
-        logits, deltas = self.rpn.at(pyramid, anchor_sample.anchors)
+        logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors)
         losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
         class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
         losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
@@ -1856,7 +1861,7 @@ class MaskRCNN(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Images, out: dict[str, Any] | None = None) -> Detections:
-        """forward(), without gradients and with prepared weights; images and out as there."""
+        """forward() without gradients and with prepared weights. images, out: as there."""
         with _prepared_weights(self, images.pixels.dtype) as weights:
             token = _weights_in_use.set(weights)
             try:
@@ -1880,7 +1885,7 @@ class MaskRCNN(nn.Module):
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
         Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks.
         """
-        (results,) = self._detect_batches([images], dtype, masks, verbose, None, _Now())
+        (results,) = self._detect_batches([images], dtype, masks, verbose, None, _SameThread())
         if verbose:
             print(f"{sum(len(result['scores']) for result in results)} detections")
         return results
@@ -1888,16 +1893,16 @@ class MaskRCNN(nn.Module):
     def detect_batches(
         self, batches: Iterable[Sequence[np.ndarray]], dtype: str = "float32", masks: str = "rle"
     ) -> Iterator[list[dict[str, Any]]]:
-        """detect() for one batch after another, with reading, network and masks of different images at the same time.
+        """detect() for one batch after another, while other threads read the next images and paste the last masks.
 
-        One thread takes the batches, two chunks of IMAGES_PER_GPU images before they are needed, and resizes; another
-        makes the masks. So an iterator that reads files costs no time where the network takes longer. The
-        results are those of detect(), to the bit.
+        One thread takes the batches from the iterator and resizes their images, up to two chunks of IMAGES_PER_GPU
+        images ahead. Another pastes masks. If the network is the slowest of the three, reading files costs no time.
+        The results are the same as detect()'s, to the bit.
 
-        batches: lists of images, as detect() takes them; dtype, masks: as there.
+        batches: lists of images. images, dtype, masks: as in detect().
 
         Returns: an iterator of detect()'s results, in order.
-        Raises: as detect(), and what the iterator raises, when its batch is due.
+        Raises: as detect(), and what the iterator raises, once the results before it are taken.
         """
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "masks") as paster:
             yield from self._detect_batches(batches, dtype, masks, 0, reader, paster)
@@ -1919,7 +1924,7 @@ class MaskRCNN(nn.Module):
                     unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
                     while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
                         yield from unfinished.popleft().result()
-        except Exception as error:  # what was done before it is not lost
+        except Exception as error:  # results that are finished come first
             failure = error
         for future in unfinished:
             yield from future.result()
@@ -1928,7 +1933,7 @@ class MaskRCNN(nn.Module):
             raise failure
 
     def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
-        """The images of each batch, resized, those of equal shape together."""
+        """The images of each batch in chunks of equal shape, resized and padded."""
         for images in batches:
             start = time.perf_counter()
             images = self._checked(images)
@@ -1949,7 +1954,7 @@ class MaskRCNN(nn.Module):
         return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float]) -> Detections:
-        """What the network finds in the images of a chunk, on the CPU."""
+        """The detections in the images of a chunk, on the CPU."""
         start = time.perf_counter()
         molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
@@ -1959,11 +1964,14 @@ class MaskRCNN(nn.Module):
         seconds["network"] += time.perf_counter() - start
         return detections
 
-    @torch.no_grad()  # of another thread than the network's, perhaps
+    @torch.no_grad()  # detect_batches calls this in a thread of its own
     def _paste(
         self, chunk: "_Chunk", detections: Detections | None, masks: str, seconds: dict[str, float]
     ) -> list[list[dict[str, Any]]]:
-        """Put detect()'s dicts of a chunk's images into their batch's results. Returns: [these], once complete."""
+        """Put detect()'s dict of each image of a chunk into its batch's results.
+
+        Returns: [the results], if they are complete now, else [].
+        """
         start = time.perf_counter()
         for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
             of_image = detections[detections.batch_index == i]
@@ -2161,7 +2169,7 @@ class MaskRCNN(nn.Module):
     def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
 
-        Raises: ValueError for images that do not come out in one shape; detect() takes them.
+        Raises: ValueError for images that have different shapes after padding; detect() takes them.
         """
         images = self._checked(images)
         plans = [utils.plan_image(image.shape, self.config) for image in images]
@@ -2179,7 +2187,7 @@ class MaskRCNN(nn.Module):
     def detect_molded(
         self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
     ) -> list[dict[str, Any]]:
-        """detect() on what mold_inputs made: images [B, H, W, C] and metas [B, 12 + K], of one shape."""
+        """detect() for the images [B, H, W, C] and metas [B, 12 + K] that mold_inputs returns."""
         metas = parse_image_meta(image_metas)
         if len(molded_images) != len(metas["window"]):
             raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
@@ -2194,27 +2202,27 @@ class MaskRCNN(nn.Module):
         return results
 
     def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
-        """All anchors of an input of this (height, width), pixels: float32 [A, (y1, x1, y2, x2)], P2 first.
+        """All anchors of an input of a (height, width): float32 [A, (y1, x1, y2, x2)], P2 first.
 
-        Matterport's are normalised; these are not.
+        They are in pixels. Matterport's are normalised.
         """
         shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
         return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
 
 
 class _Chunk(NamedTuple):
-    """Images of one shape on their way through detection."""
+    """Images of a batch that have one shape after padding."""
 
-    results: list[Any]  # of the batch that they are from; their own are put into it
-    indices: Sequence[int]  # their places in the batch; none of an empty batch
-    molded: list[Tensor]  # each [H, W, C]
-    windows: Sequence[Any]  # of each, where the image lies in the network's input
+    results: list[Any]  # one for each image of the batch, to be filled
+    indices: Sequence[int]  # of the images in the batch; empty for an empty batch
+    molded: list[Tensor]  # [H, W, C] each
+    windows: Sequence[Any]  # (y1, x1, y2, x2) of each, where it lies in the network's input
     shapes: Sequence[Any]  # (height, width) of each original
-    is_last: bool  # whether the batch is complete with it
+    is_last: bool  # of its batch
 
 
-class _Now:
-    """Stands for a pool of threads, and does at once what it is given."""
+class _SameThread:
+    """A pool of no threads: submit() calls the function at once."""
 
     @staticmethod
     def submit(function: Callable, *arguments: Any) -> Future:
@@ -2224,16 +2232,16 @@ class _Now:
 
 
 def _ahead(items: Iterator, pool: ThreadPoolExecutor, count: int = 2) -> Iterator:
-    """The items of an iterator, which a pool of one thread makes, up to count before they are asked for."""
+    """The items of an iterator. A pool of one thread takes them from it, `count` items ahead."""
     end = object()
-    waiting = deque(pool.submit(next, items, end) for _ in range(count))
-    while (item := waiting.popleft().result()) is not end:
-        waiting.append(pool.submit(next, items, end))
+    futures = deque(pool.submit(next, items, end) for _ in range(count))
+    while (item := futures.popleft().result()) is not end:
+        futures.append(pool.submit(next, items, end))
         yield item
 
 
 def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:
-    """Indices of equal shapes together, at most size of them, so that a batch needs no further padding."""
+    """The indices of equal shapes in lists of at most `size`."""
     groups: dict[Any, list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
