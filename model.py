@@ -14,7 +14,12 @@ Papers: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144), Mask Scoring R-CN
     *_logits are unbounded; *_probs and scores lie in [0, 1]; predicted maskious are unbounded.
 
 The family computes this in four dialects (config.py); each difference is one branch, in the section where it belongs.
-The sections follow the data, and use only what stands above them.
+
+The dialect matterport computes with normalised boxes: (box - (0, 0, 1, 1)) / (side - 1). Nothing depends on the
+constant factor, so it is left out, and a *shrunk* box is box - (0, 0, 1, 1). In all other dialects a shrunk box is the
+box itself.
+
+The sections follow the data, and use only what stands above them. The last one has Matterport's helpers.
 """
 
 import copy
@@ -82,43 +87,27 @@ class Images(NamedTuple):
     """A batch as the network takes it."""
 
     pixels: Tensor  # [B, C, H, W] normalised, channels_last
-    windows: Tensor  # [B, (y1, x1, y2, x2)] the part of each that is image, not padding
+    windows: Tensor  # [B, (y1, x1, y2, x2)] where the images lie; the rest is padding
 
 
-def log(text: str, array: Any = None) -> None:
-    """Print a text and, of an array or tensor, its shape, range and dtype."""
-    if array is not None:
-        array = np.asarray(array.detach().cpu()) if isinstance(array, Tensor) else np.asarray(array)
-        limits = f"min: {array.min():10.5f}  max: {array.max():10.5f}" if array.size else f"min: {'':10}  max: {'':10}"
-        text = f"{text:25}  shape: {array.shape!s:20}  {limits}  {array.dtype}"
-    print(text)
-
-
-def mold_image(image: np.ndarray | Tensor, config) -> Tensor:
-    """Pixels [..., C] in 0..255 as the backbone's weights expect them: minus MEAN_PIXEL, by STD_PIXEL, float32."""
+def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
+    """Pixels [..., C] in 0..255, minus MEAN_PIXEL and divided by STD_PIXEL: float32 [..., C]."""
     if isinstance(image, np.ndarray):
-        image = np.require(image, requirements="W")  # what torch demands, though it only reads
+        image = np.require(image, requirements="W")  # torch demands it, though it only reads
     pixels = torch.as_tensor(image).to(torch.float32)
     return (pixels - pixels.new_tensor(config.MEAN_PIXEL)).div_(pixels.new_tensor(config.STD_PIXEL))
 
 
-def unmold_image(pixels: np.ndarray | Tensor, config) -> np.ndarray:
-    """mold_image undone: uint8 [..., C]."""
-    pixels = torch.as_tensor(pixels).to(torch.float32)
-    image = pixels * torch.tensor(config.STD_PIXEL) + torch.tensor(config.MEAN_PIXEL)
-    return image.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config) -> Tensor:
-    """An image [H, W, C] uint8 resized, normalised and padded after its plan: float32 [height, width, C]."""
+def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Tensor:
+    """An image [H, W, C] uint8, resized, normalised and padded by its plan: float32 [*plan.padded_shape, C]."""
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
     pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
     return pad_molded(pixels, plan.window, plan.padded_shape, config)
 
 
-def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config) -> Tensor:
-    """Normalised pixels [h, w, C] put into their window of an input of a shape: [height, width, C]."""
+def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config: Config) -> Tensor:
+    """Normalised pixels [h, w, C] with padding around their window: [*shape, C]."""
     padded = pixels.new_zeros(*shape, pixels.shape[2])
     if config.dialect.pads_before_mean:
         padded += mold_image(pixels.new_zeros(pixels.shape[2]), config)
@@ -127,7 +116,7 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
     return padded
 
 
-def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targets]:
+def mold_batch(batch: Batch, device: torch.device, config: Config) -> tuple[Images, Targets]:
     """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
     batch = batch.to(device)
@@ -137,78 +126,6 @@ def mold_batch(batch: Batch, device: torch.device, config) -> tuple[Images, Targ
     ]
     pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
     return Images(pixels, batch.windows), batch.targets
-
-
-def compose_image_meta(
-    image_id: int,
-    original_image_shape: Sequence[int],
-    image_shape: Sequence[int],
-    window: Sequence[float],
-    scale: float,
-    active_class_ids: Sequence[int],
-) -> np.ndarray:
-    """What is known of an image as one vector, float64 [12 + K]: id, shape before and after resizing, window, scale,
-    and a flag for each class that its data set has. Source: Matterport."""
-    return np.array([image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64)
-
-
-def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
-    """compose_image_meta undone, for a batch [B, 12 + K]."""
-    meta = np.asarray(meta)
-    return {
-        "image_id": meta[:, 0].astype(np.int64),
-        "original_image_shape": meta[:, 1:4].astype(np.int64),
-        "image_shape": meta[:, 4:7].astype(np.int64),
-        "window": meta[:, 7:11],
-        "scale": meta[:, 11],
-        "active_class_ids": meta[:, 12:].astype(np.int64),
-    }
-
-
-def load_image_gt(
-    dataset: Dataset,
-    config,
-    image_id: int,
-    augment: bool = False,
-    augmentation: Any = None,
-    use_mini_mask: bool = False,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An image with its objects as training takes it: resized and padded, not normalised. Crowds are left out.
-
-    dataset: prepared. image_id: one of dataset.image_ids.
-    augment: do what the config says of HORIZONTAL_FLIP, SCALE_JITTER ...; augmentation: and this before, see
-        train_model. Both follow from the seed.
-    use_mini_mask: masks shrunk to MINI_MASK_SHAPE, each filling its object's box.
-
-    Returns: image uint8 [H, W, C]; image_meta [12 + K], see compose_image_meta; class_ids int32 [G]; bbox float32
-        [G, (y1, x1, y2, x2)]; mask bool [H, W, G], or [*MINI_MASK_SHAPE, G].
-    Raises: as training.TrainingData.
-    Source: Matterport, whose masks are mini masks or not as here, and whose crowds have negative class_ids.
-    """
-    config = copy.copy(config)
-    config.USE_MINI_MASK = use_mini_mask
-    augment = augment or augmentation is not None
-    sample = TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
-    pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
-    y1, x1, y2, x2 = sample.window
-    image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
-    image[y1:y2, x1:x2] = pixels.numpy()
-    original = dataset.load_image(image_id)
-    ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
-    active = np.isin(np.arange(dataset.num_classes), ids_of_source)
-    shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
-    size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
-    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
-    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
-
-
-def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
-    """G masks on their canvases, which all have this size: bool [G, *size]."""
-    count = len(masks.sizes)
-    canvas = torch.tensor([[0.0, 0.0, *size]]).expand(count, 4).contiguous()
-    return crop_masks(masks, canvas, torch.arange(count), size) >= 0.5
 
 
 ############################################################
@@ -282,13 +199,13 @@ def _prepared_weights(network: nn.Module, dtype: torch.dtype) -> Iterator[_Weigh
 
 
 class BatchNorm(nn.Module):
-    """A batch norm, whose statistics are frozen unless `learns` is set; Conv folds frozen ones into its weights.
+    """A batch norm. Unless `learns` is set its statistics are frozen, and Conv folds it into its weights.
 
-    running_var includes the eps: what a source adds to the variance is added by weights/convert.py, in training here.
+    running_var includes the eps: weights/convert.py adds the eps of a foreign file, and forward that of training.
     """
 
     EPS, MOMENTUM = 1e-5, 0.1
-    recomputes = False  # whether activations are computed again for gradients (_recomputing)
+    recomputes = False  # True while activations are computed a second time for gradients: see _recomputing
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -309,17 +226,17 @@ class BatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] by the statistics of this batch, which move the running ones."""
+        """x [B, C, H, W] normalised by the statistics of this batch. The running statistics move towards these."""
         mean, variance = self.running_mean.clone(), self.running_var - self.EPS
         x = F.batch_norm(x, mean, variance, self.weight, self.bias, True, self.MOMENTUM, self.EPS)
-        if not BatchNorm.recomputes:  # then it is the same batch once more
+        if not BatchNorm.recomputes:  # the second time, the running statistics have moved already
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance + self.EPS)
         return x
 
 
 class GroupNorm(nn.GroupNorm):
-    """A group norm of up to 32 groups, which depends on no other image of the batch."""
+    """A group norm of up to 32 groups. Other images of the batch have no influence on it."""
 
     folds = False
 
@@ -335,6 +252,7 @@ _NORMS = {"batch": BatchNorm, "group": GroupNorm}
 
 @contextmanager
 def _recomputing() -> Iterator[None]:
+    """A block in which activation checkpointing computes activations a second time."""
     BatchNorm.recomputes = True
     try:
         yield
@@ -407,7 +325,7 @@ class Linear(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float() if self.is_exact else x
-        if x.ndim == 4:  # when it learns, the inputs are put into order: they are kept for gradients in any case
+        if x.ndim == 4:  # a layer that learns copies its inputs into torch's order: gradients keep them in any case
             x = x.flatten(1) if self._learns() else x.permute(0, 2, 3, 1).flatten(1)
         weight, bias = self.weights(x.dtype)
         if x.device.type == "cpu" and len(x):
@@ -460,10 +378,10 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet or ResNeXt.
 
-    channels: of C2 to C5. recomputes: whether blocks keep their input only, and compute the rest again for gradients.
+    channels: of C2 to C5. recomputes: blocks keep only their input, and compute the rest again for gradients.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         blocks, is_bottleneck, groups, group_width = BACKBONES[config.BACKBONE]
         self.pads_symmetrically = config.dialect.stem_pool == "symmetric"
@@ -510,7 +428,7 @@ class ResNet(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         if self.pads_symmetrically:
             return F.max_pool2d(x, 3, 2, padding=1)
-        # TensorFlow's "same": an even side is padded at its end only, an odd side at both.
+        # TensorFlow's padding "same": at the end of an even side, at both ends of an odd one.
         return F.max_pool2d(x, 3, 2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
 
 
@@ -534,6 +452,75 @@ class FPN(nn.Module):
             lower += F.interpolate(upper, size=lower.shape[2:], mode="nearest")
         pyramid = [output(level) for output, level in zip(self.output, merged, strict=True)]
         return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
+
+
+############################################################
+#  Boxes of a Dialect
+############################################################
+
+
+def shrink(boxes: Tensor, config: Config) -> Tensor:
+    """Shrunk boxes [..., 4], see above: those that the dialect computes with."""
+    if config.dialect.coordinates != "normalised":
+        return boxes
+    return boxes - boxes.new_tensor([0, 0, 1, 1])
+
+
+def unshrink(boxes: Tensor, config: Config) -> Tensor:
+    """Boxes [..., 4] in pixels of the input: the inverse of shrink."""
+    if config.dialect.coordinates != "normalised":
+        return boxes
+    return boxes + boxes.new_tensor([0, 0, 1, 1])
+
+
+def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config: Config) -> Tensor:
+    """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
+    return utils.apply_box_deltas(boxes, deltas * deltas.new_tensor(std_dev), *config.dialect.delta_limits)
+
+
+def clip_to_windows(boxes: Tensor, windows: Tensor, config: Config) -> Tensor:
+    """Boxes [..., 4] clipped to their images.
+
+    windows: [..., 4], broadcastable.
+    """
+    low, high = windows[..., :2], windows[..., 2:]
+    # "+1" boxes are clipped at the last pixel, so that a pixel remains.
+    pixel = 1 if config.dialect.coordinates == "inclusive" else 0
+    low, high = torch.cat([low, low + pixel], dim=-1), torch.cat([high - pixel, high], dim=-1)
+    return boxes.minimum(high).maximum(low)
+
+
+def _larger_than(boxes: Tensor, side: float) -> Tensor:
+    """bool [...]: which boxes [..., 4] are both higher and wider than a side."""
+    return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
+
+
+def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config) -> Tensor:
+    """Detected boxes in pixels of the original image.
+
+    boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
+    image_shape: (height, width) of the original.
+    """
+    y1, x1, y2, x2 = (float(side) for side in window)
+    height, width = image_shape[:2]
+    origin = boxes.new_tensor([y1, x1, y1, x1])
+    scale = boxes.new_tensor([height / (y2 - y1), width / (x2 - x1)]).repeat(2)
+    coordinates = config.dialect.coordinates
+    if coordinates == "half_open":
+        return (boxes - origin) * scale
+    corner = boxes.new_tensor([0, 0, 1, 1])
+    if coordinates == "inclusive":
+        return (boxes - corner - origin) * scale + corner
+    sides = [max(y2 - y1 - 1, 1), max(x2 - x1 - 1, 1)]  # Matterport divides a window of one pixel by 0, and loses all
+    scale = boxes.new_tensor([(height - 1) / sides[0], (width - 1) / sides[1]]).repeat(2)
+    return ((boxes - origin) * scale).add_(corner).round_()
+
+
+def survive_rounding(boxes: Tensor, config: Config) -> Tensor:
+    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
+    if config.dialect.coordinates != "normalised":
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return _larger_than(boxes, 0)
 
 
 ############################################################
@@ -588,7 +575,9 @@ def generate_anchors(
     return (centres[:, :, None] + cell_anchors(scale, ratios, stride_y, rounding)).view(-1, 4)
 
 
-def generate_pyramid_anchors(shapes: Sequence[tuple[int, int]], image_shape: Sequence[int], config) -> list[Tensor]:
+def generate_pyramid_anchors(
+    shapes: Sequence[tuple[int, int]], image_shape: Sequence[int], config: "Config | _AnchorSettings"
+) -> list[Tensor]:
     """The anchors of every level, finest first.
 
     shapes: (height, width) of the feature maps.
@@ -636,20 +625,15 @@ def _shared_anchors(
     return tuple(level.to(device) for level in generate_pyramid_anchors(shapes, image_shape, settings))
 
 
-def compute_backbone_shapes(config, image_shape: Sequence[int]) -> np.ndarray:
-    """(height, width) of P2 to P6 for an image: int64 [5, 2]. Matterport's name of config.backbone_shapes."""
-    return np.array(config.backbone_shapes(image_shape))
-
-
 ############################################################
 #  Region Proposal Network
 ############################################################
 
 
 class RPN(nn.Module):
-    """At each cell of each level: is there an object at each anchor, and how does its box differ?"""
+    """For each anchor: is there an object, and how does its box differ from the anchor?"""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         anchors, stride = len(config.RPN_ANCHOR_RATIOS), config.RPN_ANCHOR_STRIDE
         channels = [config.TOP_DOWN_PYRAMID_SIZE] + [config.RPN_CHANNELS] * config.RPN_CONVS
@@ -666,35 +650,35 @@ class RPN(nn.Module):
         for x in pyramid:
             for conv in self.convs:
                 x = conv(x)
-            # Anchors in the order y, x, ratio: views, since the maps are channels_last.
+            # Anchors are in the order y, x, ratio. These are views, since the maps are channels_last.
             logits.append(self.objectness(x).float().permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).float().permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
 
-    def at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """objectness_logits [S] and anchor_deltas [S, 4] of a few anchors, from the cells around theirs alone.
+    def forward_at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """objectness_logits [S] and anchor_deltas [S, 4] of some anchors, computed from the cells around them alone.
 
-        The RPN learns from some hundred anchors: gradients through these cells cost next to nothing, in time and in
-        memory, where those through all cells are an eighth of a training step.
+        The RPN learns from a few hundred anchors. Gradients through their cells cost next to nothing; gradients
+        through all cells would be an eighth of a training step.
 
         anchors: [S], indices into the batch's B x A anchors.
         """
-        if len(self.convs) > 1:  # then more than the nine cells count
+        if len(self.convs) > 1:  # then an anchor depends on more than 3 x 3 cells
             logits, deltas = self(pyramid)
             return torch.cat(logits, dim=1).flatten()[anchors], torch.cat(deltas, dim=1).flatten(0, 1)[anchors]
         stride, ratios = self.convs[0].stride, len(self.objectness.weight)
         sizes = [[(side - 1) // stride + 1 for side in level.shape[2:]] for level in pyramid]
         counts = [height * width * ratios for height, width in sizes]
-        image, within = anchors // sum(counts), anchors % sum(counts)
-        patches, owners = [], []
+        image, index = anchors // sum(counts), anchors % sum(counts)
+        patches, orders = [], []
         for level, (_, width), count in zip(pyramid, sizes, counts, strict=True):
-            own = ((within >= 0) & (within < count)).nonzero()[:, 0]
-            cell = within[own] // ratios
-            patches.append(_patches(level, image[own], cell // width * stride, cell % width * stride))
-            owners.append(own)
-            within = within - count
-        owners = torch.cat(owners)
-        x = _as_linear(self.convs[0], torch.cat(patches)[owners.argsort()]).relu()  # [S, C]
+            of_level = ((index >= 0) & (index < count)).nonzero()[:, 0]
+            cell = index[of_level] // ratios
+            patches.append(_patches(level, image[of_level], cell // width * stride, cell % width * stride))
+            orders.append(of_level)
+            index = index - count  # so that it counts from the next level's first anchor
+        order = torch.cat(orders).argsort()
+        x = _as_linear(self.convs[0], torch.cat(patches)[order]).relu()  # [S, C]
         ratio = anchors % ratios
         logits = _as_linear(self.objectness, x).gather(1, ratio[:, None])[:, 0]
         deltas = _as_linear(self.deltas, x).view(len(x), ratios, 4)
@@ -702,55 +686,23 @@ class RPN(nn.Module):
 
 
 def _patches(x: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """The 3 x 3 cells around some of a map [B, C, H, W], 0 beyond its edges: [S, (dy, dx, C)]."""
+    """The 3 x 3 cells around S cells of a map [B, C, H, W]: [S, (dy, dx, C)]. Cells beyond the edges are 0.
+
+    image, row, column: [S], where each cell is.
+    """
     _, channels, height, width = x.shape
     step = torch.arange(-1, 2, device=x.device)
-    y, x_ = row[:, None, None] + step[:, None], column[:, None, None] + step  # [S, 3, 1], [S, 1, 3]
-    inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)  # [S, 3, 3]
-    cells = (image[:, None, None] * height + y.clamp(0, height - 1)) * width + x_.clamp(0, width - 1)
-    taken = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cells.flatten())
-    return (taken * inside.flatten()[:, None]).view(len(row), 9 * channels)
+    rows, columns = row[:, None, None] + step[:, None], column[:, None, None] + step  # [S, 3, 1], [S, 1, 3]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # [S, 3, 3]
+    cells = (image[:, None, None] * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)
+    patches = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cells.flatten())
+    return (patches * inside.flatten()[:, None]).view(len(row), 9 * channels)
 
 
 def _as_linear(conv: Conv, x: Tensor) -> Tensor:
-    """A convolution at single cells: of patches [S, (dy, dx, C)] to [S, out]."""
+    """A convolution at single cells: patches [S, (dy, dx, C)] to [S, out]."""
     weight, bias = conv.weights(x.dtype)
     return F.linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
-
-
-def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config) -> Tensor:
-    """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
-    return utils.apply_box_deltas(boxes, deltas * deltas.new_tensor(std_dev), *config.dialect.delta_limits)
-
-
-def clip_to_windows(boxes: Tensor, windows: Tensor, config) -> Tensor:
-    """Boxes [..., 4] clipped to their images.
-
-    windows: [..., 4], broadcastable.
-    """
-    low, high = windows[..., :2], windows[..., 2:]
-    # "+1" boxes are clipped at the last pixel, so that a pixel remains.
-    pixel = 1 if config.dialect.coordinates == "inclusive" else 0
-    low, high = torch.cat([low, low + pixel], dim=-1), torch.cat([high - pixel, high], dim=-1)
-    return boxes.minimum(high).maximum(low)
-
-
-def shrink(boxes: Tensor, config) -> Tensor:
-    """Boxes as the dialect's arithmetic takes them.
-
-    Normalised coordinates are (box - (0, 0, 1, 1)) / (side - 1); what remains without the division is shrunk by a
-    pixel, since nothing depends on the constant factor.
-    """
-    if config.dialect.coordinates != "normalised":
-        return boxes
-    return boxes - boxes.new_tensor([0, 0, 1, 1])
-
-
-def unshrink(boxes: Tensor, config) -> Tensor:
-    """shrink undone: boxes in pixels of the input."""
-    if config.dialect.coordinates != "normalised":
-        return boxes
-    return boxes + boxes.new_tensor([0, 0, 1, 1])
 
 
 def propose(
@@ -758,17 +710,18 @@ def propose(
     anchor_deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
     windows: Tensor,
-    config,
+    config: Config,
     pre_nms: int,
     post_nms: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The RPN's best boxes, after NMS.
 
-    objectness_logits, anchor_deltas: of each level, [B, A] and [B, A, 4].
-    anchors: of each level, [A, 4], shrunk; windows: [B, 4], shrunk.
-    pre_nms, post_nms: most boxes before NMS (of a level or of an image, Dialect.proposals_of) and after it, an image.
+    objectness_logits, anchor_deltas: for each level, [B, A] and [B, A, 4].
+    anchors: for each level, [A, 4], shrunk. windows: [B, 4], shrunk.
+    pre_nms: at most as many boxes go into NMS, of each level or of each image (Dialect.proposals_of).
+    post_nms: at most as many boxes of each image are returned.
 
-    Returns: proposals [R, 4], scores [R], batch_index [R]; those of an image together, best first.
+    Returns: proposals [R, 4], scores [R], batch_index [R]; the proposals of an image together, best first.
     """
     dialect = config.dialect
     if dialect.proposals_of == "image":
@@ -793,15 +746,10 @@ def propose(
     return boxes[keep], scores[keep], image[keep]
 
 
-def _larger_than(boxes: Tensor, side: float) -> Tensor:
-    """Which boxes [..., 4] are larger than a side along both axes: bool [...]."""
-    return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
-
-
 def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tensor:
-    """Of indices sorted by descending score, the first of each image, image by image."""
-    owner = image[keep]
-    return torch.cat([keep[owner == index][:limit] for index in range(images)])
+    """The first `limit` of each image's indices, image by image. keep: indices by descending score."""
+    image_of_kept = image[keep]
+    return torch.cat([keep[image_of_kept == index][:limit] for index in range(images)])
 
 
 ############################################################
@@ -809,7 +757,7 @@ def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tenso
 ############################################################
 
 
-def roi_levels(rois: Tensor, image_shape: Sequence[int], config) -> Tensor:
+def roi_levels(rois: Tensor, image_shape: Sequence[int], config: Config) -> Tensor:
     """The pyramid level that each RoI is pooled from, by its size: int64 [R], 0 for P2 to 3 for P5.
 
     image_shape: (height, width) of the padded image.
@@ -823,7 +771,7 @@ def roi_levels(rois: Tensor, image_shape: Sequence[int], config) -> Tensor:
     elif rule == "outside":
         level = torch.floor(4 + torch.log2(size / 224) + 1e-6) - 2
     else:
-        # Normalised by (side - 1) but compared with the area of the image: the one place where the factor shows.
+        # Matterport divides by (side - 1), but compares with the area of the image: here the factor matters.
         height, width = image_shape
         size = size * math.sqrt(height * width / max((height - 1) * (width - 1), 1))
         level = torch.round(torch.log2(size / 224)) + 2
@@ -831,7 +779,7 @@ def roi_levels(rois: Tensor, image_shape: Sequence[int], config) -> Tensor:
 
 
 def pool_rois(
-    pyramid: Sequence[Tensor], rois: Tensor, batch_index: Tensor, size: int, image_shape: Sequence[int], config
+    pyramid: Sequence[Tensor], rois: Tensor, batch_index: Tensor, size: int, image_shape: Sequence[int], config: Config
 ) -> Tensor:
     """The features of each RoI, from the level that fits its size: [R, C, size, size].
 
@@ -859,7 +807,7 @@ def pool_rois(
 class BoxHead(nn.Module):
     """The class of each RoI, and for each class its better box."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.FPN_CLASSIF_FC_LAYERS_SIZE
         self.convs = nn.ModuleList(Conv(channels, channels, 3, relu=True) for _ in range(config.BOX_HEAD_CONVS))
@@ -909,7 +857,7 @@ class MaskHead(nn.Module):
 
     RECOMPUTED = 64  # RoIs
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASK_HEAD_CHANNELS
         counts = [channels] + [width] * config.MASK_HEAD_CONVS
@@ -949,7 +897,7 @@ class MaskIoUHead(nn.Module):
     Source: Mask Scoring R-CNN (arXiv:1903.00241), section 3.2.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASKIOU_HEAD_CHANNELS
         counts = [channels + 1, width, width, width]
@@ -1073,7 +1021,7 @@ def share_in_crowd(boxes: Tensor, crowd_boxes: Tensor) -> Tensor:
     return inside / utils.box_area(boxes).clamp(min=1e-6)
 
 
-def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config) -> Tensor:
+def _ignore_in_crowds(matched: Tensor, boxes: Tensor, crowd_boxes: Tensor, config: Config) -> Tensor:
     """matched [N], in which BACKGROUND boxes that lie in a crowd by more than CROWD_OVERLAP become IGNORED."""
     if config.CROWD_OVERLAP is None or len(crowd_boxes) == 0:
         return matched
@@ -1125,7 +1073,7 @@ def _sample_matched(
     return positive, negative
 
 
-def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config) -> Tensor:
+def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config: Config) -> Tensor:
     """The object of each anchor in each image: int64 [B, A], indices into targets.boxes, BACKGROUND or IGNORED.
 
     anchors: [A, 4]; windows: [B, 4]; both shrunk.
@@ -1154,7 +1102,7 @@ def _rows_of(values: Tensor, index: Tensor) -> Tensor:
     return values[index.clamp(min=0)] if len(values) else index
 
 
-def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
+def _belongs_to_image(anchors: Tensor, window: Tensor, config: Config) -> Tensor:
     """Whether an image may teach each anchor: bool [A].
 
     It may not if the anchor's cell lies in the padding that brings the image to the size of the largest one in the
@@ -1173,7 +1121,7 @@ def _belongs_to_image(anchors: Tensor, window: Tensor, config) -> Tensor:
     return ((anchors[:, :2] + anchors[:, 2:]) / 2 < padded).all(dim=1)
 
 
-def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
+def sample_anchors(matched: Tensor, seeds: Tensor, config: Config) -> RpnSample:
     """The anchors of a batch that the RPN learns from. At most half of them belong to objects.
 
     matched: [B, A], of match_anchors. seeds: [B].
@@ -1190,7 +1138,7 @@ def sample_anchors(matched: Tensor, seeds: Tensor, config) -> RpnSample:
     return RpnSample(chosen, flat[chosen], divisor.sum().float())
 
 
-def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config) -> RoiSample:
+def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config: Config) -> RoiSample:
     """The RoIs that the heads learn from: a sample of the proposals and of the objects' own boxes.
 
     At most ROI_POSITIVE_RATIO of an image's TRAIN_ROIS_PER_IMAGE belong to objects; the others are background.
@@ -1246,7 +1194,9 @@ def _in_mini_mask(rois: Tensor, matched: Tensor, targets: Targets) -> Tensor:
 
 
 @torch.no_grad()
-def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config) -> RoiSample:
+def refine_objects(
+    objects: RoiSample, box_deltas: Tensor, targets: Targets, windows: Tensor, config: Config
+) -> RoiSample:
     """RoIs of objects, refined by the box head's deltas for the object's class. Detection makes masks of such boxes.
 
     box_deltas: [P, K, 4]. windows: [B, 4], of the images in pixels of the input.
@@ -1261,7 +1211,7 @@ def refine_objects(objects: RoiSample, box_deltas: Tensor, targets: Targets, win
     return objects._replace(rois=torch.where(_larger_than(refined, 0)[:, None], refined, rois))
 
 
-def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config) -> Tensor:
+def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config: Config) -> Tensor:
     """The fraction of each RoI's object that lies inside of the RoI: [P] in [0, 1].
 
     rois: [P, 4], pixels of the input. matched: [P], the object of each.
@@ -1307,112 +1257,6 @@ def build_maskiou_targets(
     return inter / union.clamp(min=1)
 
 
-### Matterport's functions, which take the objects of one image as arrays
-
-
-def build_rpn_targets(
-    image_shape: Sequence[int], anchors: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, config, seed=0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
-
-    image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. seed: decides the random sample.
-
-    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
-        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
-        zeros.
-    """
-    targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
-    anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
-    window = shrink(anchors.new_tensor([[0, 0, *image_shape[:2]]]), config)
-    sample = sample_anchors(match_anchors(anchors, window, targets, config), targets.seeds, config)
-    is_object = sample.matched >= 0
-    rpn_match = torch.zeros(len(anchors), dtype=torch.int32)
-    rpn_match[sample.anchors] = torch.where(is_object, 1, -1).to(torch.int32)
-    gt = shrink(targets.boxes, config)[sample.matched[is_object]]
-    deltas = build_delta_targets(anchors[sample.anchors[is_object]], gt, config.RPN_BBOX_STD_DEV)
-    rpn_bbox = torch.zeros(config.RPN_TRAIN_ANCHORS_PER_IMAGE, 4)
-    rpn_bbox[: len(deltas)] = deltas
-    return rpn_match.numpy(), rpn_bbox.numpy()
-
-
-def build_detection_targets(
-    rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config, seed=0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
-
-    rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
-    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
-
-    Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
-        masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
-        each class.
-    """
-    targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
-    rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
-    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
-    is_object = matched >= 0
-    positive_rois, positive_matched = rois[is_object], matched[is_object]
-    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
-    bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
-    gt = shrink(targets.boxes, config)[positive_matched]
-    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
-    size = 2 * config.MASK_POOL_SIZE
-    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
-    return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
-
-
-def generate_random_rois(
-    image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
-) -> np.ndarray:
-    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
-
-    Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
-    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
-    """
-    rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
-    boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
-    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * [-1, -1, 1, 1]
-    around = int(0.9 * count) // max(1, len(boxes)) * len(boxes)
-    regions = np.concatenate(
-        [
-            np.resize((boxes + sides).clip(0, np.tile(limit, 2)), (around, 4)),
-            np.tile([0, 0, *limit], (count - around, 1)),
-        ]
-    )
-    low, high = regions[:, None, :2], regions[:, None, 2:]
-    corners = np.sort(low + rng.random((count, 2, 2)) * (high - low), axis=1)  # [count, (first, second), (y, x)]
-    first = np.minimum(corners[:, 0], limit - 1)
-    return np.concatenate([first, np.maximum(corners[:, 1], first + 1)], axis=1).astype(np.float32)
-
-
-def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
-    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
-    class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
-    boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
-    if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
-        raise ValueError(
-            f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
-            f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
-        )
-    is_object = class_ids > 0
-    count, crowds = int(is_object.sum()), int((~is_object).sum())
-    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
-    size = torch.tensor(masks.shape[:2]).expand(count, 2)
-    pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
-    offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
-    crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
-    return Targets(
-        boxes=boxes[is_object],
-        class_ids=class_ids[is_object],
-        batch_index=torch.zeros(count, dtype=torch.int64),
-        masks=crops,
-        crowd_boxes=boxes[~is_object],
-        crowd_index=torch.zeros(crowds, dtype=torch.int64),
-        seeds=torch.tensor([seed]),
-    )
-
-
 ############################################################
 #  Losses
 ############################################################
@@ -1426,7 +1270,7 @@ class LossSums(NamedTuple):
 
 
 def rpn_losses(
-    logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config
+    logits: Tensor, deltas: Tensor, anchors: Tensor, sample: RpnSample, targets: Targets, config: Config
 ) -> LossSums:
     """rpn_class_loss: does the RPN tell objects from background? rpn_bbox_loss: does it move anchors onto objects?
 
@@ -1445,7 +1289,9 @@ def rpn_losses(
     )
 
 
-def box_losses(class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config) -> LossSums:
+def box_losses(
+    class_logits: Tensor, box_deltas: Tensor, sample: RoiSample, targets: Targets, config: Config
+) -> LossSums:
     """mrcnn_class_loss: does the box head tell the classes? mrcnn_bbox_loss: does it move RoIs onto their objects?
 
     class_logits: [S, K]. box_deltas: [S, K, 4].
@@ -1471,7 +1317,9 @@ def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
     return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
 
 
-def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config) -> LossSums:
+def maskiou_loss(
+    maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, counts: Tensor, config: Config
+) -> LossSums:
     """mrcnn_maskiou_loss: are the predicted IoUs of the masks right? Half of the squared error.
 
     maskious: [P, K], predicted. class_ids: [P]. target_maskious: [P], the true IoUs. counts: bool [P], whether the
@@ -1488,7 +1336,7 @@ def maskiou_loss(maskious: Tensor, class_ids: Tensor, target_maskious: Tensor, c
     return LossSums({"mrcnn_maskiou_loss": total}, {"mrcnn_maskiou_loss": counts.sum().to(total.dtype)})
 
 
-def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
+def average_losses(parts: Sequence[LossSums], config: Config) -> dict[str, Tensor]:
     """The losses by name: sums divided by counts, times LOSS_WEIGHTS.
 
     In a distributed training, the counts are averaged over the processes first. Then the average of the processes'
@@ -1508,8 +1356,8 @@ def average_losses(parts: Sequence[LossSums], config) -> dict[str, Tensor]:
 ############################################################
 
 
-class _Unasked(dict):
-    """Stands for the intermediates that nobody asked for, and forgets them: they would fill memory."""
+class _Discarded(dict):
+    """A dict that keeps nothing. Where the caller gives no `out`, intermediates would only fill memory."""
 
     def update(self, *_: Any) -> None:
         pass
@@ -1519,7 +1367,7 @@ class _Unasked(dict):
 
 
 def detect_boxes(
-    class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config
+    class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config: Config
 ) -> Detections:
     """The RoIs' classes and boxes above the threshold, after NMS within each class.
 
@@ -1537,8 +1385,8 @@ def detect_boxes(
     return Detections(boxes[keep], image[keep], class_ids[keep], scores[keep])
 
 
-def _candidates(probs: Tensor, config) -> tuple[Tensor, Tensor, Tensor]:
-    """RoI, class and score of all that may become a detection; probs: [R, K]."""
+def _candidates(probs: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """The RoI [N], class [N] and score [N] of each pair that may become a detection. probs: [R, K]."""
     threshold = config.DETECTION_MIN_CONFIDENCE
     if config.dialect.detections_of == "every class":
         roi, class_ids = (probs[:, 1:] > threshold).nonzero(as_tuple=True)
@@ -1550,39 +1398,11 @@ def _candidates(probs: Tensor, config) -> tuple[Tensor, Tensor, Tensor]:
     return roi, class_ids, probs[roi, class_ids]
 
 
-def mask_scores(scores: Tensor, maskious: Tensor | None, config) -> Tensor:
-    """How good class and mask together are: scores x maskious [N]; the scores where no IoU is predicted."""
+def mask_scores(scores: Tensor, maskious: Tensor | None, config: Config) -> Tensor:
+    """How good class and mask together are: [N], scores x maskious, or the scores if no IoU is predicted."""
     if maskious is None:
         return scores
     return scores * (maskious.clamp(0, 1) if config.MASKIOU_CLAMP else maskious)
-
-
-def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config) -> Tensor:
-    """Detected boxes in pixels of the original image.
-
-    boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
-    image_shape: (height, width) of the original.
-    """
-    y1, x1, y2, x2 = (float(side) for side in window)
-    height, width = image_shape[:2]
-    origin = boxes.new_tensor([y1, x1, y1, x1])
-    scale = boxes.new_tensor([height / (y2 - y1), width / (x2 - x1)]).repeat(2)
-    coordinates = config.dialect.coordinates
-    if coordinates == "half_open":
-        return (boxes - origin) * scale
-    corner = boxes.new_tensor([0, 0, 1, 1])
-    if coordinates == "inclusive":
-        return (boxes - corner - origin) * scale + corner
-    sides = [max(y2 - y1 - 1, 1), max(x2 - x1 - 1, 1)]  # Matterport divides a window of one pixel by 0, and loses all
-    scale = boxes.new_tensor([(height - 1) / sides[0], (width - 1) / sides[1]]).repeat(2)
-    return ((boxes - origin) * scale).add_(corner).round_()
-
-
-def survive_rounding(boxes: Tensor, config) -> Tensor:
-    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
-    if config.dialect.coordinates != "normalised":
-        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    return _larger_than(boxes, 0)
 
 
 ############################################################
@@ -1618,10 +1438,10 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN with mask scoring: the network, detection, weights.
 
     config: a Config. model_dir: folder of logs and checkpoints, "logs" by default.
-    mode: accepted, as Matterport's calls have it, and not needed.
+    mode: Matterport's calls give it; it changes nothing.
     """
 
-    def __init__(self, config, model_dir: str | Path | None = None, mode: str | None = None) -> None:
+    def __init__(self, config: Config, model_dir: str | Path | None = None, mode: str | None = None) -> None:
         super().__init__()
         if mode not in (None, "training", "inference"):
             raise ValueError(f"mode must be 'training' or 'inference', not {mode!r}; arguments are (config, model_dir)")
@@ -1631,7 +1451,7 @@ class MaskRCNN(nn.Module):
         self.class_names = list(config.CLASS_NAMES or ["BG", *(f"class {i}" for i in range(1, config.NUM_CLASSES))])
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
         self.source = UNTRAINED  # where the weights come from
-        self.seconds: dict[str, float] = {}  # by stage, of the last detection that ended: each writes it whole
+        self.seconds: dict[str, float] = {}  # of each part of the last detect() that ended, which wrote it whole
         self.log_dir: Path | None = None  # where training writes
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
         self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
@@ -1646,7 +1466,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; images follow them."""
+        """The device of the weights. detect() moves images to it."""
         return self.rpn.objectness.weight.device
 
     def train(self, mode: bool = True) -> "MaskRCNN":
@@ -1661,35 +1481,37 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: Images | Tensor, targets: Targets | None = None, out: dict[str, Any] | None = None
     ) -> Detections | dict[str, Tensor]:
-        """Find objects in a batch, or, given the targets, say how well that works.
+        """Find the objects of a batch of images. With targets, compute the losses instead.
 
         images: Images, or pixels [B, C, H, W] without padding.
-        out: a dict that is filled with what lies between: "backbone/c2" ..., "fpn/p2" ..., "anchors",
+        targets: the objects that are in the images.
+        out: a dict to fill with the intermediates: "backbone/c2" ..., "fpn/p2" ..., "anchors",
             "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index",
-            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious";
-            with targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
-            "targets/inside_fractions", "targets/maskious". Boxes in it are shrunk by (0, 0, 1, 1) under the dialect
-            matterport.
+            "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious".
+            With targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
+            "targets/inside_fractions", "targets/maskious". Its boxes are shrunk.
 
-        Returns: Detections, in pixels of the input; with targets the losses, scalars times their LOSS_WEIGHTS:
-            rpn_class_loss, rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
+        Returns: Detections. With targets, a dict of scalars, each times its LOSS_WEIGHTS: rpn_class_loss,
+            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
+        Raises: ValueError for images or targets of another type or shape.
         """
         if not isinstance(targets, Targets | None):
             raise ValueError(f"targets must be model.Targets or None, not {type(targets).__name__}; see mold_batch")
-        out = _Unasked() if out is None else out
+        out = _Discarded() if out is None else out
         pixels, windows = self._check_images(images)
         image_shape = pixels.shape[2:]
         pyramid = self._features(pixels, out)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and targets is None):  # training asks once more: RPN.at
-            asked = self._ask_rpn(pyramid, image_shape, out)
+        # The RPN's losses need gradients at few anchors only: forward_at() computes them.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and targets is None):
+            rpn_outputs = self._predict_anchors(pyramid, image_shape, out)
         if targets is not None:
-            return self._losses(pyramid, asked, windows, image_shape, targets, out)
+            return self._losses(pyramid, rpn_outputs, windows, image_shape, targets, out)
         limits = (self.config.PRE_NMS_LIMIT, self.config.POST_NMS_ROIS_INFERENCE)
-        rois, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+        rois, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
         class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
         windows = shrink(windows, self.config)
-        found = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
-        return self._masks(pyramid, found, image_shape, out)
+        detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
+        return self._masks(pyramid, detections, image_shape, out)
 
     def _check_images(self, images: Images | Tensor) -> Images:
         if not isinstance(images, Images):
@@ -1711,8 +1533,8 @@ class MaskRCNN(nn.Module):
         out.update({f"fpn/p{level}": feature for level, feature in enumerate(pyramid, start=2)})
         return pyramid
 
-    def _ask_rpn(self, pyramid, image_shape, out) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and anchors [A, 4], shrunk."""
+    def _predict_anchors(self, pyramid, image_shape, out) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """For each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and the anchors [A, 4], shrunk."""
         logits, deltas = self.rpn(pyramid)
         anchors = self.pyramid_anchors([tuple(level.shape[2:]) for level in pyramid], image_shape)
         assert [len(level) for level in anchors] == [level.shape[1] for level in logits]
@@ -1721,11 +1543,14 @@ class MaskRCNN(nn.Module):
         return logits, deltas, anchors
 
     @torch.no_grad()
-    def _proposals(self, asked, windows, image_shape, limits, out) -> tuple[Tensor, Tensor]:
-        """The RPN's RoIs [R, 4], shrunk, and the image of each [R]. They carry no gradient."""
+    def _proposals(self, rpn_outputs, windows, image_shape, limits, out) -> tuple[Tensor, Tensor]:
+        """The RPN's RoIs [R, 4], shrunk, and the image of each [R]. They carry no gradient.
+
+        rpn_outputs: of _predict_anchors. limits: pre_nms and post_nms of propose().
+        """
         if self.config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
             windows = windows.new_tensor([0, 0, *image_shape]).expand_as(windows)
-        rois, scores, batch_index = propose(*asked, shrink(windows, self.config), self.config, *limits)
+        rois, scores, batch_index = propose(*rpn_outputs, shrink(windows, self.config), self.config, *limits)
         out.update({"proposals": rois, "proposal_scores": scores, "batch_index": batch_index})
         return rois, batch_index
 
@@ -1736,33 +1561,28 @@ class MaskRCNN(nn.Module):
         out.update({"box/features": features, "box/class_logits": class_logits, "box/box_deltas": box_deltas})
         return class_logits, box_deltas
 
-    def _masks(self, pyramid, found: Detections, image_shape, out) -> Detections:
-        """Detections with their masks, and the IoU that each mask is expected to have."""
-        size, classes = self.config.MASK_POOL_SIZE, found.class_ids
-        features = pool_rois(pyramid, found.boxes, found.batch_index, size, image_shape, self.config)
-        logits = self.mask_head(features, classes)
-        found = replace(found, mask_logits=logits)
+    def _masks(self, pyramid, detections: Detections, image_shape, out) -> Detections:
+        """Detections with their masks and the predicted IoUs of these."""
+        boxes, batch_index, class_ids = detections.boxes, detections.batch_index, detections.class_ids
+        features = pool_rois(pyramid, boxes, batch_index, self.config.MASK_POOL_SIZE, image_shape, self.config)
+        logits, maskious = self.mask_head(features, class_ids), None
         out.update({"mask/features": features, "mask/logits": logits})
         if self.maskiou_head is not None:
-            maskious = self.maskiou_head(features, logits)  # [N, K]
-            out["maskiou/maskious"] = maskious
-            found = replace(found, maskious=maskious.gather(1, classes[:, None])[:, 0])
-        return found
+            out["maskiou/maskious"] = maskious = self.maskiou_head(features, logits)  # [N, K]
+            maskious = maskious.gather(1, class_ids[:, None])[:, 0]
+        return replace(detections, mask_logits=logits, maskious=maskious)
 
-    def _losses(self, pyramid, asked, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
-        """The losses by name, in the order of the network. Empties the pyramid.
-
-        asked: of _ask_rpn. The RPN's loss needs gradients at the sampled anchors only: RPN.at computes these.
-        """
-        config, anchors = self.config, torch.cat(asked[2])  # [A, 4]
+    def _losses(self, pyramid, rpn_outputs, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
+        """The losses by name, in the order of the network. Empties the pyramid. rpn_outputs: of _predict_anchors."""
+        config, anchors = self.config, torch.cat(rpn_outputs[2])  # [A, 4]
         with torch.no_grad():
             matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
             anchor_sample = sample_anchors(matched, targets.seeds, config)
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
-            proposals, batch_index = self._proposals(asked, windows, image_shape, limits, out)
+            proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
         out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
-        logits, deltas = self.rpn.at(pyramid, anchor_sample.anchors)
+        logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors)
         losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
         class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
         losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
@@ -1837,14 +1657,6 @@ class MaskRCNN(nn.Module):
             config.DIALECT,
         )
         return _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
-
-    def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
-        """All anchors of an input of this (height, width), pixels: float32 [A, (y1, x1, y2, x2)], P2 first.
-
-        Matterport's are normalised; these are not.
-        """
-        shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
-        return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
 
     ### Training
 
@@ -2049,7 +1861,7 @@ class MaskRCNN(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Images, out: dict[str, Any] | None = None) -> Detections:
-        """forward(), without gradients and with prepared weights; images and out as there."""
+        """forward() without gradients and with prepared weights. images, out: as there."""
         with _prepared_weights(self, images.pixels.dtype) as weights:
             token = _weights_in_use.set(weights)
             try:
@@ -2073,7 +1885,7 @@ class MaskRCNN(nn.Module):
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
         Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks.
         """
-        (results,) = self._detect_batches([images], dtype, masks, verbose, None, _Now())
+        (results,) = self._detect_batches([images], dtype, masks, verbose, None, _SameThread())
         if verbose:
             print(f"{sum(len(result['scores']) for result in results)} detections")
         return results
@@ -2081,16 +1893,16 @@ class MaskRCNN(nn.Module):
     def detect_batches(
         self, batches: Iterable[Sequence[np.ndarray]], dtype: str = "float32", masks: str = "rle"
     ) -> Iterator[list[dict[str, Any]]]:
-        """detect() for one batch after another, with reading, network and masks of different images at the same time.
+        """detect() for one batch after another, while other threads read the next images and paste the last masks.
 
-        One thread takes the batches, two chunks of IMAGES_PER_GPU images before they are needed, and resizes; another
-        makes the masks. So an iterator that reads files costs no time where the network takes longer. The
-        results are those of detect(), to the bit.
+        One thread takes the batches from the iterator and resizes their images, up to two chunks of IMAGES_PER_GPU
+        images ahead. Another pastes masks. If the network is the slowest of the three, reading files costs no time.
+        The results are the same as detect()'s, to the bit.
 
-        batches: lists of images, as detect() takes them; dtype, masks: as there.
+        batches: lists of images. images, dtype, masks: as in detect().
 
         Returns: an iterator of detect()'s results, in order.
-        Raises: as detect(), and what the iterator raises, when its batch is due.
+        Raises: as detect(), and what the iterator raises, once the results before it are taken.
         """
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "masks") as paster:
             yield from self._detect_batches(batches, dtype, masks, 0, reader, paster)
@@ -2112,7 +1924,7 @@ class MaskRCNN(nn.Module):
                     unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
                     while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
                         yield from unfinished.popleft().result()
-        except Exception as error:  # what was done before it is not lost
+        except Exception as error:  # results that are finished come first
             failure = error
         for future in unfinished:
             yield from future.result()
@@ -2121,7 +1933,7 @@ class MaskRCNN(nn.Module):
             raise failure
 
     def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
-        """The images of each batch, resized, those of equal shape together."""
+        """The images of each batch in chunks of equal shape, resized and padded."""
         for images in batches:
             start = time.perf_counter()
             images = self._checked(images)
@@ -2135,41 +1947,6 @@ class MaskRCNN(nn.Module):
                 yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
                 start = time.perf_counter()
 
-    def detect_molded(
-        self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
-    ) -> list[dict[str, Any]]:
-        """detect() on what mold_inputs made: images [B, H, W, C] and metas [B, 12 + K], of one shape."""
-        metas = parse_image_meta(image_metas)
-        if len(molded_images) != len(metas["window"]):
-            raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
-        if verbose:
-            log("molded_images", molded_images)
-        seconds = dict.fromkeys(("network", "masks"), 0.0)
-        shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
-        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
-        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
-        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
-        self.seconds = seconds
-        return results
-
-    def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
-
-        Raises: ValueError for images that do not come out in one shape; detect() takes them.
-        """
-        images = self._checked(images)
-        plans = [utils.plan_image(image.shape, self.config) for image in images]
-        shapes = sorted({plan.padded_shape for plan in plans})
-        if len(shapes) > 1:
-            raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
-        molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
-        flags = np.zeros(self.config.NUM_CLASSES, np.int64)
-        metas = [
-            compose_image_meta(0, image.shape, pixels.shape, plan.window, plan.scale, flags)
-            for image, plan, pixels in zip(images, plans, molded, strict=True)
-        ]
-        return np.stack(molded), np.stack(metas), np.stack([plan.window for plan in plans])
-
     def _checked(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         if isinstance(images, np.ndarray | Tensor | str | Path):
             raise ValueError(f"images must be a list of images, not one {type(images).__name__}: detect([image])")
@@ -2177,7 +1954,7 @@ class MaskRCNN(nn.Module):
         return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float]) -> Detections:
-        """What the network finds in the images of a chunk, on the CPU."""
+        """The detections in the images of a chunk, on the CPU."""
         start = time.perf_counter()
         molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
@@ -2187,11 +1964,14 @@ class MaskRCNN(nn.Module):
         seconds["network"] += time.perf_counter() - start
         return detections
 
-    @torch.no_grad()  # of another thread than the network's, perhaps
+    @torch.no_grad()  # detect_batches calls this in a thread of its own
     def _paste(
         self, chunk: "_Chunk", detections: Detections | None, masks: str, seconds: dict[str, float]
     ) -> list[list[dict[str, Any]]]:
-        """Put detect()'s dicts of a chunk's images into their batch's results. Returns: [these], once complete."""
+        """Put detect()'s dict of each image of a chunk into its batch's results.
+
+        Returns: [the results], if they are complete now, else [].
+        """
         start = time.perf_counter()
         for i, (index, window, shape) in enumerate(zip(chunk.indices, chunk.windows, chunk.shapes, strict=True)):
             of_image = detections[detections.batch_index == i]
@@ -2384,20 +2164,65 @@ class MaskRCNN(nn.Module):
         """
         return str(checkpoints.find_last(self.model_dir, self.config.NAME))
 
+    ### Matterport's methods, for code that is ported and for notebooks
+
+    def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images resized, padded and normalised: molded_images [B, H, W, C], image_metas [B, 12 + K], windows [B, 4].
+
+        Raises: ValueError for images that have different shapes after padding; detect() takes them.
+        """
+        images = self._checked(images)
+        plans = [utils.plan_image(image.shape, self.config) for image in images]
+        shapes = sorted({plan.padded_shape for plan in plans})
+        if len(shapes) > 1:
+            raise ValueError(f"images come out in the shapes {shapes}; a batch has one. detect() batches by itself")
+        molded = [mold_padded(image, plan, self.config).numpy() for image, plan in zip(images, plans, strict=True)]
+        flags = np.zeros(self.config.NUM_CLASSES, np.int64)
+        metas = [
+            compose_image_meta(0, image.shape, pixels.shape, plan.window, plan.scale, flags)
+            for image, plan, pixels in zip(images, plans, molded, strict=True)
+        ]
+        return np.stack(molded), np.stack(metas), np.stack([plan.window for plan in plans])
+
+    def detect_molded(
+        self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
+    ) -> list[dict[str, Any]]:
+        """detect() for the images [B, H, W, C] and metas [B, 12 + K] that mold_inputs returns."""
+        metas = parse_image_meta(image_metas)
+        if len(molded_images) != len(metas["window"]):
+            raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
+        if verbose:
+            log("molded_images", molded_images)
+        seconds = dict.fromkeys(("network", "masks"), 0.0)
+        shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
+        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
+        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
+        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
+        self.seconds = seconds
+        return results
+
+    def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
+        """All anchors of an input of a (height, width): float32 [A, (y1, x1, y2, x2)], P2 first.
+
+        They are in pixels. Matterport's are normalised.
+        """
+        shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
+        return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
+
 
 class _Chunk(NamedTuple):
-    """Images of one shape on their way through detection."""
+    """Images of a batch that have one shape after padding."""
 
-    results: list[Any]  # of the batch that they are from; their own are put into it
-    indices: Sequence[int]  # their places in the batch; none of an empty batch
-    molded: list[Tensor]  # each [H, W, C]
-    windows: Sequence[Any]  # of each, where the image lies in the network's input
+    results: list[Any]  # one for each image of the batch, to be filled
+    indices: Sequence[int]  # of the images in the batch; empty for an empty batch
+    molded: list[Tensor]  # [H, W, C] each
+    windows: Sequence[Any]  # (y1, x1, y2, x2) of each, where it lies in the network's input
     shapes: Sequence[Any]  # (height, width) of each original
-    is_last: bool  # whether the batch is complete with it
+    is_last: bool  # of its batch
 
 
-class _Now:
-    """Stands for a pool of threads, and does at once what it is given."""
+class _SameThread:
+    """A pool of no threads: submit() calls the function at once."""
 
     @staticmethod
     def submit(function: Callable, *arguments: Any) -> Future:
@@ -2407,16 +2232,16 @@ class _Now:
 
 
 def _ahead(items: Iterator, pool: ThreadPoolExecutor, count: int = 2) -> Iterator:
-    """The items of an iterator, which a pool of one thread makes, up to count before they are asked for."""
+    """The items of an iterator. A pool of one thread takes them from it, `count` items ahead."""
     end = object()
-    waiting = deque(pool.submit(next, items, end) for _ in range(count))
-    while (item := waiting.popleft().result()) is not end:
-        waiting.append(pool.submit(next, items, end))
+    futures = deque(pool.submit(next, items, end) for _ in range(count))
+    while (item := futures.popleft().result()) is not end:
+        futures.append(pool.submit(next, items, end))
         yield item
 
 
 def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:
-    """Indices of equal shapes together, at most size of them, so that a batch needs no further padding."""
+    """The indices of equal shapes in lists of at most `size`."""
     groups: dict[Any, list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
@@ -2489,3 +2314,211 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
             nn.init.zeros_(module.conv3.norm.weight)
         elif isinstance(module, BasicBlock):
             nn.init.zeros_(module.conv2.norm.weight)
+
+
+############################################################
+#  Matterport's Helpers
+############################################################
+
+# Functions for notebooks and for code that was written for Matterport's Mask R-CNN. They take one image as arrays.
+
+
+def log(text: str, array: Any = None) -> None:
+    """Print a text and, of an array or tensor, its shape, range and dtype."""
+    if array is not None:
+        array = np.asarray(array.detach().cpu()) if isinstance(array, Tensor) else np.asarray(array)
+        limits = f"min: {array.min():10.5f}  max: {array.max():10.5f}" if array.size else f"min: {'':10}  max: {'':10}"
+        text = f"{text:25}  shape: {array.shape!s:20}  {limits}  {array.dtype}"
+    print(text)
+
+
+def unmold_image(pixels: np.ndarray | Tensor, config: Config) -> np.ndarray:
+    """mold_image undone: uint8 [..., C]."""
+    pixels = torch.as_tensor(pixels).to(torch.float32)
+    image = pixels * torch.tensor(config.STD_PIXEL) + torch.tensor(config.MEAN_PIXEL)
+    return image.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def compose_image_meta(
+    image_id: int,
+    original_image_shape: Sequence[int],
+    image_shape: Sequence[int],
+    window: Sequence[float],
+    scale: float,
+    active_class_ids: Sequence[int],
+) -> np.ndarray:
+    """What is known of an image as one vector, float64 [12 + K]: id, shape before and after resizing, window, scale,
+    and a flag for each class that its data set has. Source: Matterport."""
+    return np.array([image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64)
+
+
+def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:
+    """compose_image_meta undone, for a batch [B, 12 + K]."""
+    meta = np.asarray(meta)
+    return {
+        "image_id": meta[:, 0].astype(np.int64),
+        "original_image_shape": meta[:, 1:4].astype(np.int64),
+        "image_shape": meta[:, 4:7].astype(np.int64),
+        "window": meta[:, 7:11],
+        "scale": meta[:, 11],
+        "active_class_ids": meta[:, 12:].astype(np.int64),
+    }
+
+
+def load_image_gt(
+    dataset: Dataset,
+    config: Config,
+    image_id: int,
+    augment: bool = False,
+    augmentation: Any = None,
+    use_mini_mask: bool = False,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """An image with its objects as training takes it: resized and padded, not normalised. Crowds are left out.
+
+    dataset: prepared. image_id: one of dataset.image_ids.
+    augment: do what the config says of HORIZONTAL_FLIP, SCALE_JITTER ...; augmentation: and this before, see
+        train_model. Both follow from the seed.
+    use_mini_mask: masks shrunk to MINI_MASK_SHAPE, each filling its object's box.
+
+    Returns: image uint8 [H, W, C]; image_meta [12 + K], see compose_image_meta; class_ids int32 [G]; bbox float32
+        [G, (y1, x1, y2, x2)]; mask bool [H, W, G], or [*MINI_MASK_SHAPE, G].
+    Raises: as training.TrainingData.
+    Source: Matterport, whose masks are mini masks or not as here, and whose crowds have negative class_ids.
+    """
+    config = copy.copy(config)
+    config.USE_MINI_MASK = use_mini_mask
+    augment = augment or augmentation is not None
+    sample = TrainingData(dataset, config, augmentation, augment=augment).sample(image_id, seed)
+    pixels = sample.image.float().round().clamp(0, 255).to(torch.uint8)
+    y1, x1, y2, x2 = sample.window
+    image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
+    image[y1:y2, x1:x2] = pixels.numpy()
+    original = dataset.load_image(image_id)
+    ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
+    active = np.isin(np.arange(dataset.num_classes), ids_of_source)
+    shapes = (*original.shape[:2], image.shape[2]), image.shape
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
+    size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
+    masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
+    return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
+
+
+def _whole_masks(masks: MaskCrops, size: tuple[int, int]) -> Tensor:
+    """G masks on their canvases, which all have this size: bool [G, *size]."""
+    count = len(masks.sizes)
+    canvas = torch.tensor([[0.0, 0.0, *size]]).expand(count, 4).contiguous()
+    return crop_masks(masks, canvas, torch.arange(count), size) >= 0.5
+
+
+def compute_backbone_shapes(config: Config, image_shape: Sequence[int]) -> np.ndarray:
+    """(height, width) of P2 to P6 for an image: int64 [5, 2]. Matterport's name of config.backbone_shapes."""
+    return np.array(config.backbone_shapes(image_shape))
+
+
+def build_rpn_targets(
+    image_shape: Sequence[int],
+    anchors: np.ndarray,
+    gt_class_ids: np.ndarray,
+    gt_boxes: np.ndarray,
+    config: Config,
+    seed=0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The anchors of an image that the RPN learns from, and the deltas from those of objects to the objects.
+
+    image_shape: (height, width, ...) of the network's input. anchors: [A, 4]. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. seed: decides the random sample.
+
+    Returns: rpn_match int32 [A], 1 for an object, -1 for background, 0 for anchors that are not in the sample;
+        rpn_bbox float32 [RPN_TRAIN_ANCHORS_PER_IMAGE, (dy, dx, dh, dw)], a row for each 1 in rpn_match, in order, then
+        zeros.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, None, seed)
+    anchors = shrink(torch.as_tensor(anchors, dtype=torch.float32), config)
+    window = shrink(anchors.new_tensor([[0, 0, *image_shape[:2]]]), config)
+    sample = sample_anchors(match_anchors(anchors, window, targets, config), targets.seeds, config)
+    is_object = sample.matched >= 0
+    rpn_match = torch.zeros(len(anchors), dtype=torch.int32)
+    rpn_match[sample.anchors] = torch.where(is_object, 1, -1).to(torch.int32)
+    gt = shrink(targets.boxes, config)[sample.matched[is_object]]
+    deltas = build_delta_targets(anchors[sample.anchors[is_object]], gt, config.RPN_BBOX_STD_DEV)
+    rpn_bbox = torch.zeros(config.RPN_TRAIN_ANCHORS_PER_IMAGE, 4)
+    rpn_bbox[: len(deltas)] = deltas
+    return rpn_match.numpy(), rpn_bbox.numpy()
+
+
+def build_detection_targets(
+    rpn_rois: np.ndarray, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, gt_masks: np.ndarray, config: Config, seed=0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The RoIs of an image that the heads learn from, and the class, deltas and mask that they should predict for each.
+
+    rpn_rois: [R, 4]; the objects' own boxes are added to them. gt_class_ids: [G], negative for crowds.
+    gt_boxes: [G, 4]. gt_masks: [H, W, G], not mini masks. seed: decides the random sample.
+
+    Returns: rois float32 [S, 4]; roi_gt_class_ids int32 [S], 0 for background; bboxes float32 [S, (dy, dx, dh, dw)] and
+        masks float32 [S, *MASK_SHAPE] of the RoI's class, zeros for background. Matterport's have a row or a mask for
+        each class.
+    """
+    targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
+    rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
+    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
+    is_object = matched >= 0
+    positive_rois, positive_matched = rois[is_object], matched[is_object]
+    class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
+    bboxes, masks = torch.zeros(len(rois), 4), torch.zeros(len(rois), *config.MASK_SHAPE)
+    gt = shrink(targets.boxes, config)[positive_matched]
+    bboxes[is_object] = build_delta_targets(positive_rois, gt, config.BBOX_STD_DEV)
+    size = 2 * config.MASK_POOL_SIZE
+    masks[is_object] = build_mask_targets(unshrink(positive_rois, config), positive_matched, targets, size)
+    return unshrink(rois, config).numpy(), class_ids.numpy().astype(np.int32), bboxes.numpy(), masks.numpy()
+
+
+def generate_random_rois(
+    image_shape: Sequence[int], count: int, gt_class_ids: np.ndarray, gt_boxes: np.ndarray, seed=0
+) -> np.ndarray:
+    """Random RoIs, to look at the heads' targets without an RPN: nine of ten around objects, the others anywhere.
+
+    Returns: float32 [count, 4], inside the image, at least a pixel high and wide.
+    Source: Matterport. An RoI around an object reaches at most the object's height and width beyond it.
+    """
+    rng, limit = np.random.default_rng(seed), np.array(image_shape[:2], np.float64)
+    boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * [-1, -1, 1, 1]
+    around = int(0.9 * count) // max(1, len(boxes)) * len(boxes)
+    regions = np.concatenate(
+        [
+            np.resize((boxes + sides).clip(0, np.tile(limit, 2)), (around, 4)),
+            np.tile([0, 0, *limit], (count - around, 1)),
+        ]
+    )
+    low, high = regions[:, None, :2], regions[:, None, 2:]
+    corners = np.sort(low + rng.random((count, 2, 2)) * (high - low), axis=1)  # [count, (first, second), (y, x)]
+    first = np.minimum(corners[:, 0], limit - 1)
+    return np.concatenate([first, np.maximum(corners[:, 1], first + 1)], axis=1).astype(np.float32)
+
+
+def _targets_of_image(gt_class_ids: Any, gt_boxes: Any, gt_masks: np.ndarray | None, seed: int) -> Targets:
+    """One image's objects and crowds as Targets. Crowds have negative class ids. gt_masks: [H, W, G], or None."""
+    class_ids = torch.as_tensor(gt_class_ids).long().reshape(-1)
+    boxes = torch.as_tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
+    if len(boxes) != len(class_ids) or (gt_masks is not None and gt_masks.shape[2] != len(class_ids)):
+        raise ValueError(
+            f"gt_class_ids, gt_boxes and gt_masks must be of the same objects, not of {len(class_ids)}, {len(boxes)} "
+            f"and {'any' if gt_masks is None else gt_masks.shape[2]}; are the masks [H, W, G]?"
+        )
+    is_object = class_ids > 0
+    count, crowds = int(is_object.sum()), int((~is_object).sum())
+    masks = torch.zeros(1, 1, count) if gt_masks is None else torch.as_tensor(gt_masks)[..., is_object]
+    size = torch.tensor(masks.shape[:2]).expand(count, 2)
+    pixels = masks.permute(2, 0, 1).to(torch.uint8).flatten()
+    offsets = torch.arange(count) * masks.shape[0] * masks.shape[1]
+    crops = MaskCrops(pixels, offsets, size.contiguous(), torch.zeros_like(size).contiguous(), size.contiguous())
+    return Targets(
+        boxes=boxes[is_object],
+        class_ids=class_ids[is_object],
+        batch_index=torch.zeros(count, dtype=torch.int64),
+        masks=crops,
+        crowd_boxes=boxes[~is_object],
+        crowd_index=torch.zeros(crowds, dtype=torch.int64),
+        seeds=torch.tensor([seed]),
+    )

@@ -516,6 +516,15 @@ def test_forward_shows_what_lies_between(model):
     assert model._check_images(wide).windows.tolist() == [[0, 0, 32, 1066]], "bfloat16 has no 1066"
 
 
+def test_predict_is_forward_without_gradients(model):
+    images, out = Images(torch.randn(1, 3, 64, 96), torch.tensor([[0.0, 0, 64, 96]])), {}
+    predicted, expected = model.predict(images, out), model(images)
+    assert expected.mask_logits.requires_grad
+    assert not any(column.requires_grad for column in (predicted.boxes, predicted.mask_logits, out["fpn/p2"]))
+    for name in ("boxes", "class_ids", "scores", "maskious"):
+        assert torch.allclose(getattr(predicted, name), getattr(expected, name), rtol=1e-4, atol=1e-3), name
+
+
 def test_forward_refuses_other_shapes(model):
     with pytest.raises(ValueError, match="channels last"):
         model(torch.zeros(1, 64, 64, 3))

@@ -354,7 +354,7 @@ def test_rpn_at_sampled_anchors_is_the_rpn(settings, device):
     logits, deltas = torch.cat(logits, dim=1).flatten(), torch.cat(deltas, dim=1).flatten(0, 1)
     for anchors in (torch.randperm(len(logits)), torch.tensor([5, 5, 0]), torch.zeros(0, dtype=torch.long)):
         anchors = anchors.to(device)
-        found = model.rpn.at(maps, anchors)
+        found = model.rpn.forward_at(maps, anchors)
         sources = [*maps, *model.rpn.parameters()]
         for output, expected in zip(found, (logits[anchors], deltas[anchors]), strict=True):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
