@@ -908,7 +908,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 def _literal(name: str, text: str) -> Any:
     kinds = _alternatives(SETTINGS[name].kind)
-    if text.lower() in ("true", "false", "none"):
+    if text.lower() in ("true", "false") or (text.lower() == "none" and type(None) in kinds):
         text = text.capitalize()
     try:
         value = ast.literal_eval(text)
