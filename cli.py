@@ -33,7 +33,7 @@ from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.load import load_checkpoint
+from weights.load import load_checkpoint, load_model
 from weights.published import MODEL_NAMES, imagenet_weights
 
 LOGS = Path("logs")
@@ -262,6 +262,27 @@ def find_checkpoint(name: str, logs: Path | None = None, experiment: str | None 
     if logs is None:
         raise ValueError("--model last: this command has no trainings; name a checkpoint file in logs/")
     return find_last(logs, experiment)
+
+
+def open_model(
+    arguments: argparse.Namespace,
+    default: str,
+    config_class: type[Config] = Config,
+    device: torch.device | None = None,
+    **settings: Any,
+) -> MaskRCNN:
+    """The model that --model names, to detect or evaluate with.
+
+    arguments: model, device and set, and if the command has them, style and logs.
+    default: the name that counts if --model is not given. config_class: of the command's trainings.
+    device: None takes that of --device. settings: settings that replace the checkpoint's unless --set has them.
+
+    Raises: as find_checkpoint and weights.load.load_model.
+    """
+    settings |= settings_of(arguments)
+    experiment = settings.get("NAME", config_class.NAME)
+    checkpoint = find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
+    return load_model(checkpoint, device or arguments.device, getattr(arguments, "style", None), **settings)
 
 
 class Start(NamedTuple):

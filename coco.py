@@ -33,7 +33,6 @@ from evaluation.results import category_numbers
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import TRAINABLE, MaskRCNN
 from training.optimizer import SCHEDULES
-from weights.load import load_model
 from weights.published import PUBLISHED
 
 DATASET = Path("datasets/coco")
@@ -346,11 +345,9 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
 
     Unless --set says otherwise, detections count from a class score of 0.05 on, under the dialect matterport from 0 on.
     """
-    settings = cli.settings_of(arguments, IMAGES_PER_GPU=arguments.batch_size)
-    experiment = settings.get("NAME", CocoConfig.NAME)
-    checkpoint = cli.find_checkpoint(arguments.model or "last", arguments.logs, experiment)
-    model = load_model(checkpoint, device, arguments.style, **settings)
-    if "DETECTION_MIN_CONFIDENCE" not in settings:
+    batch = {} if arguments.batch_size is None else {"IMAGES_PER_GPU": arguments.batch_size}
+    model = cli.open_model(arguments, "last", CocoConfig, device, **batch)
+    if "DETECTION_MIN_CONFIDENCE" not in cli.settings_of(arguments):
         least = 0.0 if model.config.DIALECT == "matterport" else 0.05
         model.config.DETECTION_MIN_CONFIDENCE = min(model.config.DETECTION_MIN_CONFIDENCE, least)
     return model

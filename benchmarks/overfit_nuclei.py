@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from config import Config
+from config import SmallConfig
 from data.dataset import Dataset
 from evaluation.run import evaluate_dataset
 from model import MaskRCNN
@@ -34,8 +34,8 @@ DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "nucl
 TARGET = 0.9
 
 
-class NucleiConfig(Config):
-    """A small network, for objects of 5 to 40 pixels in images of 256 x 256, which are enlarged."""
+class NucleiConfig(SmallConfig):
+    """A smaller network, for objects of 5 to 40 pixels in images of 256 x 256, which are enlarged."""
 
     NAME = "nuclei"
     NUM_CLASSES = 2
@@ -50,15 +50,10 @@ class NucleiConfig(Config):
     STD_PIXEL = (17.0, 17.0, 17.0)
     HORIZONTAL_FLIP = 0.0
 
-    BACKBONE = "resnet18"
-    BACKBONE_WIDTH = 0.5
     BACKBONE_NORM = "group"
     TOP_DOWN_PYRAMID_SIZE = 64
     RPN_CHANNELS = 64
     RPN_ANCHOR_SCALES = (16, 32, 64, 128, 256)
-    FPN_CLASSIF_FC_LAYERS_SIZE = 256
-    MASK_HEAD_CHANNELS = 64
-    MASKIOU_HEAD_CHANNELS = 64
     MASKIOU_FC_LAYERS_SIZE = 128
 
     PRE_NMS_LIMIT_TRAINING = 1000
@@ -67,9 +62,9 @@ class NucleiConfig(Config):
     ROI_POSITIVE_RATIO = 0.33
     DETECTION_MAX_INSTANCES = 400
 
-    OPTIMIZER = "adamw"
-    LEARNING_RATE = 1e-3
+    LEARNING_RATE_DECAY = "steps"
     SCHEDULE = "1x"  # 12 epochs, a tenth of the learning rate after 8 and 11
+    TRAIN_DTYPE = "float32"
     STEPS_PER_EPOCH = 75
     WARMUP_STEPS = 50
     CHECKPOINTS_KEPT = 1

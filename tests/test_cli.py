@@ -12,10 +12,13 @@ import cli
 import coco
 from config import Config
 from model import MaskRCNN
+from samples import nucleus, shapes
 from weights.checkpoint import write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
+    "shapes.py": (shapes.build_parser, ["train"]),
+    "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
 }
 NETWORK = {name: value for name, value in TINY_SHAPES.items() if not name.startswith("DETECTION")}
 
@@ -130,15 +133,14 @@ def test_gpu_count():
 
 
 def test_numbers():
-    assert cli.whole_number(0)("0") == 0
+    assert [cli.whole_number(least)(text) for least, text in ((0, "0"), (1, "1"), (1, "12"))] == [0, 1, 12]
+    for least, text in ((0, "-1"), (1, "0"), (1, "1.5"), (1, "x"), (1, ""), (3, "2")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"a whole number from {least} up, not {text!r}"):
+            cli.whole_number(least)(text)
     assert cli.positive_number("0.5") == 0.5
-    for parse, wrong in (
-        (cli.whole_number(1), ("0", "-1", "1.5", "x")),
-        (cli.positive_number, ("0", "-1", "x", "inf")),
-    ):
-        for text in wrong:
-            with pytest.raises(argparse.ArgumentTypeError, match=f"not '{text}'"):
-                parse(text)
+    for text in ("0", "-1", "x", "inf", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"a number above 0, not '{text}'"):
+            cli.positive_number(text)
 
 
 def test_output_and_seed():
