@@ -10,6 +10,7 @@ from helpers import TINY_SHAPES
 
 import cli
 import coco
+import demo
 from config import Config
 from model import MaskRCNN
 from samples import nucleus, shapes
@@ -17,6 +18,7 @@ from weights.checkpoint import write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
+    "demo.py": (demo.build_parser, []),
     "shapes.py": (shapes.build_parser, ["train"]),
     "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
 }
