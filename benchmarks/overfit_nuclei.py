@@ -9,7 +9,6 @@ Nothing is augmented, nothing is validated: how well it generalises is not asked
 --output gets overfit_nuclei.jsonl, the losses of every step, and overfit_nuclei.json, that last line.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -94,14 +93,12 @@ def read_losses(log_dir: str | Path) -> list[float]:
 
 def main() -> int:
     """Train, evaluate, print the JSON line. Returns the exit status: 1 if AP50 stays below the target."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help=f"default: {DATA}")
-    parser.add_argument("--minutes", type=float, default=14.0, help="of training, at most")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="two steps and two images, which prove nothing")
-    parser.add_argument("--output", type=Path, help="a folder for the log and the JSON line")
+    quick = "two steps and two images, which prove nothing"
+    parser = machine.make_parser("overfit_nuclei.py", __doc__, quick, threads=True, output="DIR")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help=f"folder of the nuclei; default: {DATA}")
+    parser.add_argument("--minutes", type=float, default=14.0, help="most minutes of training; default: 14")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads or 2)
     start = time.monotonic()
     dataset = nucleus.make_dataset(arguments.data, "train")
     settings = {"STEPS_PER_EPOCH": 2, "IMAGE_MIN_DIM": 128, "IMAGE_MAX_DIM": 128} if arguments.quick else {}

@@ -11,6 +11,7 @@ from helpers import TINY_SHAPES
 import cli
 import coco
 import demo
+from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
 from samples import nucleus, shapes
@@ -20,6 +21,7 @@ COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
     "demo.py": (demo.build_parser, []),
     "shapes.py": (shapes.build_parser, ["train"]),
+    "ablations.py": (ablations.build_parser, []),
     "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
 }
 NETWORK = {name: value for name, value in TINY_SHAPES.items() if not name.startswith("DETECTION")}
