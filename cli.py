@@ -1,7 +1,183 @@
-"""What the command lines share."""
+"""What all command lines share: arguments in one wording, the model that --model names, errors and exit codes.
+
+Exit codes:
+
+    0          the command did everything that it was asked for
+    1          something failed while the command ran: a file could not be read, the disk is full, a loss is not finite
+    2          a mistake in the command line, or in what it names: an argument, a setting, a file, a data set
+    130, 143   Ctrl-C (130) or SIGTERM (143) ended the command; the results and checkpoints up to then are on the disk
+
+An error is one line, `PROGRAM: MESSAGE`. A traceback means that this project has a fault.
+
+A setting of a training comes from the first of these that has it:
+
+    1. --set NAME=VALUE
+    2. another argument that stands for a setting, such as --seed or --batch-size
+    3. the published configuration that --config names (coco.py)
+    4. the checkpoint that --model names, as training_config says
+    5. the class, such as CocoConfig, then its dialect, then Config
+
+Classes are an exception in coco.py: they are always the data set's.
+"""
 
 import argparse
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
+from model import MaskRCNN
+from training.checkpoints import find_last
+from weights.checkpoint import is_backbone, read_checkpoint
+from weights.load import load_checkpoint, load_model
+from weights.published import MODEL_NAMES, imagenet_weights
+
+LOGS = Path("logs")
+
+############################################################
+#  Errors and exit codes
+############################################################
+
+_MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+
+class Failure(Exception):
+    """Something failed while a command ran, and it is not a mistake of the user: exit code 1."""
+
+
+_FAILURES = (Failure, OSError, MemoryError, FloatingPointError)
+
+
+def run(program: str, command: Callable[[], int | None]) -> int:
+    """Run a command, and print its error in one line.
+
+    program: the name that the message begins with, such as "coco.py".
+    command: returns an exit code, or None for 0.
+
+    Returns: the exit code; the docstring of this file lists them.
+    """
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        message, code = "interrupted", 128 + signal.SIGINT
+    except _MISTAKES as error:
+        message, code = _sentence(error), 2
+    except _FAILURES as error:
+        message, code = _sentence(error), 1
+    print(f"{program}: {message}", file=sys.stderr)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error, with the notes that it collected on its way."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that prints a mistake as `PROGRAM: MESSAGE`, without the usage, and exits with 2."""
+
+    def __init__(self, program: str, description: str | None, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=program, description=description, **options)
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains every argument\n")
+
+
+############################################################
+#  Arguments
+############################################################
+
+# Each function adds an argument to a parser or to a group of one.
+
+
+def add_model(parser: Any, default: str, trains: bool = False) -> None:
+    """--model. default: the name in words; the value is None if the argument is not given.
+
+    trains: whether the command can train, and has --logs.
+    """
+    names = f"a checkpoint file of any format that convert_weights.py reads, or one of {', '.join(MODEL_NAMES)}"
+    if trains:
+        names += (
+            "; or last, the newest checkpoint in --logs, which train continues. "
+            "To train, also imagenet (a trained backbone) and none (random weights)"
+        )
+    parser.add_argument("--model", help=f"{names}. Default: {default}")
+
+
+def add_style(parser: Any) -> None:
+    """--style, which goes with --model."""
+    parser.add_argument(
+        "--style",
+        choices=["caffe", "pytorch"],
+        help="where the backbone of a foreign checkpoint has its stride, if the file does not tell",
+    )
+
+
+def add_device(parser: Any, default: str | None = None) -> None:
+    """--device. default: None takes CUDA if there is a GPU."""
+    words = default or "cuda if there is a GPU, else cpu"
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default=default,
+        help=f"cpu, cuda, or cuda:N for the GPU of number N; default: {words}",
+    )
+
+
+def add_dtype(parser: Any, trains: bool = False) -> None:
+    """--dtype, None if it is not given. trains: whether the command can train."""
+    training = "; to train: the setting TRAIN_DTYPE" if trains else ""
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help=f"the numbers that convolutions compute with; default: float32{training}",
+    )
+
+
+def add_set(parser: Any) -> None:
+    """--set, which may be given several times: a list of texts for parse_settings."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="NAME=VALUE",
+        help="change settings; config.py explains all of them",
+    )
+
+
+def add_output(parser: Any, contents: str, default: str | None = None, metavar: str = "DIR") -> None:
+    """--output, a Path. contents: what the folder or file will hold, in words. default: its path, if it has one."""
+    words = f"; default: {default}" if default else ""
+    kind = "folder" if metavar == "DIR" else "file"
+    value = Path(default) if default else None
+    parser.add_argument("--output", type=Path, default=value, metavar=metavar, help=f"{kind} for {contents}{words}")
+
+
+def add_logs(parser: Any) -> None:
+    """--logs, a Path."""
+    parser.add_argument(
+        "--logs", type=Path, default=LOGS, metavar="DIR", help=f"folder of all trainings; default: {LOGS}"
+    )
+
+
+def add_seed(parser: Any, uses: str = "training") -> None:
+    """--seed, None if it is not given. uses: what draws random numbers, in words."""
+    parser.add_argument(
+        "--seed", type=whole_number(0), metavar="N", help=f"seed of the random numbers of {uses}; default: 0"
+    )
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -13,3 +189,182 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def positive_number(text: str) -> float:
+    """A type for argparse: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def _device(text: str) -> str:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, not {text!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text} cannot be used: torch sees {torch.cuda.device_count()} GPUs")
+    return text
+
+
+############################################################
+#  Settings
+############################################################
+
+
+def settings_of(arguments: argparse.Namespace, **flags: Any) -> dict[str, Any]:
+    """The settings that a command line asks for: those of --set, then those that other arguments stand for.
+
+    flags: the values of these arguments by the name of the setting. None is an argument that was not given.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {**given, **parse_settings(arguments.set)}
+
+
+def gpu_count(device: str | None) -> int | None:
+    """The setting GPU_COUNT that --device stands for, in a command that torchrun can start.
+
+    Raises: ValueError for one GPU by its number: each process takes the GPU of its rank.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(
+            f"--device {device}: this command takes cpu or cuda, because torchrun can spread it over the GPUs; to use "
+            "one GPU of several, set the environment variable CUDA_VISIBLE_DEVICES to its number"
+        )
+    return None if device is None else int(device == "cuda")
+
+
+############################################################
+#  --model
+############################################################
+
+
+def find_checkpoint(name: str, logs: Path | None = None, experiment: str | None = None) -> str | Path:
+    """The checkpoint that --model names, to detect or evaluate with: a path or a name for weights.load.load_model.
+
+    logs: the folder of trainings, in which "last" is the newest checkpoint; None in a command that does not train.
+    experiment: config.NAME of these trainings.
+
+    Raises: ValueError for models that know no objects; FileNotFoundError if there is no last checkpoint.
+    """
+    if name in ("none", "imagenet"):
+        weights = "random weights" if name == "none" else "a backbone without heads"
+        raise ValueError(
+            f"--model {name} is {weights}, which finds no objects: only a training can start from it; name a checkpoint"
+        )
+    if name != "last":
+        return name
+    if logs is None:
+        raise ValueError("--model last: this command has no trainings; name a checkpoint file in logs/")
+    return find_last(logs, experiment)
+
+
+def open_model(
+    arguments: argparse.Namespace,
+    default: str,
+    config_class: type[Config] = Config,
+    device: torch.device | None = None,
+    **settings: Any,
+) -> MaskRCNN:
+    """The model that --model names, to detect or evaluate with.
+
+    arguments: model, device and set, and if the command has them, style and logs.
+    default: the name that counts if --model is not given. config_class: of the command's trainings.
+    device: None takes that of --device. settings: settings that replace the checkpoint's unless --set has them.
+
+    Raises: as find_checkpoint and weights.load.load_model.
+    """
+    settings |= settings_of(arguments)
+    experiment = settings.get("NAME", config_class.NAME)
+    checkpoint = find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
+    return load_model(checkpoint, device or arguments.device, getattr(arguments, "style", None), **settings)
+
+
+class Start(NamedTuple):
+    """Where a training starts.
+
+    checkpoint: its contents; None for random weights.
+    path: the file of a training that continues; None for a new training.
+    """
+
+    checkpoint: Mapping[str, Any] | None = None
+    path: Path | None = None
+
+
+def find_start(
+    name: str, config_class: type[Config], logs: Path, settings: Mapping[str, Any], style: str | None = None
+) -> Start:
+    """Where --model says that a training starts.
+
+    name: none (random weights), imagenet (the trained backbone for these settings), last (the newest training of
+        config_class continues), or a checkpoint to begin a new training from.
+    logs: the folder of trainings. settings: those of the command line. style: of a foreign backbone.
+
+    Raises: FileNotFoundError if there is no such file; ValueError as weights.load.load_checkpoint.
+    """
+    if name == "none":
+        return Start()
+    if name == "last":
+        path = find_last(logs, settings.get("NAME", config_class.NAME))
+        return Start(read_checkpoint(path), path)
+    if name == "imagenet":
+        return Start(load_checkpoint(imagenet_weights(config_class(**settings))))
+    return Start(load_checkpoint(name, style))
+
+
+# What stays a program's with network_only, whatever the network of a checkpoint has.
+_PROGRAMS = ("NUM_CLASSES", "RPN_ANCHOR_SCALES", "USE_MASKIOU_HEAD")
+
+
+def training_config(
+    start: Start, config_class: type[Config], settings: Mapping[str, Any], network_only: bool = False
+) -> Config:
+    """The settings of a training: those of the command line, then those of the checkpoint, then those of the class.
+
+    A training that continues takes all settings from its checkpoint, except the choice between CPU and GPU. A new
+    training takes from a backbone what its weights mean, and its width. From a detector it takes everything but the
+    settings of a training's run, such as the learning rate.
+
+    network_only: take only the network from a detector; classes, anchor sizes, the choice of a MaskIoU head, image
+        sizes and thresholds stay config_class's.
+    """
+    if start.checkpoint is None:
+        return config_class(**settings)
+    stored = start.checkpoint["config"]
+    if start.path is not None:
+        names = stored.keys() - {"GPU_COUNT"}
+    elif is_backbone(start.checkpoint):
+        names = {*settings_that(BACKBONE_WEIGHTS), "BACKBONE_WIDTH"}
+    elif network_only:
+        names = {*settings_that(WEIGHTS, SHAPE)} - {*_PROGRAMS}
+    else:
+        names = stored.keys() - {*settings_that(RUN)}
+    return config_class.from_dict({name: stored[name] for name in stored if name in names}, **settings)
+
+
+def starting_model(
+    start: Start, config_class: type[Config], logs: Path, settings: Mapping[str, Any], network_only: bool = False
+) -> MaskRCNN:
+    """The model that a training starts with: its weights are those of the checkpoint as far as they fit.
+
+    Layers for other classes start from random weights. Without network_only, the rows of classes that have the same
+    name in the checkpoint are copied. The arguments are those of find_start and training_config.
+    """
+    config = training_config(start, config_class, settings, network_only)
+    model = MaskRCNN(config, logs)
+    if start.path is not None:
+        model.load_weights(start.path)
+    elif start.checkpoint is not None and network_only:
+        own = {name: getattr(config, name) for name in _PROGRAMS}  # the RPN learns what fits to other anchors
+        model.load_weights({**start.checkpoint, "config": {**start.checkpoint["config"], **own}}, by_name=True)
+    elif start.checkpoint is not None:
+        fits = start.checkpoint["class_names"] == model.class_names
+        fits = fits and set(start.checkpoint["model"]) == set(model.state_dict())
+        copies = not fits and not is_backbone(start.checkpoint)
+        model.load_weights(start.checkpoint, by_name=not fits, copy_classes=copies)
+    return model

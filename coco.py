@@ -11,6 +11,7 @@ everywhere else boxes are (y1, x1, y2, x2).
 import argparse
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+import cli
 import native
 import runtime
 import utils
-from cli import whole_number
-from config import BACKBONE_WEIGHTS, BACKBONES, RUN, Config, parse_settings, settings_that
+from config import BACKBONES, Config
 from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
@@ -31,13 +32,10 @@ from evaluation.detect import digest_of, identify
 from evaluation.results import category_numbers
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import TRAINABLE, MaskRCNN
-from training.checkpoints import find_last
 from training.optimizer import SCHEDULES
-from weights.checkpoint import is_backbone, read_checkpoint
-from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, PUBLISHED, imagenet_weights
+from weights.published import PUBLISHED
 
-DATASET, LOGS = Path("datasets/coco"), Path("logs")
+DATASET = Path("datasets/coco")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
 VALIDATION_SUBSETS = {"2014": "minival", "2017": "val"}
 
@@ -111,7 +109,7 @@ def evaluate_coco(
 
 
 ############################################################
-#  Command line: what is asked for
+#  Command line
 ############################################################
 
 _DESCRIPTION = """\
@@ -119,8 +117,8 @@ Train and evaluate Mask Scoring R-CNN on COCO.
 
     python coco.py train --dataset DIR --download               get COCO 2017 (27 GB), train from ImageNet weights
     python coco.py train --dataset DIR --model imagenet --backbone resnet50 --schedule 1x
-    python coco.py train --model last                           go on where the last training stopped
-    python coco.py train --config ms_rcnn_r50_caffe_fpn_1x_coco one of the published configurations
+    python coco.py train --model last                           continue where the last training stopped
+    python coco.py train --config ms_rcnn_r50_caffe_fpn_1x_coco train one of the published configurations
     python coco.py train --model torchvision --layers maskiou   a MaskIoU head for a published Mask R-CNN
     python coco.py evaluate --model last                        numbers, and a report with pictures
     python coco.py evaluate --model coco --limit 100            the published model, on 100 images
@@ -128,29 +126,27 @@ Train and evaluate Mask Scoring R-CNN on COCO.
 
 DIR has annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/ (or those of
 2014, where minival and valminusminival split val). Training writes checkpoints, logs and curves into LOGS/coco<time>/.
-Interrupted, by Ctrl-C or in any other way, both go on with the same command: training with --model last.
+After Ctrl-C or any other interruption, both commands continue: evaluate with the same arguments, train with
+--model last.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="coco.py", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("coco.py", _DESCRIPTION)
     parser.add_argument("command", choices=["train", "evaluate"])
     _add_data_arguments(parser.add_argument_group("data"))
-    _add_model_arguments(parser.add_argument_group("model"))
-    _add_run_arguments(parser.add_argument_group("how"))
+    _add_model_arguments(parser.add_argument_group("model and settings"))
     _add_training_arguments(parser.add_argument_group("training"))
     _add_evaluation_arguments(parser.add_argument_group("evaluation"))
     return parser
 
 
 def _add_data_arguments(group: Any) -> None:
-    group.add_argument("--dataset", type=Path, default=DATASET, metavar="DIR", help=f"default: {DATASET}")
     group.add_argument(
-        "--year", choices=["2014", "2017"], help="default: 2017 if DIR has it, else 2014; without either, 2017"
+        "--dataset", type=Path, default=DATASET, metavar="DIR", help=f"COCO's folder; default: {DATASET}"
     )
+    group.add_argument("--year", choices=["2014", "2017"], help="default: 2014 if DIR has only that, else 2017")
     group.add_argument(
         "--download",
         type=_boolean,
@@ -158,68 +154,63 @@ def _add_data_arguments(group: Any) -> None:
         const=True,
         default=False,
         metavar="BOOL",
-        help="fetch what is missing in DIR: goes on where it was interrupted, checks hashes, unpacks",
+        help="download, check and unpack what DIR lacks; an interrupted download resumes",
     )
     group.add_argument(
         "--limit",
-        type=whole_number(0),
+        type=cli.whole_number(0),
         metavar="N",
-        help="evaluate the first N images only, which gives no standard numbers; 0: all. Default: all for evaluate; "
-        f"{VALIDATION_IMAGES} for the evaluation after each epoch of train",
+        help="evaluate the first N images only, so that the numbers are not COCO's; 0 for all. Default: all for "
+        f"evaluate; {VALIDATION_IMAGES} after each epoch of train",
+    )
+    group.add_argument(
+        "--workers",
+        type=cli.whole_number(0),
+        metavar="N",
+        help="processes (train) or threads (evaluate) that load images",
     )
 
 
 def _add_model_arguments(group: Any) -> None:
+    cli.add_model(group, "imagenet for train, last for evaluate", trains=True)
+    cli.add_style(group)
+    cli.add_set(group)
+    cli.add_device(group)
+    cli.add_dtype(group, trains=True)
     group.add_argument(
-        "--model",
-        help="where to start: imagenet (a backbone), last (the newest checkpoint in LOGS), none (random weights), a "
-        f"file of any format that convert_weights.py reads, or one of {', '.join(MODEL_NAMES)}. "
-        "Default: imagenet for train, last for evaluate",
+        "--batch-size", type=cli.whole_number(1), metavar="N", help="images at a time on each device; default: 2"
     )
-    group.add_argument(
-        "--config", choices=list(CONFIGS), metavar="NAME",
-        help="network and schedule of a published model, to train it anew: one of the seven ms_rcnn_... above",
-    )  # fmt: skip
-    group.add_argument("--backbone", choices=BACKBONES, help="default: resnet101, or that of the model")
-    group.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
-    group.add_argument(
-        "--set", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="settings of config.py to change"
-    )
-
-
-def _add_run_arguments(group: Any) -> None:
-    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    group.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of the convolutions; default: float32, or as trained"
-    )
-    group.add_argument(
-        "--batch-size", type=whole_number(1), metavar="N", help="images at a time on each device; default: 2"
-    )
-    group.add_argument(
-        "--workers", type=whole_number(0), metavar="N", help="processes (train) or threads that load images"
-    )
-    group.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=f"of trainings; default: {LOGS}")
+    cli.add_logs(group)
 
 
 def _add_training_arguments(group: Any) -> None:
-    group.add_argument("--layers", help=f"what learns: {', '.join(TRAINABLE)}, or a regular expression; default: all")
-    group.add_argument("--schedule", choices=list(SCHEDULES), help="default: 1x, 12 epochs")
-    group.add_argument("--epochs", type=whole_number(1), metavar="N", help="when training ends, counted from its start")
-    group.add_argument("--seed", type=whole_number(0), metavar="N", help="of all that is random; default: 0")
+    group.add_argument(
+        "--config", choices=list(CONFIGS), metavar="NAME",
+        help=f"train this published configuration, network and schedule: {', '.join(CONFIGS)}",
+    )  # fmt: skip
+    group.add_argument("--backbone", choices=BACKBONES, help="default: that of the checkpoint, else resnet101")
+    group.add_argument(
+        "--layers", help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: all"
+    )
+    group.add_argument("--schedule", choices=list(SCHEDULES), help="epochs and learning rates; default: 1x, 12 epochs")
+    group.add_argument(
+        "--epochs", type=cli.whole_number(1), metavar="N", help="the epoch, counted from the first, after which to stop"
+    )
+    cli.add_seed(group)
     group.add_argument(
         "--empty-images", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
-        help="train on images without objects, too; the references leave them out",
+        help="train on images without objects, too; the published models were trained without them",
     )  # fmt: skip
 
 
 def _add_evaluation_arguments(group: Any) -> None:
+    cli.add_output(
+        group, "results and report, one evaluation each; default: a folder in output/ with a name of its own"
+    )
     group.add_argument(
-        "--output", type=Path, metavar="DIR",
-        help="of results and report; one evaluation each. Default: a folder in output/, called after what is evaluated",
-    )  # fmt: skip
-    group.add_argument(
-        "--max-dets", type=whole_number(1), metavar="N",
-        help="results of a class in an image that count; default: 100, COCO's, or DETECTION_MAX_INSTANCES if larger",
+        "--max-dets", type=cli.whole_number(1), metavar="N",
+        help="how many of an image's best results of a class count; default: 100 as in COCO, or "
+        "DETECTION_MAX_INSTANCES if that is larger",
     )  # fmt: skip
 
 
@@ -230,36 +221,29 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def asked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of settings, --set last."""
-    flags = {
-        "BACKBONE": arguments.backbone,
-        "SCHEDULE": arguments.schedule,
-        "SEED": arguments.seed,
-        "IMAGES_PER_GPU": arguments.batch_size,
-        "WORKERS": arguments.workers,
-        "GPU_COUNT": None if arguments.device is None else int(arguments.device == "cuda"),
-        "TRAIN_DTYPE": arguments.dtype if arguments.command == "train" else None,
-    }
-    named = CONFIGS[arguments.config] if arguments.config else {}
-    given = {name: value for name, value in flags.items() if value is not None}
-    return {**named, **given, **parse_settings(arguments.set)}
+# The arguments that one command has and the other does not.
+_ARGUMENTS_OF = {
+    "train": ("config", "backbone", "layers", "schedule", "epochs", "seed", "empty_images"),
+    "evaluate": ("output", "max_dets"),
+}
 
 
-############################################################
-#  Command line: train
-############################################################
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for an argument that only the other command has."""
+    for command, names in _ARGUMENTS_OF.items():
+        for name in names if command != arguments.command else ():
+            value = getattr(arguments, name)
+            if value is not None and value is not False:
+                writes = "; training writes into --logs" if name == "output" else ""
+                raise ValueError(f"--{name.replace('_', '-')} is an argument of {command} only{writes}")
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train from what --model says. Returns the exit status."""
-    if arguments.output is not None:
-        raise ValueError("--output is of evaluate; training writes into --logs")
+    """Train on COCO. Returns the exit code."""
     train_dataset, val_dataset = load_training_data(arguments)
-    checkpoint, path = starting_checkpoint(arguments)
-    config = training_config(arguments, train_dataset, checkpoint)
-    model = MaskRCNN(config, arguments.logs)
-    load_start(model, checkpoint, path)
+    settings = training_settings(arguments, train_dataset)
+    start = cli.find_start(arguments.model or "imagenet", CocoConfig, arguments.logs, settings, arguments.style)
+    model = cli.starting_model(start, CocoConfig, arguments.logs, settings)
     count = VALIDATION_IMAGES if arguments.limit is None else arguments.limit
     evaluate = evaluation_callback(val_dataset, val_dataset.image_ids[: count or None])
     progress = model.train_model(
@@ -269,93 +253,68 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def load_training_data(arguments: argparse.Namespace) -> tuple[CocoDataset, CocoDataset]:
-    """What is trained on and what is validated with: train and val of 2017; of 2014 valminusminival joins train, and
-    minival is val."""
+    """The data sets to train on and to validate with: train and val of 2017; of 2014, train with valminusminival, and
+    minival."""
     year = find_year(arguments)
     subsets = ("train", "valminusminival") if year == "2014" else ("train",)
-    train_dataset, val_dataset = CocoDataset(), CocoDataset()
+    train_dataset = CocoDataset()
     for subset in subsets:
         train_dataset.load_coco(
             arguments.dataset, subset, year, auto_download=arguments.download, empty_images=arguments.empty_images
         )
-    val_dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
-    for dataset in (train_dataset, val_dataset):
-        dataset.prepare()
-    return train_dataset, val_dataset
+    train_dataset.prepare()
+    return train_dataset, load_validation_data(arguments)
+
+
+def load_validation_data(arguments: argparse.Namespace) -> CocoDataset:
+    """The data set to evaluate on: val of 2017, or minival of 2014."""
+    year = find_year(arguments)
+    dataset = CocoDataset()
+    dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
+    dataset.prepare()
+    return dataset
 
 
 def find_year(arguments: argparse.Namespace) -> str:
-    """The year that was asked for, or that the folder has."""
+    """The year of --year, or the one that the folder has."""
     return str(choose_year(arguments.dataset, "val", arguments.year))
 
 
-def starting_checkpoint(arguments: argparse.Namespace) -> tuple[Mapping[str, Any] | None, Path | None]:
-    """The contents and, of a training that is to go on, the path of the checkpoint to start from.
-
-    An ImageNet backbone depends on the settings, which without a checkpoint are known already.
-    """
-    name = arguments.model or "imagenet"
-    if name == "none":
-        return None, None
-    if name == "last":
-        path = find_last(arguments.logs, CocoConfig.NAME)
-        return read_checkpoint(path), path
-    if name == "imagenet":
-        config = CocoConfig(**asked_settings(arguments))
-        return load_checkpoint(imagenet_weights(config)), None
-    return load_checkpoint(name, arguments.style), None
-
-
-def training_config(
-    arguments: argparse.Namespace, dataset: Dataset, checkpoint: Mapping[str, Any] | None
-) -> CocoConfig:
-    """Settings, strongest first: --set, flags, --config, the checkpoint's (but, unless its training goes on, those of a
-    run of training), CocoConfig's. Classes are the data set's."""
-    settings = {}
-    if checkpoint is not None:
-        settings = dict(checkpoint["config"])
-        if is_backbone(checkpoint):
-            settings = {name: settings[name] for name in settings_that(BACKBONE_WEIGHTS)}
-        elif arguments.model != "last":
-            settings = {name: value for name, value in settings.items() if name not in settings_that(RUN)}
-    if arguments.layers == "maskiou":
-        settings["USE_MASKIOU_HEAD"] = True
+def training_settings(arguments: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """The settings of a training that the command line asks for, with the classes of the data set."""
+    settings = cli.settings_of(
+        arguments,
+        BACKBONE=arguments.backbone,
+        SCHEDULE=arguments.schedule,
+        SEED=arguments.seed,
+        IMAGES_PER_GPU=arguments.batch_size,
+        WORKERS=arguments.workers,
+        GPU_COUNT=cli.gpu_count(arguments.device),
+        TRAIN_DTYPE=arguments.dtype,
+        USE_MASKIOU_HEAD=True if arguments.layers == "maskiou" else None,
+    )
     classes = {
         "NUM_CLASSES": dataset.num_classes,
         "CLASS_NAMES": dataset.class_names,
         "CATEGORY_IDS": dataset.category_ids,
     }
-    return CocoConfig.from_dict(settings, **{**asked_settings(arguments), **classes, "NAME": CocoConfig.NAME})
-
-
-def load_start(model: MaskRCNN, checkpoint: Mapping[str, Any] | None, path: Path | None) -> None:
-    """Give a new model the weights that it starts from: all, or what fits if it has other classes or another head."""
-    if path is not None:
-        model.load_weights(path)
-    elif checkpoint is not None:
-        same = set(checkpoint["model"]) == set(model.state_dict()) and checkpoint["class_names"] == model.class_names
-        model.load_weights(checkpoint, by_name=not same, copy_classes=not same and not is_backbone(checkpoint))
-
-
-############################################################
-#  Command line: evaluate
-############################################################
+    return {**CONFIGS.get(arguments.config, {}), **settings, **classes}
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate on val (2017) or minival (2014). Returns the exit status."""
-    year = find_year(arguments)
-    dataset = CocoDataset()
-    dataset.load_coco(arguments.dataset, VALIDATION_SUBSETS[year], year, auto_download=arguments.download)
-    dataset.prepare()
+    """Evaluate on val (2017) or minival (2014). Returns the exit code."""
+    dataset = load_validation_data(arguments)
     check_complete(dataset)
+    cli.gpu_count(arguments.device)  # torchrun chooses among several GPUs
     device = runtime.setup_distributed(arguments.device)
     model = evaluated_model(arguments, device)
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()
     dtype = arguments.dtype or "float32"
-    folder = arguments.output or default_output(model, dataset, image_ids, dtype, VALIDATION_SUBSETS[year] + year)
+    year = find_year(arguments)
+    subset = VALIDATION_SUBSETS[year] + year
+    folder = arguments.output or default_output(model, dataset, image_ids, dtype, subset)
     command = shlex.join(["python", "coco.py", *arguments.words])
-    facts = {"command": command, "data": f"{VALIDATION_SUBSETS[year]}{year} in {arguments.dataset}"}
+    facts = {"command": command, "data": f"{subset} in {arguments.dataset}"}
     if runtime.rank() == 0:
         print(f"weights: {model.source}\nresults go to {folder}")
         print(native.status())
@@ -363,8 +322,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     try:
         evaluate_to_folder(model, dataset, folder, image_ids, arguments.max_dets, dtype, workers, facts)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what was detected is in {folder}, and the same command goes on", file=sys.stderr)
-        return 130
+        print(f"\ncoco.py: interrupted; the detections so far are in {folder}, and the same command continues",
+              file=sys.stderr)  # fmt: skip
+        return 128 + signal.SIGINT
     runtime.close_distributed()
     return 0
 
@@ -372,26 +332,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def check_complete(dataset: CocoDataset) -> None:
     """Raises ValueError if images of the annotation file cannot be evaluated."""
     problems = dataset.lost_images.items()
-    lost = [f"{len(what)} {problem}: {utils.listed(map(str, what), 3)}" for problem, what in problems]
+    lost = [f"{len(names)} {problem}: {utils.listed(map(str, names), 3)}" for problem, names in problems]
     if lost:
         raise ValueError(
-            f"the data set is not complete, and without these images numbers are of another one: {'; '.join(lost)}. "
-            "Put them into their place, or take them out of the annotation file"
+            "the data set is not complete, and numbers without these images are those of another data set: "
+            f"{'; '.join(lost)}. Put the images into their place, or take them out of the annotation file"
         )
 
 
 def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> MaskRCNN:
-    """The model that --model names, with settings that evaluation is done with unless --set says otherwise: no class
-    score of more than 0.05 is asked for, under the dialect matterport none at all."""
-    name = arguments.model or "last"
-    if name in ("none", "imagenet"):
-        raise ValueError(f"--model {name} has nothing to evaluate; train first, or name a checkpoint")
-    if name == "last":
-        name = find_last(arguments.logs, CocoConfig.NAME)
-    settings = asked_settings(arguments)
-    settings.pop("GPU_COUNT", None)
-    model = load_model(name, device, arguments.style, **settings)
-    if "DETECTION_MIN_CONFIDENCE" not in settings:
+    """The model that --model names, set up to be evaluated.
+
+    Unless --set says otherwise, detections count from a class score of 0.05 on, under the dialect matterport from 0 on.
+    """
+    batch = {} if arguments.batch_size is None else {"IMAGES_PER_GPU": arguments.batch_size}
+    model = cli.open_model(arguments, "last", CocoConfig, device, **batch)
+    if "DETECTION_MIN_CONFIDENCE" not in cli.settings_of(arguments):
         least = 0.0 if model.config.DIALECT == "matterport" else 0.05
         model.config.DETECTION_MIN_CONFIDENCE = min(model.config.DETECTION_MIN_CONFIDENCE, least)
     return model
@@ -405,15 +361,17 @@ def default_output(model: MaskRCNN, dataset: Dataset, image_ids: Sequence[int], 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
+    """Run the command line. Returns the exit code; cli.py lists them."""
     arguments = build_parser().parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        return {"train": train, "evaluate": evaluate}[arguments.command](arguments)
-    except (OSError, ValueError) as error:
-        print(f"coco.py: {error}", file=sys.stderr)
-        return 2
+    return cli.run("coco.py", lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train or evaluate. Returns the exit code."""
+    check_arguments(arguments)
+    return {"train": train, "evaluate": evaluate}[arguments.command](arguments)
 
 
 if __name__ == "__main__":

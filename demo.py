@@ -1,13 +1,13 @@
 """Detect objects in images, videos and webcams: pictures with boxes, masks and scores, and the results as JSON.
 
-    python demo.py                                    assets/coffee.jpg, with the model "coco"; where that cannot be
+    python demo.py                                    assets/coffee.jpg, with the model "coco"; if that cannot be
                                                       downloaded, the next two
-    python demo.py --model nuclei                     cell nuclei under the microscope, with a model that is here
-    python demo.py --model shapes                     an image of shapes, likewise
+    python demo.py --model nuclei                     cell nuclei under the microscope, with an embedded model
+    python demo.py --model shapes                     an image of shapes, with an embedded model
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
-    python demo.py photo.jpg --stages                 also pictures of what happens on the way to the detections
+    python demo.py photo.jpg --stages                 pictures of each stage of the network, too
     python demo.py photo.jpg --model torchvision --threshold 0.7 --device cuda --dtype bfloat16
 
 Each image gets a picture, OUTPUT/NAME.jpg; each video or webcam a video, OUTPUT/NAME.mp4, of the same size and speed,
@@ -21,7 +21,6 @@ import contextlib
 import glob
 import itertools
 import json
-import signal
 import sys
 import time
 from collections import deque
@@ -33,24 +32,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import cli
 import runtime
 import stages
 import utils
 import video
 import visualize
 from captions import LABELS
-from cli import whole_number
-from config import parse_settings
 from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
-from weights import load
-from weights.published import MODEL_NAMES, find_weights
+from weights.published import find_weights
 
 ROOT = Path(__file__).parent
 PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
-# What each embedded model looks at by default. No training has seen these images: nuclei are of the validation split of
-# the Data Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
+# The default images of each embedded model. No training has seen them: nuclei are of the validation split of the Data
+# Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
 EXAMPLES = {
     "nuclei": [ROOT / "assets" / "nuclei_1.jpg", ROOT / "assets" / "nuclei_2.jpg"],
     "shapes": [ROOT / "assets" / "shapes.jpg"],
@@ -69,18 +66,16 @@ def find_sources(names: list[str]) -> list[Source]:
     sources: dict[Source, None] = {}
     for name in names:
         path = Path(name)
-        missing = f"there is no file, folder or match of {name!r}"
         if path.is_dir():
             paths = utils.image_files(path, "; videos have to be named")
         elif name.startswith("camera:") or (name.isdecimal() and not path.exists()):
             sources[Source(name.removeprefix("camera:"), "camera")] = None
             continue
         else:
-            paths = (
-                [path] if path.is_file() else sorted(filter(Path.is_file, map(Path, glob.glob(name, recursive=True))))
-            )
+            matches = [path] if path.is_file() else map(Path, glob.glob(name, recursive=True))
+            paths = sorted(match for match in matches if match.is_file())
         if not paths:
-            raise FileNotFoundError(missing)
+            raise FileNotFoundError(f"there is no file, folder or match of {name!r}")
         for path in paths:
             sources[Source(str(path), "video" if path.suffix.lower() in video.SUFFIXES else "image")] = None
     return list(sources)
@@ -230,7 +225,7 @@ def batches(
         yield [frame.image for frame in batch]
 
 
-class Done(NamedTuple):
+class Outcome(NamedTuple):
     """The outcome of detect_all."""
 
     images: int
@@ -242,7 +237,7 @@ class Done(NamedTuple):
 
 def detect_all(
     model: MaskRCNN, sources: Sequence[Source], paths: Sequence[Path], arguments: argparse.Namespace, total, window
-) -> Done:
+) -> Outcome:
     """Detect in every image and frame; write pictures, videos and results as they come.
 
     paths: of the picture or video of each source. total: images, or None. window: video.Window, or None.
@@ -257,7 +252,7 @@ def detect_all(
         pictures = stack.enter_context(contextlib.closing(Pictures(paths)))
         stack.enter_context(watch.time("in all"))
         images = batches(frames, size, taken, watch, lambda: signals.received or (window and window.closed))
-        for batch_results in model.detect_batches(images, arguments.dtype, "rle"):
+        for batch_results in model.detect_batches(images, arguments.dtype or "float32", "rle"):
             for frame, result in zip(taken.popleft(), batch_results, strict=True):
                 with watch.time("draw"):
                     captions = visualize.captions_of(result, model.class_names)
@@ -271,7 +266,7 @@ def detect_all(
                         window.add(drawn)
                 bar.update()
         watch.seconds |= model.seconds
-    return Done(results.images, results.instances, failures, watch, signals.received)
+    return Outcome(results.images, results.instances, failures, watch, signals.received)
 
 
 ############################################################
@@ -282,8 +277,8 @@ def detect_all(
 def plan_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of each run, with a model and sources.
 
-    Usually this is one run. Without sources, and where the model "coco" cannot be downloaded, each embedded model has a
-    run on its own images, with a folder and a results file of its own.
+    Usually there is one run. Without sources and --model, and if the model "coco" cannot be downloaded, each embedded
+    model has a run on its own images, with a folder and a results file of its own.
     """
     if arguments.model is None and not arguments.sources:
         try:
@@ -293,31 +288,17 @@ def plan_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
                 f"{error}\n\nSo two small models show what they can do: {' and '.join(EXAMPLES)}. This project trained "
                 "them (samples/) and brings them along. They have never seen these images in training.\n"
             )
-            return [
-                argparse.Namespace(
-                    **vars(arguments)
-                    | {
-                        "model": name,
-                        "sources": list(map(str, images)),
-                        "output": arguments.output / name,
-                        "save_json": arguments.save_json
-                        and arguments.save_json.with_stem(f"{arguments.save_json.stem}_{name}"),
-                    }
-                )
-                for name, images in EXAMPLES.items()
-            ]
-    arguments.model = arguments.model or "coco"
-    arguments.sources = arguments.sources or list(map(str, EXAMPLES.get(arguments.model, [PHOTOGRAPH])))
-    return [arguments]
+            return [_example_run(arguments, name) for name in EXAMPLES]
+    model = arguments.model or "coco"
+    sources = arguments.sources or list(map(str, EXAMPLES.get(model, [PHOTOGRAPH])))
+    return [argparse.Namespace(**vars(arguments) | {"model": model, "sources": sources})]
 
 
-def load_model(arguments: argparse.Namespace) -> MaskRCNN:
-    """The model of the command line, with its settings."""
-    settings = parse_settings(arguments.set)
-    settings.setdefault("DETECTION_MIN_CONFIDENCE", 0.5)
-    if arguments.threshold is not None:
-        settings["DETECTION_MIN_CONFIDENCE"] = arguments.threshold
-    return load.load_model(arguments.model, arguments.device, arguments.style, **settings)
+def _example_run(arguments: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The arguments of the run of an embedded model on its own images."""
+    path = arguments.save_json and arguments.save_json.with_stem(f"{arguments.save_json.stem}_{name}")
+    changes = {"model": name, "sources": list(map(str, EXAMPLES[name])), "output": arguments.output / name}
+    return argparse.Namespace(**vars(arguments) | changes | {"save_json": path})
 
 
 def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Path:
@@ -345,14 +326,21 @@ def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
         print(f"stage: {path}")
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> cli.Parser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", metavar="FILE|FOLDER|GLOB|CAMERA", help="default: images in assets/")
-    parser.add_argument("--model", help=f"a checkpoint, or one of {', '.join(MODEL_NAMES)}; default: coco")
-    parser.add_argument("--style", choices=["caffe", "pytorch"], help="of a backbone whose checkpoint does not tell")
-    parser.add_argument("--output", default="output", type=Path, metavar="DIR", help="default: output")
-    parser.add_argument("--save-json", type=Path, metavar="FILE", help="the results, instead of DIR/detections.json[l]")
+    parser = cli.Parser("demo.py", __doc__)
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="FILE|FOLDER|GLOB|CAMERA",
+        help="images, folders of images, patterns, videos, webcams; default: images in assets/",
+    )
+    cli.add_model(parser, "coco")
+    cli.add_style(parser)
+    cli.add_output(parser, "pictures, videos and results", "output")
+    parser.add_argument(
+        "--save-json", type=Path, metavar="FILE", help="write the results here instead of OUTPUT/detections.json[l]"
+    )
     parser.add_argument(
         "--labels",
         choices=LABELS,
@@ -360,62 +348,68 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="captions: auto shrinks or leaves out those that would hide objects; all; none; default: auto",
     )
     parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
-    parser.add_argument("--stages", action="store_true", help="also draw each stage of the first image: DIR/NAME_*.png")
     parser.add_argument(
-        "--every", type=whole_number(1), default=1, metavar="N", help="look at each Nth frame of a video only"
+        "--stages", action="store_true", help="draw each stage of the first image, too: OUTPUT/NAME_*.png"
     )
-    parser.add_argument("--threshold", type=float, help="least class score of an instance; default: 0.5")
-    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the convolutions")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--every",
+        type=cli.whole_number(1),
+        default=1,
+        metavar="N",
+        help="detect in each Nth frame of a video only; default: 1",
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="the lowest class score of an instance; default: 0.5, or what --set says"
+    )
+    cli.add_device(parser)
+    cli.add_dtype(parser)
+    cli.add_set(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line. Returns the exit code; cli.py lists them."""
+    arguments = build_parser().parse_args(argv)
+    return cli.run("demo.py", lambda: run_all(arguments))
 
-    Returns: the exit status: 1 if something could not be read, 2 for a mistake, 128 + its number after a signal.
-    """
-    arguments = parse_arguments(argv)
-    status = 0
-    try:
-        for run_arguments in plan_runs(arguments):
-            status = max(status, run(run_arguments))
-            if status > 128:  # a signal ends all runs
-                break
-    except (OSError, ValueError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # the second one
-        return 128 + signal.SIGINT
-    return status
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """Run what plan_runs says, and return the highest exit code. A signal ends all runs."""
+    code = 0
+    for run_arguments in plan_runs(arguments):
+        code = max(code, run(run_arguments))
+        if code > 128:
+            break
+    return code
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Detect with one model. Returns: the exit status, as main does. Raises: OSError or ValueError for mistakes."""
+    """Detect with one model. Returns the exit code. Raises: OSError or ValueError for mistakes."""
     sources = find_sources(arguments.sources)
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)
     counts = [video.count_frames(source, arguments.every) for source in sources]
     window = video.Window() if arguments.show else None
-    model = load_model(arguments)
+    threshold = 0.5 if arguments.threshold is None else arguments.threshold
+    model = cli.open_model(arguments, "coco", DETECTION_MIN_CONFIDENCE=threshold)
     print(f"weights: {model.source}")
     for folder in (arguments.output, arguments.save_json.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if arguments.stages:
         write_stages(model, sources[0], arguments.output)
     total = None if None in counts else sum(counts)
-    done = detect_all(model, sources, paths, arguments, total, window)
-    if done.images:
-        print(f"{done.instances} instances in {done.images} images: see {arguments.output}/ and {arguments.save_json}")
-        print(done.watch.table(done.images))
-    for failure in done.failures:
+    outcome = detect_all(model, sources, paths, arguments, total, window)
+    if outcome.images:
+        where = f"{arguments.output}/ and {arguments.save_json}"
+        print(f"{outcome.instances} instances in {outcome.images} images: see {where}")
+        print(outcome.watch.table(outcome.images))
+    for failure in outcome.failures:
         print(f"not read: {failure}", file=sys.stderr)
-    if done.signal is not None:
-        return 128 + done.signal
+    if outcome.signal is not None:
+        return 128 + outcome.signal
     if window is not None and sources[-1].kind == "image":
         window.wait()
-    return 1 if done.failures else 0
+    return 1 if outcome.failures else 0
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
     python assets/make_pictures.py [--model CHECKPOINT] [--output FOLDER] [--threshold SCORE]
 
-nuclei_detections.png: a microscopy image (NOTICE says whose) beside what the embedded model of nuclei finds in it.
-All others are of images of samples/shapes.py, of its subset test, which no training sees:
-shapes.jpg: demo.py looks at it, and the pictures of stages are of it. It is one of the first twelve images, chosen for
-    the variety of its shapes, and drawn larger.
-shapes_detections.png: the first four images with what the model finds. shapes_calibration.png: of the detections in the
-    first 200.
+nuclei_detections.png: a microscopy image (NOTICE names its source), without and with detections of the embedded model.
+The others show images of samples/shapes.py, from its subset test, which no training sees:
+shapes.jpg: an example of demo.py, and the image in the pictures of stages. It is one of the first twelve images, chosen
+    for the variety of its shapes, and drawn larger.
+shapes_detections.png: the first four images with detections. shapes_calibration.png: the detections in the first 200.
 """
 
 import argparse
@@ -21,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+import cli
 import demo
 import stages
 import utils
@@ -114,31 +114,33 @@ def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="shapes", help="of shapes; default: the embedded one")
-    parser.add_argument("--output", type=Path, default=ROOT / "assets", metavar="FOLDER", help="default: assets")
-    parser.add_argument("--images", type=int, default=200, help="4 or more; default: 200")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least class score of what is shown; default: 0.5")
+    """Run the command line. Returns the exit code."""
+    parser = cli.Parser("make_pictures.py", __doc__)
+    parser.add_argument("--model", default="shapes", help="a model of samples/shapes.py; default: the embedded one")
+    cli.add_output(parser, "the pictures", str(ROOT / "assets"))
+    parser.add_argument(
+        "--images", type=cli.whole_number(4), default=200, help="images for the plot, 4 or more; default: 200"
+    )
+    parser.add_argument("--threshold", type=float, default=0.5, help="the lowest class score to show; default: 0.5")
     arguments = parser.parse_args(argv)
-    try:
-        model = load_model(arguments.model, "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
-        if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
-            raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
-        dataset = shapes.make_dataset(model.config, "test", max(4, arguments.images))
-        nuclei = load_model("nuclei", "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
-        photograph = utils.read_image(demo.EXAMPLES["nuclei"][0])
-        pictures = {"nuclei_detections.png": draw_nuclei(nuclei, photograph), "shapes.jpg": draw_sample()[0]}
-        pictures |= {f"shapes_{name}.png": picture for name, picture in make_pictures(model, dataset).items()}
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            path = arguments.output / name
-            demo.save_picture(picture, path)
-            print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size / 1e3:.0f} kB")
-    except (OSError, ValueError) as error:
-        print(f"make_pictures.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return cli.run("make_pictures.py", lambda: write_pictures(arguments))
+
+
+def write_pictures(arguments: argparse.Namespace) -> None:
+    """Write all pictures to --output, and print their sizes."""
+    model = load_model(arguments.model, "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
+    if model.config.NUM_CLASSES != shapes.ShapesConfig.NUM_CLASSES or model.maskiou_head is None:
+        raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
+    dataset = shapes.make_dataset(model.config, "test", arguments.images)
+    nuclei = load_model("nuclei", "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
+    photograph = utils.read_image(demo.EXAMPLES["nuclei"][0])
+    pictures = {"nuclei_detections.png": draw_nuclei(nuclei, photograph), "shapes.jpg": draw_sample()[0]}
+    pictures |= {f"shapes_{name}.png": picture for name, picture in make_pictures(model, dataset).items()}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        path = arguments.output / name
+        demo.save_picture(picture, path)
+        print(f"{path}: {picture.shape[1]} x {picture.shape[0]}, {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

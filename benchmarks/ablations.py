@@ -22,9 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cli
 import native
 from benchmarks import machine, measure_gain
-from config import Config, parse_settings
+from config import Config
 from evaluation.bootstrap import Interval
 from model import MaskRCNN
 from samples import shapes
@@ -146,36 +147,44 @@ def _against_base(variant: str, runs: Mapping[str, Mapping[int, Mapping[str, Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 130 after Ctrl-C, which loses nothing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--steps", type=int, default=600, help="of a training; default: 600")
-    parser.add_argument("--images", type=int, default=500, help="to measure on; default: 500")
-    parser.add_argument("--samples", type=int, default=200, help="of the bootstrap; default: 200")
-    parser.add_argument("--folder", type=Path, default=native.ROOT / "output" / "ablations", help="of runs")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
-    arguments = parser.parse_args(argv)
+    """Run the command line. Returns the exit code. After Ctrl-C, the same command continues."""
+    return cli.run("ablations.py", lambda: run_all(build_parser().parse_args(argv)))
+
+
+def build_parser() -> cli.Parser:
+    """The command line's arguments."""
+    parser = machine.make_parser("ablations.py", __doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of trainings; default: 0 1 2")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"default: all, which are {', '.join(VARIANTS)}",
+    )
+    parser.add_argument("--steps", type=int, default=600, help="steps of a training; default: 600")
+    parser.add_argument("--images", type=int, default=500, help="images to measure on; default: 500")
+    parser.add_argument("--samples", type=int, default=200, help="samples of the bootstrap; default: 200")
+    folder = native.ROOT / "output" / "ablations"
+    parser.add_argument("--folder", type=Path, default=folder, metavar="DIR", help=f"all runs; default: {folder}")
+    cli.add_set(parser)
+    return parser
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Do each run that is not finished, and print the table and the JSON line."""
     os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")
     sizes = arguments.steps, arguments.images, arguments.samples
-    try:
-        settings = parse_settings(arguments.set)
-        for seed in arguments.seeds:
-            for variant in arguments.variants:
-                facts = run(arguments.folder, variant, seed, *sizes, settings)
-                gain = Interval(*facts["gains"]["AP"])
-                print(f"{variant}, seed {seed}: gain {100 * gain.value:+.2f}, {facts['seconds']:.0f} s", flush=True)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (OSError, ValueError) as error:
-        print(f"ablations.py: {error}", file=sys.stderr)
-        return 2
+    settings = cli.settings_of(arguments)
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            facts = run(arguments.folder, variant, seed, *sizes, settings)
+            gain = Interval(*facts["gains"]["AP"])
+            print(f"{variant}, seed {seed}: gain {100 * gain.value:+.2f}, {facts['seconds']:.0f} s", flush=True)
     runs = finished(arguments.folder)
     print(table(runs))
     machine.finish({**machine.describe(), "runs": runs}, arguments.output)
-    return 0
 
 
 if __name__ == "__main__":

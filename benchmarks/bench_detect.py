@@ -16,7 +16,6 @@ memory goes back to the system; a photograph of 4000 x 3000 pixels is measured t
 The last line printed is JSON.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -264,12 +263,9 @@ def format_row(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print the table and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each figure")
-    parser.add_argument("--quick", action="store_true", help="Mask Scoring R-CNN only, few calls")
-    parser.add_argument("--output", type=Path, help="a file for the JSON line, too")
+    quick = "Mask Scoring R-CNN only, few calls"
+    parser = machine.make_parser("bench_detect.py", __doc__, quick, device=True, threads=True)
+    parser.add_argument("--seconds", type=float, default=15.0, help="time to measure for each figure; default: 15")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

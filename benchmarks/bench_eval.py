@@ -11,7 +11,6 @@ for --plain-images of the images, and their time is multiplied. COCOeval has all
 Prints a table and one line of JSON.
 """
 
-import argparse
 import contextlib
 import copy
 import gc
@@ -296,14 +295,15 @@ def format_row(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="of each image")
-    parser.add_argument("--plain-images", type=int, default=250, help="images whose masks are made the plain way, too")
-    parser.add_argument("--load-images", type=int, default=118287, help="images of the file that is loaded")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--quick", action="store_true", help="20 images, to see that it runs")
-    parser.add_argument("--output", type=Path, help="file for the line of JSON")
+    parser = machine.make_parser("bench_eval.py", __doc__, "20 images", threads=True)
+    parser.add_argument("--images", type=int, default=5000, help="images to evaluate; default: 5000")
+    parser.add_argument("--detections", type=int, default=100, help="detections in each image; default: 100")
+    parser.add_argument(
+        "--plain-images", type=int, default=250, help="images whose masks are made the plain way, too; default: 250"
+    )
+    parser.add_argument(
+        "--load-images", type=int, default=118287, help="images of the annotation file to load; default: 118287"
+    )
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.images, arguments.plain_images, arguments.load_images = 20, 2, 200

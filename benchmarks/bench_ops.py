@@ -9,7 +9,6 @@ call takes beyond its inputs, its result included (less where the allocator hand
 The last line printed is JSON.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -276,17 +275,10 @@ def format_row(row: Row) -> str:
     return f"{row.name:<54}" + "".join(f"{text:>11}" for text in cells)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="CPU threads for everything (default: torch's)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="an eighth of the RoIs and channels; rough figures")
-    parser.add_argument("--output", type=Path, help="write the JSON line to this file too")
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = parse_arguments()
+    """Measure, print the table and the JSON line."""
+    quick = "an eighth of the RoIs and channels, and rough figures"
+    arguments = machine.make_parser("bench_ops.py", __doc__, quick, device=True, threads=True).parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     facts = machine.describe(arguments.device)

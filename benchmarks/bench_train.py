@@ -456,14 +456,15 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--steps", type=int, default=3, help="measured in each process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes for each case")
-    parser.add_argument("--dialect", default="mmdet", help="ours; torchvision: the same formulas as its own")
-    parser.add_argument("--quick", action="store_true", help="MS R-CNN in float32 only, small images, one step")
-    parser.add_argument("--output", type=Path, help="a file for the JSON line, too")
+    quick = "Mask Scoring R-CNN in float32 only, small images, one step"
+    parser = machine.make_parser("bench_train.py", __doc__, quick, device=True, threads=True)
+    parser.add_argument("--steps", type=int, default=3, help="steps to measure in each process; default: 3")
+    parser.add_argument("--rounds", type=int, default=3, help="processes for each case; default: 3")
+    parser.add_argument(
+        "--dialect",
+        default="mmdet",
+        help="dialect of this project's model; torchvision has the formulas of torchvision's model; default: mmdet",
+    )
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)  # in a process that measures
     parser.add_argument("--brief", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -7,7 +7,6 @@ score, IoU and mask score. draw_instances gives an array; display_instances goes
 PNG file. Times are medians after warm-up. The last line printed is JSON.
 """
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -65,10 +64,8 @@ def cases(quick: bool) -> Iterator[tuple[str, float | None, Callable[[], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small pictures, to see that it runs")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON line there, too")
-    arguments = parser.parse_args()
+    """Measure, print the table and the JSON line."""
+    arguments = machine.make_parser("bench_visualize.py", __doc__, "small pictures").parse_args()
     torch.set_num_threads(1)
     facts = machine.describe()
     print("\n".join(f"{name}: {value}" for name, value in facts.items() if name != "kernels") + "\n")

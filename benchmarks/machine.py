@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how it measures: shared by the scripts of this folder."""
+"""What the benchmarks of this folder share: arguments, facts about the machine, measuring times and memory."""
 
 import contextlib
 import ctypes
@@ -13,8 +13,36 @@ from pathlib import Path
 
 import torch
 
+import cli
 import native
 import runtime
+
+
+def make_parser(
+    program: str,
+    description: str | None,
+    quick: str | None = None,
+    device: bool = False,
+    threads: bool = False,
+    output: str = "FILE",
+) -> cli.Parser:
+    """A parser with the arguments that benchmarks share. Each has --output; the others are chosen here.
+
+    program: the file's name. description: its docstring.
+    quick: what --quick measures, in words; None: no such argument. device, threads: whether to add these.
+    output: FILE for the line of JSON, or DIR for a folder.
+    """
+    parser = cli.Parser(program, description)
+    cli.add_output(parser, "the line of JSON" if output == "FILE" else "the log and the line of JSON", metavar=output)
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=f"see that it runs; {quick}")
+    if device:
+        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    if threads:
+        parser.add_argument(
+            "--threads", type=cli.whole_number(1), metavar="N", help="CPU threads of torch; default: torch's own choice"
+        )
+    return parser
 
 
 def describe(device: str = "cpu") -> dict:
@@ -35,7 +63,7 @@ def describe(device: str = "cpu") -> dict:
 
 
 def finish(facts: dict, output: Path | None) -> None:
-    """What every benchmark ends with: its figures as a line of JSON, and the same in a file if one is wanted."""
+    """Print the figures of a benchmark as a line of JSON, and write the same line to a file if there is a path."""
     print(json.dumps(facts))
     if output:
         write_json(facts, output)

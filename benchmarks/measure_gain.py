@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from scipy import stats
 
+import cli
 from benchmarks import machine
 from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
@@ -65,7 +66,7 @@ def measure(
     """Every number of a model: metrics of evaluate_results, "gains" of bootstrap_gains, "correlation on objects".
 
     dataset: prepared. max_dets: how many of an image's best results of a class count. samples: of the bootstrap.
-    image_ids: the images wanted; all by default.
+    image_ids: the images to measure on; default: all.
     """
     start = time.perf_counter()
     boxes, masks = detect_dataset(model, dataset, image_ids, verbose=True)
@@ -125,38 +126,38 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
     if arguments.dataset is None:
         raise ValueError("nuclei need --dataset, the folder of the data set")
-    model = load_model(name, arguments.device, **settings)
-    model.config = model.config.for_detection()
     dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
-    model.category_ids = dataset.category_ids  # the one class of the model, whatever its number
+    model = nucleus.whole_image_detector(load_model(name, arguments.device, **settings), dataset)
     return model, dataset, nucleus.MAX_DETS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command line. Returns the exit code."""
+    parser = machine.make_parser("measure_gain.py", __doc__, device=True)
     parser.add_argument("data", choices=["shapes", "nuclei"])
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="the folder of nuclei")
-    parser.add_argument("--subset", default="val", help="of nuclei; default: val")
-    parser.add_argument("--model", nargs="+", metavar="NAME", help="checkpoints; default: the embedded one")
-    parser.add_argument("--images", type=int, help=f"the first so many; default: {SHAPES_IMAGES} of shapes, all nuclei")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; default: 1000")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
+    parser.add_argument("--subset", default="val", help="the subset of nuclei; default: val")
+    parser.add_argument(
+        "--model", nargs="+", metavar="NAME", help="checkpoint files or names; default: the embedded model"
+    )
+    parser.add_argument(
+        "--images", type=int, help=f"measure on the first N images; default: {SHAPES_IMAGES} of shapes, all of nuclei"
+    )
+    parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
     arguments = parser.parse_args(argv)
+    return cli.run("measure_gain.py", lambda: measure_models(arguments))
+
+
+def measure_models(arguments: argparse.Namespace) -> None:
+    """Measure each model of the command line, and print the table and the JSON line."""
     rows = {}
-    try:
-        for name in arguments.model or [arguments.data]:
-            model, dataset, max_dets = open_model(arguments, name)
-            wanted = dataset.image_ids[: arguments.images]
-            numbers = measure(model, dataset, max_dets, arguments.samples, wanted)
-            rows[name] = {"source": model.source, **numbers}
-    except (OSError, ValueError) as error:
-        print(f"measure_gain.py: {error}", file=sys.stderr)
-        return 2
+    for name in arguments.model or [arguments.data]:
+        model, dataset, max_dets = open_model(arguments, name)
+        image_ids = dataset.image_ids[: arguments.images]
+        numbers = measure(model, dataset, max_dets, arguments.samples, image_ids)
+        rows[name] = {"source": model.source, **numbers}
     print(table(rows))
     machine.finish({**machine.describe(arguments.device), "data": arguments.data, "models": rows}, arguments.output)
-    return 0
 
 
 if __name__ == "__main__":

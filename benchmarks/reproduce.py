@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cli
 import native
 from benchmarks import machine, measure_gain
 from samples import shapes
@@ -34,7 +35,7 @@ COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation"
 def train(seed: int, folder: Path, settings: list[str]) -> Path:
     """The last checkpoint of a seed's training, after what is left of it. settings: more words for the command line.
 
-    Raises: RuntimeError if the training fails, KeyboardInterrupt if a signal ended it.
+    Raises: cli.Failure if the training fails, KeyboardInterrupt if a signal ended it.
     """
     logs = folder / f"seed-{seed}"
     words = ["train", "--seed", str(seed), "--logs", str(logs), "--device", "cpu"]
@@ -44,7 +45,7 @@ def train(seed: int, folder: Path, settings: list[str]) -> Path:
     if status > 128:
         raise KeyboardInterrupt
     if status:
-        raise RuntimeError(f"the training of seed {seed} failed, see above")
+        raise cli.Failure(f"the training of seed {seed} failed, see above")
     return find_last(logs, shapes.ShapesConfig.NAME)
 
 
@@ -85,32 +86,36 @@ def comparison(rows: dict[str, dict[str, Any]], known: dict[str, dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 130 after Ctrl-C, which loses nothing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=native.ROOT / "output" / "reproduce", help="of models and logs")
-    parser.add_argument("--images", type=int, default=measure_gain.SHAPES_IMAGES, help="to measure on")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; default: 1000")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a file for the line of JSON")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="what follows goes to samples/shapes.py")
+    """Run the command line. Returns the exit code. After Ctrl-C, the same command continues."""
+    parser = machine.make_parser("reproduce.py", __doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of trainings; default: 0 1 2")
+    folder, images = native.ROOT / "output" / "reproduce", measure_gain.SHAPES_IMAGES
+    parser.add_argument(
+        "--folder", type=Path, default=folder, metavar="DIR", help=f"folder of models and logs; default: {folder}"
+    )
+    parser.add_argument("--images", type=int, default=images, help=f"images to measure on; default: {images}")
+    parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
+    parser.add_argument(
+        "--train",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="all arguments that follow this one are arguments of samples/shapes.py train",
+    )
     arguments = parser.parse_args(argv)
+    return cli.run("reproduce.py", lambda: reproduce(arguments))
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """Train and measure each seed, and print the tables and the JSON line."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     sizes = arguments.images, arguments.samples
-    try:
-        rows = {f"seed {seed}": run_seed(seed, arguments.folder, *sizes, arguments.train) for seed in arguments.seeds}
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+    rows = {f"seed {seed}": run_seed(seed, arguments.folder, *sizes, arguments.train) for seed in arguments.seeds}
     print(measure_gain.table(rows))
     name, known = committed()
     print(f"\nbeside {name}:\n{comparison(rows, known)}\n")
     machine.finish(
         {**machine.describe(), "data": "shapes", "images": arguments.images, "models": rows}, arguments.output
     )
-    return 0
 
 
 if __name__ == "__main__":

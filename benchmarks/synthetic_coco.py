@@ -9,7 +9,6 @@ with two decimals, some of several parts, crowds as uncompressed RLE, the ids of
 image that take most of its room. Objects are round blobs, and there are no pictures: files of images are empty.
 """
 
-import argparse
 import gc
 import json
 import subprocess
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+import cli
 import runtime
 from benchmarks import machine
 from data.coco_files import COCO_CATEGORIES
@@ -193,11 +193,16 @@ def _load(path: Path, image_dir: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=118_287, help="of the file that is made; default: as train2017")
-    parser.add_argument("--seed", type=int, default=0, help="of what is in it; default: 0")
-    parser.add_argument("--load", type=Path, metavar="FILE", help="load this file in this process, and nothing else")
-    parser.add_argument("--image-dir", type=Path, metavar="DIR", help="where its images are")
+    parser = cli.Parser("synthetic_coco.py", __doc__)
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=118_287,
+        help="images of the annotation file to make; default: 118287, as train2017",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the annotations; default: 0")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="only load this file, in this process")
+    parser.add_argument("--image-dir", type=Path, metavar="DIR", help="folder of its images")
     arguments = parser.parse_args(argv)
     if arguments.load:
         print(json.dumps(_load(arguments.load, arguments.image_dir or arguments.load.parent)))

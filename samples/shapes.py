@@ -2,13 +2,13 @@
 
     python samples/shapes.py show                      a sheet of images with their objects: shapes.png
     python samples/shapes.py train                     from random weights
-    python samples/shapes.py train --model last        go on where the last training stopped
-    python samples/shapes.py evaluate --model last     COCO-style AP with and without re-scoring
-    python samples/shapes.py show --model last         what the model finds, under what there is
+    python samples/shapes.py train --model last        continue where the last training stopped
+    python samples/shapes.py evaluate --model last     COCO-style AP with and without mask scoring
+    python samples/shapes.py show --model last         the same sheet, with the detections of a model below the objects
 
-Every image is drawn when it is asked for and follows from (subset, seed, number) alone, on any machine. The subsets
-train, val and test never have an image in common, whatever the seed. It is made to be hard for masks, less for classes:
-thin, concave and occluded shapes, textures, edges that fade into the background, bars in front, blur and noise.
+An image is drawn when it is loaded. It depends on (subset, seed, number) alone, and is the same on every machine. The
+subsets train, val and test have no image in common, whatever the seed. The images are hard for masks rather than for
+classes: thin, concave and occluded shapes, textures, edges that fade into the background, bars in front, blur, noise.
 """
 
 import argparse
@@ -22,15 +22,13 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+import cli
 import runtime
 import utils
 import visualize
-from config import Config, parse_settings
+from config import Config, SmallConfig
 from data.dataset import Dataset
 from evaluation.run import evaluate_dataset, evaluation_callback
-from model import MaskRCNN
-from training.checkpoints import find_last
-from weights import load
 
 CLASSES = ("square", "circle", "triangle", "star", "ring", "crescent", "cross")
 SUBSETS = ("train", "val", "test")
@@ -40,8 +38,8 @@ SUBSETS = ("train", "val", "test")
 ############################################################
 
 
-class ShapesConfig(Config):
-    """A small model for images of 128 x 128, to be trained from nothing on a few cores."""
+class ShapesConfig(SmallConfig):
+    """The small network for images of 128 x 128 pixels."""
 
     NAME = "shapes"
     NUM_CLASSES = 1 + len(CLASSES)
@@ -53,16 +51,6 @@ class ShapesConfig(Config):
     IMAGE_RESIZE_MODE = "square"
     IMAGE_MIN_DIM = IMAGE_MAX_DIM = 128
 
-    BACKBONE = "resnet18"
-    BACKBONE_WIDTH = 0.5
-    TOP_DOWN_PYRAMID_SIZE = 128
-    RPN_CHANNELS = 128
-    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
-    FPN_CLASSIF_FC_LAYERS_SIZE = 256
-    MASK_HEAD_CHANNELS = 64
-    MASKIOU_HEAD_CHANNELS = 64
-    MASKIOU_FC_LAYERS_SIZE = 256
-
     RPN_TRAIN_ANCHORS_PER_IMAGE = 128
     PRE_NMS_LIMIT_TRAINING = 500
     POST_NMS_ROIS_TRAINING = 250
@@ -70,11 +58,7 @@ class ShapesConfig(Config):
     PRE_NMS_LIMIT = 250
     POST_NMS_ROIS_INFERENCE = 250
 
-    OPTIMIZER = "adamw"
-    LEARNING_RATE = 1e-3
-    LEARNING_RATE_DECAY = "cosine"
     WARMUP_STEPS = 100
-    TRAIN_DTYPE = "bfloat16"  # float32 learns as much, and takes twice as long where the processor has bfloat16
     EVAL_EVERY = 4
 
 
@@ -84,7 +68,7 @@ class ShapesConfig(Config):
 
 
 class ShapesDataset(Dataset):
-    """Images that are drawn, not read: load_image and load_mask depend on image_info alone."""
+    """Images that are drawn when they are loaded, from image_info alone."""
 
     def load_shapes(self, count: int, height: int = 128, width: int = 128, seed: int = 0, subset: str = "train"):
         """Registers images 0 to count - 1 of a subset and a seed.
@@ -110,7 +94,7 @@ class ShapesDataset(Dataset):
         return self._draw(image_id)[0]
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """What can be seen of each object: masks bool [H, W, N], class_ids int32 [N]."""
+        """The visible part of each object: masks bool [H, W, N], class_ids int32 [N]."""
         return self._draw(image_id)[1:]
 
     def _draw(self, image_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,7 +160,7 @@ def texture(color: np.ndarray, height: int, width: int, rng: np.random.Generator
 def draw(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image with its objects, from the farthest to the nearest.
 
-    Returns: uint8 [H, W, 3]; masks bool [H, W, N], what can be seen of each object; class_ids int32 [N]. Objects of
+    Returns: uint8 [H, W, 3]; masks bool [H, W, N], the visible part of each object; class_ids int32 [N]. Objects of
         which less than 15 % or 20 pixels can be seen are left out.
     """
     image = texture(rng.uniform(40, 215, 3), height, width, rng)
@@ -243,46 +227,41 @@ def is_quick() -> bool:
 ############################################################
 
 
-def train(arguments: argparse.Namespace, settings: dict) -> int:
-    """Train from nothing or go on from a checkpoint. Runs of all seeds are validated on the same images."""
-    os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # it takes little, and is faster so
-    config = ShapesConfig(**{"SEED": arguments.seed, "GPU_COUNT": int(arguments.device != "cpu"), **settings})
-    model = MaskRCNN(config, arguments.logs)
-    if arguments.model != "none":
-        model.load_weights(model.find_last() if arguments.model == "last" else arguments.model)
-    train_dataset = make_dataset(config, "train", arguments.images or 24000, arguments.seed)  # each is seen once
-    val_dataset = make_dataset(config, "val", 100)
+def train(arguments: argparse.Namespace) -> int:
+    """Train, and evaluate on the same images whatever the seed. Returns the exit code."""
+    os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # training is faster, and this network needs little memory
+    settings = cli.settings_of(arguments, SEED=arguments.seed, GPU_COUNT=cli.gpu_count(arguments.device))
+    start = cli.find_start(arguments.model or "none", ShapesConfig, arguments.logs, settings)
+    model = cli.starting_model(start, ShapesConfig, arguments.logs, settings, network_only=True)
+    count = arguments.images or 24000  # each is seen once
+    train_dataset = make_dataset(model.config, "train", count, model.config.SEED)
+    val_dataset = make_dataset(model.config, "val", 100)
     evaluate = evaluation_callback(val_dataset)
     progress = model.train_model(train_dataset, val_dataset, epochs=arguments.epochs, evaluate=evaluate)
     return 128 + progress.interrupted if progress.interrupted else 0
 
 
-def load_model(arguments: argparse.Namespace, settings: dict) -> MaskRCNN:
-    """The model of a checkpoint, with the settings that it was trained with and those that are given."""
-    path = find_last(arguments.logs, ShapesConfig.NAME) if arguments.model == "last" else arguments.model
-    return load.load_model(path, arguments.device, **settings)
-
-
-def evaluate(arguments: argparse.Namespace, settings: dict) -> None:
+def evaluate(arguments: argparse.Namespace) -> None:
     """Print COCO-style AP on images that no training has seen."""
-    model = load_model(arguments, settings)
-    evaluate_dataset(model, make_dataset(model.config, "test", arguments.images or 500, arguments.seed))
+    model = cli.open_model(arguments, "last", ShapesConfig)
+    evaluate_dataset(model, make_dataset(model.config, "test", arguments.images or 500, arguments.seed or 0))
 
 
-def show(arguments: argparse.Namespace, settings: dict) -> None:
-    """Write a sheet: each image, its objects below it, and below them what the model finds, if there is one."""
-    model = None if arguments.model == "none" else load_model(arguments, {"DETECTION_MIN_CONFIDENCE": 0.5, **settings})
-    config = model.config if model else ShapesConfig(**settings)
-    dataset = make_dataset(config, "test", arguments.images or 12, arguments.seed)
+def show(arguments: argparse.Namespace) -> None:
+    """Write a sheet: each image, its objects below it and, if there is a model, the model's detections below these."""
+    has_model = arguments.model not in (None, "none")
+    model = cli.open_model(arguments, "last", ShapesConfig, DETECTION_MIN_CONFIDENCE=0.5) if has_model else None
+    config = model.config if model else ShapesConfig(**cli.settings_of(arguments))
+    dataset = make_dataset(config, "test", arguments.images or 12, arguments.seed or 0)
     tiles = []
     for image_id in dataset.image_ids:
         image, (masks, class_ids) = dataset.load_image(image_id), dataset.load_mask(image_id)
         names = [dataset.class_names[class_id] for class_id in class_ids]
         tile = [enlarged(image), picture(image, utils.extract_bboxes(masks), masks, names)]
         if model:
-            (found,) = model.detect([image])
-            captions = visualize.captions_of(found, model.class_names)
-            tile.append(picture(image, found["rois"], found["masks"], captions))
+            (result,) = model.detect([image])
+            captions = visualize.captions_of(result, model.class_names)
+            tile.append(picture(image, result["rois"], result["masks"], captions))
         tiles.append(np.concatenate(tile))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % 4)
     sheet = np.concatenate([np.concatenate(tiles[i : i + 4], axis=1) for i in range(0, len(tiles), 4)])
@@ -300,26 +279,37 @@ def picture(image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: l
     return visualize.draw_instances(enlarged(image), 2 * boxes, enlarged(masks), captions, alpha=0.25)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 2 for a mistake in it, 128 + its number after a signal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> cli.Parser:
+    """The command line's arguments."""
+    parser = cli.Parser("shapes.py", __doc__)
     parser.add_argument("command", choices=["train", "evaluate", "show"])
-    parser.add_argument("--model", help="none, last, or a checkpoint; default: last for evaluate, else none")
-    parser.add_argument("--epochs", type=int, default=12, help="when training ends, counted from nothing; default: 12")
-    parser.add_argument("--seed", type=int, default=0, help="of the images, and of all that is random; default: 0")
-    parser.add_argument("--images", type=int, help="default: 24000 to train on, 500 to evaluate, 12 to show")
-    parser.add_argument("--logs", type=Path, default="logs", metavar="DIR", help="of trainings; default: logs")
-    parser.add_argument("--output", type=Path, default="shapes.png", metavar="FILE", help="the sheet of show")
-    parser.add_argument("--device", default=runtime.find_device().type, help="cpu or cuda")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of config.py to change")
-    arguments = parser.parse_args(argv)
-    arguments.model = arguments.model or ("last" if arguments.command == "evaluate" else "none")
-    try:
-        settings = parse_settings(arguments.set)
-        return {"train": train, "evaluate": evaluate, "show": show}[arguments.command](arguments, settings) or 0
-    except (OSError, ValueError) as error:
-        print(f"shapes.py: {error}", file=sys.stderr)
-        return 2
+    cli.add_model(parser, "none for train, last for evaluate; show draws no detections without it", trains=True)
+    parser.add_argument(
+        "--epochs",
+        type=cli.whole_number(1),
+        default=12,
+        metavar="N",
+        help="the epoch, counted from the first, after which to stop; default: 12",
+    )
+    parser.add_argument(
+        "--images",
+        type=cli.whole_number(1),
+        metavar="N",
+        help="how many images; default: 24000 to train, 500 to evaluate, 12 to show",
+    )
+    cli.add_seed(parser, "the images and of training")
+    cli.add_logs(parser)
+    cli.add_output(parser, "the sheet of show", "shapes.png", "FILE")
+    cli.add_device(parser)
+    cli.add_set(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code; cli.py lists them."""
+    arguments = build_parser().parse_args(argv)
+    commands = {"train": train, "evaluate": evaluate, "show": show}
+    return cli.run("shapes.py", lambda: commands[arguments.command](arguments))
 
 
 if __name__ == "__main__":

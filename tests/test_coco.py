@@ -385,14 +385,14 @@ def test_settings_come_from_the_strongest(data, logs):
     dataset.prepare()
     words = ["--backbone", "resnet34", "--seed", "3", "--batch-size", "5", "--schedule", "2x", "--device", "cpu"]
     words += ["--dtype", "bfloat16", "--config", "ms_rcnn_r50_caffe_fpn_1x_coco", "--set", "SEED=9"]
-    config = coco.training_config(parse("train", *words), dataset, None)
+    config = coco.CocoConfig(**coco.training_settings(parse("train", *words), dataset))
     assert (config.BACKBONE, config.BACKBONE_STYLE, config.STD_PIXEL) == ("resnet34", "caffe", (1, 1, 1))
     assert (config.SEED, config.IMAGES_PER_GPU, config.SCHEDULE) == (9, 5, "2x")
     assert (config.GPU_COUNT, config.TRAIN_DTYPE) == (0, "bfloat16")
     assert (config.NUM_CLASSES, config.CATEGORY_IDS) == (4, (0, 1, 3, 90))
-    assert coco.asked_settings(parse("evaluate", "--dtype", "bfloat16")) == {}
-    words = ["--set", "SEED=1", "--set", "BACKBONE_WIDTH=0.5", "NUM_CLASSES=4"]
-    assert coco.asked_settings(parse("train", *words)) == {"SEED": 1, "BACKBONE_WIDTH": 0.5, "NUM_CLASSES": 4}
+    settings = coco.training_settings(parse("train", "--set", "NUM_CLASSES=9"), dataset)
+    assert settings["NUM_CLASSES"] == 4, "classes are the data set's"
+    assert coco.training_settings(parse("train", "--layers", "maskiou"), dataset)["USE_MASKIOU_HEAD"] is True
 
 
 @pytest.mark.parametrize("name", coco.CONFIGS)
@@ -447,9 +447,13 @@ def test_arguments_that_cannot_be(words, message, capsys):
 
 def test_mistakes_end_in_one_line(data, logs, tmp_path, capsys):
     for words, message in (
-        (["train", "--output", "x", "--model", "none"], "--output is of evaluate"),
-        (["evaluate", "--model", "none"], "--model none has nothing to evaluate"),
-        (["evaluate", "--model", "imagenet"], "--model imagenet has nothing to evaluate"),
+        (["train", "--output", "x", "--model", "none"], "--output is an argument of evaluate only"),
+        (["train", "--max-dets", "5", "--model", "none"], "--max-dets is an argument of evaluate only"),
+        (["evaluate", "--backbone", "resnet50"], "--backbone is an argument of train only"),
+        (["evaluate", "--seed", "0"], "--seed is an argument of train only"),
+        (["evaluate", "--empty-images"], "--empty-images is an argument of train only"),
+        (["evaluate", "--model", "none"], "--model none is random weights, which finds no objects"),
+        (["evaluate", "--model", "imagenet"], "--model imagenet is a backbone without heads, which finds no objects"),
         (["evaluate", "--logs", str(tmp_path)], "there is no checkpoint"),
         (["train", "--model", "last", "--logs", str(tmp_path)], "there is no checkpoint"),
         (["train", "--model", "coca"], "did you mean coco?"),

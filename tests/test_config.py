@@ -1,6 +1,5 @@
 """Settings: defaults by dialect, checks of names, types and ranges, what depends on a setting, round trips, --set."""
 
-import argparse
 import ast
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 import config as configlib
 import model as modellib
-from cli import whole_number
 from coco import CocoConfig
 from config import (
     BACKBONE_WEIGHTS,
@@ -455,6 +453,7 @@ def test_display_prints_every_setting(capsys):
         ("NAME=a=b", "a=b"),
         ("BACKBONE=resnet50", "resnet50"),
         ("LOSS_WEIGHTS={'mrcnn_mask_loss': 2}", {"mrcnn_mask_loss": 2}),
+        ("IMAGE_RESIZE_MODE=none", "none"),
     ],
 )
 def test_set(text, value):
@@ -475,13 +474,6 @@ def test_set(text, value):
 def test_set_refuses(text, message):
     with pytest.raises(ValueError, match=message):
         parse_settings([text])
-
-
-def test_whole_numbers_of_a_command_line():
-    assert [whole_number(least)(text) for least, text in ((0, "0"), (1, "1"), (1, "12"))] == [0, 1, 12]
-    for least, text in ((0, "-1"), (1, "0"), (1, "1.5"), (1, "x"), (1, ""), (3, "2")):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"a whole number from {least} up, not {text!r}"):
-            whole_number(least)(text)
 
 
 def test_coco_config():

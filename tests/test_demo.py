@@ -72,6 +72,24 @@ def test_threshold_and_settings(weights, photos, tmp_path, capsys):
     assert demo.main([*arguments, "--threshold", "0", "--dtype", "bfloat16"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 0.5),
+        (["--threshold", "0.25"], 0.25),
+        (["--set", "DETECTION_MIN_CONFIDENCE=0.125"], 0.125),
+        (["--threshold", "0.25", "--set", "DETECTION_MIN_CONFIDENCE=0.125"], 0.125),
+    ],
+)
+def test_the_threshold_is_an_argument_or_a_setting(words, expected, weights, photos, tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr(
+        demo, "detect_all", lambda model, *_: configs.append(model.config) or demo.Outcome(0, 0, [], None, None)
+    )
+    assert demo.main([str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), *words]) == 0
+    assert [config.DETECTION_MIN_CONFIDENCE for config in configs] == [expected]
+
+
 def test_labels(weights, photos, tmp_path, monkeypatch, capsys):
     """What the command line says comes to draw_instances; what it says by default is auto."""
     asked, draw = [], visualize.draw_instances
@@ -100,6 +118,7 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, capsys):
         (str(tmp_path / "none.jpg"),): "there is no file, folder or match",
         (str(photos), "--model", str(tmp_path / "none.pth")): "none.pth",
         (str(photos), "--model", "cocoo"): "did you mean coco?",
+        (str(photos), "--model", "last"): "--model last: this command has no trainings",
         (str(photos), "--model", str(weights), "--set", "NUM_CLASES=2"): "did you mean NUM_CLASSES?",
     }.items():
         assert demo.main(list(arguments)) == 2
@@ -194,9 +213,9 @@ def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, signa
 def test_every_has_to_be_positive(capsys):
     for wrong in ("0", "-1", "1.5", "x"):
         with pytest.raises(SystemExit):
-            demo.parse_arguments(["--every", wrong])
+            demo.build_parser().parse_args(["--every", wrong])
         assert "must be a whole number from 1 up" in capsys.readouterr().err
-    assert demo.parse_arguments(["--every", "3"]).every == 3
+    assert demo.build_parser().parse_args(["--every", "3"]).every == 3
 
 
 def test_stopwatch(monkeypatch):

@@ -272,21 +272,23 @@ def test_the_real_data(subset, images, nuclei, most):
 ############################################################
 
 
-def test_the_detector_has_the_very_weights_and_other_settings():
-    model = MaskRCNN(nucleus.NucleusConfig(**SETTINGS))
-    detector = nucleus.detector_of(model)
+def test_the_detector_has_the_same_weights_and_other_settings():
+    model = MaskRCNN(nucleus.NucleusConfig(**SETTINGS)).eval()
     image = picture(0)[0]
-    detector.eval()
-    before = detector.detect([image])[0]["scores"]
-    with torch.no_grad():
-        model.box_head.class_logits.bias.add_(torch.tensor([0.0, 1.0]))
-    assert not np.allclose(detector.detect([image])[0]["scores"], before)
-    plan_of = TrainingData
-    assert plan_of(nucleus_of_one(image), model.config).sample(0).shape == (64, 64), "training sees crops"
+    dataset = nucleus_of_one(image)
+    dataset.category_ids = [0, 7]
+    detector = nucleus.whole_image_detector(model, dataset, DETECTION_MAX_INSTANCES=3)
+    assert not detector.training
+    assert detector.source == model.source
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in detector.state_dict().items())
+    assert TrainingData(dataset, model.config).sample(0).shape == (64, 64), "training sees crops"
     assert detector.mold_inputs([image])[0].shape == (1, 128, 128, 3), "40 x 48 enlarged twice and padded"
-    assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("crop", 2)
-    detector.category_ids = [0, 7]
-    assert model.category_ids == [0, 1]
+    assert (list(detector.category_ids), detector.config.DETECTION_MAX_INSTANCES) == ([0, 7], 3)
+    assert (model.config.IMAGE_RESIZE_MODE, model.config.IMAGES_PER_GPU) == ("crop", 2), "the model stays as it is"
+    assert list(model.category_ids) == [0, 1]
+    with torch.no_grad():
+        model.box_head.class_logits.bias.add_(1)
+    assert not torch.equal(detector.box_head.class_logits.bias, model.box_head.class_logits.bias)
 
 
 def nucleus_of_one(image: np.ndarray) -> Dataset:
@@ -561,7 +563,7 @@ def test_detect_in_plain_images(weights, tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "single").iterdir()) == ["one.png", "submit.csv"]
     (tmp_path / "plain" / "broken.png").write_text("no image")
     capsys.readouterr()
-    assert nucleus.main([*command, "plain", "--output", "rest"]) == 2
+    assert nucleus.main([*command, "plain", "--output", "rest"]) == 1
     assert {row[0] for row in read_submission(tmp_path / "rest" / "submit.csv")} == {"one", "two"}
     assert "1 images could not be read: image plain/broken.png" in capsys.readouterr().err
 
@@ -589,11 +591,17 @@ def test_detect_replaces_no_image(weights, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-def test_settings_are_those_of_the_command_line_then_of_detection(weights, tmp_path):
-    arguments = SimpleNamespace(model=str(weights), logs=tmp_path, device="cpu")
-    config = nucleus.load_model(arguments, {"IMAGE_MIN_SCALE": 3}).config
-    assert (config.IMAGE_RESIZE_MODE, config.IMAGES_PER_GPU, config.IMAGE_MIN_SCALE) == ("pad64", 1, 3)
-    assert nucleus.load_model(arguments, {"IMAGE_RESIZE_MODE": "none"}).config.IMAGE_RESIZE_MODE == "none"
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], ("pad64", 1, 2)), (["IMAGE_MIN_SCALE=3"], ("pad64", 1, 3)), (["IMAGE_RESIZE_MODE=none"], ("none", 1, 2))],
+)
+def test_settings_are_those_of_the_command_line_then_of_detection(words, expected, weights, tmp_path, monkeypatch):
+    write_coco(tmp_path, "val")
+    configs = []
+    monkeypatch.setattr(nucleus, "evaluate_dataset", lambda model, *_: configs.append(model.config))
+    command = ["evaluate", "--dataset", str(tmp_path), "--model", str(weights), "--device", "cpu"]
+    assert nucleus.main([*command, *(["--set", *words] if words else [])]) == 0
+    assert [(each.IMAGE_RESIZE_MODE, each.IMAGES_PER_GPU, each.IMAGE_MIN_SCALE) for each in configs] == [expected]
 
 
 @pytest.fixture
@@ -692,7 +700,7 @@ def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypa
     monkeypatch.setattr(nucleus, "evaluate_dataset", lambda *arguments: arguments)
     detector, dataset, image_ids, max_dets, verbose = named["evaluate"](model)
     assert detector.config.IMAGE_RESIZE_MODE == "pad64"
-    assert detector.backbone is model.backbone
+    assert torch.equal(detector.backbone.stem.weight, model.backbone.stem.weight)
     assert (dataset, image_ids.tolist(), max_dets, verbose) == (val_data, [0, 1, 2], 1000, False)
     assert model.config.IMAGE_RESIZE_MODE == "crop"
     assert isinstance(named["custom_callbacks"][0], nucleus.TimeLimit)
@@ -749,7 +757,7 @@ def test_a_backbone_starts_a_training(calls, tmp_path, monkeypatch):
     assert len(asked) == 1, "the published weights are not asked for"
 
 
-def test_a_network_of_other_settings_is_taken_over(tmp_path):
+def test_a_network_of_other_settings_is_taken_over(calls, tmp_path):
     """The network and what its weights mean come from the checkpoint; classes, anchor sizes and training do not."""
     strides = {
         "RPN_ANCHOR_STRIDE": 2,
@@ -759,7 +767,11 @@ def test_a_network_of_other_settings_is_taken_over(tmp_path):
     four = {"IMAGE_CHANNEL_COUNT": 4, "MEAN_PIXEL": (1.0, 2.0, 3.0, 4.0), "STD_PIXEL": (5.0, 6.0, 7.0, 8.0)}
     training = {"RPN_NMS_THRESHOLD": 0.6, "IMAGES_PER_GPU": 7, "LEARNING_RATE": 0.5, "ROI_POSITIVE_RATIO": 0.9}
     other = MaskRCNN(Config(**TINY_SHAPES, **strides, **four, **training, NUM_CLASSES=5, USE_MASKIOU_HEAD=False))
-    config = nucleus.finetuned_model(other.to_checkpoint(), tmp_path, {}).config
+    other.save(tmp_path / "other.pth")
+    write_coco(tmp_path, "train")
+    command = ["train", "--dataset", str(tmp_path), "--val-share", "0.5", "--device", "cpu"]
+    assert nucleus.main([*command, "--model", str(tmp_path / "other.pth")]) == 0
+    config = calls.all[0][0][0].config
     assert (config.RPN_ANCHOR_STRIDE, config.BACKBONE_STRIDES) == (2, (4, 8, 16, 32, 60))
     assert (config.IMAGE_CHANNEL_COUNT, config.MEAN_PIXEL) == (4, (1.0, 2.0, 3.0, 4.0))
     assert config.RPN_ANCHOR_SCALES == nucleus.NucleusConfig.RPN_ANCHOR_SCALES
@@ -775,7 +787,7 @@ def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
     for command in ("evaluate", "detect"):
         arguments = [command, "--dataset", str(tmp_path), "--subset", "val", "--model", str(tmp_path / "pets.pth")]
         assert nucleus.main([*arguments, "--device", "cpu"]) == 2
-        assert "pets.pth knows cat, dog, not nuclei" in capsys.readouterr().err
+        assert "the model knows cat, dog, not nuclei" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -783,9 +795,7 @@ def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
     [
         (["evaluate", "--dataset", "nowhere"], "there is no checkpoint"),
         (["train", "--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
-        (["train", "--dataset", ".", "--epochs", "0"], "--epochs must be above 0, not 0"),
-        (["train", "--dataset", ".", "--minutes", "-1"], "--minutes must be above 0, not -1"),
-        (["train", "--dataset", ".", "--eval-images", "0"], "--eval-images must be above 0, not 0"),
+        (["evaluate", "--dataset", ".", "--model", "none"], "--model none is random weights"),
         (["detect", "--dataset", "nowhere"], "--dataset nowhere: there is no such file or folder"),
         (["detect", "--dataset", "."], "folder . has no images"),
         (["train", "--dataset", ".", "--set", "EPOCHS=3"], "EPOCHS is not a setting"),
@@ -794,6 +804,21 @@ def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
 def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert nucleus.main(arguments) == 2
+    assert f"nucleus.py: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: must be a whole number from 1 up, not '0'"),
+        (["--minutes", "-1"], "argument --minutes: must be a number above 0, not '-1'"),
+        (["--eval-images", "0"], "argument --eval-images: must be a whole number from 1 up, not '0'"),
+    ],
+)
+def test_numbers_that_cannot_be(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        nucleus.main(["train", "--dataset", ".", *words])
+    assert end.value.code == 2
     assert f"nucleus.py: {message}" in capsys.readouterr().err
 
 

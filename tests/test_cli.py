@@ -1,0 +1,278 @@
+"""cli.py: errors and exit codes, arguments that all commands share, and the model that --model names."""
+
+import argparse
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY_SHAPES
+
+import cli
+import coco
+import demo
+from benchmarks import ablations
+from config import Config
+from model import MaskRCNN
+from samples import nucleus, shapes
+from weights.checkpoint import write_checkpoint
+
+COMMANDS = {
+    "coco.py": (coco.build_parser, ["train"]),
+    "demo.py": (demo.build_parser, []),
+    "shapes.py": (shapes.build_parser, ["train"]),
+    "ablations.py": (ablations.build_parser, []),
+    "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
+}
+NETWORK = {name: value for name, value in TINY_SHAPES.items() if not name.startswith("DETECTION")}
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return COMMANDS[command][0]()
+
+
+def option(parser: argparse.ArgumentParser, name: str) -> argparse.Action | None:
+    return next((action for action in parser._actions if name in action.option_strings), None)
+
+
+############################################################
+#  Errors and exit codes
+############################################################
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("--limit is wrong"), 2, "--limit is wrong"),
+        (FileNotFoundError("no a.png"), 2, "no a.png"),
+        (PermissionError("a.png is locked"), 2, "a.png is locked"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (cli.Failure("2 images could not be read"), 1, "2 images could not be read"),
+        (MemoryError("lower IMAGES_PER_GPU"), 1, "lower IMAGES_PER_GPU"),
+        (FloatingPointError("loss is nan"), 1, "loss is nan"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line(error, code, message, capsys):
+    def fail():
+        raise error
+
+    assert cli.run("x.py", fail) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("x.py: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_notes_of_an_error_are_printed(capsys):
+    def fail():
+        error = ValueError("boxes are empty")
+        error.add_note("in epoch 1, step 2")
+        raise error
+
+    assert cli.run("x.py", fail) == 2
+    assert capsys.readouterr().err == "x.py: boxes are empty; in epoch 1, step 2\n"
+
+
+def test_a_fault_of_this_project_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run("x.py", lambda: 1 // 0)
+
+
+def test_exit_codes_of_commands_that_end():
+    assert cli.run("x.py", lambda: None) == 0
+    assert cli.run("x.py", lambda: 143) == 143
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_argument_is_one_line(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser_of(command).parse_args([*COMMANDS[command][1], "--no-such-argument"])
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{command}: ")
+    assert "--help" in printed
+    assert printed.count("\n") == 1
+
+
+############################################################
+#  Arguments
+############################################################
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_set_counts(command):
+    """`--set A=1 --set B=2` keeps both; a second parse begins anew."""
+    build, words = COMMANDS[command]
+    parser = build()
+    arguments = parser.parse_args([*words, "--set", "SEED=1", "WORKERS=3", "--set", "IMAGE_MIN_DIM=64"])
+    assert arguments.set == ["SEED=1", "WORKERS=3", "IMAGE_MIN_DIM=64"]
+    assert parser.parse_args(words).set == []
+
+
+@pytest.mark.parametrize("name", ["--device", "--set", "--style", "--logs"])
+def test_arguments_have_one_wording(name):
+    actions = [option(parser_of(command), name) for command in COMMANDS]
+    assert len({(action.help, action.default if name != "--set" else None) for action in actions if action}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("tpu", "must be cpu, cuda or cuda:N, not 'tpu'"), ("cuda:99", "cuda:99 cannot be used: torch sees")],
+)
+def test_devices(text, message, capsys):
+    parser = cli.Parser("x.py", None)
+    cli.add_device(parser)
+    assert parser.parse_args([]).device is None
+    assert parser.parse_args(["--device", "cpu"]).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", text])
+    assert message in capsys.readouterr().err
+
+
+def test_gpu_count():
+    assert [cli.gpu_count(device) for device in (None, "cpu", "cuda")] == [None, 0, 1]
+    with pytest.raises(ValueError, match=r"--device cuda:1: this command takes cpu or cuda.*CUDA_VISIBLE_DEVICES"):
+        cli.gpu_count("cuda:1")
+
+
+def test_numbers():
+    assert [cli.whole_number(least)(text) for least, text in ((0, "0"), (1, "1"), (1, "12"))] == [0, 1, 12]
+    for least, text in ((0, "-1"), (1, "0"), (1, "1.5"), (1, "x"), (1, ""), (3, "2")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"a whole number from {least} up, not {text!r}"):
+            cli.whole_number(least)(text)
+    assert cli.positive_number("0.5") == 0.5
+    for text in ("0", "-1", "x", "inf", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"a number above 0, not '{text}'"):
+            cli.positive_number(text)
+
+
+def test_output_and_seed():
+    parser = cli.Parser("x.py", None)
+    cli.add_output(parser, "pictures", "output")
+    cli.add_seed(parser)
+    assert parser.parse_args([]).output == Path("output")
+    assert parser.parse_args([]).seed is None
+    assert parser.parse_args(["--seed", "3"]).seed == 3
+    assert "folder for pictures; default: output" in parser.format_help()
+
+
+def test_set_is_stronger_than_other_arguments():
+    arguments = argparse.Namespace(set=["SEED=9", "WORKERS=0"])
+    settings = cli.settings_of(arguments, SEED=3, IMAGES_PER_GPU=5, BACKBONE=None)
+    assert settings == {"SEED": 9, "IMAGES_PER_GPU": 5, "WORKERS": 0}
+
+
+############################################################
+#  --model
+############################################################
+
+
+class CellConfig(Config):
+    """A program of its own: two classes, small anchors, a learning rate."""
+
+    NAME = "cells"
+    NUM_CLASSES = 2
+    CLASS_NAMES = ("BG", "cell")
+    BACKBONE = "resnet18"
+    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
+    LEARNING_RATE = 0.25
+    IMAGE_MIN_DIM = 256
+
+
+@pytest.fixture
+def detector(tmp_path) -> Path:
+    """A checkpoint of three classes: "cell" is the second, as CellConfig has it, and "dog" the third."""
+    path = tmp_path / "detector.pth"
+    names = {"NUM_CLASSES": 3, "CLASS_NAMES": ("BG", "cell", "dog"), "RPN_ANCHOR_SCALES": (9, 18, 36, 72, 144)}
+    run = {"LEARNING_RATE": 0.75, "GPU_COUNT": 0, "IMAGE_MIN_DIM": 128, "NAME": "other"}
+    MaskRCNN(Config(**{**NETWORK, "BACKBONE": "resnet34", **names, **run})).save(path)
+    return path
+
+
+def test_checkpoints_to_detect_with(tmp_path):
+    assert cli.find_checkpoint("nuclei") == "nuclei"
+    assert cli.find_checkpoint("a.pth", tmp_path, "cells") == "a.pth"
+    with pytest.raises(ValueError, match=r"--model none is random weights, which finds no objects.*name a checkpoint"):
+        cli.find_checkpoint("none")
+    with pytest.raises(ValueError, match="--model imagenet is a backbone without heads"):
+        cli.find_checkpoint("imagenet", tmp_path, "cells")
+    with pytest.raises(ValueError, match="--model last: this command has no trainings"):
+        cli.find_checkpoint("last")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint mask_rcnn_cells"):
+        cli.find_checkpoint("last", tmp_path, "cells")
+    path = tmp_path / "cells20260101T0000" / "mask_rcnn_cells_0002.pth"
+    path.parent.mkdir()
+    path.touch()
+    assert cli.find_checkpoint("last", tmp_path, "cells") == path
+
+
+def test_random_weights(tmp_path):
+    start = cli.find_start("none", CellConfig, tmp_path, {})
+    assert start == cli.Start(None, None)
+    model = cli.starting_model(start, CellConfig, tmp_path, {**NETWORK, "SEED": 3})
+    assert (model.config.SEED, model.config.LEARNING_RATE, model.model_dir) == (3, 0.25, tmp_path)
+    assert isinstance(model.config, CellConfig)
+
+
+def test_a_detector_with_all_but_its_run(detector, tmp_path):
+    """Everything comes from the checkpoint but its run and what the command line says; rows of the same class too."""
+    start = cli.find_start(str(detector), CellConfig, tmp_path, {})
+    assert start.path is None
+    settings = {"NUM_CLASSES": 2, "CLASS_NAMES": ("BG", "cell"), "CATEGORY_IDS": (0, 1)}
+    model = cli.starting_model(start, CellConfig, tmp_path, settings)
+    config = model.config
+    assert (config.BACKBONE, config.RPN_ANCHOR_SCALES, config.IMAGE_MIN_DIM) == ("resnet34", (9, 18, 36, 72, 144), 128)
+    assert (config.LEARNING_RATE, config.GPU_COUNT, config.NAME) == (0.25, CellConfig.GPU_COUNT, "cells")
+    stored = start.checkpoint["model"]
+    assert torch.equal(model.box_head.class_logits.weight, stored["box_head.class_logits.weight"][:2])
+    assert torch.equal(model.box_head.fcs[0].weight, stored["box_head.fcs.0.weight"])
+
+
+def test_only_the_network_of_a_detector(detector, tmp_path):
+    start = cli.find_start(str(detector), CellConfig, tmp_path, {})
+    model = cli.starting_model(start, CellConfig, tmp_path, {"SEED": 3}, network_only=True)
+    config = model.config
+    assert (config.BACKBONE, config.RPN_CHANNELS, config.SEED) == ("resnet34", 8, 3)
+    assert (config.RPN_ANCHOR_SCALES, config.NUM_CLASSES) == ((8, 16, 32, 64, 128), 2)
+    assert (config.IMAGE_MIN_DIM, config.LEARNING_RATE) == (256, 0.25)
+    stored = start.checkpoint["model"]
+    assert torch.equal(model.box_head.fcs[0].weight, stored["box_head.fcs.0.weight"])
+    assert not torch.equal(model.box_head.class_logits.weight, stored["box_head.class_logits.weight"][:2])
+
+
+def test_a_training_continues_with_its_settings_on_the_device_at_hand(tmp_path):
+    log_dir = tmp_path / "cells20260101T0000"
+    log_dir.mkdir()
+    path = log_dir / "mask_rcnn_cells_0002.pth"
+    model = MaskRCNN(CellConfig(**NETWORK, GPU_COUNT=0, SEED=7))
+    write_checkpoint(path, {**model.to_checkpoint(), "training": {"epoch": 2, "step": 0}})
+    start = cli.find_start("last", CellConfig, tmp_path, {})
+    assert start.path == path
+    config = cli.training_config(start, CellConfig, {"LEARNING_RATE": 0.5}, network_only=True)
+    assert (config.RPN_CHANNELS, config.SEED, config.LEARNING_RATE) == (8, 7, 0.5)
+    assert config.GPU_COUNT == CellConfig.GPU_COUNT, "the machine may be another one"
+    continued = cli.starting_model(start, CellConfig, tmp_path, {})
+    assert continued.epoch == 2
+    assert continued.log_dir == log_dir
+    assert torch.equal(continued.backbone.stem.weight, model.backbone.stem.weight)
+    with pytest.raises(FileNotFoundError, match="mask_rcnn_tissue"):
+        cli.find_start("last", CellConfig, tmp_path, {"NAME": "tissue"})
+
+
+@pytest.mark.parametrize("network_only", [False, True])
+def test_a_backbone(network_only, tmp_path, monkeypatch):
+    """What its weights mean and its width come from the file, everything else from the class."""
+    source = MaskRCNN(Config(BACKBONE="resnet18", BACKBONE_WIDTH=0.125, MEAN_PIXEL=(7.0, 8.0, 9.0), RPN_CHANNELS=64))
+    stored = {**source.to_checkpoint(), "class_names": None, "category_ids": None}
+    stored["model"] = {name: tensor for name, tensor in stored["model"].items() if name.startswith("backbone.")}
+    path, asked = tmp_path / "backbone.pth", []
+    write_checkpoint(path, stored)
+    monkeypatch.setattr("weights.published.find_weights", lambda *names: asked.append(names) or path)
+    start = cli.find_start("imagenet", CellConfig, tmp_path, {"BACKBONE_STYLE": "caffe"})
+    assert asked == [("imagenet", "resnet18", "caffe")]
+    model = cli.starting_model(start, CellConfig, tmp_path, {"TOP_DOWN_PYRAMID_SIZE": 8}, network_only)
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+    config = model.config
+    assert (config.BACKBONE_WIDTH, config.MEAN_PIXEL) == (0.125, (7.0, 8.0, 9.0))
+    assert (config.RPN_CHANNELS, config.TOP_DOWN_PYRAMID_SIZE) == (Config.RPN_CHANNELS, 8)
