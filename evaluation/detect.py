@@ -1,12 +1,12 @@
-"""Detection in a whole data set, written as it goes: an interruption loses nothing, and processes share the work.
+"""Detection in a whole data set. Results are written as they come, so an interruption loses nothing.
 
     images ─ chunks of IMAGES_PER_GPU ─ detect_batches ─ FOLDER/detections/part-<process>.jsonl ─ results in order
 
-A line is an image, and the lines of a chunk are written at once. A chunk that is not wholly there is detected again, as
-a whole: so every image is always detected together with the same others, and the results do not depend on interruptions
-or on the number of processes.
+Each line has the results of one image, and the lines of a chunk are written at once. If the file lacks a line of a
+chunk, the whole chunk is detected again. So an image is always detected together with the same others, and the results
+depend neither on interruptions nor on the number of processes.
 
-What is detected, by what, is in FOLDER/evaluation.json. A folder takes one evaluation: another one in it is an error.
+FOLDER/evaluation.json says which weights, settings and images the detections are of. A folder takes one evaluation.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ LISTED = 200  # images that could not be read are named up to here
 
 
 def identify(model: ResumableDetector, dataset: Dataset, image_ids: Sequence[int], dtype: str) -> dict[str, Any]:
-    """What a detection in a data set depends on, as JSON has it: weights, settings, images.
+    """All that the detections in a data set depend on, as JSON can hold it: weights, settings, images.
 
     Raises: as categories_of_model and image_numbers.
     """
@@ -71,9 +71,9 @@ def hash_weights(model: ResumableDetector) -> str:
 
 
 def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
-    """Make a folder that of an evaluation, or see that it is that already.
+    """Reserve a folder for an evaluation. A folder that this evaluation has already reserved stays as it is.
 
-    Raises: ValueError if it holds another evaluation, with what differs.
+    Raises: ValueError that names the differences, if the folder holds another evaluation.
     """
     path = Path(folder) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _read_identity(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours or not isinstance(identity, dict) or not isinstance(identity.get("settings"), dict):
-        raise ValueError(f"{path} is not of an evaluation; choose another --output, or remove it")
+        raise ValueError(f"{path} was not written by an evaluation; choose another --output, or remove the file")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has version {version!r} of the format, and this release writes {FORMAT_VERSION}; choose another "
@@ -129,12 +129,11 @@ def _read_identity(path: Path) -> dict[str, Any]:
     return identity
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    found, wanted = ({**each, **each["settings"]} for each in (found, wanted))
-    names = [name for name in {**wanted, **found} if name != "settings" and found.get(name) != wanted.get(name)]
-    return utils.listed(
-        [f"{name} {_short(found.get(name))} there, {_short(wanted.get(name))} now" for name in names], 5
-    )
+def _differences(stored: dict[str, Any], current: dict[str, Any]) -> str:
+    stored, current = {**stored, **stored["settings"]}, {**current, **current["settings"]}
+    names = [name for name in {**current, **stored} if name != "settings" and stored.get(name) != current.get(name)]
+    texts = [f"{name} {_short(stored.get(name))} there, {_short(current.get(name))} now" for name in names]
+    return utils.listed(texts, 5)
 
 
 def _short(value: Any) -> str:
@@ -160,7 +159,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a line that was being written when its process was killed."""
+    """Cut off the half-written line that a killed process leaves at the end of its file."""
     with path.open("rb+") as file:
         end = size = file.seek(0, os.SEEK_END)
         while end > 0:
@@ -176,7 +175,7 @@ def _mend(path: Path) -> None:
 
 
 def read_lines(folder: str | os.PathLike) -> Iterator[Line]:
-    """Everything that is in the parts, whole lines only; an image may come twice, then with the same results.
+    """The whole lines of all parts. An image may come twice, then with the same results.
 
     Raises: ValueError for a line that is not the results of an image.
     """
@@ -235,7 +234,7 @@ class _Writer:
         self.file = path.open("ab", buffering=0)
 
     def write(self, lines: Sequence[Line]) -> None:
-        """All at once: what a kill leaves of it is cut off later."""
+        """Write lines at once. If the process is killed meanwhile, the next run cuts off the half-written line."""
         text = "".join(json.dumps(line._asdict()) + "\n" for line in lines).encode()
         while text:
             text = text[self.file.write(text) :]
@@ -251,7 +250,7 @@ class _Writer:
 
 
 def plan_chunks(model: Detector, image_ids: Sequence[int]) -> list[list[int]]:
-    """Images that are detected together, whoever does it and when."""
+    """The images of each chunk. Images of one chunk are always detected together, in every run and process."""
     size = model.config.IMAGES_PER_GPU
     return [list(map(int, image_ids[start : start + size])) for start in range(0, len(image_ids), size)]
 
@@ -261,7 +260,7 @@ def read_batches(
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
-    failures: image_id: why it could not be read; is filled. Its chunk is left out.
+    failures: a dict to be filled with the reason for each image_id that cannot be read. Its chunk is left out.
     """
     with ThreadPoolExecutor(workers, "images") as pool:
         waiting: deque = deque()
@@ -292,39 +291,42 @@ def detect_to_folder(
     dtype: str = "float32",
     workers: int = 2,
     verbose: bool = True,
+    identity: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Detect in all images that have no results in a folder yet. All processes of a group call it together.
 
     image_ids: of the data set. folder: the same for all processes. dtype: of detect(). workers: threads that read
-        images. verbose: show progress, in the first process.
+        images. verbose: show progress, in the first process. identity: of identify(), for callers that have it: it
+        takes a hash of all weights.
 
-    Returns: seconds of each stage in this process, "total" among them, and "images", how many they are of.
-    Raises: ValueError if the folder holds another evaluation, or images cannot be read: then all others are done, and
-        kept.
+    Returns: the seconds of resizing, network, masks and in "total" that this process took, and in "images" for how many
+        images.
+    Raises: ValueError if the folder holds another evaluation. ValueError if images cannot be read, after all others are
+        detected and written.
     """
     with contextlib.ExitStack() as stack:
         folder, start = Path(folder), time.perf_counter()
-        chunks = _agree(model, dataset, image_ids, folder, dtype, stack)
-        mine = chunks[runtime.rank() :: runtime.world_size()]
-        seconds = _detect_chunks(model, dataset, mine, folder, dtype, workers, verbose)
+        chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack)
+        chunks = chunks[runtime.rank() :: runtime.world_size()]
+        seconds = _detect_chunks(model, dataset, chunks, folder, dtype, workers, verbose)
     return {**seconds, "total": time.perf_counter() - start}
 
 
 def _detect_chunks(
-    model: ResumableDetector, dataset: Dataset, mine, folder, dtype, workers, verbose
+    model: ResumableDetector, dataset: Dataset, chunks, folder, dtype, workers, verbose
 ) -> dict[str, float]:
-    """Detect in the images of this process, and write what is found."""
+    """Detect in the chunks of this process, and write the results."""
     categories = categories_of_model(model, dataset)
     failures: dict[int, str] = {}
     taken: deque[list[int]] = deque()
 
     def batches() -> Iterator[list[Any]]:
-        for chunk, images in read_batches(dataset, mine, failures, workers):
+        for chunk, images in read_batches(dataset, chunks, failures, workers):
             taken.append(chunk)
             yield images
 
     writer = _Writer(folder)
-    count = sum(map(len, mine))
+    count = sum(map(len, chunks))
     silent = not verbose or runtime.rank() > 0
     images = 0
     try:
@@ -332,7 +334,7 @@ def _detect_chunks(
             for results in model.detect_batches(batches(), dtype, "rle"):
                 chunk = [image_number(dataset, image_id) for image_id in taken.popleft()]
                 pairs = zip(chunk, results, strict=True)
-                writer.write([Line(number, *to_results(found, number, categories)) for number, found in pairs])
+                writer.write([Line(number, *to_results(result, number, categories)) for number, result in pairs])
                 progress.update(len(chunk))
                 images += len(chunk)
     finally:
@@ -341,22 +343,26 @@ def _detect_chunks(
     return {**model.seconds, "images": images}
 
 
-def _agree(model: ResumableDetector, dataset: Dataset, image_ids, folder: Path, dtype: str, stack) -> list[list[int]]:
-    """The chunks that are left, as the first process sees it, which keeps others out as long as the stack is open. Its
-    errors are everybody's."""
+def _remaining_chunks(
+    model: ResumableDetector, dataset: Dataset, image_ids, folder: Path, dtype: str, identity, stack
+) -> list[list[int]]:
+    """The chunks without results. The first process decides for all, and its errors are raised in all.
+
+    The first process also locks the folder, until the stack is closed.
+    """
     answer: list[Any] = [None]
     if runtime.rank() == 0:
         try:
-            identity = identify(model, dataset, image_ids, dtype)
+            identity = identity or identify(model, dataset, image_ids, dtype)
             stack.enter_context(runtime.locked_folder(folder))
             claim_folder(folder, identity)
             done = done_images(folder)
-            left = [
+            remaining = [
                 chunk
                 for chunk in plan_chunks(model, image_ids)
                 if not all(image_number(dataset, image_id) in done for image_id in chunk)
             ]
-            answer = [left]
+            answer = [remaining]
         except Exception as error:
             answer = [error]
     if runtime.world_size() > 1:
@@ -372,8 +378,8 @@ def _check_failures(dataset: Dataset, failures: dict[int, str], folder: Path) ->
     if runtime.world_size() > 1:
         everywhere = [None] * runtime.world_size()
         dist.all_gather_object(everywhere, failures)
-    together = {image_id: reason for some in everywhere for image_id, reason in some.items()}
-    reasons = [f"{dataset.image_info[image_id]['id']} ({together[image_id]})" for image_id in sorted(together)]
+    failures = {image_id: reason for of_process in everywhere for image_id, reason in of_process.items()}
+    reasons = [f"{dataset.image_info[image_id]['id']} ({failures[image_id]})" for image_id in sorted(failures)]
     if reasons:
         raise ValueError(
             f"{len(reasons)} images could not be read, so that not all of them have results: "
@@ -403,8 +409,8 @@ def detect_dataset(
     boxes, masks = [], []
     with tqdm(total=sum(map(len, chunks)), unit="image", disable=not verbose) as progress:
         for chunk, results in zip(chunks, model.detect_batches(batches, dtype, "rle"), strict=True):
-            for image_id, found in zip(chunk, results, strict=True):
-                of_boxes, of_masks = to_results(found, image_number(dataset, image_id), categories)
+            for image_id, result in zip(chunk, results, strict=True):
+                of_boxes, of_masks = to_results(result, image_number(dataset, image_id), categories)
                 boxes += of_boxes
                 masks += of_masks
             progress.update(len(chunk))
@@ -422,7 +428,7 @@ def write_submission(
 
 
 def _write_list(file: Any, entries: Sequence[dict[str, Any]]) -> None:
-    """json.dump's text, without making all of it first."""
+    """Write what json.dump would, entry by entry: the text of all would take as much memory again."""
     file.write(b"[")
     for i, entry in enumerate(entries):
         file.write((", " if i else "").encode() + json.dumps(entry).encode())

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import torch
 
@@ -23,20 +24,23 @@ def evaluate_dataset(
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     verbose: bool = True,
+    contents: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """COCO-style evaluation in memory: one pass of detection, with and without re-scoring.
 
     model: a MaskRCNN, or another Detector of the data set's classes.
     dataset: prepared; objects of negative class id are crowds. image_ids: the images to evaluate; all by default.
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
-        if that is more. verbose: show progress, and print a table.
+        if that is more. verbose: show progress, and print a table. contents: of ground_truth(dataset, image_ids), for
+        callers that evaluate several times.
 
     Returns: numbers by name, see evaluate_results.
     Raises: ValueError if model and data set differ in classes, or max_dets is below 1.
     """
     max_dets = _max_dets(model, max_dets)
     results = detect_dataset(model, dataset, image_ids, verbose=verbose)
-    metrics = evaluate_results(ground_truth(dataset, image_ids), *results, max_dets).metrics
+    contents = contents or ground_truth(dataset, image_ids)
+    metrics = evaluate_results(contents, *results, max_dets).metrics
     if verbose:
         print(metrics_table(metrics))
     return metrics
@@ -55,8 +59,17 @@ def evaluation_callback(
     max_dets: int | None = None,
     verbose: bool = False,
 ) -> Callable[[Detector], dict[str, float]]:
-    """A function for train_model's `evaluate`: it evaluates the model that it is given, as evaluate_dataset does."""
-    return lambda model: evaluate_dataset(model, dataset, image_ids, max_dets, verbose)
+    """A function for train_model's `evaluate`: it evaluates the model that it is given, as evaluate_dataset does.
+
+    The first call collects the ground truth, and later calls use it again.
+    """
+    contents: dict[str, Any] = {}
+
+    def evaluate(model: Detector) -> dict[str, float]:
+        contents.update({} if contents else ground_truth(dataset, image_ids))
+        return evaluate_dataset(model, dataset, image_ids, max_dets, verbose, contents)
+
+    return evaluate
 
 
 def evaluate_to_folder(
@@ -69,13 +82,14 @@ def evaluate_to_folder(
     workers: int = 2,
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
+    identity: dict[str, Any] | None = None,
 ) -> Evaluation | None:
     """Evaluate on the disk, with a report. An interrupted evaluation continues; processes of a group share the work.
 
     folder: gets detections/, bbox.json and segm.json (COCO's submission format), metrics.json, metrics.csv,
         classes.csv and report.html. A folder takes one evaluation.
     dtype: of detect(). workers: threads that read images. facts: further rows of the report's table of what was
-        evaluated. The others as in evaluate_dataset.
+        evaluated. identity: of identify(), for callers that have it. The others as in evaluate_dataset.
 
     Returns: every number; None in all processes but the first.
     Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, after all
@@ -83,7 +97,7 @@ def evaluate_to_folder(
     """
     max_dets = _max_dets(model, max_dets)
     image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
-    seconds = detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose)
+    seconds = detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose, identity)
     if runtime.rank() > 0:
         return None
     start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -407,3 +408,18 @@ def test_mistakes():
     model.config = Config(NUM_CLASSES=81)
     with pytest.raises(ValueError, match=r"the model has 81 classes and the data set 3.*BG, cat, dog"):
         evaluate_dataset(model, dataset)
+
+
+def test_the_callback_collects_the_ground_truth_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("evaluation.run.ground_truth", lambda *arguments: calls.append(arguments) or {"images": []})
+    monkeypatch.setattr("evaluation.run.detect_dataset", lambda *_, **__: ([], []))
+    used = []
+    monkeypatch.setattr(
+        "evaluation.run.evaluate_results", lambda contents, *_: used.append(contents) or SimpleNamespace(metrics={})
+    )
+    model = SimpleNamespace(config=SimpleNamespace(DETECTION_MAX_INSTANCES=100))
+    evaluate = evaluation_callback("data", [3])
+    assert evaluate(model) == evaluate(model) == {}
+    assert calls == [("data", [3])]
+    assert used == [{"images": []}, {"images": []}]

@@ -20,7 +20,7 @@ from torch import nn
 
 from config import Config
 from evaluation.detect import (
-    _agree,
+    _remaining_chunks,
     _Writer,
     claim_folder,
     detect_dataset,
@@ -348,7 +348,7 @@ def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, mo
     monkeypatch.setattr("runtime.world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
     with contextlib.ExitStack() as stack:
-        assert _agree(Told(), Plain(7), range(7), tmp_path / "new", "float32", stack) == [[0, 1]]
+        assert _remaining_chunks(Told(), Plain(7), range(7), tmp_path / "new", "float32", None, stack) == [[0, 1]]
     assert not (tmp_path / "new").exists()
 
 
