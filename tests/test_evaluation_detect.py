@@ -474,7 +474,7 @@ def change_record(folder, change) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda record: record.update(format="other"), r"evaluation\.json is not of an evaluation; choose"),
+    (lambda record: record.update(format="other"), r"evaluation\.json was not written by an evaluation; choose"),
     (lambda record: record.update(identity=[]), r"is not of an evaluation"),
     (lambda record: record["identity"].update(settings="x"), r"is not of an evaluation"),
     (lambda record: record["identity"].pop("settings"), r"is not of an evaluation"),
@@ -493,7 +493,7 @@ def test_records_of_other_programs(tmp_path, part, change, message):
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"5", b"\xff\xff"])
 def test_damaged_records(tmp_path, part, text):
     (tmp_path / "evaluation.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"is not of an evaluation; choose another --output, or remove it"):
+    with pytest.raises(ValueError, match=r"was not written by an evaluation; choose another --output, or remove it"):
         detect(tmp_path)
 
 
