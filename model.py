@@ -159,43 +159,53 @@ _Weights = Mapping[_Layer, tuple[Tensor, Tensor | None]]
 _weights_in_use: ContextVar[_Weights] = ContextVar("weights_in_use", default=MappingProxyType({}))
 
 
-class _PreparedWeights:
-    """The weights of all layers of a network for inference in one dtype, and how many blocks need them."""
+def _prepare_weights(network: nn.Module, dtype: torch.dtype) -> _Weights:
+    """The weights of all layers of a network for inference in a dtype."""
+    layers = [module for module in network.modules() if isinstance(module, _Layer)]
+    with torch.no_grad():
+        return {layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers}
 
-    # Of each network, by dtype. Here, and not in the network, so that copies and pickles leave them behind.
-    of_network: ClassVar[WeakKeyDictionary[nn.Module, dict[torch.dtype, "_PreparedWeights"]]] = WeakKeyDictionary()
-    # Reentrant, for the garbage collector may end a detect_batches() that nobody continues, at any moment.
-    counting: ClassVar[threading.RLock] = threading.RLock()
+
+class _Block:
+    """The prepared weights that all MaskRCNN.prepared() of a network and a dtype share, while one of them is open."""
+
+    # Here and not in the network, so that copies and pickles of it leave them behind.
+    of_network: ClassVar[WeakKeyDictionary[nn.Module, dict[torch.dtype, "_Block"]]] = WeakKeyDictionary()
+    # Reentrant: the garbage collector may close a generator that stands in a block at any moment.
+    lock: ClassVar[threading.RLock] = threading.RLock()
 
     def __init__(self) -> None:
-        self.blocks, self.preparing, self.weights = 0, threading.Lock(), None
+        self.count, self.preparing, self._weights = 0, threading.Lock(), None
 
-    def prepare(self, network: nn.Module, dtype: torch.dtype) -> _Weights:
-        """The weights, computed by the first of the threads that ask."""
+    def weights(self, network: nn.Module, dtype: torch.dtype) -> _Weights:
+        """The weights. The first thread that needs them prepares them, and the others wait."""
         with self.preparing:
-            if self.weights is None:
-                with torch.no_grad():
-                    layers = [module for module in network.modules() if isinstance(module, _Layer)]
-                    self.weights = {
-                        layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers
-                    }
-            return self.weights
+            if self._weights is None:
+                self._weights = _prepare_weights(network, dtype)
+            return self._weights
 
 
 @contextmanager
-def _prepared_weights(network: nn.Module, dtype: torch.dtype) -> Iterator[_Weights]:
-    """The prepared weights of a network; blocks that overlap, in any threads, share them."""
-    with _PreparedWeights.counting:
-        of_dtype = _PreparedWeights.of_network.setdefault(network, {})
-        prepared = of_dtype.setdefault(dtype, _PreparedWeights())
-        prepared.blocks += 1
+def _open_block(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    with _Block.lock:
+        blocks = _Block.of_network.setdefault(network, {})
+        block = blocks.setdefault(dtype, _Block())
+        block.count += 1
     try:
-        yield prepared.prepare(network, dtype)
+        block.weights(network, dtype)
+        yield
     finally:
-        with _PreparedWeights.counting:
-            prepared.blocks -= 1
-            if prepared.blocks == 0:
-                del of_dtype[dtype]
+        with _Block.lock:
+            block.count -= 1
+            if block.count == 0:
+                del blocks[dtype]
+
+
+def _ready_weights(network: nn.Module, dtype: torch.dtype) -> _Weights:
+    """The weights of the open block, or, outside of any block, new ones."""
+    with _Block.lock:
+        block = _Block.of_network.get(network, {}).get(dtype)
+    return _prepare_weights(network, dtype) if block is None else block.weights(network, dtype)
 
 
 class BatchNorm(nn.Module):
@@ -1841,33 +1851,34 @@ class MaskRCNN(nn.Module):
 
     @contextmanager
     def prepared(self, dtype: str = "float32") -> Iterator[None]:
-        """A block in which weights are folded, cast and laid out for detection once, not once in each call.
+        """A block in which all calls of detect() share weights that were folded, cast and laid out once.
 
             with model.prepared("bfloat16"):
                 for image in images:
                     model.detect([image], dtype="bfloat16")
 
-        Calls in other threads use these weights, too, and blocks may be nested. detect_batches() needs no block: it
-        is one. Leave the model as it is inside: most layers would see changed weights only after the last block.
+        Calls in other threads use these weights, too, and blocks may be nested. Outside, each call prepares its own
+        weights; so detect_batches() needs no block. Leave the model as it is inside: most layers would see changed
+        weights only after the last block.
 
         dtype: of detect(); calls in the other dtype prepare their own.
 
         Raises: ValueError for an unknown dtype.
         """
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
-        with _prepared_weights(self, _DTYPES[dtype]):
+        with _open_block(self, _dtype(dtype)):
             yield
 
     @torch.no_grad()
-    def predict(self, images: Images, out: dict[str, Any] | None = None) -> Detections:
-        """forward() without gradients and with prepared weights. images, out: as there."""
-        with _prepared_weights(self, images.pixels.dtype) as weights:
-            token = _weights_in_use.set(weights)
-            try:
-                return self(images, out=out)
-            finally:
-                _weights_in_use.reset(token)
+    def predict(self, images: Images, out: dict[str, Any] | None = None, weights: _Weights | None = None) -> Detections:
+        """forward() without gradients and with prepared weights. images, out: as there.
+
+        weights: of _ready_weights. None: those of the open block, or new ones.
+        """
+        token = _weights_in_use.set(_ready_weights(self, images.pixels.dtype) if weights is None else weights)
+        try:
+            return self(images, out=out)
+        finally:
+            _weights_in_use.reset(token)
 
     def detect(
         self, images: Sequence[np.ndarray], verbose: int = 0, dtype: str = "float32", masks: str = "array"
@@ -1915,15 +1926,15 @@ class MaskRCNN(nn.Module):
             runtime.keep_memory()
         seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
         chunks, unfinished, failure = self._molded_chunks(batches, seconds), deque(), None
+        weights = _ready_weights(self, _dtype(dtype))
         try:
-            with self.prepared(dtype):
-                for chunk in chunks if reader is None else _ahead(chunks, reader):
-                    if verbose:
-                        log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
-                    detections = self._infer(chunk, dtype, seconds) if chunk.indices else None
-                    unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
-                    while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
-                        yield from unfinished.popleft().result()
+            for chunk in chunks if reader is None else _ahead(chunks, reader):
+                if verbose:
+                    log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
+                detections = self._infer(chunk, dtype, seconds, weights) if chunk.indices else None
+                unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
+                while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
+                    yield from unfinished.popleft().result()
         except Exception as error:  # results that are finished come first
             failure = error
         for future in unfinished:
@@ -1953,13 +1964,13 @@ class MaskRCNN(nn.Module):
         channels = self.config.IMAGE_CHANNEL_COUNT
         return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
 
-    def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float]) -> Detections:
+    def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""
         start = time.perf_counter()
         molded = torch.stack(chunk.molded)  # [B, H, W, C]
         pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
         windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
-        detections = self.predict(Images(pixels, windows.to(self.device)))
+        detections = self.predict(Images(pixels, windows.to(self.device)), weights=weights)
         detections = detections.to("cpu")  # waits for the device
         seconds["network"] += time.perf_counter() - start
         return detections
@@ -2197,7 +2208,8 @@ class MaskRCNN(nn.Module):
         shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
         molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
         chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
-        (results,) = self._paste(chunk, self._infer(chunk, "float32", seconds), "array", seconds)
+        detections = self._infer(chunk, "float32", seconds, _ready_weights(self, torch.float32))
+        (results,) = self._paste(chunk, detections, "array", seconds)
         self.seconds = seconds
         return results
 
@@ -2208,6 +2220,12 @@ class MaskRCNN(nn.Module):
         """
         shapes = [tuple(shape) for shape in compute_backbone_shapes(self.config, image_shape).tolist()]
         return torch.cat(self.pyramid_anchors(shapes, image_shape[:2])).cpu().numpy()
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
 
 
 class _Chunk(NamedTuple):

@@ -374,6 +374,17 @@ def test_inside_a_block_changes_are_seen_after_it():
     assert is_other(model.detect([image])[0], before)
 
 
+def test_batches_that_wait_keep_their_weights_to_themselves():
+    model, image = tiny_model(), random_image(64, 96)
+    (before,) = model.detect([image])
+    waiting = model.detect_batches([[image]] * 9, masks="array")
+    next(waiting)
+    double_through_data(model)
+    assert is_other(model.detect([image])[0], before)
+    for (result,) in waiting:
+        assert_identical(result, before)
+
+
 def count_preparations(model: MaskRCNN, monkeypatch) -> list[torch.dtype]:
     """A list that grows by a dtype whenever the weights of the stem are prepared."""
     dtypes, prepare = [], model.backbone.stem._prepare
