@@ -572,7 +572,7 @@ def _check_boxes(rows: _AnnotationChecks, sizes: np.ndarray) -> None:
 
 
 class _LoadedFile(NamedTuple):
-    """What CocoDataset keeps of a file."""
+    """The images of one load and their annotations."""
 
     source: str
     image_ids: np.ndarray  # int64 [I], ascending
