@@ -29,10 +29,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+import runtime
 from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
+from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
 from weights.published import MODEL_NAMES, imagenet_weights
 
@@ -120,7 +122,7 @@ def add_style(parser: Any) -> None:
     """--style, which goes with --model."""
     parser.add_argument(
         "--style",
-        choices=["caffe", "pytorch"],
+        choices=STYLES,
         help="where the backbone of a foreign checkpoint has its stride, if the file does not tell",
     )
 
@@ -132,7 +134,7 @@ def add_device(parser: Any, default: str | None = None) -> None:
         "--device",
         type=_device,
         default=default,
-        help=f"cpu, cuda, or cuda:N for the GPU of number N; default: {words}",
+        help=f"cpu, cuda, cuda:N for the GPU of number N, or mps; default: {words}",
     )
 
 
@@ -204,12 +206,9 @@ def positive_number(text: str) -> float:
 
 def _device(text: str) -> str:
     try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, not {text!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text} cannot be used: torch sees {torch.cuda.device_count()} GPUs")
-    return text
+        return str(runtime.find_device(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 ############################################################
@@ -226,16 +225,23 @@ def settings_of(arguments: argparse.Namespace, **flags: Any) -> dict[str, Any]:
     return {**given, **parse_settings(arguments.set)}
 
 
-def gpu_count(device: str | None) -> int | None:
-    """The setting GPU_COUNT that --device stands for, in a command that torchrun can start.
-
-    Raises: ValueError for one GPU by its number: each process takes the GPU of its rank.
-    """
-    if device not in (None, "cpu", "cuda"):
+def check_shared_device(device: str | None) -> None:
+    """Raises ValueError for one GPU by its number, in a command that torchrun spreads over the GPUs."""
+    if device is not None and device.startswith("cuda:"):
         raise ValueError(
-            f"--device {device}: this command takes cpu or cuda, because torchrun can spread it over the GPUs; to use "
-            "one GPU of several, set the environment variable CUDA_VISIBLE_DEVICES to its number"
+            f"--device {device}: this command takes cuda without a number, because torchrun gives each process a GPU "
+            "of its own; to use one GPU of several, set the environment variable CUDA_VISIBLE_DEVICES to its number"
         )
+
+
+def gpu_count(device: str | None) -> int | None:
+    """The setting GPU_COUNT that --device of a training stands for; None without --device.
+
+    Raises: ValueError for other devices than cpu and cuda.
+    """
+    check_shared_device(device)
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device {device}: training takes cpu or cuda")
     return None if device is None else int(device == "cuda")
 
 
@@ -317,8 +323,8 @@ def find_start(
     return Start(load_checkpoint(name, style))
 
 
-# What stays a program's with network_only, whatever the network of a checkpoint has.
-_PROGRAMS = ("NUM_CLASSES", "RPN_ANCHOR_SCALES", "USE_MASKIOU_HEAD")
+# With network_only, config_class decides these, whatever the network of a checkpoint has.
+_OF_THE_CLASS = ("NUM_CLASSES", "RPN_ANCHOR_SCALES", "USE_MASKIOU_HEAD")
 
 
 def training_config(
@@ -341,7 +347,7 @@ def training_config(
     elif is_backbone(start.checkpoint):
         names = {*settings_that(BACKBONE_WEIGHTS), "BACKBONE_WIDTH"}
     elif network_only:
-        names = {*settings_that(WEIGHTS, SHAPE)} - {*_PROGRAMS}
+        names = {*settings_that(WEIGHTS, SHAPE)} - {*_OF_THE_CLASS}
     else:
         names = stored.keys() - {*settings_that(RUN)}
     return config_class.from_dict({name: stored[name] for name in stored if name in names}, **settings)
@@ -360,8 +366,8 @@ def starting_model(
     if start.path is not None:
         model.load_weights(start.path)
     elif start.checkpoint is not None and network_only:
-        own = {name: getattr(config, name) for name in _PROGRAMS}  # the RPN learns what fits to other anchors
-        model.load_weights({**start.checkpoint, "config": {**start.checkpoint["config"], **own}}, by_name=True)
+        anchors = {"RPN_ANCHOR_SCALES": config.RPN_ANCHOR_SCALES}  # the RPN learns what fits to other anchors
+        model.load_weights({**start.checkpoint, "config": {**start.checkpoint["config"], **anchors}}, by_name=True)
     elif start.checkpoint is not None:
         fits = start.checkpoint["class_names"] == model.class_names
         fits = fits and set(start.checkpoint["model"]) == set(model.state_dict())

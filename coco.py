@@ -305,7 +305,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate on val (2017) or minival (2014). Returns the exit code."""
     dataset = load_validation_data(arguments)
     check_complete(dataset)
-    cli.gpu_count(arguments.device)  # torchrun chooses among several GPUs
+    cli.check_shared_device(arguments.device)
     device = runtime.setup_distributed(arguments.device)
     model = evaluated_model(arguments, device)
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()

@@ -10,6 +10,7 @@ from helpers import TINY_SHAPES
 
 import cli
 import coco
+import convert_weights
 import demo
 from benchmarks import ablations
 from config import Config
@@ -19,6 +20,7 @@ from weights.checkpoint import write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
+    "convert_weights.py": (convert_weights.build_parser, ["a.pth", "b.pth"]),
     "demo.py": (demo.build_parser, []),
     "shapes.py": (shapes.build_parser, ["train"]),
     "ablations.py": (ablations.build_parser, []),
@@ -118,7 +120,7 @@ def test_arguments_have_one_wording(name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("tpu", "must be cpu, cuda or cuda:N, not 'tpu'"), ("cuda:99", "cuda:99 cannot be used: torch sees")],
+    [("tpu", "device must be cpu, cuda, cuda:N or mps, not 'tpu'"), ("cuda:99", "device 'cuda:99' cannot be used")],
 )
 def test_devices(text, message, capsys):
     parser = cli.Parser("x.py", None)
@@ -130,10 +132,13 @@ def test_devices(text, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_gpu_count():
+def test_devices_of_a_training():
     assert [cli.gpu_count(device) for device in (None, "cpu", "cuda")] == [None, 0, 1]
-    with pytest.raises(ValueError, match=r"--device cuda:1: this command takes cpu or cuda.*CUDA_VISIBLE_DEVICES"):
-        cli.gpu_count("cuda:1")
+    for check in (cli.gpu_count, cli.check_shared_device):
+        with pytest.raises(ValueError, match=r"--device cuda:1: this command takes cuda without a number.*CUDA_VIS"):
+            check("cuda:1")
+    with pytest.raises(ValueError, match="--device mps: training takes cpu or cuda"):
+        cli.gpu_count("mps")
 
 
 def test_numbers():
