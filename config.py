@@ -392,7 +392,7 @@ class Config:
     GPU_COUNT: Annotated[int, AtLeast(0), RUN] = 1
 
     # Images in a batch of each process; BATCH_SIZE counts those of all processes. Lower it when memory runs out. On a
-    # CPU, training Mask R-CNN with ResNet-50 on two images of 800 x 1088 takes 2.3 GB (README, "How fast is training").
+    # CPU, training Mask R-CNN with ResNet-50 on two images of 800 x 1088 takes 2.3 GB (docs/speed.md).
     IMAGES_PER_GPU: Annotated[int, AtLeast(1), DETECTION, RUN, MEMORY] = 2
 
     # Batches in an epoch; None is once through the data. Lower it to see validation and checkpoints sooner.

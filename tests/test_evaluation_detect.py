@@ -475,10 +475,10 @@ def change_record(folder, change) -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda record: record.update(format="other"), r"evaluation\.json was not written by an evaluation; choose"),
-    (lambda record: record.update(identity=[]), r"is not of an evaluation"),
-    (lambda record: record["identity"].update(settings="x"), r"is not of an evaluation"),
-    (lambda record: record["identity"].pop("settings"), r"is not of an evaluation"),
-    (lambda record: record.pop("identity"), r"is not of an evaluation"),
+    (lambda record: record.update(identity=[]), r"was not written by an evaluation"),
+    (lambda record: record["identity"].update(settings="x"), r"was not written by an evaluation"),
+    (lambda record: record["identity"].pop("settings"), r"was not written by an evaluation"),
+    (lambda record: record.pop("identity"), r"was not written by an evaluation"),
     (lambda record: record.update(version=2), r"has version 2 of the format, and this release writes 1"),
     (lambda record: record["identity"]["settings"].update(OF_LATER=3), r"OF_LATER 3 there, None now"),
     (lambda record: record["identity"]["settings"].update(DIALECT="crop"), r"DIALECT crop there, mmdet now"),
@@ -493,7 +493,9 @@ def test_records_of_other_programs(tmp_path, part, change, message):
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"5", b"\xff\xff"])
 def test_damaged_records(tmp_path, part, text):
     (tmp_path / "evaluation.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"was not written by an evaluation; choose another --output, or remove it"):
+    with pytest.raises(
+        ValueError, match=r"was not written by an evaluation; choose another --output, or remove the file"
+    ):
         detect(tmp_path)
 
 
