@@ -379,6 +379,15 @@ def test_every_dialect_is_in_the_table():
     assert all(f"| `{name}` |" in PAGES["docs/models.md"] for name in config.DIALECTS)
 
 
+def test_the_exit_codes_are_those_of_cli():
+    import cli
+
+    table = re.findall(r"^\| (\d[\d, ]*) \| (.*) \|$", PAGES["docs/own_data.md"], flags=re.MULTILINE)
+    assert [codes for codes, _ in table] == ["0", "1", "2", "130, 143"]
+    for codes, meaning in table:
+        assert re.search(rf"^    {codes} +{re.escape(meaning)}$", cli.__doc__, flags=re.MULTILINE), codes
+
+
 ############################################################
 #  Figures
 ############################################################
