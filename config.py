@@ -929,7 +929,7 @@ def _literal(name: str, text: str) -> Any:
 
 
 class SmallConfig(Config):
-    """A small network that learns from random weights within hours on a few CPU cores. Subclass it for a data set.
+    """A small network that learns from random weights in one or two hours on two CPU cores. Subclass it.
 
     It suits objects of 5 to 150 pixels in images of a few hundred pixels, and a few classes. The samples use it.
     """
