@@ -237,12 +237,14 @@ def check_shared_device(device: str | None) -> None:
 def gpu_count(device: str | None) -> int | None:
     """The setting GPU_COUNT that --device of a training stands for; None without --device.
 
-    Raises: ValueError for other devices than cpu and cuda.
+    Raises: ValueError for a device that is none of runtime.TRAINING_DEVICES, and as check_shared_device.
     """
     check_shared_device(device)
-    if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"--device {device}: training takes cpu or cuda")
-    return None if device is None else int(device == "cuda")
+    if device is None:
+        return None
+    if device not in runtime.TRAINING_DEVICES:
+        raise ValueError(f"--device {device}: training takes {' or '.join(runtime.TRAINING_DEVICES)}")
+    return int(device != "cpu")
 
 
 ############################################################
