@@ -21,7 +21,6 @@ import functools
 import html
 import io
 import itertools
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,11 +102,11 @@ def _luminance(color: Color) -> float:
 
 def _dark_colors(count: int = 4) -> list[Color]:
     """The darkest colours of the palette, for lines on a pale image. Each differs most from the one before it."""
-    *darker, color = sorted(random_colors(len(_PALETTE)), key=_luminance)[:count]
+    *darkest, color = sorted(random_colors(len(_PALETTE)), key=_luminance)[:count]
     colors = [color]
-    while darker:
-        *darker, color = sorted(darker, key=functools.partial(math.dist, color))
-        colors.append(color)
+    while darkest:
+        distances = np.linalg.norm(np.subtract(darkest, colors[-1]), axis=1)
+        colors.append(darkest.pop(distances.argmax()))
     return colors
 
 
@@ -853,13 +852,12 @@ def display_anchors(
             f"{name}: {len(level):,} anchors" + (f" of about {sides.mean():.0f} pixels" if len(of_cell) else "")
         )
         levels_drawn.append((centres, of_cell))
-    aspect, dark = image.shape[0] / image.shape[1], _dark_colors()
-    figure, axes = _panels([aspect] * len(levels), cols, titles, title, show, 14)
+    figure, axes = _panels([image.shape[0] / image.shape[1]] * len(levels), cols, titles, title, show, 14)
     for ax, (centres, of_cell) in zip(axes, levels_drawn, strict=True):
         _image_axes(image // 2 + 127, ax, None, ax.get_title(), show)
         ax.scatter(centres[:, 1], centres[:, 0], s=min(9.0, 9e3 / max(1, len(centres))), color="black", linewidths=0)
-        for i, box in enumerate(of_cell):
-            _plot_box(ax, box, dark[i % len(dark)])
+        for box, color in zip(of_cell, itertools.cycle(_dark_colors()), strict=False):
+            _plot_box(ax, box, color)
     return _finish(figure, save_path, show)
 
 
