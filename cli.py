@@ -277,20 +277,23 @@ def open_model(
     default: str,
     config_class: type[Config] = Config,
     device: torch.device | None = None,
+    adapt: Callable[[Config], Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> MaskRCNN:
     """The model that --model names, to detect or evaluate with.
 
     arguments: model, device and set, and if the command has them, style and logs.
     default: the name that counts if --model is not given. config_class: of the command's trainings.
-    device: None takes that of --device. settings: settings that replace the checkpoint's unless --set has them.
+    device: None takes that of --device. adapt: as for weights.load.load_model.
+    settings: settings that replace the checkpoint's unless --set has them.
 
     Raises: as find_checkpoint and weights.load.load_model.
     """
     settings |= settings_of(arguments)
     experiment = settings.get("NAME", config_class.NAME)
     checkpoint = find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
-    return load_model(checkpoint, device or arguments.device, getattr(arguments, "style", None), **settings)
+    style = getattr(arguments, "style", None)
+    return load_model(checkpoint, device or arguments.device, style, adapt=adapt, **settings)
 
 
 class Start(NamedTuple):
