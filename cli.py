@@ -237,12 +237,14 @@ def check_shared_device(device: str | None) -> None:
 def gpu_count(device: str | None) -> int | None:
     """The setting GPU_COUNT that --device of a training stands for; None without --device.
 
-    Raises: ValueError for other devices than cpu and cuda.
+    Raises: ValueError for a device that is none of runtime.TRAINING_DEVICES, and as check_shared_device.
     """
     check_shared_device(device)
-    if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"--device {device}: training takes cpu or cuda")
-    return None if device is None else int(device == "cuda")
+    if device is None:
+        return None
+    if device not in runtime.TRAINING_DEVICES:
+        raise ValueError(f"--device {device}: training takes {' or '.join(runtime.TRAINING_DEVICES)}")
+    return int(device != "cpu")
 
 
 ############################################################
@@ -275,20 +277,23 @@ def open_model(
     default: str,
     config_class: type[Config] = Config,
     device: torch.device | None = None,
+    adapt: Callable[[Config], Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> MaskRCNN:
     """The model that --model names, to detect or evaluate with.
 
     arguments: model, device and set, and if the command has them, style and logs.
     default: the name that counts if --model is not given. config_class: of the command's trainings.
-    device: None takes that of --device. settings: settings that replace the checkpoint's unless --set has them.
+    device: None takes that of --device. adapt: as for weights.load.load_model.
+    settings: settings that replace the checkpoint's unless --set has them.
 
     Raises: as find_checkpoint and weights.load.load_model.
     """
     settings |= settings_of(arguments)
     experiment = settings.get("NAME", config_class.NAME)
     checkpoint = find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
-    return load_model(checkpoint, device or arguments.device, getattr(arguments, "style", None), **settings)
+    style = getattr(arguments, "style", None)
+    return load_model(checkpoint, device or arguments.device, style, adapt=adapt, **settings)
 
 
 class Start(NamedTuple):

@@ -1733,7 +1733,7 @@ class MaskRCNN(nn.Module):
             self.source += ", trained further"
         config = self.config
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
-        if config.GPU_COUNT > 1 and self.device.type == "cuda" and runtime.world_size() == 1:
+        if config.GPU_COUNT > 1 and self.device.type != "cpu" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
         if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
             runtime.keep_memory()  # a fifth faster, a fifth more memory

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import platform
 import random
@@ -14,6 +15,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -115,6 +117,62 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         choice = f"choose cpu or cuda:0 to cuda:{gpus - 1}" if gpus else "choose cpu"
         raise ValueError(f"device {str(name)!r} cannot be used: {cause}; {choice}")
     return device
+
+
+TRAINING_DEVICES = ("cpu", "cuda")  # the kinds that training takes; MPS has no float64, which some operators need
+
+
+def training_device(gpu_count: int) -> torch.device:
+    """The device that a training without torchrun chooses. gpu_count: the setting GPU_COUNT."""
+    return find_device("cpu" if gpu_count == 0 else None)
+
+
+def uses_pinned_memory(device: torch.device) -> bool:
+    """Whether copies to a device are faster from pinned memory of the CPU."""
+    return device.type == "cuda"
+
+
+def wait_for(device: torch.device | str) -> None:
+    """Waits until a device has done what was asked of it. A CPU has done it already."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device | str) -> str | None:
+    """The name of a GPU; None for a CPU, and where torch does not tell."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+
+
+def peak_memory_mb(device: torch.device | str | None = None) -> float:
+    """The peak of used memory, in megabytes (10^6 bytes): of torch's tensors on a GPU, otherwise of this process.
+
+    Returns: NaN where the system does not tell (Windows).
+    """
+    peak = tensor_bytes(device, peak=True)
+    if peak is not None:
+        return peak / 1e6
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB elsewhere
+
+
+def tensor_bytes(device: torch.device | str | None, peak: bool = False) -> int | None:
+    """Bytes of torch's tensors on a GPU, now or at their peak; None where torch does not count them, as on a CPU."""
+    if device is None or torch.device(device).type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+
+
+def forget_peak(device: torch.device | str) -> None:
+    """Lets the peak of tensor_bytes begin anew."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 ############################################################

@@ -92,8 +92,22 @@ def _colors_of(count: int, class_ids: np.ndarray, colors: Sequence[Color] | None
 
 def _ink(color: Color) -> tuple[float, float, float]:
     """Black or white, whichever reads better on a colour."""
-    linear = np.asarray(color[:3]) ** 2.2
-    return (0.0,) * 3 if linear @ [0.2126, 0.7152, 0.0722] > 0.18 else (1.0,) * 3
+    return (0.0,) * 3 if _luminance(color) > 0.18 else (1.0,) * 3
+
+
+def _luminance(color: Color) -> float:
+    """How light a colour looks, from 0 (black) to 1 (white)."""
+    return float(np.asarray(color[:3]) ** 2.2 @ [0.2126, 0.7152, 0.0722])
+
+
+def _dark_colors(count: int = 4) -> list[Color]:
+    """The darkest colours of the palette, for lines on a pale image. Each differs most from the one before it."""
+    *darkest, color = sorted(random_colors(len(_PALETTE)), key=_luminance)[:count]
+    colors = [color]
+    while darkest:
+        distances = np.linalg.norm(np.subtract(darkest, colors[-1]), axis=1)
+        colors.append(darkest.pop(distances.argmax()))
+    return colors
 
 
 ############################################################
@@ -838,13 +852,12 @@ def display_anchors(
             f"{name}: {len(level):,} anchors" + (f" of about {sides.mean():.0f} pixels" if len(of_cell) else "")
         )
         levels_drawn.append((centres, of_cell))
-    aspect, dark = image.shape[0] / image.shape[1], [random_colors(10)[i] for i in (6, 8, 2, 5)]  # on a pale image
-    figure, axes = _panels([aspect] * len(levels), cols, titles, title, show, 14)
+    figure, axes = _panels([image.shape[0] / image.shape[1]] * len(levels), cols, titles, title, show, 14)
     for ax, (centres, of_cell) in zip(axes, levels_drawn, strict=True):
         _image_axes(image // 2 + 127, ax, None, ax.get_title(), show)
         ax.scatter(centres[:, 1], centres[:, 0], s=min(9.0, 9e3 / max(1, len(centres))), color="black", linewidths=0)
-        for i, box in enumerate(of_cell):
-            _plot_box(ax, box, dark[i % len(dark)])
+        for box, color in zip(of_cell, itertools.cycle(_dark_colors()), strict=False):
+            _plot_box(ax, box, color)
     return _finish(figure, save_path, show)
 
 

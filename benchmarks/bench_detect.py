@@ -127,18 +127,17 @@ def overlapping(one: dict[str, Any], other: dict[str, Any]) -> int:
 def stage_seconds(model: MaskRCNN):
     """A dict that, inside, adds up the seconds of each part of the network."""
     seconds, started, handles = {}, {}, []
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
 
     def start(name: str) -> Callable:
         def hook(*_: Any) -> None:
-            wait()
+            runtime.wait_for(model.device)
             started[name] = time.perf_counter()
 
         return hook
 
     def stop(name: str) -> Callable:
         def hook(*_: Any) -> None:
-            wait()
+            runtime.wait_for(model.device)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started[name]
 
         return hook

@@ -378,10 +378,9 @@ def run_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     device = arguments.device
     if device == "cpu" and case.keeps_memory:
         runtime.keep_memory()
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def clock() -> float:
-        wait()
+        runtime.wait_for(device)
         return time.perf_counter()
 
     size = QUICK if arguments.quick else Size()

@@ -37,7 +37,7 @@ def make_parser(
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=f"see that it runs; {quick}")
     if device:
-        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+        parser.add_argument("--device", choices=runtime.TRAINING_DEVICES, default="cpu", help="default: cpu")
     if threads:
         parser.add_argument(
             "--threads", type=cli.whole_number(1), metavar="N", help="CPU threads of torch; default: torch's own choice"
@@ -57,9 +57,8 @@ def describe(device: str = "cpu") -> dict:
         "torch": torch.__version__,
         "kernels": native.status().splitlines(),
     }
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+    gpu = runtime.device_name(device)
+    return facts if gpu is None else {**facts, "gpu": gpu}
 
 
 def finish(facts: dict, output: Path | None) -> None:
@@ -97,12 +96,10 @@ def median_ms(run: Callable[[], object], device: str = "cpu", seconds: float = 2
     times = []
     deadline = time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 200):
-        if device == "cuda":
-            torch.cuda.synchronize()
+        runtime.wait_for(device)
         start = time.perf_counter()
         result = run()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        runtime.wait_for(device)
         times.append(time.perf_counter() - start)
         del result
     return statistics.median(times) * 1e3
@@ -131,8 +128,8 @@ class Peak:
 
     def restart(self, trim: bool = False) -> None:
         """Forget the peak so far, but not what was in use when this was made."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        if runtime.tensor_bytes(self.device) is not None:
+            runtime.forget_peak(self.device)
             return
         if trim and platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
@@ -141,13 +138,15 @@ class Peak:
 
     def megabytes(self) -> float | None:
         """None where the system does not tell."""
-        if self.device == "cuda":
-            return (torch.cuda.max_memory_allocated() - self.before) / 1e6
+        peak = runtime.tensor_bytes(self.device, peak=True)
+        if peak is not None:
+            return (peak - self.before) / 1e6
         return None if self.before is None else (_resident_kb("VmHWM") - self.before) / 1e3
 
     def _in_use(self) -> int | None:
-        if self.device == "cuda":
-            return torch.cuda.memory_allocated()
+        in_use = runtime.tensor_bytes(self.device)
+        if in_use is not None:
+            return in_use
         try:
             return _resident_kb("VmRSS") if os.access("/proc/self/clear_refs", os.W_OK) else None
         except OSError:

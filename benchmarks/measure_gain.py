@@ -38,7 +38,6 @@ from evaluation.metrics import evaluate_results
 from evaluation.results import ground_truth
 from model import MaskRCNN
 from samples import nucleus, shapes
-from weights.load import load_model
 
 SHAPES_IMAGES = 1000
 ON_OBJECT = 0.1
@@ -121,14 +120,14 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
     Raises: ValueError without --dataset where one is needed, and as what opens them.
     """
     settings = {"DETECTION_MIN_CONFIDENCE": 0.05}
+    choice = argparse.Namespace(model=name, device=arguments.device, set=[])
     if arguments.data == "shapes":
-        model = load_model(name, arguments.device, **settings)
+        model = cli.open_model(choice, name, **settings)
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
     if arguments.dataset is None:
         raise ValueError("nuclei need --dataset, the folder of the data set")
     dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
-    model = nucleus.whole_image_detector(load_model(name, arguments.device, **settings), dataset)
-    return model, dataset, nucleus.MAX_DETS
+    return nucleus.open_detector(choice, dataset, **settings), dataset, nucleus.MAX_DETS
 
 
 def main(argv: list[str] | None = None) -> int:

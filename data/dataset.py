@@ -8,7 +8,7 @@ import logging
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -205,6 +205,14 @@ class Dataset:
     def image_reference(self, image_id: int) -> str:
         """A text for messages and notebooks that helps to find the image. Override it."""
         return ""
+
+    def image_facts(self, image_id: int) -> dict[str, Any]:
+        """Facts of an image that evaluation needs beside its id and size, in types that json.dump takes. Override it.
+
+        evaluation.results.ground_truth puts them into the image's entry, where a subclass of COCOeval finds them as
+        cocoGt.imgs[id]. LVIS, for example, says of each image in neg_category_ids what it does not show.
+        """
+        return {}
 
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.

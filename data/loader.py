@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+import runtime
+
 from .samples import Batch, Sample, TrainingData, collate
 
 logger = logging.getLogger(__name__)
@@ -182,7 +184,7 @@ def worker_count(config: Any) -> int:
     """
     if config.WORKERS is not None:
         return config.WORKERS
-    if config.GPU_COUNT == 0 or not torch.cuda.is_available() or _START_METHOD != "fork":
+    if runtime.training_device(config.GPU_COUNT).type == "cpu" or _START_METHOD != "fork":
         return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
     return max(0, min(8, cores - 1))
@@ -199,7 +201,7 @@ class Loader:
         self.data, self.order = data, order
         self._failures: dict[int, tuple[str, str]] = {}
         self._warned: set[int] = set()
-        workers = worker_count(data.config)
+        workers, device = worker_count(data.config), runtime.training_device(data.config.GPU_COUNT)
         self._loader = DataLoader(
             _Fetcher(data),
             batch_size=None,  # the order yields whole batches
@@ -208,7 +210,7 @@ class Loader:
             num_workers=workers,
             multiprocessing_context=_START_METHOD if workers else None,
             persistent_workers=order.shuffle and workers > 0,
-            pin_memory=data.config.GPU_COUNT > 0 and torch.cuda.is_available(),
+            pin_memory=runtime.uses_pinned_memory(device),
             generator=torch.Generator(),  # so that the shared generator stays as it is
         )
 

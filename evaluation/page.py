@@ -17,6 +17,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+import visualize
+
 from . import charts, words
 from .calibration import Calibration, calibrate
 from .examples import Example
@@ -81,7 +83,18 @@ def render(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) -> s
     """
     style, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _template().render(page_view(evaluation, load_image), style=style, script=script, script_digest=digest)
+    view = page_view(evaluation, load_image)
+    return _template().render(view, colors=_colors(), style=style, script=script, script_digest=digest)
+
+
+def _colors() -> dict[str, str]:
+    """The colours that the page shares with its plots, as CSS has them; on a dark ground, a quarter lighter."""
+    colors = {"before": visualize.VERMILION, "after": visualize.BLUE}
+    lighter = {f"{name}_in_dark": [0.75 * channel + 0.25 for channel in color] for name, color in colors.items()}
+    numbers = {
+        name: " ".join(f"{255 * channel:.0f}" for channel in color) for name, color in (colors | lighter).items()
+    }
+    return {"counts": numbers["after"], **{name: f"rgb({text})" for name, text in numbers.items()}}
 
 
 def page_view(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) -> dict[str, Any]:

@@ -157,15 +157,15 @@ def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> di
 
     dataset: prepared. image_ids: the images to include; all by default.
 
-    Returns: {"images", "categories", "annotations"}. Annotations count from 1: pycocotools takes an annotation 0 for
-        "no match", and confuses two annotations of one id.
+    Returns: {"images", "categories", "annotations"}. An image has id, height, width, and what dataset.image_facts says.
+        Annotations count from 1: pycocotools takes an annotation 0 for "no match", and confuses two of one id.
     Raises: as image_numbers.
     """
     image_ids = dataset.image_ids if image_ids is None else image_ids
     images, annotations = [], []
     for image_id, number in zip(map(int, image_ids), image_numbers(dataset, image_ids), strict=True):
         height, width = image_size(dataset, image_id)
-        images.append({"id": number, "height": height, "width": width})
+        images.append({**dataset.image_facts(image_id), "id": number, "height": height, "width": width})
         for entry in _annotations(dataset, image_id, (height, width)):
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
     names = list(zip(category_numbers(dataset), dataset.class_names, strict=True))

@@ -22,6 +22,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ import coco
 import runtime
 import utils
 import visualize
-from config import SmallConfig
+from config import Config, SmallConfig
 from data.dataset import Dataset, Instances
 from data.formats.coco import CocoDataset
 from detections import ImageDetections
@@ -87,18 +88,34 @@ class NucleusConfig(SmallConfig):
     EVAL_EVERY = 4
 
 
-def whole_image_detector(model: MaskRCNN, dataset: Dataset, **settings: Any) -> MaskRCNN:
-    """A copy of a model that sees whole images, where training takes crops. Its class has the number of the data set.
+def detection_settings(config: Config, dataset: Dataset, **settings: Any) -> dict[str, Any]:
+    """The settings to change so that a model sees whole images, where training takes crops. Its class then has the
+    number of the data set.
 
-    settings: others to change.
+    config: of the model. settings: others to change.
 
     Raises: ValueError for a model of other classes than nuclei.
     """
-    if model.config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
-        names = utils.listed(model.class_names[1:], 3)
+    if config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
+        names = utils.listed(config.CLASS_NAMES[1:], 3) if config.CLASS_NAMES else f"{config.NUM_CLASSES - 1} classes"
         raise ValueError(f"the model knows {names}, not nuclei; only a training can start from it (train --model)")
     settings = {**settings, "CATEGORY_IDS": dataset.category_ids}
-    detector = MaskRCNN(model.config.for_detection(**settings))
+    detection = config.for_detection(**settings)
+    return {**settings, **{name: getattr(detection, name) for name in ("IMAGE_RESIZE_MODE", "IMAGES_PER_GPU")}}
+
+
+def open_detector(arguments: argparse.Namespace, dataset: Dataset, **settings: Any) -> MaskRCNN:
+    """The model that --model names, as it sees whole images of a data set. arguments, settings: as for cli.open_model.
+
+    Raises: as cli.open_model and detection_settings.
+    """
+    adapt = partial(detection_settings, dataset=dataset, **cli.settings_of(arguments))
+    return cli.open_model(arguments, "last", NucleusConfig, adapt=adapt, **settings)
+
+
+def whole_image_detector(model: MaskRCNN, dataset: Dataset, **settings: Any) -> MaskRCNN:
+    """A copy of a model in training, with detection_settings. The arguments and errors are those of that function."""
+    detector = MaskRCNN(model.config.for_detection(**detection_settings(model.config, dataset, **settings)))
     detector.load_state_dict(model.state_dict())
     detector.source = model.source
     return detector.to(model.device).eval()
@@ -431,11 +448,10 @@ def evaluate_nuclei(
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print COCO-style AP of a subset, or of the images held out of it; with --output, write a report."""
-    model = cli.open_model(arguments, "last", NucleusConfig)
     part = "all" if arguments.val_share is None else "held out"
     dataset = make_dataset(arguments.dataset, arguments.subset or "val", part, arguments.val_share or 0)
     coco.check_complete(dataset)
-    detector = whole_image_detector(model, dataset, **cli.settings_of(arguments))
+    detector = open_detector(arguments, dataset)
     image_ids = dataset.image_ids[: arguments.eval_images]
     if arguments.output is None:
         evaluate_dataset(detector, dataset, image_ids, MAX_DETS)
@@ -479,8 +495,7 @@ def detect(arguments: argparse.Namespace) -> None:
     replaced = {path.resolve() for path in pictures} & {Path(info["path"]).resolve() for info in dataset.image_info}
     if replaced:
         raise ValueError(f"--output {folder} would replace {min(replaced)} and others; choose another folder")
-    model = cli.open_model(arguments, "last", NucleusConfig, DETECTION_MIN_CONFIDENCE=0.5)
-    detector = whole_image_detector(model, dataset, **cli.settings_of(arguments))
+    detector = open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.5)
     folder.mkdir(parents=True, exist_ok=True)
     lines, failures = ["ImageId,EncodedPixels"], []
     with detector.prepared():

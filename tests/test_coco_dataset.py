@@ -18,8 +18,10 @@ from pycocotools.cocoeval import COCOeval
 import native
 import utils
 from benchmarks import synthetic_coco
-from data.dataset import check_instances
+from data.dataset import Dataset, check_instances
 from data.formats.coco import CocoDataset
+from evaluation.metrics import RankedEvaluation, as_coco
+from evaluation.results import ground_truth
 
 DATA = native.ROOT.parent / "shared" / "data"
 REAL = [
@@ -77,10 +79,10 @@ def load(tmp_path):
     for number in range(10):
         (folder / f"{number}.jpg").touch()
 
-    def run(data, **options):
+    def run(data, kind=CocoDataset, **options):
         path = tmp_path / "data" / "own.json"
         path.write_text(data if isinstance(data, str) else json.dumps(data))
-        dataset = CocoDataset()
+        dataset = kind()
         index = dataset.load_annotations(path, folder, **options)
         dataset.prepare()
         return (dataset, index) if options.get("return_coco") else dataset
@@ -701,6 +703,45 @@ def test_images_in_sub_folders(load, tmp_path):
     assert [Path(info["path"]).is_file() for info in dataset.image_info] == [True] * 4
     _, index = load(contents(images=images), return_coco=True)
     assert index.imgs[2]["file_name"] == "a/b/x.jpg"
+
+
+class Lvis(CocoDataset):
+    """A reader of files as LVIS has them."""
+
+    IMAGE_FACTS = ("coco_url", "neg_category_ids")
+
+    def file_name(self, entry) -> str | None:
+        return entry["coco_url"].rsplit("/", 1)[-1] if "coco_url" in entry else super().file_name(entry)
+
+
+def lvis_image(image_id, **facts) -> dict:
+    url = f"http://images.cocodataset.org/train2017/{image_id}.jpg"
+    return {"id": image_id, "coco_url": url, "height": HEIGHT, "width": WIDTH, "license": 1, **facts}
+
+
+def test_a_subclass_says_where_images_are(load):
+    misleading = lvis_image(3, file_name="missing.jpg")
+    images = [lvis_image(2), misleading, image(4), {"coco_url": "x/7.jpg", "width": 5}, lvis_image(11)]
+    dataset, index = load(contents([annotation(5, 3)], images), Lvis, return_coco=True)
+    assert [Path(info["path"]).name for info in dataset.image_info] == ["2.jpg", "3.jpg", "4.jpg"]
+    assert [entry["file_name"] for entry in index.imgs.values()] == ["2.jpg", "3.jpg", "4.jpg"]
+    assert list(dataset.skipped.values()) == [["7.jpg"], ["11.jpg"]]
+    with pytest.raises(ValueError, match="1 images without a file_name"):
+        load(contents(images=[lvis_image(2)]))
+
+
+def test_a_subclass_hands_facts_of_images_to_evaluation(load):
+    images = [lvis_image(3, file_name="3.jpg", neg_category_ids=[2, 9]), lvis_image(2, neg_category_ids=[]), image(4)]
+    data = contents([annotation(5, 3)], images)
+    dataset = load(data, Lvis)
+    urls = [lvis_image(number)["coco_url"] for number in (2, 3)]
+    expected = [{"coco_url": urls[0], "neg_category_ids": []}, {"coco_url": urls[1], "neg_category_ids": [2, 9]}, {}]
+    assert [dataset.image_facts(image_id) for image_id in range(3)] == expected
+    sizes = [{"id": number, "height": HEIGHT, "width": WIDTH} for number in (2, 3, 4)]
+    assert ground_truth(dataset)["images"] == [facts | size for facts, size in zip(expected, sizes, strict=True)]
+    ranked = RankedEvaluation(as_coco(ground_truth(dataset)), [], "segm", 100)
+    assert ranked.cocoGt.imgs[3]["neg_category_ids"] == [2, 9]
+    assert load(contents([annotation(5, 4)], [image(4)])).image_facts(0) == Dataset().image_facts(0) == {}
 
 
 def test_one_listing_a_folder(load, monkeypatch):

@@ -1,5 +1,6 @@
 """samples/nucleus.py: both layouts of its data set, submissions, and its command line on a tiny model."""
 
+import argparse
 import csv
 import json
 import random
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import cli
 import utils
 from benchmarks import measure_gain
 from config import Config
@@ -289,6 +291,26 @@ def test_the_detector_has_the_same_weights_and_other_settings():
     with torch.no_grad():
         model.box_head.class_logits.bias.add_(1)
     assert not torch.equal(detector.box_head.class_logits.bias, model.box_head.class_logits.bias)
+
+
+def test_commands_make_the_same_detector_at_once(weights, monkeypatch):
+    """And a wrapper that opening a model may put around it, such as of tiles, is not lost."""
+    image = picture(0)[0]
+    dataset = nucleus_of_one(image)
+    dataset.category_ids = [0, 7]
+    arguments = argparse.Namespace(model=str(weights), device="cpu", set=["DETECTION_MAX_INSTANCES=3"])
+    detector = nucleus.open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.0)
+    trained = load_model(str(weights), "cpu", DETECTION_MIN_CONFIDENCE=0.0)
+    copied = nucleus.whole_image_detector(trained, dataset, DETECTION_MAX_INSTANCES=3)
+    assert detector.config.to_dict() == copied.config.to_dict()
+    assert list(detector.category_ids) == list(copied.category_ids) == [0, 7]
+    (result,), (expected,) = (each.detect([image], masks="rle") for each in (detector, copied))
+    assert len(result["scores"]) == 3
+    np.testing.assert_array_equal(result["rois"], expected["rois"])
+    assert result["masks"] == expected["masks"]
+    monkeypatch.setattr(cli, "load_model", lambda *args, **settings: ("in tiles", load_model(*args, **settings)))
+    kind, model = nucleus.open_detector(arguments, dataset)
+    assert (kind, model.config.IMAGE_RESIZE_MODE) == ("in tiles", "pad64")
 
 
 def nucleus_of_one(image: np.ndarray) -> Dataset:

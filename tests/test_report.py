@@ -746,3 +746,14 @@ def test_wrong_evaluations_are_refused(tmp_path):
     del metrics["mask AP50 (true IoU)"], metrics["re-scoring gain"]
     refused(r"missing: re-scoring gain, mask AP50 \(true IoU\)", metrics=metrics)
     assert not (tmp_path / "x").exists()
+
+
+def test_colors_of_the_page_are_those_of_the_plots(monkeypatch):
+    evaluation = toy_evaluation()
+    colors = "--before: rgb(213 94 0); --after: rgb(0 114 178); --shade-of-counts: 0 114 178;"
+    assert colors in render(evaluation, load_toy_image)
+    monkeypatch.setattr(visualize, "BLUE", (0.0, 1.0, 0.2))
+    page = render(evaluation, load_toy_image)
+    assert "--after: rgb(0 255 51); --shade-of-counts: 0 255 51;" in page
+    assert "--after: rgb(64 255 102); }" in page, "on a dark ground"
+    assert "background:rgb(var(--shade-of-counts)/0." in render(nasty_evaluation(), load_toy_image)

@@ -156,6 +156,44 @@ def test_the_device_is_usable():
     assert torch.ones(1, device=runtime.find_device()).is_cuda
 
 
+def test_peak_memory_is_of_this_process():
+    """It grows by what is used, in megabytes, and stays when that is freed."""
+    before = runtime.peak_memory_mb()
+    assert 50 < before < 100_000
+    block = torch.ones(int(before * 1e6) + 50_000_000, dtype=torch.uint8)  # nothing freed earlier can hold it
+    after = runtime.peak_memory_mb("cpu")
+    assert after >= block.numel() / 1e6
+    del block
+    assert runtime.peak_memory_mb(torch.device("cpu")) >= after
+
+
+def test_what_is_asked_of_each_kind_of_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: asked.append("mps"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(f"anew on {device}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_000_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    for device in ("cpu", "mps", "cuda:1"):
+        runtime.wait_for(device)
+        runtime.forget_peak(device)
+    assert asked == ["mps", "cuda:1", "anew on cuda:1"]
+    assert [runtime.tensor_bytes(device) for device in (None, "cpu", "mps", "cuda")] == [None, None, None, 7]
+    assert runtime.tensor_bytes("cuda", peak=True) == 3_000_000
+    assert runtime.peak_memory_mb(torch.device("cuda")) == 3
+    assert [runtime.device_name(device) for device in ("cpu", "cuda")] == [None, "H100"]
+    pinned = [runtime.uses_pinned_memory(torch.device(kind)) for kind in ("cpu", "mps", "cuda")]
+    assert pinned == [False, False, True]
+
+
+def test_the_device_of_a_training(monkeypatch):
+    fake_gpus(monkeypatch, 2)
+    assert [runtime.training_device(count).type for count in (0, 1, 8)] == ["cpu", "cuda", "cuda"]
+    fake_gpus(monkeypatch, 0)
+    assert [runtime.training_device(count).type for count in (0, 1)] == ["cpu", "cpu"]
+
+
 def test_a_process_has_the_gpu_of_its_number(monkeypatch):
     chosen = []
     fake_gpus(monkeypatch, 2)

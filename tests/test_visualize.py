@@ -1024,6 +1024,14 @@ def test_plot_histograms():
         visualize.plot_histograms({"w": [np.nan]})
 
 
+def test_dark_colors_follow_the_palette(monkeypatch):
+    palette = visualize.random_colors(10)
+    assert visualize._dark_colors() == [palette[i] for i in (6, 8, 2, 5)]
+    monkeypatch.setattr(visualize, "_PALETTE", ("ffffff", "000080", "ffff00", "400000", "000070"))
+    darkest = [tuple(byte / 255 for byte in bytes.fromhex(code)) for code in ("000080", "400000", "000070")]
+    assert visualize._dark_colors(3) == darkest
+
+
 def test_display_anchors():
     figure = visualize.display_anchors(photo(), [torch.from_numpy(level) for level in levels()])
     assert [ax.get_title() for ax in figure.axes] == [

@@ -274,7 +274,7 @@ class ProgressLine:
         losses = {name: float(value) for name, value in values.items() if name not in NOT_LOSSES}
         total = float(values["loss"]) if "loss" in values else sum(losses.values())
         _, images, seconds, data_seconds = self._recent
-        width, memory = len(str(self.steps_per_epoch)), peak_memory_mb(self.device)
+        width, memory = len(str(self.steps_per_epoch)), runtime.peak_memory_mb(self.device)
         return [
             f"epoch {epoch + 1}/{self.epochs} step {step:{width}}/{self.steps_per_epoch}",
             f"ETA {_duration(self._seconds_left(now))}" if seconds else "ETA ?",
@@ -327,18 +327,3 @@ def _duration(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02}:{minutes:02}:{seconds:02}"
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def peak_memory_mb(device: torch.device | str | None = None) -> float:
-    """The peak of used memory, in megabytes (10^6 bytes): of torch's tensors on a GPU, otherwise of this process.
-
-    Returns: NaN where the system does not tell (Windows).
-    """
-    if device is not None and torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB elsewhere

@@ -48,7 +48,7 @@ from . import checkpoints
 from .checkpoints import Position
 from .curves import save_curves
 from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
-from .logs import ProgressLine, Recorder, peak_memory_mb
+from .logs import ProgressLine, Recorder
 from .optimizer import AveragedWeights, Phase, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
 from .watchdog import Watchdog
 
@@ -356,10 +356,10 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         with runtime.random_states_kept(self.device), self.errors_name_images([batch], "in the self-check"):
             losses = self.losses_of(self.parallel_module, batch)
-            self.wait_for_device()
+            runtime.wait_for(self.device)
             times.append(time.perf_counter())
             losses.sum().backward()
-            self.wait_for_device()
+            runtime.wait_for(self.device)
             times.append(time.perf_counter())
         self.check_finite(dict(zip(self.loss_names, losses.tolist(), strict=True)), losses, [batch])
         self.optimizer.zero_grad()
@@ -367,15 +367,12 @@ class Trainer:
             for buffer, kept in zip(self.module.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
         load, forward, backward = (f"{end - begin:.2f} s" for begin, end in itertools.pairwise(times))
+        peak = runtime.peak_memory_mb(self.device)
         self.print_once(
             f"self-check of one batch of {self.config.IMAGES_PER_GPU} images: loading {load} (with the start of the "
-            f"loader), forward {forward}, backward {backward}, peak memory {peak_memory_mb(self.device):,.0f} MB"
+            f"loader), forward {forward}, backward {backward}, peak memory {peak:,.0f} MB"
         )
         return itertools.chain([batch], batches)
-
-    def wait_for_device(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     ### An update of the weights
 

@@ -1,6 +1,6 @@
 """Checkpoints by name or path, of any format, and the networks that they make."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from config import Config
 from model import MaskRCNN, network_shapes
 
-from .checkpoint import Checkpoint, is_backbone, make_checkpoint, match_to_network
+from .checkpoint import Checkpoint, config_of, is_backbone, make_checkpoint, match_to_network
 from .convert import Report, convert
 from .published import EMBEDDED, find_published, find_weights
 
@@ -48,6 +48,7 @@ def load_model(
     device: str | torch.device | None = None,
     style: str | None = None,
     class_names: Sequence[str] | None = None,
+    adapt: Callable[[Config], Mapping[str, Any]] | None = None,
     **config_overrides: Any,
 ) -> MaskRCNN:
     """The network of a checkpoint: a path of any format, or a published name. `--model` of every command line.
@@ -55,8 +56,10 @@ def load_model(
     device: where to put the network; None leaves the choice to MaskRCNN.from_checkpoint.
     style, class_names: as for convert.
     config_overrides: settings of Config that replace the checkpoint's.
+    adapt: a function that is given all settings, with these replaced, and returns further ones to replace.
 
-    Raises: as find_weights and convert; ValueError for weights of a backbone alone, which can only start a training.
+    Raises: as find_weights, convert and adapt; ValueError for weights of a backbone alone, which can only start a
+        training.
     """
     name = str(name_or_path)
     if name == "imagenet" and not Path(name).is_file():
@@ -64,6 +67,8 @@ def load_model(
     checkpoint, _ = _load(name_or_path, style, class_names)
     if is_backbone(checkpoint):
         raise ValueError(f"{name} is a backbone alone: training can start from it, detection cannot")
+    if adapt is not None:
+        config_overrides = {**config_overrides, **adapt(config_of(checkpoint, **config_overrides))}
     return MaskRCNN.from_checkpoint(checkpoint, device, **config_overrides)
 
 

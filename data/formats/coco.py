@@ -57,7 +57,9 @@ class _Collector:
     Python lists, which take ten times the memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_facts: Sequence[str] = ()) -> None:
+        """image_facts: further keys of an image's entry to keep."""
+        self.image_keys = ("id", "file_name", "height", "width", *image_facts)
         self.ids, self.image_ids, self.category_ids = array("q"), array("q"), array("q")
         self.crowds, self.kinds = array("b"), array("b")
         self.boxes, self.areas = array("d"), array("d")
@@ -67,7 +69,7 @@ class _Collector:
 
     def __call__(self, entry: dict) -> Any:
         if "file_name" in entry and "width" in entry:  # an image, without its URLs and dates, which take 100 MB
-            return {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
+            return {key: entry[key] for key in self.image_keys if key in entry}
         if "image_id" in entry:
             self._add(entry)
             return _COLLECTED
@@ -218,12 +220,12 @@ def _gather(values: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarr
 ############################################################
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], _Annotations]:
-    """The contents of a file of COCO instances, and its annotations.
+def _read_file(path: Path, image_facts: Sequence[str] = ()) -> tuple[dict[str, Any], _Annotations]:
+    """The contents of a file of COCO instances, and its annotations. image_facts: as of CocoDataset.
 
     Raises: ValueError that names the kind of file, if it is another one.
     """
-    collector = _Collector()
+    collector = _Collector(image_facts)
     contents = _parse(path, collector)
     expected = "It must be a file of COCO instances: images, categories, and annotations with segmentation"
     other_kind = _recognise_other_kinds(contents, collector)
@@ -366,6 +368,7 @@ class _Images(NamedTuple):
     names: list[str]  # paths below the image folder
     sizes: np.ndarray  # int64 [I, (height, width)]; zeros for an image that is not usable
     usable: np.ndarray  # bool [I]
+    facts: list[dict[str, Any]]  # those of CocoDataset.IMAGE_FACTS that the file has
 
 
 # An image with one of these problems is left out.
@@ -378,15 +381,20 @@ _LOST = {
 }
 
 
-def _check_images(path: Path, entries: list, folder: Path, is_coco: bool, skipped: Skipped) -> _Images:
-    """Finds the usable images: their size is known, and their file lies in the folder."""
-    by_id = _unique_images(path, entries, skipped)
+def _check_images(
+    dataset: "CocoDataset", path: Path, entries: list, folder: Path, is_coco: bool, skipped: Skipped
+) -> _Images:
+    """Finds the usable images: their size is known, and their file lies in the folder.
+
+    dataset: its class says how to read an entry, by file_name and IMAGE_FACTS.
+    """
+    by_id = _unique_images(dataset, path, entries, skipped)
     ids = np.array(sorted(by_id), np.int64)
     names, sizes, usable = [], np.zeros((len(ids), 2), np.int64), np.zeros(len(ids), bool)
     files, missing = _FileListings(folder), []
     for i, image_id in enumerate(ids.tolist()):
         entry = by_id[image_id]
-        name = entry.get("file_name")
+        name = dataset.file_name(entry)
         size = [_whole_number(entry.get("height")), _whole_number(entry.get("width"))]
         parts = _relative_parts(name)
         names.append("/".join(parts))
@@ -403,16 +411,17 @@ def _check_images(path: Path, entries: list, folder: Path, is_coco: bool, skippe
     if missing and not usable.any():
         raise missing_images(folder, missing[0], is_coco)
     _note(skipped, _LOST["file"], missing)
-    return _Images(ids, names, sizes, usable)
+    facts = [{key: entry[key] for key in dataset.IMAGE_FACTS if key in entry} for _, entry in sorted(by_id.items())]
+    return _Images(ids, names, sizes, usable, facts)
 
 
-def _unique_images(path: Path, entries: list, skipped: Skipped) -> dict[int, dict]:
+def _unique_images(dataset: "CocoDataset", path: Path, entries: list, skipped: Skipped) -> dict[int, dict]:
     """{image id: entry}. Raises: ValueError if two different images have one id."""
     by_id: dict[int, dict] = {}
     for i, entry in enumerate(entries):
         image_id = _whole_number(entry.get("id")) if isinstance(entry, dict) else _NO_NUMBER
         if image_id == _NO_NUMBER:
-            name = entry.get("file_name") if isinstance(entry, dict) else None
+            name = dataset.file_name(entry) if isinstance(entry, dict) else None
             _note(skipped, _LOST["id"], [name or f"#{i}"])
             continue
         if by_id.setdefault(image_id, entry) != entry:
@@ -589,7 +598,18 @@ class CocoDataset(Dataset):
 
     Annotations are stored as arrays. 118,287 images with 860,001 objects take about half a gigabyte, which the worker
     processes of a training share.
+
+    A file that says more of its images, or says it differently, needs a subclass with IMAGE_FACTS and file_name:
+
+        class Lvis(CocoDataset):
+            IMAGE_FACTS = ("coco_url", "neg_category_ids", "not_exhaustive_category_ids")
+
+            def file_name(self, entry):
+                return "/".join(entry["coco_url"].split("/")[-2:])  # train2017/000000391895.jpg
     """
+
+    # Further keys of an image's entry in the file. file_name can read them, and evaluation gets them: image_facts.
+    IMAGE_FACTS: tuple[str, ...] = ()
 
     _MIN_CLASS_ID = 0  # Some tools number categories from 0. Category 0 is not the background here.
 
@@ -598,6 +618,17 @@ class CocoDataset(Dataset):
         super().__init__(class_map)
         self.skipped: Skipped = {}
         self._files: list[_LoadedFile] = []
+
+    def file_name(self, entry: Mapping[str, Any]) -> str | None:
+        """The path of an image below the folder of images; None if the file does not say it. Override it.
+
+        entry: the image's entry in the file: id, file_name, height, width, IMAGE_FACTS, as far as the file has them.
+        """
+        return entry.get("file_name")
+
+    def image_facts(self, image_id: int) -> dict[str, Any]:
+        """IMAGE_FACTS of an image, as far as the file has them."""
+        return self.image_info[image_id].get("facts", {})
 
     @property
     def lost_images(self) -> dict[str, list]:
@@ -681,13 +712,13 @@ class CocoDataset(Dataset):
     ) -> COCO | None:  # fmt: skip
         """load_annotations of a subset. is_in_subset: a function from image ids [N] to bool [N]; None: all images."""
         skipped: Skipped = {}
-        contents, table = _read_file(path)
+        contents, table = _read_file(path, self.IMAGE_FACTS)
         without_image = [f"#{i}" for i, entry in enumerate(contents["annotations"]) if entry is not _COLLECTED]
         _note(skipped, "annotations without an image_id (skipped)", without_image)
         categories = _check_categories(path, contents["categories"], skipped)
         chosen = _choose_classes(path, categories, class_ids)
         class_map = _check_class_map(class_map, source, chosen)
-        images = _check_images(path, contents.pop("images"), folder, source == "coco", skipped)
+        images = _check_images(self, path, contents.pop("images"), folder, source == "coco", skipped)
         good = _check_annotations(table, images, categories, skipped) & np.isin(table.category_ids, list(chosen))
         kept = images.usable if is_in_subset is None else images.usable & is_in_subset(images.ids)
         if class_ids is not None or not empty_images:
@@ -712,7 +743,8 @@ class CocoDataset(Dataset):
         for i in kept:
             height, width = images.sizes[i].tolist()
             path = os.path.join(folder, images.names[i])
-            self.add_image(source, int(images.ids[i]), path, width=width, height=height)
+            facts = {"facts": images.facts[i]} if images.facts[i] else {}
+            self.add_image(source, int(images.ids[i]), path, width=width, height=height, **facts)
 
     def _store_annotations(self, source: str, image_ids: np.ndarray, table: _Annotations, good: np.ndarray) -> None:
         """Stores the good annotations of these images, sorted by image, and for each image in the order of the file."""
@@ -837,7 +869,7 @@ class CocoDataset(Dataset):
         table, infos = self._files[-1].annotations, self.image_info[-count:]
         sizes = {info["id"]: (info["height"], info["width"]) for info in infos}
         images = [
-            {"id": info["id"], "file_name": Path(info["path"]).relative_to(folder).as_posix(),
+            {**info.get("facts", {}), "id": info["id"], "file_name": Path(info["path"]).relative_to(folder).as_posix(),
              "height": info["height"], "width": info["width"]}
             for info in infos
         ]  # fmt: skip
