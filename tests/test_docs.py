@@ -354,12 +354,13 @@ def test_every_published_name_is_in_the_table():
     from weights.published import EMBEDDED, PUBLISHED, cache_folder
 
     page = PAGES["docs/models.md"]
-    for name in [*PUBLISHED, *EMBEDDED]:
-        stem = re.sub(r"_[12]x_coco$", "", name)
-        assert f"`{name}`" in page or f"`{stem}_" in page, name
-    for published in PUBLISHED.values():
-        for ap in re.findall(r"AP (\d\d\.\d)", published.note):
-            assert ap in page, published.note
+    figures_of = {name.strip("`"): figures for name, _, _, figures in rows(page, "Names")}
+    assert sorted(figures_of) == sorted([*PUBLISHED, *EMBEDDED])
+    for name, published in PUBLISHED.items():
+        figures = figures_of[name]
+        assert re.fullmatch(r"\d\d\.\d / \d\d\.\d", figures), name
+        if aps := re.findall(r"AP (\d\d\.\d)", published.note):
+            assert figures == " / ".join(aps), published.note
     assert "mask-scoring-rcnn" in str(cache_folder())
     assert "~/.cache/mask-scoring-rcnn" in page
 
@@ -368,9 +369,10 @@ def test_every_published_configuration_is_in_the_table():
     import coco
     from training.optimizer import SCHEDULES
 
+    with_epochs = [cells[0].strip("`") for cells in rows(PAGES["docs/models.md"], "Names") if cells[2]]
+    assert with_epochs == list(coco.CONFIGS)
     for name, settings in coco.CONFIGS.items():
-        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", PAGES["docs/training.md"], flags=re.MULTILINE)
-        backbone, epochs, _ = row.split(" | ")
+        backbone, epochs, _ = row_of("docs/models.md", f"`{name}`").split(" | ")
         assert backbone.lower().replace("-", "").replace(" ", "_") == settings["BACKBONE"]
         assert int(epochs) == SCHEDULES[settings["SCHEDULE"]][-1].epochs
 
