@@ -2,7 +2,7 @@
 
     python samples/nucleus.py train --dataset DIR --subset train                   from random weights
     python samples/nucleus.py train --dataset DIR --subset train --model last      continue the last training
-    python samples/nucleus.py evaluate --dataset DIR --subset val --model last     COCO-style AP, 1000 results an image
+    python samples/nucleus.py evaluate --dataset DIR --model last                  COCO-style AP, 1000 results an image
     python samples/nucleus.py detect --dataset DIR --subset stage1_test --model last   pictures, and submit.csv
     python samples/nucleus.py detect --dataset PICTURES --model nuclei             in a folder of images, or one image
 
@@ -10,7 +10,8 @@ DIR has one of two layouts:
     annotations/instances_SUBSET.json, SUBSET/...                          COCO's
     SUBSET/IMAGE_ID/images/IMAGE_ID.png, SUBSET/IMAGE_ID/masks/*.png       the Bowl's: one file for each nucleus
 Training is validated on the subset val. If there is none, a tenth of the images is held out. A hash of their names
-chooses them, so that they are always the same; evaluate --subset train --val-share 0.1 evaluates these only.
+chooses them, so that they are always the same. Without --subset, evaluate takes the images that validate a training on
+the subset train; with it, all images of the subset, or those that --val-share holds out.
 """
 
 import argparse
@@ -382,13 +383,23 @@ class TimeLimit:
             print("the time of --minutes is over")
 
 
-def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, NucleusDataset]:
-    """The images to train on, and those to validate with: the subset val, or images held out of the first."""
-    folder, subset, share = arguments.dataset, arguments.subset or "train", arguments.val_share
+def held_out_share(folder: Path, subset: str, share: float | None) -> float | None:
+    """The share of a subset that is held out to validate a training on it; None if the subset val does that.
+
+    share: of --val-share, None if it is not given.
+    """
     has_val = (folder / "annotations" / "instances_val.json").is_file() or any(folder.glob("val/*/images"))
     if has_val and share is None and subset != "val":
+        return None
+    return VAL_SHARE if share is None else share
+
+
+def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, NucleusDataset]:
+    """The images to train on, and those to validate with: the subset val, or images held out of the first."""
+    folder, subset = arguments.dataset, arguments.subset or "train"
+    share = held_out_share(folder, subset, arguments.val_share)
+    if share is None:
         return make_dataset(folder, subset), make_dataset(folder, "val")
-    share = VAL_SHARE if share is None else share
     rest, held_out = (make_dataset(folder, subset, part, share) for part in ("rest", "held out"))
     names = [held_out.name(image_id) for image_id in held_out.image_ids]
     print(f"held out for validation, by a hash of their names: {utils.listed(names)}")
@@ -446,18 +457,33 @@ def evaluate_nuclei(
     return evaluate_dataset(whole_image_detector(model, dataset), dataset, image_ids, MAX_DETS, verbose)
 
 
+def load_evaluation_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, str]:
+    """The images to evaluate, and what they are in words.
+
+    Without --subset, these are the images that training on the subset train validates with. With it, they are those of
+    the subset, or the share of them that --val-share holds out.
+    """
+    folder, subset, share = arguments.dataset, arguments.subset, arguments.val_share
+    if subset is None:
+        share = held_out_share(folder, "train", share)
+        subset = "val" if share is None else "train"
+        if subset == "train":
+            print(f"evaluates the images of train that training holds out for validation: --val-share {share:g}")
+    part = "all" if share is None else "held out"
+    dataset = make_dataset(folder, subset, part, share or 0)
+    return dataset, f"{subset} in {folder}" + ("" if share is None else f", held out with --val-share {share:g}")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print COCO-style AP of a subset, or of the images held out of it; with --output, write a report."""
-    part = "all" if arguments.val_share is None else "held out"
-    dataset = make_dataset(arguments.dataset, arguments.subset or "val", part, arguments.val_share or 0)
+    """Print COCO-style AP of the images of load_evaluation_data; with --output, write a report."""
+    dataset, description = load_evaluation_data(arguments)
     coco.check_complete(dataset)
     detector = open_detector(arguments, dataset)
     image_ids = dataset.image_ids[: arguments.eval_images]
     if arguments.output is None:
         evaluate_dataset(detector, dataset, image_ids, MAX_DETS)
         return
-    facts = {"data": f"{arguments.subset or 'val'} in {arguments.dataset}"}
-    evaluate_to_folder(detector, dataset, arguments.output, image_ids, MAX_DETS, facts=facts)
+    evaluate_to_folder(detector, dataset, arguments.output, image_ids, MAX_DETS, facts={"data": description})
 
 
 def find_images(path: Path, subset: str | None) -> NucleusDataset:
@@ -536,14 +562,16 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--subset",
         metavar="NAME",
-        help="default: train for train, val for evaluate; without it, detect takes the images that lie in DIR",
+        help="default: train for train; for evaluate, the images that a training on train validates with; without it, "
+        "detect takes the images that lie in DIR",
     )
     cli.add_model(parser, "none for train, last for evaluate and detect", trains=True)
     parser.add_argument(
         "--val-share",
         type=float,
         metavar="SHARE",
-        help="the share of the images to hold out for validation; default: 0.1 if there is no subset val, else none",
+        help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
+        "no subset val, else none",
     )
     parser.add_argument(
         "--epochs",

@@ -296,12 +296,13 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 
 def test_every_path_of_the_tree_exists_and_is_named():
-    """Each file and folder of the top level that has code is in the tree."""
+    """Each file and folder of the top level that has code is in the tree: a row of CONTRIBUTING's first table."""
     paths = [re.match(r"`([\w./]+)`", cells[0])[1] for cells in rows(PAGES["CONTRIBUTING.md"], "Where things are")]
     for path in paths:
         assert (ROOT / path).exists(), path
     files = {path.name for path in ROOT.glob("*.py")} | {f"{path.parent.name}/" for path in ROOT.glob("*/*.py")}
-    assert files <= set(paths)
+    missing = files - set(paths)
+    assert not missing, f"add {missing} to the table of CONTRIBUTING.md, at the place of its layer"
 
 
 def test_the_tree_has_the_order_of_the_layers():
@@ -322,16 +323,16 @@ def test_every_change_has_at_most_two_places_and_these_exist():
     for change, *places in changes:
         assert len(places) == 2, change
         assert places[0], change
-        for path, names in re.findall(r"`([\w./]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", " ".join(places)):
-            for name in re.findall(r"`([\w.]+)`", names):
-                assert name in definitions(ROOT / path), f"{change}: {path} has no {name}"
         for place in places:
+            path, _, text = place.partition(": ")
+            for name in re.findall(r"`([\w.]+)`", text) if re.fullmatch(r"`[\w/]+\.py`", path) else []:
+                assert name in definitions(ROOT / path.strip("`")), f"{change}: {path} has no {name}"
             for path in [] if place.startswith("new file `") else re.findall(r"`([\w.]+(?:/[\w.]*)+)`", place):
                 assert (ROOT / path).exists(), f"{change}: {path}"
 
 
 def definitions(path: Path) -> set[str]:
-    """Names that a file defines at its top level, and those of methods as Class.method."""
+    """Names that a file defines at its top level, and those of methods and attributes as Class.name."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign):
@@ -342,6 +343,7 @@ def definitions(path: Path) -> set[str]:
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
             names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+            names |= {f"{node.name}.{part.target.id}" for part in node.body if isinstance(part, ast.AnnAssign)}
     return names
 
 
@@ -354,12 +356,13 @@ def test_every_published_name_is_in_the_table():
     from weights.published import EMBEDDED, PUBLISHED, cache_folder
 
     page = PAGES["docs/models.md"]
-    for name in [*PUBLISHED, *EMBEDDED]:
-        stem = re.sub(r"_[12]x_coco$", "", name)
-        assert f"`{name}`" in page or f"`{stem}_" in page, name
-    for published in PUBLISHED.values():
-        for ap in re.findall(r"AP (\d\d\.\d)", published.note):
-            assert ap in page, published.note
+    figures_of = {name.strip("`"): figures for name, _, _, figures in rows(page, "Names")}
+    assert sorted(figures_of) == sorted([*PUBLISHED, *EMBEDDED])
+    for name, published in PUBLISHED.items():
+        figures = figures_of[name]
+        assert re.fullmatch(r"\d\d\.\d / \d\d\.\d", figures), name
+        if aps := re.findall(r"AP (\d\d\.\d)", published.note):
+            assert figures == " / ".join(aps), published.note
     assert "mask-scoring-rcnn" in str(cache_folder())
     assert "~/.cache/mask-scoring-rcnn" in page
 
@@ -368,9 +371,10 @@ def test_every_published_configuration_is_in_the_table():
     import coco
     from training.optimizer import SCHEDULES
 
+    with_epochs = [cells[0].strip("`") for cells in rows(PAGES["docs/models.md"], "Names") if cells[2]]
+    assert with_epochs == list(coco.CONFIGS)
     for name, settings in coco.CONFIGS.items():
-        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", PAGES["docs/training.md"], flags=re.MULTILINE)
-        backbone, epochs, _ = row.split(" | ")
+        backbone, epochs, _ = row_of("docs/models.md", f"`{name}`").split(" | ")
         assert backbone.lower().replace("-", "").replace(" ", "_") == settings["BACKBONE"]
         assert int(epochs) == SCHEDULES[settings["SCHEDULE"]][-1].epochs
 

@@ -713,6 +713,38 @@ def test_nothing_is_trained_on_and_validated_with(write, subset, share, expected
     assert "; ".join(found) == expected
 
 
+@pytest.mark.parametrize(
+    ("subsets", "share", "expected"),
+    [
+        ([("train", range(4))], [], "train c008"),
+        ([("train", range(4))], ["--val-share", "0.7"], "train b2e1, c008, d001"),
+        ([("train", [0, 1]), ("val", [2, 3])], [], "val c008, d001"),
+        ([("train", range(4)), ("val", [0])], ["--val-share", "0.1"], "train c008"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_coco, write_bowl])
+def test_evaluate_takes_what_training_validates_with(
+    write, subsets, share, expected, calls, weights, tmp_path, monkeypatch, capsys
+):
+    """Without --subset. A line says so where the images are a part of train."""
+    for name, numbers in subsets:
+        write(tmp_path, name, numbers)
+    options = ["--dataset", str(tmp_path), *share, "--device", "cpu"]
+    assert nucleus.main(["train", *options, *SET]) == 0
+    ((_, _, val_data), _) = calls.all[0]
+    capsys.readouterr()
+    evaluated = []
+    monkeypatch.setattr(nucleus, "evaluate_dataset", lambda _, dataset, image_ids, *__: evaluated.append(dataset))
+    assert nucleus.main(["evaluate", *options, "--model", str(weights)]) == 0
+    (dataset,) = evaluated
+    assert [info["path"] for info in dataset.image_info] == [info["path"] for info in val_data.image_info]
+    subset = Path(dataset.image_info[0]["path"]).relative_to(tmp_path).parts[0]
+    assert f"{subset} {', '.join(map(dataset.name, dataset.image_ids))}" == expected
+    line = "evaluates the images of train that training holds out for validation: --val-share "
+    held_out = f"{line}{share[1] if share else '0.1'}\n"
+    assert (held_out in capsys.readouterr().out) == (subset == "train")
+
+
 def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypatch):
     for name in ("train", "val"):
         write_coco(tmp_path, name)
