@@ -53,6 +53,10 @@ from .torch_files import file_kind, load_torch_file
 ############################################################
 
 
+# A data set may be larger than its file if it is compressed or holds only zeros. No layer of the family has more.
+_LARGEST_UNPACKED = 1 << 28  # bytes
+
+
 def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a Keras HDF5 file in torch's layout, and the names of other things in the file.
 
@@ -62,7 +66,7 @@ def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     tensors: dict[str, Tensor] = {}
     try:
         with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
+            root = _stored_here(path, file, "model_weights") if "model_weights" in file else file
             others = [f"{name} (of model.save)" for name in file if root is not file and name != "model_weights"]
             layers = _attribute(root, "layer_names")
             if not layers:
@@ -71,11 +75,11 @@ def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                     f"{path} is HDF5, but not Keras weights: no layer_names, but {shown}; is it of Keras 3?"
                 )
             for layer in layers:
-                for weight in _attribute(root[layer], "weight_names"):
+                for weight in _attribute(_stored_here(path, root, layer), "weight_names"):
                     name = _keras_name(layer, weight)
                     if name in tensors:
                         raise ValueError(f"{path} has two weights {name}, the second in group {layer}")
-                    tensors[name] = _from_keras(path, root[layer][weight])
+                    tensors[name] = _from_keras(path, _stored_here(path, root, f"{layer}/{weight}"))
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is truncated or damaged; fetch it again: {error}") from None
     return tensors, others
@@ -98,9 +102,37 @@ def _keras_name(layer: str, weight: str) -> str:
     return f"{layer}.{leaf}"
 
 
+def _stored_here(path: Path, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """The object of a name below a group. HDF5 can point to other files and places; weights never do.
+
+    Raises: KeyError without such an object; ValueError if any part of the name is a link.
+    """
+    for part in filter(None, name.split("/")):
+        if not isinstance(group, h5py.Group) or group.get(part, getlink=True) is None:
+            raise KeyError(f"no {part!r} in {group.name}")
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(
+                f"{path}: {group.name}/{part} is a link to another place or file, which was not followed. Weights are "
+                "stored in the file itself; was it made to read other files?"
+            )
+        group = group[part]
+    return group
+
+
 def _from_keras(path: Path, dataset: h5py.Dataset) -> Tensor:
-    if dataset.dtype.kind != "f":
-        raise ValueError(f"{path}: {dataset.name} holds {dataset.dtype}, where weights are floating")
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f":
+        kind = dataset.dtype if isinstance(dataset, h5py.Dataset) else "a group"
+        raise ValueError(f"{path}: {dataset.name} holds {kind}, where weights are floating")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(
+            f"{path}: the numbers of {dataset.name} are stored in other files, which were not opened. Weights are "
+            "stored in the file itself; was it made to read other files?"
+        )
+    if dataset.nbytes > max(path.stat().st_size, _LARGEST_UNPACKED):
+        raise ValueError(
+            f"{path}: {dataset.name} has the shape {list(dataset.shape)}, {dataset.nbytes / 1e6:,.0f} MB, which is "
+            "more than the file can hold; it is damaged"
+        )
     tensor = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
     if tensor.dim() == 4:
         return tensor.permute(3, 2, 0, 1)

@@ -64,7 +64,8 @@ def file_kind(path: str | os.PathLike) -> str:
 def load_torch_file(path: str | os.PathLike) -> Mapping[str, Any]:
     """The dict that torch.save wrote, without running anything in it.
 
-    Tensors are mapped into memory (except from files older than torch 1.6), so that unused ones take none.
+    Tensors are mapped into memory (except from files older than torch 1.6), so that unused ones take none. The
+    checksums of the archive are compared first: torch does not do that, and a flipped bit in a weight would go unseen.
 
     Raises: FileNotFoundError; ValueError for a file that is damaged, not torch's, has code in it, or is not a dict.
     """
@@ -84,18 +85,33 @@ def load_torch_file(path: str | os.PathLike) -> Mapping[str, Any]:
 
 
 def _check_zip(path: Path) -> None:
+    """Raises ValueError unless torch wrote the archive and each member has the checksum that the archive says."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            size = sum(entry.file_size for entry in archive.infolist())
+            is_whole = not packed and size <= path.stat().st_size  # so that nothing unpacks to more than the file
+            damaged = archive.testzip() if is_whole else None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
         raise ValueError(
-            f"{path} is truncated or damaged: it is a zip archive without an end; fetch it again"
+            f"{path} is truncated or damaged: it is a zip archive that cannot be read to its end; fetch it again"
         ) from None
+    if damaged is not None:
+        raise ValueError(
+            f"{path} is damaged: the bytes of {damaged!r} do not have the checksum that the archive says; "
+            "fetch it again"
+        )
     files = {name.rsplit("/", 1)[-1] for name in names}
     if "data.pkl" not in files:
         raise ValueError(
             f"{path} is a zip archive that torch did not write ({utils.listed(names, 5)}); "
             "unpack it and give what is inside"
+        )
+    if not is_whole:
+        raise ValueError(
+            f"{path} is a zip archive that torch did not write: torch compresses nothing, and here "
+            f"{utils.listed(packed, 3) if packed else 'the sizes of the members exceed the file'}"
         )
     if "constants.pkl" in files:
         raise ValueError(f"{path} is a TorchScript program; save its state_dict() with torch.save and give that")
