@@ -252,7 +252,10 @@ def detect_all(
         pictures = stack.enter_context(contextlib.closing(Pictures(paths)))
         stack.enter_context(watch.time("in all"))
         images = batches(frames, size, taken, watch, lambda: signals.received or (window and window.closed))
-        for batch_results in model.detect_batches(images, arguments.dtype or "float32", "rle"):
+        # Closed here, also after Ctrl-C: its threads must end in this thread, not wherever the garbage collector runs.
+        detected = model.detect_batches(images, arguments.dtype or "float32", "rle")
+        stack.enter_context(contextlib.closing(detected))
+        for batch_results in detected:
             for frame, result in zip(taken.popleft(), batch_results, strict=True):
                 with watch.time("draw"):
                     captions = visualize.captions_of(result, model.class_names)
