@@ -182,6 +182,18 @@ def add_seed(parser: Any, uses: str = "training") -> None:
     )
 
 
+def add_epochs(parser: Any, default: int | None = None, end: str = "to stop") -> None:
+    """--epochs, None if it is not given and there is no default. end: what happens after that epoch, in words."""
+    words = "" if default is None else f"; default: {default}"
+    parser.add_argument(
+        "--epochs",
+        type=whole_number(1),
+        default=default,
+        metavar="N",
+        help=f"the epoch, counted from the first, after which {end}{words}",
+    )
+
+
 def whole_number(least: int) -> Callable[[str], int]:
     """A type for argparse: a whole number that is not below the least one."""
 
@@ -272,6 +284,15 @@ def find_checkpoint(name: str, logs: Path | None = None, experiment: str | None 
     return find_last(logs, experiment)
 
 
+def named_checkpoint(arguments: argparse.Namespace, default: str, config_class: type[Config]) -> str | Path:
+    """find_checkpoint for a command line. default: the name that counts if --model is not given.
+
+    arguments: model and set, and if the command has it, logs. config_class: of the command's trainings.
+    """
+    experiment = settings_of(arguments).get("NAME", config_class.NAME)
+    return find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
+
+
 def open_model(
     arguments: argparse.Namespace,
     default: str,
@@ -290,8 +311,7 @@ def open_model(
     Raises: as find_checkpoint and weights.load.load_model.
     """
     settings |= settings_of(arguments)
-    experiment = settings.get("NAME", config_class.NAME)
-    checkpoint = find_checkpoint(arguments.model or default, getattr(arguments, "logs", None), experiment)
+    checkpoint = named_checkpoint(arguments, default, config_class)
     style = getattr(arguments, "style", None)
     return load_model(checkpoint, device or arguments.device, style, adapt=adapt, **settings)
 

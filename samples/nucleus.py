@@ -476,6 +476,7 @@ def load_evaluation_data(arguments: argparse.Namespace) -> tuple[NucleusDataset,
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print COCO-style AP of the images of load_evaluation_data; with --output, write a report."""
+    cli.named_checkpoint(arguments, "last", NucleusConfig)  # raises before the data set is read
     dataset, description = load_evaluation_data(arguments)
     coco.check_complete(dataset)
     detector = open_detector(arguments, dataset)
@@ -573,13 +574,7 @@ def build_parser() -> cli.Parser:
         help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
         "no subset val, else none",
     )
-    parser.add_argument(
-        "--epochs",
-        type=cli.whole_number(1),
-        default=16,
-        metavar="N",
-        help="the epoch, counted from the first, after which all layers have learned; default: 16",
-    )
+    cli.add_epochs(parser, 16, "all layers have learned")
     parser.add_argument(
         "--head-epochs",
         type=cli.whole_number(0),

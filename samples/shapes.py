@@ -284,13 +284,7 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser("shapes.py", __doc__)
     parser.add_argument("command", choices=["train", "evaluate", "show"])
     cli.add_model(parser, "none for train, last for evaluate; show draws no detections without it", trains=True)
-    parser.add_argument(
-        "--epochs",
-        type=cli.whole_number(1),
-        default=12,
-        metavar="N",
-        help="the epoch, counted from the first, after which to stop; default: 12",
-    )
+    cli.add_epochs(parser, 12)
     parser.add_argument(
         "--images",
         type=cli.whole_number(1),

@@ -847,9 +847,9 @@ def test_a_model_of_other_things_finds_no_nuclei(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
+        (["evaluate", "--dataset", "nowhere"], "there is no checkpoint"),
         (["train", "--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
-        (["evaluate", "--dataset", "."], "--dataset . has no subset 'train'"),
+        (["evaluate", "--dataset", ".", "--model", "none"], "--model none is random weights"),
         (["detect", "--dataset", "nowhere"], "--dataset nowhere: there is no such file or folder"),
         (["detect", "--dataset", "."], "folder . has no images"),
         (["train", "--dataset", ".", "--set", "EPOCHS=3"], "EPOCHS is not a setting"),
