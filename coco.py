@@ -193,9 +193,7 @@ def _add_training_arguments(group: Any) -> None:
         "--layers", help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: all"
     )
     group.add_argument("--schedule", choices=list(SCHEDULES), help="epochs and learning rates; default: 1x, 12 epochs")
-    group.add_argument(
-        "--epochs", type=cli.whole_number(1), metavar="N", help="the epoch, counted from the first, after which to stop"
-    )
+    cli.add_epochs(group)
     cli.add_seed(group)
     group.add_argument(
         "--empty-images", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
@@ -312,7 +310,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dtype = arguments.dtype or "float32"
     year = find_year(arguments)
     subset = VALIDATION_SUBSETS[year] + year
-    folder = arguments.output or default_output(model, dataset, image_ids, dtype, subset)
+    identity = identify(model, dataset, image_ids, dtype)
+    folder = arguments.output or default_output(identity, dataset, subset)
     command = shlex.join(["python", "coco.py", *arguments.words])
     facts = {"command": command, "data": f"{subset} in {arguments.dataset}"}
     if runtime.rank() == 0:
@@ -320,7 +319,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(native.status())
     workers = 2 if arguments.workers is None else max(1, arguments.workers)
     try:
-        evaluate_to_folder(model, dataset, folder, image_ids, arguments.max_dets, dtype, workers, facts)
+        evaluate_to_folder(
+            model, dataset, folder, image_ids, arguments.max_dets, dtype, workers, facts, identity=identity
+        )
     except KeyboardInterrupt:
         print(f"\ncoco.py: interrupted; the detections so far are in {folder}, and the same command continues",
               file=sys.stderr)  # fmt: skip
@@ -353,11 +354,10 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
     return model
 
 
-def default_output(model: MaskRCNN, dataset: Dataset, image_ids: Sequence[int], dtype: str, subset: str) -> Path:
-    """The same folder for the same evaluation, and for no other."""
-    digest = digest_of(identify(model, dataset, image_ids, dtype))
-    limit = "" if len(image_ids) == dataset.num_images else f"-first{len(image_ids)}"
-    return Path("output") / f"{subset}{limit}-{digest}"
+def default_output(identity: dict[str, Any], dataset: Dataset, subset: str) -> Path:
+    """The folder of an evaluation: the same for the same evaluation, and for no other. identity: of identify()."""
+    limit = "" if identity["count"] == dataset.num_images else f"-first{identity['count']}"
+    return Path("output") / f"{subset}{limit}-{digest_of(identity)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,7 +66,8 @@ def evaluation_callback(
     contents: dict[str, Any] = {}
 
     def evaluate(model: Detector) -> dict[str, float]:
-        contents.update({} if contents else ground_truth(dataset, image_ids))
+        if not contents:
+            contents.update(ground_truth(dataset, image_ids))
         return evaluate_dataset(model, dataset, image_ids, max_dets, verbose, contents)
 
     return evaluate

@@ -19,6 +19,7 @@ import coco
 import native
 import utils
 from config import Config
+from evaluation import detect
 from evaluation.results import ground_truth
 from evaluation.run import evaluate_dataset
 from model import MaskRCNN
@@ -172,6 +173,16 @@ def test_limit_says_that_it_is_a_subset(logs, data, tmp_path, monkeypatch):
     facts = json.loads((tmp_path / "output" / folders[1] / "metrics.json").read_text())["facts"]
     assert facts["images"] == "2 of 5: a subset, so these are no standard numbers"
     assert json.loads((tmp_path / "output" / folders[0] / "metrics.json").read_text())["facts"]["images"] == "all 5"
+
+
+@pytest.mark.parametrize("with_output", [False, True])
+def test_an_evaluation_hashes_the_weights_once(logs, data, tmp_path, monkeypatch, with_output):
+    monkeypatch.chdir(tmp_path)
+    calls, hash_weights = [], detect.hash_weights
+    monkeypatch.setattr(detect, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
+    output = ["--output", "out"] if with_output else []
+    assert run("evaluate", data, "--logs", str(logs), "--limit", "1", *output) == 0
+    assert len(calls) == 1
 
 
 def test_the_same_command_again_detects_nothing(logs, data, tmp_path, monkeypatch, capsys):
