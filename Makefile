@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint format kernels sanitize bench reproduce ablations pictures doctor notebooks gpu clean
+.PHONY: demo test check lint format kernels sanitize fuzz bench reproduce ablations pictures doctor notebooks gpu clean
 
 demo: kernels  ## detect in images of assets/; pictures and JSON come to output/
 	$(PY) demo.py
@@ -33,6 +33,9 @@ sanitize: $(READY)
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_mask_crops.py tests/test_paste.py \
 	    tests/test_op_goldens.py -k "not compile"
+
+fuzz: kernels  ## damaged inputs of every kind, for an hour (SECONDS=60: for a minute)
+	FUZZ_SECONDS=$(or $(SECONDS),3600) $(PY) -m pytest tests/fuzz_*.py
 
 bench: kernels
 	$(PY) benchmarks/bench_ops.py

@@ -1353,6 +1353,17 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def printable(text: Any, limit: int = 200) -> str:
+    """A text that comes from a file, as a message may show it: str(text), with control characters as escape codes.
+
+    Otherwise a file could move the cursor of a terminal, change its colours, or write lines that look like ours.
+    Letters of all scripts stay. limit: longer texts are cut, and end in "...".
+    """
+    text = str(text)[: limit + 1]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown + "..." if len(text) > limit else shown
+
+
 ############################################################
 #  Names that live elsewhere
 ############################################################

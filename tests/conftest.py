@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import fuzzing
 import pytest
 import torch
 from helpers import tiny_model
@@ -28,3 +29,9 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     tiny_model(CATEGORY_IDS=(0, 17, 18, 21)).save(path)
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """FUZZ_SECONDS is the time that all fuzzers of this run have together."""
+    fuzzers = [item for item in items if item.path.name.startswith("fuzz_")]
+    fuzzing.seconds_per_fuzzer = float(os.environ.get("FUZZ_SECONDS", 0)) / max(len(fuzzers), 1)
