@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--minutes 30] [--steps 2000] [--quick] [--threads N] [--output DIR]
 
-Detection: the embedded model of nuclei, in batches of one to three images of random sizes from 64 to 1,024 pixels,
+Detection: the embedded model of nuclei, in batches of one to three images of random sizes from 32 to 320 pixels,
 for that many minutes. Training: the network of samples/shapes.py on images of random sizes, for that many steps, with
 200 checkpoints.
 Each runs in a process of its own. Memory is sampled 200 times, as
@@ -68,6 +68,7 @@ class Curve:
         used, kept = (info.uordblks + info.hblkhd) / 1e6, info.fordblks / 1e6
         seconds = time.perf_counter() - self.start
         self.rows.append([round(seconds, 1), count, machine.resident_mb(), round(used, 1), round(kept, 1), _objects()])
+        print(*zip(COLUMNS, self.rows[-1], strict=True), file=sys.stderr, flush=True)
 
     def seconds(self) -> float:
         """Seconds since the start."""
@@ -83,7 +84,7 @@ def soak_detection(minutes: float, rng: np.random.Generator) -> Curve:
     """Detects in images of random sizes for that long."""
     model, curve, count = load_model("nuclei", "cpu"), Curve(), 0
     while curve.seconds() < 60 * minutes:
-        sizes = rng.integers(64, 1025, (rng.integers(1, 4), 2))
+        sizes = rng.integers(32, 321, (rng.integers(1, 4), 2))
         model.detect([rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes], masks="rle")
         count += 1
         if curve.seconds() >= 60 * minutes * len(curve.rows) / SAMPLES:
