@@ -39,6 +39,7 @@ import utils
 import video
 import visualize
 from captions import LABELS
+from data.images import read_image
 from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
@@ -205,7 +206,7 @@ def read_frames(sources: Sequence[Source], every: int, failures: list[str]) -> I
     for index, source in enumerate(sources):
         try:
             if source.kind == "image":
-                yield Frame(utils.read_image(source.name), index)
+                yield Frame(read_image(source.name), index)
             else:
                 yield from video.read_video(source, index, every)
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import utils
+from data.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -217,12 +218,12 @@ class Dataset:
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.
 
-        Raises: ValueError if it has no path; FileNotFoundError and ValueError as utils.read_image.
+        Raises: ValueError if it has no path; FileNotFoundError and ValueError as read_image.
         """
         info = self.image_info[image_id]
         if info["path"] is None:
             raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to return pixels")
-        return utils.read_image(info["path"])
+        return read_image(info["path"])
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The masks of an image's instances. Override it: this one warns, and returns no instances.

@@ -96,7 +96,6 @@ def test_images_are_turned_as_exif_says(tmp_path, photo, orientation):
         image = saved(tmp_path, Image.fromarray(photo), name, exif=exif)
         np.testing.assert_array_equal(image, expected)
         assert image.flags.c_contiguous
-        assert utils.image_size(tmp_path / name) == expected.shape[:2]
     stored = utils.read_image(tmp_path / "turned.png", upright=False)
     np.testing.assert_array_equal(stored, photo)
 
@@ -110,14 +109,6 @@ def test_images_of_every_mode_are_turned(tmp_path, photo, mode):
     name = "turned.jpg" if mode == "CMYK" else "turned.png"
     stored = saved(tmp_path, image, name)
     np.testing.assert_array_equal(saved(tmp_path, image, name, exif=exif), UPRIGHT[6](stored))
-
-
-def test_image_size_of_no_image(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(OSError, match="cannot identify"):
-        utils.image_size(tmp_path / "broken.png")
-    with pytest.raises(FileNotFoundError):
-        utils.image_size(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -268,10 +259,9 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(ValueError, match=r"bomb\.png: 300 x 200 pixels are more than max_pixels=59999"):
         utils.read_image(tmp_path / "bomb.png", max_pixels=59_999)
-    for limit in (29_000, 59_000):  # Pillow refuses, or warns, which is an error here
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ValueError, match=r"bomb\.png is too large for Pillow"):
-            utils.read_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 29_000)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"bomb\.png is too large for Pillow"):
+        utils.read_image(tmp_path / "bomb.png")
 
 
 def test_absurd_sides_are_refused(tmp_path):
