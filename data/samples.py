@@ -376,6 +376,7 @@ class TrainingData:
             )
         if augmentation is not None:
             _check_augmentation(augmentation)
+        dataset.inspect_images(config.BIT_DEPTH)
 
     def __len__(self) -> int:
         return self.dataset.num_images

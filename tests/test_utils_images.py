@@ -150,19 +150,14 @@ def test_16_bits_of_colour(tmp_path):
     assert utils.read_image(tmp_path / "deep.png").tolist() == [[[0, 0x80, 0xFF], [0x12, 0x56, 0x9A]]]
 
 
-def test_32_bits_that_are_not_16_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"deep\.tiff: 32-bit values in 0\.\.65536"):
-        saved(tmp_path, Image.fromarray(np.array([[0, 65536]], np.int32)), "deep.tiff")
-
-
 def test_floats_are_scaled_by_their_range(tmp_path):
     def read(*values):
         return saved(tmp_path, Image.fromarray(np.array([values], np.float32)), "f.tiff")[0, :, 0].tolist()
 
     assert read(0, 0.5, 1) == [0, 128, 255]
     assert read(0, 0.4, 99.6, 255) == [0, 0, 100, 255]
-    for values in ((0, 256), (-1, 1), (0, np.nan)):
-        with pytest.raises(ValueError, match=r"f\.tiff: floating values in"):
+    for values in ((0, np.nan), (0, np.inf)):
+        with pytest.raises(ValueError, match=r"f\.tiff: some of its values are infinite or not numbers"):
             read(*values)
 
 

@@ -30,7 +30,6 @@ from data.coco_files import (
     missing_images,
 )
 from data.dataset import Dataset, Instances
-from data.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -769,14 +768,14 @@ class CocoDataset(Dataset):
 
         Some tools annotate images as they are stored, others after EXIF has turned them. The size tells which it was.
 
-        Raises: ValueError if neither has this size; else as read_image.
+        Raises: ValueError if neither has this size; else as data.images.read_image.
         """
         image = super().load_image(image_id)
         info = self.image_info[image_id]
         size = (info.get("height", image.shape[0]), info.get("width", image.shape[1]))
         if image.shape[:2] == size:
             return image
-        stored = read_image(info["path"], upright=False)
+        stored = self.reader.read(info["path"], upright=False)
         if stored.shape[:2] != size:
             raise ValueError(
                 f"image {info['path']} has {image.shape[0]} x {image.shape[1]} pixels, but its annotations are for "
