@@ -5,6 +5,7 @@ the result is an image, or one sentence that names the file.
 """
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -141,13 +142,13 @@ def read_image(
     return np.ascontiguousarray(_TURNS[turn](_to_rgb(pixels)))
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
+def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """The pixels of an image file that are not black, bool [H, W], upright. No value is too small to count.
 
     Raises: as read_image.
     """
     with _opened(Path(path)) as file:
-        decoded = _decode(file, MAX_IMAGE_PIXELS)
+        decoded = _decode(file, max_pixels)
     values = decoded.values != 0
     values = values if values.ndim == 2 else values.any(axis=2)
     return np.ascontiguousarray(values if decoded.is_turned else _TURNS[decoded.orientation](values))
@@ -197,16 +198,32 @@ class _Refused(ValueError):
     """What we ourselves say of an image. Errors of other kinds come from a decoder."""
 
 
+class _File(io.BufferedReader):
+    """A file that never makes room for more bytes than it has. Pillow asks for as many as a damaged header says."""
+
+    def __init__(self, path: Path) -> None:
+        raw = io.FileIO(path)
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self._size - self.tell(), 0)))
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The open file. Errors inside of the with statement become one sentence that names the file."""
     name = utils.printable(path, 500)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"image {name} is no regular file, but a device or a pipe")
     try:
-        file = path.open("rb")
+        file = _File(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name}: there is no such file") from None
     except IsADirectoryError:
         raise ValueError(f"image {name} is a directory; give one of the files in it") from None
+    except ValueError:  # of a name with a NUL
+        raise ValueError(f"image {name}: no file can have this name") from None
     with file:
         _silence_libraries()
         try:
@@ -385,9 +402,11 @@ def _colour_of_16_bits(image: Image.Image, file: BinaryIO) -> np.ndarray:
         image._mode = "RGBA"
         return _decode_as(image, "RGBA")[..., :2].copy().view(">u2")[..., 0].astype(np.uint16)
     image.load()
-    high = np.asarray(image)[..., :3].astype(np.uint16)
-    low = _decode_as(Image.open(file, formats=[image.format]), _LOW_BYTES[rawmode])[..., :3]
-    return (high << 8) | low
+    values = np.empty((*image.size[::-1], 3), "<u2")
+    both = values.view(np.uint8).reshape(*values.shape, 2)  # [H, W, 3, (low byte, high byte)]
+    both[..., 1] = np.asarray(image)[..., :3]
+    both[..., 0] = _decode_as(Image.open(file, formats=[image.format]), _LOW_BYTES[rawmode])[..., :3]
+    return values.astype(np.uint16, copy=False)
 
 
 def _decode_as(image: Image.Image, rawmode: str) -> np.ndarray:
@@ -497,6 +516,7 @@ def _by_range(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, 
 
 MOST_HEADERS = 300  # that inspect() reads, and of them so many deep images:
 MOST_SAMPLES = 32
+MOST_SAMPLE_PIXELS = 1 << 25  # of each; larger ones say no more, and take long
 
 
 class ImageReader:
@@ -545,7 +565,7 @@ class ImageReader:
         found = {}
         for path in _evenly(deep, MOST_SAMPLES):
             with contextlib.suppress(ValueError, OSError), _opened(Path(path)) as file:
-                decoded = _decode(file, MAX_IMAGE_PIXELS)
+                decoded = _decode(file, MOST_SAMPLE_PIXELS)
                 low, high = decoded.values.min().item(), decoded.values.max().item()
                 if low >= 0 and (255 if decoded.values.dtype.kind == "f" else -1) < high <= 65535:
                     found[path] = _depth(high, decoded.bits), high

@@ -130,11 +130,13 @@ class TiffImage:
         if self._page.compression in (*_DEFLATE, *_LZMA):
             _check_unpacked_sizes(self._series, self._page)
         layout, shape = self.layout, self._series.shape
-        first_of_page = len(shape) - len(self._page.shape)
-        if min(axis for axis in layout.axes if axis is not None) >= first_of_page:
-            values, axes = self._array_of(self._series.pages[0], self._page.shape), range(first_of_page, len(shape))
+        size = math.prod(self._page.shape)
+        start = next(axis for axis in range(len(shape), -1, -1) if math.prod(shape[axis:]) == size)  # of a page's axes
+        if min(axis for axis in layout.axes if axis is not None) >= start:
+            values = self._array_of(self._series.pages[0], shape[start:])
         else:
-            values, axes = self._array_of(self._series, shape), range(len(shape))
+            values, start = self._array_of(self._series, shape), 0
+        axes = range(start, len(shape))
         index = tuple(slice(None) if axis in layout.axes else 0 for axis in axes)
         kept = [axis for axis in axes if axis in layout.axes]
         values = values[index].transpose([kept.index(axis) for axis in layout.axes if axis is not None])

@@ -259,10 +259,7 @@ def test_advice_where_nothing_matches_is_safe(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load(tmp_path / "ann.json", tmp_path / "images")
     message = str(caught.value)
-    assert (
-        f"{tmp_path}/images has none of the images, such as '/home/me/im1.png'. It has 1 files and folders" in message
-    )
-    assert "'other.txt'" in message
+    assert f"{tmp_path}/images has none of the images, such as '/home/me/im1.png'. It has 'other.txt'." in message
     assert f"{tmp_path}/pictures has it: give this folder as image_dir." in message
     assert not any(word in message for word in ("move", "cocodataset", "--download"))
 

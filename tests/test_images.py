@@ -1,6 +1,8 @@
 """Image files of every kind: which are read, their sizes, and the sentence that each of the others gets."""
 
 import math
+import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -511,3 +513,25 @@ def test_a_mask_counts_every_value_that_is_not_black(tmp_path):
     assert read_mask(tmp_path / "rgba.png").tolist() == [[False, True]]
     oriented(tmp_path / "turned.png", 6)
     assert read_mask(tmp_path / "turned.png").shape == (9, 6)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):
+        read_image(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"a\\x00b\.png: no file can have this name"):
+        read_image(tmp_path / "a\0b.png")
+
+
+def test_a_length_in_a_damaged_header_takes_no_memory(tmp_path):
+    content = png16(ramp(4095)[..., None], 0)
+    place = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:place] + b"\xff\xff\xff\xf0" + content[place + 4 :])
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limit[1]))
+        pixels = read_image(tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert pixels.shape == (4, 5, 3)
