@@ -226,12 +226,14 @@ class Dataset:
         info = self.image_info[image_id]
         if info["path"] is None:
             raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to return pixels")
+        if self._inspected is None:
+            self.inspect_images()
         return self.reader.read(info["path"])
 
     def inspect_images(self, bit_depth: int | str = "auto") -> int | str:
         """Decides, by some of the files, how all images are read, and logs it. Training and evaluation call it first.
 
-        bit_depth: as Config.BIT_DEPTH.
+        bit_depth: as Config.BIT_DEPTH; "auto" takes reader.bit_depth.
 
         Returns: the number of bits that were chosen for values of 16 bits; "auto" if no image has such values.
         """
@@ -239,7 +241,7 @@ class Dataset:
         if self._inspected != state:
             self.reader.inspect([info["path"] for info in self.image_info if info["path"] is not None], bit_depth)
             self._inspected = state
-        return self.reader.bit_depth
+        return self.reader.chosen
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The masks of an image's instances. Override it: this one warns, and returns no instances.

@@ -522,62 +522,75 @@ MOST_SAMPLE_PIXELS = 1 << 25  # of each; larger ones say no more, and take long
 class ImageReader:
     """Reads the images of a data set, all by the same rules.
 
-    bit_depth: of values of 16 bits; "auto" until inspect() has decided it.
+    bit_depth: of values of 16 bits: a number, which inspect() may be told to replace; "auto" lets inspect() choose.
+    chosen: what read() uses: a number of bits; "auto" takes each image by itself.
     """
 
     def __init__(self, bit_depth: int | str = "auto") -> None:
         _check_bit_depth(bit_depth)
-        self.bit_depth = bit_depth
+        self.bit_depth = self.chosen = bit_depth
         self._looked_at: list = []
         self._deep: list = []  # those of them with values of more than 8 bits
 
     def read(self, path: str | os.PathLike, upright: bool = True) -> np.ndarray:
         """read_image with the bit depth of the data set."""
-        return read_image(path, upright=upright, bit_depth=self.bit_depth)
+        return read_image(path, upright=upright, bit_depth=self.chosen)
 
     def inspect(self, paths: Sequence[str | os.PathLike], bit_depth: int | str = "auto") -> int | str:
         """Decides what single images cannot tell, by some of them, and logs it.
 
         Images that cannot be read are left out here.
 
-        paths: of all images; up to MOST_HEADERS of them are looked at. bit_depth: "auto", or as it was set.
+        paths: of all images; up to MOST_HEADERS of them are looked at. bit_depth: as it was set; "auto" takes
+            self.bit_depth.
 
-        Returns: bit_depth; of "auto", the number of bits that holds the values of all 16-bit images that were looked
-            at, or still "auto" if none was found.
+        Returns: the bit depth that was set; of "auto", the number of bits that holds the values of all 16-bit images
+            that were looked at, or still "auto" if none was found.
         """
         _check_bit_depth(bit_depth)
-        self.bit_depth = bit_depth
         if self._looked_at != (looked_at := _evenly(paths, MOST_HEADERS)):
-            self._looked_at, self._deep, ambiguous = looked_at, [], []
-            for path in looked_at:
-                with contextlib.suppress(ValueError, OSError):
-                    if image_size(path).is_ambiguous:
-                        ambiguous.append(path)
-                    if _is_deep(path):
-                        self._deep.append(path)
-            _say_ambiguous(ambiguous, len(looked_at))
-        if bit_depth == "auto" and self._deep:
-            self._decide(self._deep, len(looked_at))
-        return self.bit_depth
+            self._look_at(looked_at)
+        bit_depth = self.bit_depth if bit_depth == "auto" else bit_depth
+        self.chosen = self._choose() if bit_depth == "auto" else bit_depth
+        return self.chosen
 
-    def _decide(self, deep: Sequence[str | os.PathLike], count: int) -> None:
-        """Sets bit_depth, by images of more than 8 bits. count: the images that were looked at."""
-        found = {}
-        for path in _evenly(deep, MOST_SAMPLES):
+    def _look_at(self, paths: list) -> None:
+        """Reads the headers, and logs how many images may lie in another way than their annotations."""
+        deep, ambiguous = [], []
+        for path in paths:
+            with contextlib.suppress(ValueError, OSError):
+                if image_size(path).is_ambiguous:
+                    ambiguous.append(path)
+                if _is_deep(path):
+                    deep.append(path)
+        self._looked_at, self._deep = paths, deep
+        if ambiguous:
+            logger.warning(
+                "EXIF turns or mirrors %d of %d images that were looked at, without a change of their size, such as "
+                "%s. So the size cannot tell whether they were annotated as displayed or as stored. As displayed is "
+                "taken; look at one with its annotations",
+                len(ambiguous), len(paths), utils.printable(ambiguous[0], 500),
+            )  # fmt: skip
+
+    def _choose(self) -> int | str:
+        """The number of bits for the images of more than 8 bits; "auto" if there are none with values in 0..65535."""
+        depths, highs = {}, []
+        for path in _evenly(self._deep, MOST_SAMPLES):
             with contextlib.suppress(ValueError, OSError), _opened(Path(path)) as file:
                 decoded = _decode(file, MOST_SAMPLE_PIXELS)
                 low, high = decoded.values.min().item(), decoded.values.max().item()
                 if low >= 0 and (255 if decoded.values.dtype.kind == "f" else -1) < high <= 65535:
-                    found[path] = _depth(high, decoded.bits), high
-        if not found:
-            return
-        path = max(found, key=lambda path: found[path])
-        self.bit_depth, high = found[path]
+                    depths[_depth(high, decoded.bits)] = path
+                    highs.append(high)
+        if not depths:
+            return "auto"
+        depth = max(depths)
         logger.warning(
-            "%d of %d images that were looked at have values of 16 bits, up to %g (%s): all such images are read as of "
-            "%d bits; BIT_DEPTH sets another number",
-            len(deep), count, max(high for _, high in found.values()), utils.printable(path, 500), self.bit_depth,
+            "%d of %d images that were looked at have values of 16 bits, up to %g: all such images are read as numbers "
+            "of %d bits, as %s needs; BIT_DEPTH sets another number",
+            len(self._deep), len(self._looked_at), max(highs), depth, utils.printable(depths[depth], 500),
         )  # fmt: skip
+        return depth
 
 
 def _evenly(items: Sequence, limit: int) -> list:
@@ -593,14 +606,3 @@ def _is_deep(path: str | os.PathLike) -> bool:
         if tiff is not None:
             return tiff.dtype.itemsize > 1
         return image.mode[0] in "IF" or bool(image.tile and _rawmode(image) in _LOW_BYTES)
-
-
-def _say_ambiguous(paths: Sequence[str | os.PathLike], count: int) -> None:
-    """Logs how many images may lie in another way than their annotations. count: the images that were looked at."""
-    if paths:
-        logger.warning(
-            "EXIF turns or mirrors %d of %d images that were looked at, without a change of their size, such as %s. So "
-            "the size cannot tell whether they were annotated as displayed or as stored. As displayed is taken; look "
-            "at one with its annotations",
-            len(paths), count, utils.printable(paths[0], 500),
-        )  # fmt: skip

@@ -456,9 +456,12 @@ def test_a_data_set_is_scaled_alike(tmp_path, said):
     reader = ImageReader()
     assert reader.inspect(paths) == 12
     assert "4 of 4 images that were looked at have values of 16 bits, up to 4000" in said()
-    assert "all such images are read as of 12 bits; BIT_DEPTH sets another number" in said()
+    assert "all such images are read as numbers of 12 bits" in said()
     for path, high in zip(paths, highs, strict=True):
         np.testing.assert_array_equal(reader.read(path)[..., 0], by_depth(ramp(high), 12))
+    assert reader.inspect(paths, 14) == 14
+    assert reader.inspect(paths) == 12, "the 14 of another model is not kept"
+    assert ImageReader(16).inspect(paths) == 16
     assert reader.inspect(paths, 14) == 14
     np.testing.assert_array_equal(reader.read(paths[0])[..., 0], by_depth(ramp(1000), 14))
     with pytest.raises(ValueError, match="bit_depth must be"):
@@ -487,6 +490,16 @@ def test_images_that_exif_mirrors_are_counted_once(tmp_path, said):
     assert said().count("EXIF turns or mirrors 2 of 5 images that were looked at, without a change of their size") == 1
     assert "As displayed is taken" in said()
     assert "1.jpg" in said()
+
+
+def test_a_data_set_that_nobody_inspected_is_read_alike_too(tmp_path, said):
+    dataset = Dataset()
+    for number, high in enumerate([4000, 500]):
+        Image.fromarray(ramp(high)).save(tmp_path / f"{number}.png")
+        dataset.add_image("own", number, tmp_path / f"{number}.png")
+    dataset.prepare()
+    np.testing.assert_array_equal(dataset.load_image(1)[..., 0], by_depth(ramp(500), 12))
+    assert said().count("2 of 2 images that were looked at have values of 16 bits") == 1
 
 
 def test_training_and_evaluation_read_alike(tmp_path, said):
