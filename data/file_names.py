@@ -76,6 +76,8 @@ def find_files(folder: str | os.PathLike, names: Sequence[Any]) -> list[Match]:
 
 def parts_of(name: str) -> tuple[tuple[str, ...], bool]:
     """The folders and the name of a file in a path or URL of any system, and whether it starts outside of a folder."""
+    if not any(mark in name for mark in "/\\:") and name not in (".", ".."):
+        return (name,), False  # as most names are
     is_url = _is_url(name)
     if is_url:
         with contextlib.suppress(ValueError):
