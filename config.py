@@ -416,6 +416,10 @@ class Config:
     # "none": leave images as they are.
     IMAGE_RESIZE_MODE: Annotated[str, OneOf(RESIZE_MODES), DETECTION, TRAINING] = "shorter"
 
+    # How many bits of 16-bit images are in use: 8 to 16, or "auto". 12 makes 4095 white. "auto" looks at some images of
+    # the data set and takes the fewest of 8, 10, 12, 14 and 16 bits that hold their values; training stores the number.
+    BIT_DEPTH: Annotated[int | str, OneOf(("auto", *range(8, 17))), DETECTION, TRAINING] = "auto"
+
     # Pixels; what they mean depends on the mode. Smaller images are faster and lose small objects.
     IMAGE_MIN_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 800
     IMAGE_MAX_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 1333
@@ -914,7 +918,7 @@ def _literal(name: str, text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text  # a word, such as resnet50
-    if str in kinds and not isinstance(value, str) and value is not None:
+    if str in kinds and type(value) not in kinds and value is not None:
         return text  # a name that happens to be a number
     if isinstance(value, str) and typing.get_origin(kinds[0]) is tuple:
         return [part.strip() for part in value.split(",")]

@@ -39,6 +39,7 @@ import utils
 import video
 import visualize
 from captions import LABELS
+from data.images import ImageReader
 from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
@@ -200,12 +201,19 @@ class Stopwatch:
 ############################################################
 
 
-def read_frames(sources: Sequence[Source], every: int, failures: list[str]) -> Iterator[Frame]:
-    """All images and frames, one after another. failures: gets a message for each source that cannot be read."""
+def read_frames(
+    sources: Sequence[Source], every: int, failures: list[str], bit_depth: int | str = "auto"
+) -> Iterator[Frame]:
+    """All images and frames, one after another.
+
+    failures: gets a message for each source that cannot be read. bit_depth: Config.BIT_DEPTH.
+    """
+    reader = ImageReader()
+    reader.inspect([source.name for source in sources if source.kind == "image"], bit_depth)
     for index, source in enumerate(sources):
         try:
             if source.kind == "image":
-                yield Frame(utils.read_image(source.name), index)
+                yield Frame(reader.read(source.name), index)
             else:
                 yield from video.read_video(source, index, every)
         except (OSError, ValueError) as error:
@@ -243,7 +251,7 @@ def detect_all(
     paths: of the picture or video of each source. total: images, or None. window: video.Window, or None.
     """
     watch, failures, taken = Stopwatch(), [], deque()
-    frames = read_frames(sources, arguments.every, failures)
+    frames = read_frames(sources, arguments.every, failures, model.config.BIT_DEPTH)
     size = 1 if any(source.kind == "camera" for source in sources) else model.config.IMAGES_PER_GPU
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(runtime.StopSignals())
@@ -320,7 +328,7 @@ def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Pa
 def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
     """Write the pictures of an image's stages, or of the first frame's."""
     failures: list[str] = []
-    frame = next(read_frames([source], 1, failures), None)
+    frame = next(read_frames([source], 1, failures, model.config.BIT_DEPTH), None)
     if frame is None:
         raise ValueError(f"--stages has no image to look at: {', '.join(failures) or f'{source} has no frames'}")
     for name, picture in stages.draw_stages(model, frame.image).items():

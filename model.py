@@ -1687,9 +1687,9 @@ class MaskRCNN(nn.Module):
         Checkpoints, metrics and curves are written to log_dir. After load_weights of a checkpoint in model_dir, the
         training that wrote it continues, to the bit.
 
-        The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, they are decided here, for the
-        whole training: model.config becomes a copy that holds the decision, and checkpoints store it. To change
-        settings between two calls, change them in model.config.
+        The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, or BIT_DEPTH "auto", they are
+        decided here, for the whole training: model.config becomes a copy that holds the decision, and checkpoints store
+        it. To change settings between two calls, change them in model.config.
 
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
         learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
@@ -1709,6 +1709,7 @@ class MaskRCNN(nn.Module):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
         self._begin_training()
+        self._decide(BIT_DEPTH=train_dataset.inspect_images(self.config.BIT_DEPTH))
         train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources)
         val_data = None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False)
         phases, learning_rate = self._phases(learning_rate, epochs, layers)
@@ -1742,8 +1743,8 @@ class MaskRCNN(nn.Module):
             self.fpn.compile()
 
     def _decide(self, **settings: Any) -> None:
-        """Give settings that are None a value, in a copy of the config: it may belong to the caller."""
-        undecided = {name: value for name, value in settings.items() if getattr(self.config, name) is None}
+        """Give settings that are None or "auto" a value, in a copy of the config: it may belong to the caller."""
+        undecided = {name: value for name, value in settings.items() if getattr(self.config, name) in (None, "auto")}
         if undecided:
             self.config = copy.copy(self.config)
             for name, value in undecided.items():
@@ -2129,7 +2130,8 @@ class MaskRCNN(nn.Module):
             return
         self._start = checkpoint["training"]
         self.set_log_dir(path)
-        self._decide(**{name: checkpoint["config"][name] for name in ("TRAIN_BN", "FROZEN_STAGES")})
+        decided = ("TRAIN_BN", "FROZEN_STAGES", "BIT_DEPTH")
+        self._decide(**{name: checkpoint["config"][name] for name in decided if name in checkpoint["config"]})
         print(f"training continues after epoch {self.epoch}, step {self._start['step']}, in {self.log_dir}")
 
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ import skimage.transform
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -262,113 +262,6 @@ def image_files(folder: str | os.PathLike, hint: str = "") -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"folder {folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
     return paths
-
-
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS, upright: bool = True) -> np.ndarray:
-    """Reads an image of any format that Pillow knows, upright and in RGB. The content decides, not the file's suffix.
-
-    The image is turned as its EXIF orientation says. An animation gives its first frame. Transparency is dropped; the
-    colours under it stay as they are. 16-bit values, and whole numbers in 0..65535, are scaled to 8 bits. Floats in
-    [0, 1] are scaled by 255; others must lie in [0, 255]. CMYK, YCbCr and LAB are converted without the file's colour
-    profile.
-
-    path: the file.
-    max_pixels: an image of more pixels is refused before it is decoded. Pillow has its own limits: it warns above
-        PIL.Image.MAX_IMAGE_PIXELS and refuses above twice as many. Raise that as well to read larger images.
-    upright: False leaves the pixels as they are stored, whatever the EXIF orientation says.
-
-    Returns: uint8 [H, W, 3].
-    Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if the file is empty,
-        cut off, a directory, too large, or no image, or if its values lie outside of these ranges.
-    """
-    path = Path(path)
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path}: there is no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"image {path} is a directory; give one of the files in it") from None
-    with file:
-        try:
-            image = Image.open(file)
-            _check_size(image.size, max_pixels)
-            image.load()
-            if upright:
-                _turn_upright(image)
-            pixels = _rgb_pixels(image)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"image {path} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise errors of many kinds for a damaged file.
-            raise ValueError(f"image {path}: {_cause(path, error)}") from error
-    return np.ascontiguousarray(pixels)
-
-
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(height, width) of the image that read_image returns, read from the header of the file.
-
-    Raises: OSError, ValueError or another error of Pillow's if the file is missing or no image.
-    """
-    with Image.open(path) as image:
-        width, height = image.size
-        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        if is_on_its_side and image.format != "TIFF":  # Pillow itself turns a TIFF.
-            return width, height
-        return height, width
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb?"
-        )
-    if max(size) > MAX_IMAGE_SIDE:
-        raise ValueError(f"{width} x {height} pixels: no side may be longer than {MAX_IMAGE_SIDE}; cut it into tiles")
-
-
-def _cause(path: Path, error: Exception) -> str:
-    """Says in words why an image file could not be read."""
-    if path.stat().st_size == 0:
-        return "the file is empty; was its download or copy interrupted?"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image of a format that Pillow knows, or cut off at its start"
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"cannot be decoded; is it cut off or damaged? ({error})"
-
-
-def _turn_upright(image: Image.Image) -> None:
-    """Turns a decoded image as its EXIF orientation says. Damaged EXIF data do not make the image unusable."""
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow parses and rewrites all of the EXIF data, and raises errors of many kinds.
-        return
-
-
-def _rgb_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a decoded image."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        return to_rgb(np.asarray(image).astype(np.uint16))
-    if mode == "I":
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values in {values.min()}..{values.max()}; only 0..65535, 16 bits, are understood")
-        return to_rgb(values.astype(np.uint16))
-    if mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 255):  # in this form, NaN fails too
-            raise ValueError(f"floating values in {values.min()}..{values.max()}; they must lie in 0..1 or 0..255")
-        return to_rgb(values if values.max() <= 1 else values / 255)
-    if mode in ("P", "PA", "LA", "RGBa"):  # Pillow misreads a palette with transparency on the direct way to RGB.
-        image = image.convert("RGBA")
-    if image.mode not in ("RGB", "RGBA"):
-        image = image.convert("RGB")
-    return np.array(image)[..., :3]
 
 
 def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
@@ -1370,7 +1263,9 @@ def printable(text: Any, limit: int = 200) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Matterport's users write utils.Dataset. The class is in data/dataset.py, which imports this file."""
+    """utils.Dataset, Matterport's name, and utils.read_image. Both are in data/, which imports this file."""
     if name == "Dataset":
         return importlib.import_module("data.dataset").Dataset
+    if name == "read_image":
+        return importlib.import_module("data.images").read_image
     raise AttributeError(f"module 'utils' has no attribute {name!r}")

@@ -27,6 +27,7 @@ import utils
 import visualize
 from captions import Caption
 from data.dataset import Dataset
+from data.images import read_image
 from model import MaskRCNN
 from samples import shapes
 from weights.load import load_model
@@ -133,7 +134,7 @@ def write_pictures(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} is not a model of samples/shapes.py with a MaskIoU head")
     dataset = shapes.make_dataset(model.config, "test", arguments.images)
     nuclei = load_model("nuclei", "cpu", DETECTION_MIN_CONFIDENCE=arguments.threshold)
-    photograph = utils.read_image(demo.EXAMPLES["nuclei"][0])
+    photograph = read_image(demo.EXAMPLES["nuclei"][0])
     pictures = {"nuclei_detections.png": draw_nuclei(nuclei, photograph), "shapes.jpg": draw_sample()[0]}
     pictures |= {f"shapes_{name}.png": picture for name, picture in make_pictures(model, dataset).items()}
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,17 @@
 data/formats/coco.py reads files in COCO's format, of COCO or of any other data set.
 """
 
+import itertools
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import utils
+from data.file_names import parts_of
 from weights.download import download, safe_extract
 
 ############################################################
@@ -191,7 +195,9 @@ def missing_annotations(root: Path, path: Path, subset: str) -> FileNotFoundErro
     for file in (root / path.name, path.parent / "annotations" / path.name):
         if file.is_file() and not roots:
             place = "high" if file.parent == root else "deep"
-            lines.append(f"{file} is one folder too {place}: move it to {path.parent}.")
+            link = f"ln -s {shlex.quote(str(file.resolve()))} {shlex.quote(str(path))}"
+            link = link if path.parent.is_dir() else f"mkdir {shlex.quote(str(path.parent))} && {link}"
+            lines.append(f"{file} is one folder too {place}. A link makes it known: {link}")
     lines += _zips_to_unpack(root, [archive for archive in ARCHIVES.values() if not archive.images])
     if "minival" in subset:
         name = f"instances_{subset}2014.json"
@@ -207,22 +213,60 @@ def missing_annotations(root: Path, path: Path, subset: str) -> FileNotFoundErro
 def missing_images(folder: Path, name: str, is_coco: bool) -> FileNotFoundError:
     """The error for a folder that has none of the images of a file of annotations, with the likely causes.
 
-    name: the file name of one of the images. is_coco: the data set is COCO itself.
+    name: the file name of one of the images. is_coco: the folders are those of COCO's layout.
     """
-    root = folder.parent
+    root, tail = folder.parent, Path(*parts_of(name)[0])
     places = [root, root / "images", *_subfolders(folder), *_subfolders(root), *_subfolders(root / "images")]
     places = [place for place in dict.fromkeys(places) if place != folder]
-    lines = [f"{folder} has none of the images, such as {name!r}." if folder.is_dir() else f"There is no {folder}."]
-    lines += [f"{place} has it: move its files to {folder}." for place in places if (place / name).is_file()]
-    for file in (place / f"COCO_{part}2014_{name}" for place in (folder, *places) for part in ("train", "val")):
+    lines = [
+        f"{folder} has none of the images, such as {utils.printable(name)!r}.{_contents(folder)}"
+        if folder.is_dir()
+        else f"There is no {folder}; it should have the images, such as {utils.printable(name)!r}."
+    ]
+    lines += [_use_folder(place, folder, is_coco) for place in places if _has(place, tail)]
+    for file in (place / f"COCO_{part}2014_{tail.name}" for place in (folder, *places) for part in ("train", "val")):
         if file.is_file():
             lines.append(f"{file} has a name of 2014; is year=2014 meant?")
     if folder.name in ARCHIVES:
         lines += _zips_to_unpack(root, [ARCHIVES[folder.name]])
     subsets = [place.name for place in places if place.name in ARCHIVES and place.parent == root and place.is_dir()]
     lines += [f"{root} has images of {utils.listed(subsets)}."] if subsets else []
-    lines.append(_how_to_get(root) if is_coco else "image_dir must be the folder that the file names start from.")
+    if is_coco and is_coco_name(name):
+        lines.append(_how_to_get(root))
+    elif is_coco:
+        lines.append(f"The file names of the annotations must start from {folder}.")
+    else:
+        lines.append("image_dir must be the folder that the file names start from.")
     return FileNotFoundError("\n".join(lines))
+
+
+def is_coco_name(name: str) -> bool:
+    """Whether an image is called as COCO's are. Other data sets, too, are stored in COCO's folders."""
+    return re.fullmatch(r"(.*[/\\])?(COCO_(train|val|test)2014_)?\d{12}\.jpg", name) is not None
+
+
+def _has(place: Path, tail: Path) -> bool:
+    """Whether a folder has a file, with or without the folders before its name."""
+    return tail.name != "" and any((place / name).is_file() for name in (tail, tail.name))
+
+
+def _contents(folder: Path) -> str:
+    """A sentence about what a folder has."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in itertools.islice(entries, 1000))
+    if not names:
+        return " It is empty."
+    return f" It has {utils.listed([repr(utils.printable(name)) for name in names], 3)}."
+
+
+def _use_folder(place: Path, folder: Path, is_coco: bool) -> str:
+    """Says how to use the images of another folder, which no file leaves."""
+    if not is_coco:
+        return f"{place} has it: give this folder as image_dir."
+    link = f"ln -s {shlex.quote(str(place.resolve()))} {shlex.quote(str(folder))}"
+    if not folder.exists():
+        return f"{place} has it. A link makes it known: {link}"
+    return f"{place} has it. CocoDataset.load_annotations takes this folder as image_dir."
 
 
 def _how_to_get(root: Path) -> str:

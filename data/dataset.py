@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import utils
+from data.images import ImageReader
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Dataset:
 
     class_info: [{"source", "id", "name"}] of each add_class.
     image_info: [{"id", "source", "path", and the further arguments of add_image}], by image_id.
+    reader: an ImageReader, which reads all images alike; see inspect_images.
 
     prepare() sets:
     num_classes, class_ids [num_classes], class_names: a list, the text before the first comma of each name.
@@ -60,6 +62,8 @@ class Dataset:
         """class_map: the default of prepare()."""
         self.class_info = [{"source": "", "id": 0, "name": "BG"}]
         self.image_info = []
+        self.reader = ImageReader()
+        self._inspected: tuple[int, int | str] | None = None  # the images and the setting of inspect_images
         self._class_map = class_map
         self._class_keys = {".0": "BG"}  # source class: name
         self._image_keys = set()
@@ -217,12 +221,27 @@ class Dataset:
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.
 
-        Raises: ValueError if it has no path; FileNotFoundError and ValueError as utils.read_image.
+        Raises: ValueError if it has no path; FileNotFoundError and ValueError as data.images.read_image.
         """
         info = self.image_info[image_id]
         if info["path"] is None:
             raise ValueError(f"image {info['source']}.{info['id']} has no path; override load_image to return pixels")
-        return utils.read_image(info["path"])
+        if self._inspected is None:
+            self.inspect_images()
+        return self.reader.read(info["path"])
+
+    def inspect_images(self, bit_depth: int | str = "auto") -> int | str:
+        """Decides, by some of the files, how all images are read, and logs it. Training and evaluation call it first.
+
+        bit_depth: as Config.BIT_DEPTH; "auto" takes reader.bit_depth.
+
+        Returns: the number of bits that were chosen for values of 16 bits; "auto" if no image has such values.
+        """
+        state = len(self.image_info), bit_depth
+        if self._inspected != state:
+            self.reader.inspect([info["path"] for info in self.image_info if info["path"] is not None], bit_depth)
+            self._inspected = state
+        return self.reader.chosen
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The masks of an image's instances. Override it: this one warns, and returns no instances.

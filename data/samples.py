@@ -29,6 +29,7 @@ import utils
 from roialign import MaskCrops
 
 from .dataset import Dataset, Instances, check_instances
+from .images import image_size
 
 ############################################################
 #  Samples and batches
@@ -375,6 +376,7 @@ class TrainingData:
             )
         if augmentation is not None:
             _check_augmentation(augmentation)
+        dataset.inspect_images(config.BIT_DEPTH)
 
     def __len__(self) -> int:
         return self.dataset.num_images
@@ -560,7 +562,7 @@ def _is_wide(info: dict[str, Any]) -> bool:
     if height and width:
         return width >= height
     try:
-        height, width = utils.image_size(info["path"])
+        height, width = image_size(info["path"]).shown
         return width >= height
     except Exception:  # no file, or one that only the data set can read: it is asked when the image's turn comes
         return True

@@ -306,6 +306,7 @@ def detect_to_folder(
     """
     with contextlib.ExitStack() as stack:
         folder, start = Path(folder), time.perf_counter()
+        dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
         chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack)
         chunks = chunks[runtime.rank() :: runtime.world_size()]
         seconds = _detect_chunks(model, dataset, chunks, folder, dtype, workers, verbose)
@@ -404,6 +405,7 @@ def detect_dataset(
     """
     chunks = plan_chunks(model, dataset.image_ids if image_ids is None else image_ids)
     image_numbers(dataset, image_ids)
+    dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
     categories = categories_of_model(model, dataset)
     batches = ([dataset.load_image(image_id) for image_id in chunk] for chunk in chunks)
     boxes, masks = [], []

@@ -42,6 +42,7 @@ import visualize
 from config import Config, SmallConfig
 from data.dataset import Dataset, Instances
 from data.formats.coco import CocoDataset
+from data.images import read_mask
 from detections import ImageDetections
 from evaluation.run import evaluate_dataset, evaluate_to_folder
 from model import MaskRCNN
@@ -221,13 +222,12 @@ class NucleusDataset(CocoDataset):
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a mask file that are not black, bool [H, W]. size: (H, W) of the image, and so of the mask."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L") if image.mode in ("LA", "PA", "RGBA") else image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged PNG
+        mask = read_mask(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"mask {path} cannot be read: {error}") from None
-    if pixels.shape[:2] != size:
-        raise ValueError(f"mask {path} has {pixels.shape[:2]} pixels (height, width), its image {size}")
-    return pixels.astype(bool) if pixels.ndim == 2 else pixels.any(axis=2)
+    if mask.shape != size:
+        raise ValueError(f"mask {path} has {mask.shape} pixels (height, width), its image {size}")
+    return mask
 
 
 def _expected(folder: Path, subset: str) -> str:
@@ -523,6 +523,7 @@ def detect(arguments: argparse.Namespace) -> None:
     if replaced:
         raise ValueError(f"--output {folder} would replace {min(replaced)} and others; choose another folder")
     detector = open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.5)
+    dataset.inspect_images(detector.config.BIT_DEPTH)
     folder.mkdir(parents=True, exist_ok=True)
     lines, failures = ["ImageId,EncodedPixels"], []
     with detector.prepared():

@@ -212,9 +212,9 @@ def test_an_evaluation_that_is_killed_goes_on(logs, data, tmp_path):
     command = [sys.executable, str(native.ROOT / "coco.py"), "evaluate", "--dataset", str(data), "--logs", str(logs)]
     command += ["--device", "cpu", "--batch-size", "1", "--output"]
     slow = (
-        "import runpy, sys, time, utils\n"
-        "read = utils.read_image\n"
-        "utils.read_image = lambda *a, **k: (time.sleep(0.5), read(*a, **k))[1]\n"
+        "import runpy, sys, time, data.images\n"
+        "read = data.images.read_image\n"
+        "data.images.read_image = lambda *a, **k: (time.sleep(0.5), read(*a, **k))[1]\n"
         f"sys.argv = {[*command[1:], str(tmp_path / 'killed')]!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

@@ -27,6 +27,18 @@ def photos(tmp_path):
     return folder
 
 
+def test_16_bit_images_are_read_alike(tmp_path):
+    """The dark one of a folder is scaled as the others are, or as the model's training was."""
+    for name, high in (("a.png", 4000), ("b.png", 500)):
+        Image.fromarray(np.array([[0, high]], np.uint16)).save(tmp_path / name)
+    sources = [Source(str(tmp_path / name), "image") for name in ("a.png", "b.png")]
+    for bit_depth, white in (("auto", 4095), (12, 4095), (16, 65535)):
+        failures = []
+        frames = list(demo.read_frames(sources, 1, failures, bit_depth))
+        assert failures == []
+        assert [frame.image[0, 1, 0] for frame in frames] == [round(high * 255 / white) for high in (4000, 500)]
+
+
 def test_pictures_and_results(weights, photos, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = [str(photos), "--model", str(weights), "--output", str(output), "--threshold", "0"]

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -20,6 +21,7 @@ from helpers import (
     train_squares,
     untrained,
 )
+from PIL import Image
 from torch import nn
 
 import model as modellib
@@ -506,3 +508,17 @@ def test_a_backbone_of_imagenet_starts_a_training(tmp_path):
     learning = model.set_trainable("all")
     assert "backbone.layer2.0.conv1.weight" in learning
     assert "backbone.layer1.0.conv1.weight" not in learning
+
+
+def test_a_training_stores_how_it_scaled_16_bit_images(tmp_path):
+    """Otherwise a dark image would be brighter in detection than it was in training."""
+    train, val = SquaresDataset().load_squares(2), SquaresDataset().load_squares(1)
+    for number, (info, high) in enumerate(zip(train.image_info + val.image_info, (4000, 300, 700), strict=True)):
+        info["path"] = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((64, 64), high, np.uint16)).save(info["path"])
+    model = untrained(tmp_path / "logs")
+    caller = model.config
+    model.train_model(train, val, learning_rate=0.0, epochs=1)
+    assert (caller.BIT_DEPTH, model.config.BIT_DEPTH) == ("auto", 12)
+    assert (train.reader.chosen, val.reader.chosen) == (12, 12)
+    assert MaskRCNN.from_checkpoint(model.find_last(), "cpu").config.BIT_DEPTH == 12

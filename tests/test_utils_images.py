@@ -96,7 +96,6 @@ def test_images_are_turned_as_exif_says(tmp_path, photo, orientation):
         image = saved(tmp_path, Image.fromarray(photo), name, exif=exif)
         np.testing.assert_array_equal(image, expected)
         assert image.flags.c_contiguous
-        assert utils.image_size(tmp_path / name) == expected.shape[:2]
     stored = utils.read_image(tmp_path / "turned.png", upright=False)
     np.testing.assert_array_equal(stored, photo)
 
@@ -110,14 +109,6 @@ def test_images_of_every_mode_are_turned(tmp_path, photo, mode):
     name = "turned.jpg" if mode == "CMYK" else "turned.png"
     stored = saved(tmp_path, image, name)
     np.testing.assert_array_equal(saved(tmp_path, image, name, exif=exif), UPRIGHT[6](stored))
-
-
-def test_image_size_of_no_image(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(OSError, match="cannot identify"):
-        utils.image_size(tmp_path / "broken.png")
-    with pytest.raises(FileNotFoundError):
-        utils.image_size(tmp_path / "missing.png")
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -159,19 +150,14 @@ def test_16_bits_of_colour(tmp_path):
     assert utils.read_image(tmp_path / "deep.png").tolist() == [[[0, 0x80, 0xFF], [0x12, 0x56, 0x9A]]]
 
 
-def test_32_bits_that_are_not_16_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"deep\.tiff: 32-bit values in 0\.\.65536"):
-        saved(tmp_path, Image.fromarray(np.array([[0, 65536]], np.int32)), "deep.tiff")
-
-
 def test_floats_are_scaled_by_their_range(tmp_path):
     def read(*values):
         return saved(tmp_path, Image.fromarray(np.array([values], np.float32)), "f.tiff")[0, :, 0].tolist()
 
     assert read(0, 0.5, 1) == [0, 128, 255]
     assert read(0, 0.4, 99.6, 255) == [0, 0, 100, 255]
-    for values in ((0, 256), (-1, 1), (0, np.nan)):
-        with pytest.raises(ValueError, match=r"f\.tiff: floating values in"):
+    for values in ((0, np.nan), (0, np.inf)):
+        with pytest.raises(ValueError, match=r"f\.tiff: some of its values are infinite or not numbers"):
             read(*values)
 
 
@@ -268,10 +254,9 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(ValueError, match=r"bomb\.png: 300 x 200 pixels are more than max_pixels=59999"):
         utils.read_image(tmp_path / "bomb.png", max_pixels=59_999)
-    for limit in (29_000, 59_000):  # Pillow refuses, or warns, which is an error here
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ValueError, match=r"bomb\.png is too large for Pillow"):
-            utils.read_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 29_000)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"bomb\.png is too large for Pillow"):
+        utils.read_image(tmp_path / "bomb.png")
 
 
 def test_absurd_sides_are_refused(tmp_path):

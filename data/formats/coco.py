@@ -13,7 +13,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +26,12 @@ from data.coco_files import (
     choose_year,
     download_coco,
     image_folder,
+    is_coco_name,
     missing_annotations,
     missing_images,
 )
 from data.dataset import Dataset, Instances
+from data.file_names import find_files, name_in_entry
 
 logger = logging.getLogger(__name__)
 
@@ -376,6 +378,7 @@ _LOST = {
     "id": "images without an id that is a whole number (skipped)",
     "name": "images without a file_name (skipped)",
     "outside": "images whose file_name leads out of the data folder (skipped)",
+    "ambiguous": "images whose file_name fits several files, or whose file fits several names (skipped)",
     "size": "images without a usable height and width (skipped)",
     "file": "images without a file (skipped)",
 }
@@ -391,25 +394,27 @@ def _check_images(
     by_id = _unique_images(dataset, path, entries, skipped)
     ids = np.array(sorted(by_id), np.int64)
     names, sizes, usable = [], np.zeros((len(ids), 2), np.int64), np.zeros(len(ids), bool)
-    files, missing = _FileListings(folder), []
+    found, missing = find_files(folder, [dataset.file_name(by_id[image_id]) for image_id in ids.tolist()]), []
     for i, image_id in enumerate(ids.tolist()):
         entry = by_id[image_id]
         name = dataset.file_name(entry)
         size = [_whole_number(entry.get("height")), _whole_number(entry.get("width"))]
-        parts = _relative_parts(name)
-        names.append("/".join(parts))
+        names.append(found[i].path or name)
         if not isinstance(name, str) or not name:
             _note(skipped, _LOST["name"], [image_id])
-        elif not parts:
+        elif found[i].leads_out:
             _note(skipped, _LOST["outside"], [name])
+        elif found[i].candidates:
+            _note(skipped, _LOST["ambiguous"], [f"{name} ({utils.listed(found[i].candidates, 2)})"])
         elif min(size) < 1 or size[0] * size[1] > utils.MAX_IMAGE_PIXELS:
             _note(skipped, _LOST["size"], [name])
-        elif parts not in files:
-            missing.append(names[i])
+        elif found[i].path is None:
+            missing.append(name)
         else:
             usable[i], sizes[i] = True, size
-    if missing and not usable.any():
-        raise missing_images(folder, missing[0], is_coco)
+    texts = [name for name in names if isinstance(name, str) and name]
+    if texts and not any(match.path or match.candidates for match in found):
+        raise missing_images(folder, texts[0], is_coco)
     _note(skipped, _LOST["file"], missing)
     facts = [{key: entry[key] for key in dataset.IMAGE_FACTS if key in entry} for _, entry in sorted(by_id.items())]
     return _Images(ids, names, sizes, usable, facts)
@@ -432,29 +437,6 @@ def _unique_images(dataset: "CocoDataset", path: Path, entries: list, skipped: S
         if by_id[image_id] is not entry:
             _note(skipped, "images that are listed twice (kept once)", [image_id])
     return by_id
-
-
-def _relative_parts(name: Any) -> tuple[str, ...]:
-    """The parts of a relative file name. Empty if it is no name, or if it leads out of its folder on some system."""
-    path = PureWindowsPath(name) if isinstance(name, str) else PureWindowsPath()  # knows drives, and both / and \
-    return () if path.drive or path.root or ".." in path.parts else path.parts
-
-
-class _FileListings:
-    """The files of a folder and of its subfolders. Each folder is listed once, when a file of it is first looked up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.listings: dict[tuple[str, ...], set[str]] = {}
-
-    def __contains__(self, parts: tuple[str, ...]) -> bool:
-        subfolder = parts[:-1]
-        if subfolder not in self.listings:
-            self.listings[subfolder] = set()
-            with contextlib.suppress(OSError, ValueError):  # no such folder, or a name that none can have
-                entries = list(os.scandir(self.folder.joinpath(*subfolder)))
-                self.listings[subfolder] = {entry.name for entry in entries if entry.is_file()}
-        return parts[-1] in self.listings[subfolder]
 
 
 class _AnnotationChecks:
@@ -622,9 +604,10 @@ class CocoDataset(Dataset):
     def file_name(self, entry: Mapping[str, Any]) -> str | None:
         """The path of an image below the folder of images; None if the file does not say it. Override it.
 
-        entry: the image's entry in the file: id, file_name, height, width, IMAGE_FACTS, as far as the file has them.
+        entry: the image's entry in the file: id, file_name, height, width, IMAGE_FACTS, as far as the file has them;
+            without file_name and width, all of the entry.
         """
-        return entry.get("file_name")
+        return name_in_entry(entry)
 
     def image_facts(self, image_id: int) -> dict[str, Any]:
         """IMAGE_FACTS of an image, as far as the file has them."""
@@ -768,14 +751,14 @@ class CocoDataset(Dataset):
 
         Some tools annotate images as they are stored, others after EXIF has turned them. The size tells which it was.
 
-        Raises: ValueError if neither has this size; else as utils.read_image.
+        Raises: ValueError if neither has this size; else as data.images.read_image.
         """
         image = super().load_image(image_id)
         info = self.image_info[image_id]
         size = (info.get("height", image.shape[0]), info.get("width", image.shape[1]))
         if image.shape[:2] == size:
             return image
-        stored = utils.read_image(info["path"], upright=False)
+        stored = self.reader.read(info["path"], upright=False)
         if stored.shape[:2] != size:
             raise ValueError(
                 f"image {info['path']} has {image.shape[0]} x {image.shape[1]} pixels, but its annotations are for "
@@ -852,9 +835,10 @@ class CocoDataset(Dataset):
         return [0, *categories]
 
     def image_reference(self, image_id: int) -> str:
-        """The address at which cocodataset.org shows the image; empty for other sources."""
+        """The address at which cocodataset.org shows the image; empty for images of other data sets."""
         info = self.image_info[image_id]
-        return f"https://cocodataset.org/#explore?id={info['id']}" if info["source"] == "coco" else ""
+        is_coco = info["source"] == "coco" and is_coco_name(str(info["path"]))
+        return f"https://cocodataset.org/#explore?id={info['id']}" if is_coco else ""
 
     def annToRLE(self, ann: Mapping[str, Any], height: int, width: int) -> dict:
         """Compressed RLE of an annotation of COCO, with polygons or an RLE of any kind."""
