@@ -26,6 +26,17 @@ class Instances(NamedTuple):
     boxes: np.ndarray | None = None  # float32 [N, (y1, x1, y2, x2)] in pixels; None: the boxes around the masks
 
 
+class ObjectBoxes(NamedTuple):
+    """The objects of a whole data set, as far as they are known without a mask being decoded."""
+
+    image_ids: np.ndarray  # int64 [N], ascending or not
+    class_ids: np.ndarray  # int32 [N], negative for a crowd
+    boxes: np.ndarray  # float32 [N, (y1, x1, y2, x2)] in pixels
+    sizes: np.ndarray  # int64 [num_images, (height, width)]
+    listed: int  # how many objects the files of the data set list, chosen or not
+    unusable: int  # how many of these were left out because their annotations are damaged
+
+
 class Dataset:
     """The classes and images of one data set, or of several together. Subclass it for your own data.
 
@@ -240,6 +251,10 @@ class Dataset:
         """
         masks, class_ids = self.load_mask(image_id)
         return Instances(class_ids, masks)
+
+    def object_boxes(self) -> ObjectBoxes | None:
+        """The boxes of all objects, to count them before a training. None: unknown without loading every image."""
+        return None
 
 
 def check_mask(
