@@ -65,6 +65,9 @@ class Dataset:
         "image_from_source_map", "sources", "source_class_ids",
     )  # fmt: skip
 
+    # Whether the boxes of load_instances were compared with the masks when they were loaded. If not, training does it.
+    boxes_are_checked = False
+
     _MIN_CLASS_ID = 1  # the least class id that a source may have
 
     def __init__(self, class_map: Mapping[str, str] | None = None) -> None:
@@ -312,6 +315,22 @@ def check_instances(
     if boxes is not None:
         boxes = _check_boxes(np.asarray(boxes), len(class_ids), name)
     return Instances(class_ids, masks, boxes)
+
+
+def fit_boxes(boxes: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, int]:
+    """Boxes of a data set, replaced by those of the masks where they do not fit.
+
+    A box does not fit if its IoU with that of the mask is below 0.5, and one of its sides more than a pixel off.
+
+    boxes, bounds: float32 [N, (y1, x1, y2, x2)] in pixels; bounds are around the masks, zeros for an empty mask.
+
+    Returns: boxes float32 [N, 4]; how many of them are replaced.
+    """
+    shared = (np.minimum(boxes[:, 2:], bounds[:, 2:]) - np.maximum(boxes[:, :2], bounds[:, :2])).clip(0).prod(axis=1)
+    union = sum((part[:, 2:] - part[:, :2]).prod(axis=1) for part in (boxes, bounds)) - shared
+    is_far = (np.abs(boxes - bounds) > 1).any(axis=1) & (bounds != 0).any(axis=1)
+    wrong = is_far & (shared < 0.5 * union)
+    return np.where(wrong[:, None], bounds, boxes), int(wrong.sum())
 
 
 def _check_rles(rles: list, count: int, image_shape: Sequence[int], name: str) -> None:

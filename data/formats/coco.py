@@ -356,6 +356,8 @@ class CocoDataset(Dataset):
     # Further keys of an image's entry in the file. file_name can read them, and evaluation gets them: image_facts.
     IMAGE_FACTS: tuple[str, ...] = ()
 
+    boxes_are_checked = True
+
     _MIN_CLASS_ID = 0  # Some tools number categories from 0. Category 0 is not the background here.
 
     def __init__(self, class_map: Mapping[str, str] | None = None) -> None:
