@@ -366,7 +366,8 @@ def _note_boxes(rows: LabelChecks, sizes, wrong, usable, bounds, checked) -> np.
     wrong &= ~is_empty
     name, fits = "", np.zeros(len(table))
     for reading, function in _READINGS:
-        ious = _ious(function(table.boxes, sizes), bounds, sizes)
+        with np.errstate(invalid="ignore", over="ignore"):
+            ious = _ious(function(table.boxes, sizes), bounds, sizes)
         if (ious[wrong] >= MIN_BOX_IOU).sum() > (fits[wrong] >= MIN_BOX_IOU).sum():
             name, fits = reading, ious
     count = int((fits[wrong] >= MIN_BOX_IOU).sum())

@@ -141,6 +141,15 @@ def test_one_box_that_is_wrong(load):
     assert dataset.skipped == {"annotations with a bbox that does not fit the mask (made from the mask)": [14]}
 
 
+def test_absurd_boxes_among_wrong_ones(load):
+    data = contents(bbox=[0, 0, 3, 3])
+    for entry, box in zip(
+        data["annotations"], [[1e308] * 4, [-1e308, 0, 1e308, 1e308], [float("inf")] * 4], strict=False
+    ):
+        entry["bbox"] = box
+    assert_right(load(data))
+
+
 def test_a_box_outside_of_the_image(load):
     data = contents()
     data["annotations"][2]["bbox"] = [500, 20, 10, 10]
@@ -593,6 +602,34 @@ def test_the_size_of_a_turned_image(load, tmp_path):
     dataset = load(data)
     assert_right(dataset)
     assert dataset.load_image(0).shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("kind", [None, column_major, code_text])
+def test_sizes_of_images_that_are_exchanged(load, kind):
+    """The objects of image 1 lie in the part that is missing; the files of the others confirm it."""
+    data = contents(kind)
+    for image in data["images"]:
+        image |= {"height": WIDTH, "width": HEIGHT}
+    dataset = load(data)
+    assert_right(dataset)
+    problem = "images whose height and width are exchanged in the file (taken from the image)"
+    assert dataset.skipped == {problem: ["im1.png", "im2.png", "im3.png"]}
+    assert [dataset.load_image(image_id).shape[:2] for image_id in range(3)] == [(HEIGHT, WIDTH)] * 3
+
+
+def test_labels_of_the_displayed_picture_with_the_size_as_stored(load, tmp_path):
+    """A box outside of the image tells that the size is not the one that was labelled."""
+    data = contents()
+    data["images"][0] |= {"height": WIDTH, "width": HEIGHT}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    load(data)
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "im1.png", exif=exif)
+    dataset = load(data)
+    assert_right(dataset)
+    assert dataset.load_image(0).shape == (HEIGHT, WIDTH, 3)
+    data["annotations"] = data["annotations"][2:]  # of other images
+    assert load(data).load_image(0).shape == (WIDTH, HEIGHT, 3)
 
 
 def test_objects_in_other_lists(load):

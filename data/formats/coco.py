@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from pycocotools.coco import COCO
 
 import utils
@@ -28,7 +29,7 @@ from data.coco_files import (
 from data.dataset import Dataset, Instances, ObjectBoxes
 from data.formats.coco_file import CocoFile, IdNumbers, read_file, whole_number
 from data.label_checks import LabelChecks, Skipped, check_labels, note, summary
-from data.label_table import NO_NUMBER, POLYGONS, LabelTable
+from data.label_table import NO_NUMBER, POLYGONS, RLE, LabelTable
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class _FileListings:
 
 
 def _check_annotations(
-    file: CocoFile, images: _Images, categories: _Categories, skipped: Skipped, is_coco: bool
+    file: CocoFile, images: _Images, categories: _Categories, folder: Path, skipped: Skipped, is_coco: bool
 ) -> np.ndarray:
     """Corrects annotations where that is possible. Returns: bool [A], the annotations that can be used."""
     table, texts = file.table, file.annotation_numbers.names()
@@ -254,6 +255,7 @@ def _check_annotations(
     if not rows.good.any():
         return rows.good
     rows.good &= images.usable[image]  # _check_images has reported the others
+    _turn_sizes(images, table, np.where(rows.good, image, -1), folder, skipped)
     is_unknown = ~np.isin(table.category_ids, list(categories.names))
     _drop_unknown(rows, "unknown categories", "category_id", table.category_ids, is_unknown, file.category_numbers)
     rows.drop("annotations with an iscrowd other than 0 and 1 (skipped)", table.crowds < 0)
@@ -263,6 +265,42 @@ def _check_annotations(
     table.ids = table.ids.copy()
     table.ids[renamed & rows.good] = np.arange(first_id, first_id + (renamed & rows.good).sum())
     return rows.good
+
+
+def _turn_sizes(images: _Images, table: LabelTable, image: np.ndarray, folder: Path, skipped: Skipped) -> None:
+    """Corrects sizes of images whose height and width are exchanged in the file, in place.
+
+    The sign of it is a box that is inside of the image only if they are exchanged, or an RLE of that size. The image's
+    file must confirm it. If one does, the files of all other images are asked, too.
+
+    image: [A], the row of each annotation's image; -1 for annotations that are out.
+    """
+    sizes = images.sizes[image]  # (height, width)
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = table.boxes[:, :2] + table.boxes[:, 2:]  # (x, y)
+        is_turned = (far > sizes[:, ::-1] + 1).any(axis=1) & (far <= sizes + 1).all(axis=1)
+    is_turned |= (table.kinds == RLE) & (table.sizes == sizes[:, ::-1]).all(axis=1) & (sizes[:, 0] != sizes[:, 1])
+    signs = np.unique(image[is_turned & (image >= 0)]).tolist()
+    rows = [row for row in signs if _is_turned(folder / images.names[row], images.sizes[row])]
+    if not rows:
+        return
+    others = np.setdiff1d(np.flatnonzero(images.usable), rows).tolist()
+    rows += [row for row in others if _is_turned(folder / images.names[row], images.sizes[row], as_stored=True)]
+    images.sizes[rows] = images.sizes[rows][:, ::-1]
+    problem = "images whose height and width are exchanged in the file (taken from the image)"
+    note(skipped, problem, [images.names[row] for row in sorted(rows)])
+
+
+def _is_turned(path: Path, size: np.ndarray, as_stored: bool = False) -> bool:
+    """Whether an image has this size (height, width) exchanged. as_stored: also without its EXIF orientation."""
+    try:
+        sizes = [utils.image_size(path)]
+        if as_stored:
+            with Image.open(path) as image:
+                sizes.append(image.size[::-1])
+    except Exception:  # Pillow's errors are of many kinds
+        return False
+    return size[0] != size[1] and all(height == size[1] and width == size[0] for height, width in sizes)
 
 
 def _check_ids(rows: LabelChecks, texts: Mapping[int, str]) -> np.ndarray:
@@ -469,7 +507,7 @@ class CocoDataset(Dataset):
         images = _check_images(self, path, file, folder, is_coco, skipped)
         file.images.clear()  # to save their memory
         table = file.table
-        good = _check_annotations(file, images, categories, skipped, is_coco)
+        good = _check_annotations(file, images, categories, folder, skipped, is_coco)
         chosen_rows = good & np.isin(table.category_ids, list(chosen))
         kept = images.usable if is_in_subset is None else images.usable & is_in_subset(images.ids)
         if class_ids is not None or not empty_images:
