@@ -52,6 +52,7 @@ import utils
 from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
 from data.dataset import Dataset
 from data.loader import make_loader
+from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
 from nms import batched_nms
@@ -1711,6 +1712,8 @@ class MaskRCNN(nn.Module):
         self._begin_training()
         self._decide(BIT_DEPTH=train_dataset.inspect_images(self.config.BIT_DEPTH))
         train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources)
+        if (objects := describe_objects(train_dataset, self.config)) and runtime.rank() == 0:
+            print(objects)
         val_data = None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False)
         phases, learning_rate = self._phases(learning_rate, epochs, layers)
         hooks = Hooks(

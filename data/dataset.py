@@ -27,6 +27,17 @@ class Instances(NamedTuple):
     boxes: np.ndarray | None = None  # float32 [N, (y1, x1, y2, x2)] in pixels; None: the boxes around the masks
 
 
+class ObjectBoxes(NamedTuple):
+    """The objects of a whole data set, as far as they are known without a mask being decoded."""
+
+    image_ids: np.ndarray  # int64 [N], ascending or not
+    class_ids: np.ndarray  # int32 [N], negative for a crowd
+    boxes: np.ndarray  # float32 [N, (y1, x1, y2, x2)] in pixels
+    sizes: np.ndarray  # int64 [num_images, (height, width)]
+    listed: int  # how many objects the files of the data set list, chosen or not
+    unusable: int  # how many of these were left out because their annotations are damaged
+
+
 class Dataset:
     """The classes and images of one data set, or of several together. Subclass it for your own data.
 
@@ -55,6 +66,9 @@ class Dataset:
         "num_classes", "class_ids", "class_names", "num_images", "_image_ids", "class_from_source_map",
         "image_from_source_map", "sources", "source_class_ids",
     )  # fmt: skip
+
+    # Whether the boxes of load_instances were compared with the masks when they were loaded. If not, training does it.
+    boxes_are_checked = False
 
     _MIN_CLASS_ID = 1  # the least class id that a source may have
 
@@ -260,6 +274,10 @@ class Dataset:
         masks, class_ids = self.load_mask(image_id)
         return Instances(class_ids, masks)
 
+    def object_boxes(self) -> ObjectBoxes | None:
+        """The boxes of all objects, to count them before a training. None: unknown without loading every image."""
+        return None
+
 
 def check_mask(
     masks: ArrayLike, class_ids: ArrayLike, image_shape: Sequence[int], name: str, num_classes: int | None = None
@@ -316,6 +334,22 @@ def check_instances(
     if boxes is not None:
         boxes = _check_boxes(np.asarray(boxes), len(class_ids), name)
     return Instances(class_ids, masks, boxes)
+
+
+def fit_boxes(boxes: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, int]:
+    """Boxes of a data set, replaced by those of the masks where they do not fit.
+
+    A box does not fit if its IoU with that of the mask is below 0.5, and one of its sides more than a pixel off.
+
+    boxes, bounds: float32 [N, (y1, x1, y2, x2)] in pixels; bounds are around the masks, zeros for an empty mask.
+
+    Returns: boxes float32 [N, 4]; how many of them are replaced.
+    """
+    shared = (np.minimum(boxes[:, 2:], bounds[:, 2:]) - np.maximum(boxes[:, :2], bounds[:, :2])).clip(0).prod(axis=1)
+    union = sum((part[:, 2:] - part[:, :2]).prod(axis=1) for part in (boxes, bounds)) - shared
+    is_far = (np.abs(boxes - bounds) > 1).any(axis=1) & (bounds != 0).any(axis=1)
+    wrong = is_far & (shared < 0.5 * union)
+    return np.where(wrong[:, None], bounds, boxes), int(wrong.sum())
 
 
 def _check_rles(rles: list, count: int, image_shape: Sequence[int], name: str) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 import utils
 from roialign import MaskCrops
 
-from .dataset import Dataset, Instances, check_instances
+from .dataset import Dataset, Instances, check_instances, fit_boxes
 from .images import image_size
 
 ############################################################
@@ -411,7 +411,7 @@ class TrainingData:
         pixels = self._pixels(image, plan, flip)
         if augment and self.config.COLOR_JITTER:
             pixels = _jitter_color(pixels, self.config.COLOR_JITTER, rng)
-        boxes, crops = self._place(instances, plan, flip)
+        boxes, crops, misfits = self._place(instances, plan, flip)
         objects, crowds = _usable(boxes, crops, instances.class_ids)
         chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
         targets = Targets(
@@ -431,10 +431,19 @@ class TrainingData:
             targets=targets,
             image_id=image_id,
         )
-        if len(chosen) == len(objects):
-            return sample, None
-        limit = self.config.MAX_GT_INSTANCES
-        return sample, f"{self.name(image_id)} has {len(objects)} objects; MAX_GT_INSTANCES leaves the {limit} largest"
+        return sample, self._warning(image_id, len(boxes), misfits, len(objects))
+
+    def _warning(self, image_id: int, count: int, misfits: int, objects: int) -> str | None:
+        """What to say of an image: of count boxes, misfits do not fit their masks; it has so many usable objects."""
+        problems, limit = [], self.config.MAX_GT_INSTANCES
+        if misfits:
+            problems.append(
+                f"has {misfits} boxes, of {count}, that do not fit their masks, whose boxes are taken instead; "
+                "does load_instances return (y1, x1, y2, x2)?"
+            )
+        if objects > limit:
+            problems.append(f"has {objects} objects; MAX_GT_INSTANCES leaves the {limit} largest")
+        return f"{self.name(image_id)} " + "; it ".join(problems) if problems else None
 
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
         """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
@@ -467,19 +476,24 @@ class TrainingData:
         pixels = pixels[y : y + height, x : x + width]
         return pixels[:, ::-1] if flip else pixels
 
-    def _place(self, instances, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop]]:
+    def _place(self, instances, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop], int]:
         """The boxes and masks of instances in the network's input.
 
-        Returns: boxes float32 [N, 4], clipped to the window; N crops, whose y and x count from the window's corner.
+        Returns: boxes float32 [N, 4], clipped to the window; N crops, whose y and x count from the window's corner; how
+            many boxes do not fit their masks, and are replaced.
         """
         nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
         rows, columns = plan.rows(nearest), plan.columns(nearest)
-        crops = [_resize_crop(crop, rows, columns, flip) for crop in _cut_out(instances.masks)]
+        whole = _cut_out(instances.masks)
+        crops, misfits = [_resize_crop(crop, rows, columns, flip) for crop in whole], 0
         boxes = _bounds(crops)
         if instances.boxes is not None and not self.config.USE_MINI_MASK:  # mini masks fill their boxes
-            given = plan.boxes_in_region(instances.boxes)
+            given = instances.boxes
+            if not self.dataset.boxes_are_checked:
+                given, misfits = fit_boxes(given, _bounds(whole))
+            given = plan.boxes_in_region(given)
             boxes = _fit_boxes(given, boxes, plan.region[2:], flip, plan.crop is not None)
-        return boxes + np.array(plan.window[:2] * 2, np.float32), crops
+        return boxes + np.array(plan.window[:2] * 2, np.float32), crops, misfits
 
     def _masks(self, crops: Sequence[_Crop], plan: utils.ResizePlan) -> MaskCrops:
         if not self.config.USE_MINI_MASK:

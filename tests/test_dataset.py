@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data.dataset import Dataset, check_mask
+from data.dataset import Dataset, check_mask, fit_boxes
 
 
 def two_sources(**options) -> Dataset:
@@ -290,3 +290,25 @@ def test_check_mask_without_the_number_of_classes():
     assert class_ids.tolist() == [90]
     with pytest.raises(ValueError, match="class_ids of 1 or more"):
         check_mask(masks, [0], (4, 6), "x")
+
+
+############################################################
+#  Boxes against masks
+############################################################
+
+
+def test_boxes_that_fit_stay():
+    bounds = np.array([[10, 10, 20, 20], [10, 10, 11, 40], [0, 0, 0, 0]], np.float32)
+    boxes = np.array([[10, 10, 20, 15.5], [10.25, 10, 10.5, 40], [3, 3, 9, 9]], np.float32)
+    fitting, count = fit_boxes(boxes, bounds)
+    assert fitting.tolist() == boxes.tolist()
+    assert count == 0
+    assert fit_boxes(boxes[:0], bounds[:0])[0].shape == (0, 4)
+
+
+def test_boxes_that_do_not_fit_are_those_of_the_masks():
+    bounds = np.array([[10, 30, 20, 55], [10, 10, 20, 20], [5, 5, 9, 9]], np.float32)
+    boxes = np.array([[30, 10, 55, 20], [10, 10, 20, 14.5], [0, 0, 0, 0]], np.float32)
+    fitting, count = fit_boxes(boxes, bounds)
+    assert fitting.tolist() == bounds.tolist()
+    assert count == 3

@@ -214,13 +214,36 @@ def test_boxes_of_the_data_set():
     boxes = [[1.5, 2, 9, 12.25], [-3, 15, 5, 99], [2, 2, 2.3, 9], [3, 3, 3, 3]]
     info |= {"boxes": np.array(boxes, np.float32), "class_ids": np.array([1, 2, -1, 1], np.int32)}
     config = settings(IMAGE_MIN_DIM=25, IMAGE_MAX_DIM=100, IMAGE_SIZE_DIVISOR=32)
-    sample = TrainingData(Drawn([info]), config).sample(0)
+    dataset = Drawn([info])
+    dataset.boxes_are_checked = True  # They are not those of the masks.
+    sample = TrainingData(dataset, config).sample(0)
     assert sample.targets.boxes.tolist() == [[3.75, 5, 22.5, 30.625], [0, 37.5, 12.5, 50]]
     assert sample.shape == (32, 64)
     config.HORIZONTAL_FLIP = 1.0
-    flipped = TrainingData(Drawn([info]), config).sample(0)
+    flipped = TrainingData(dataset, config).sample(0)
     assert flipped.targets.boxes.tolist() == [[3.75, 50 - 30.625, 22.5, 45], [0, 0, 12.5, 12.5]]
     assert flipped.targets.crowd_boxes.tolist() == []
+
+
+def test_boxes_that_are_not_those_of_the_masks():
+    """The masks' are taken, and the image is named. Boxes that nearly fit stay as they are."""
+    info = drawn(40, 60, 4)
+    info["masks"][:] = False
+    info["masks"][10:20, 30:55, 0] = info["masks"][5:8, 6:9, 1] = info["masks"][30:31, 2:20, 2] = True
+    boxes = [[30, 10, 55, 20], [4.25, 6.5, 8, 9], [30.25, 2, 30.5, 20], [0, 0, 30, 30]]
+    info |= {"boxes": np.array(boxes, np.float32), "class_ids": np.array([1, 2, 1, 2], np.int32)}
+    config = settings(IMAGE_RESIZE_MODE="none")
+    sample, warning = TrainingData(Drawn([info]), config)._make(0, 0)
+    assert sample.targets.boxes.tolist() == [[10, 30, 20, 55], boxes[1]]
+    assert warning == (
+        "image drawn.a0 has 1 boxes, of 4, that do not fit their masks, whose boxes are taken instead; "
+        "does load_instances return (y1, x1, y2, x2)?"
+    )
+    config.MAX_GT_INSTANCES = 1
+    warning = TrainingData(Drawn([info]), config)._make(0, 0)[1]
+    assert warning.endswith("(y1, x1, y2, x2)?; it has 2 objects; MAX_GT_INSTANCES leaves the 1 largest")
+    info["boxes"][0] = [10.5, 30, 20, 54]
+    assert TrainingData(Drawn([info]), settings(IMAGE_RESIZE_MODE="none"))._make(0, 0)[1] is None
 
 
 def test_a_crop_tightens_the_boxes_that_it_cuts():
