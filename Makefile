@@ -30,9 +30,9 @@ SANITIZE := MASKSCORING_SANITIZE=1 MASKSCORING_KERNELS=native
 sanitize: $(READY)
 	@$(SANITIZE) CUDA=0 $(PY) native.py
 	$(SANITIZE) LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(PY) -m pytest tests/test_nms.py tests/test_roialign.py tests/test_mask_crops.py tests/test_paste.py \
-	    tests/test_op_goldens.py -k "not compile"
+	    tests/test_op_goldens.py tests/fuzz_ops.py tests/fuzz_rle.py -k "not compile"
 
 fuzz: kernels  ## damaged inputs of every kind, for an hour (SECONDS=60: for a minute)
 	FUZZ_SECONDS=$(or $(SECONDS),3600) $(PY) -m pytest tests/fuzz_*.py

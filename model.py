@@ -51,6 +51,7 @@ import runtime
 import utils
 from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
 from data.dataset import Dataset
+from data.inputs import check_images, image_array
 from data.loader import make_loader
 from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
@@ -156,15 +157,31 @@ class _Layer(nn.Module):
 
 
 _Weights = Mapping[_Layer, tuple[Tensor, Tensor | None]]
+_NO_WEIGHTS: _Weights = MappingProxyType({})
 # The prepared weights of the inference that the current thread is in.
-_weights_in_use: ContextVar[_Weights] = ContextVar("weights_in_use", default=MappingProxyType({}))
+_weights_in_use: ContextVar[_Weights] = ContextVar("weights_in_use", default=_NO_WEIGHTS)
+
+
+@contextmanager
+def _inference(weights: _Weights, device: torch.device) -> Iterator[None]:
+    """A block in which the current thread detects, with weights, whatever the caller is in: training mode, autocast."""
+    token = _weights_in_use.set(weights)
+    try:
+        # Autocast would cast the weights of every layer again, and change results.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _weights_in_use.reset(token)
 
 
 def _prepare_weights(network: nn.Module, dtype: torch.dtype) -> _Weights:
     """The weights of all layers of a network for inference in a dtype."""
     layers = [module for module in network.modules() if isinstance(module, _Layer)]
-    with torch.no_grad():
-        return {layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers}
+    weights: dict[_Layer, tuple[Tensor, Tensor | None]] = {}
+    # Other threads share them, who may not be in inference mode. NOTE: leaving that mode turns gradients on.
+    with torch.inference_mode(False), _inference(weights, network.device):
+        weights |= {layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers}
+    return weights
 
 
 class _Block:
@@ -221,15 +238,17 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.learns = False  # statistics of the batch, while in training mode
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=torch.float32))
+        self.register_buffer("running_mean", torch.zeros(channels, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(channels, dtype=torch.float32))
 
     @property
     def folds(self) -> bool:
-        """Whether the norm is no more than a factor and a shift of each channel."""
-        return not (self.learns and self.training)
+        """Whether the norm is no more than a factor and a shift of each channel. In detection it is, in any mode."""
+        if not (self.learns and self.training):
+            return True
+        return not torch.compiler.is_compiling() and _weights_in_use.get() is not _NO_WEIGHTS
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """[C], [C]: norm(x) = x * scale + shift."""
@@ -252,7 +271,7 @@ class GroupNorm(nn.GroupNorm):
     folds = False
 
     def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(32, channels), channels)
+        super().__init__(math.gcd(32, channels), channels, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -288,9 +307,10 @@ class Conv(_Layer):
         relu: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels_out, channels_in // groups, kernel, kernel))
+        shape = (channels_out, channels_in // groups, kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.norm = _NORMS[norm](channels_out) if norm else None
-        self.bias = None if norm else nn.Parameter(torch.zeros(channels_out))
+        self.bias = None if norm else nn.Parameter(torch.zeros(channels_out, dtype=torch.float32))
         self.stride, self.padding, self.groups, self.relu = stride, kernel // 2, groups, relu
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -324,8 +344,8 @@ class Linear(_Layer):
         self, channels_in: int, channels_out: int, cells: int = 1, relu: bool = False, is_exact: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels_out, channels_in * cells))
-        self.bias = nn.Parameter(torch.zeros(channels_out))
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in * cells, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(channels_out, dtype=torch.float32))
         self.cells, self.relu, self.is_exact = cells, relu, is_exact
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -848,8 +868,8 @@ class Upsample(_Layer):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels_in, channels_out, 2, 2))
-        self.bias = nn.Parameter(torch.zeros(channels_out))
+        self.weight = nn.Parameter(torch.empty(channels_in, channels_out, 2, 2, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(channels_out, dtype=torch.float32))
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [(dy, dx, out), in]
@@ -1872,24 +1892,24 @@ class MaskRCNN(nn.Module):
         with _open_block(self, _dtype(dtype)):
             yield
 
-    @torch.no_grad()
     def predict(self, images: Images, out: dict[str, Any] | None = None, weights: _Weights | None = None) -> Detections:
-        """forward() without gradients and with prepared weights. images, out: as there.
+        """forward() with prepared weights, and without gradients and autocast. images, out: as there.
 
         weights: of _ready_weights. None: those of the open block, or new ones.
         """
-        token = _weights_in_use.set(_ready_weights(self, images.pixels.dtype) if weights is None else weights)
-        try:
+        weights = _ready_weights(self, images.pixels.dtype) if weights is None else weights
+        with _inference(weights, self.device):
             return self(images, out=out)
-        finally:
-            _weights_in_use.reset(token)
 
     def detect(
-        self, images: Sequence[np.ndarray], verbose: int = 0, dtype: str = "float32", masks: str = "array"
+        self, images: Sequence[Any], verbose: int = 0, dtype: str = "float32", masks: str = "array"
     ) -> list[dict[str, Any]]:
         """Find the objects of any number of images of any sizes.
 
+        Any number of threads may detect with one model at once. Training mode and torch.autocast change nothing.
+
         images: arrays [H, W, 3] RGB uint8; [H, W] gray, [H, W, 4] with alpha, 16-bit and 0..1 floats are converted.
+            Images of Pillow and paths work as well; what is found lies in the pixels of utils.read_image(path).
         verbose: 1 prints what goes in and out.
         dtype: "float32", or "bfloat16" for the convolutions: faster where the processor has it, and less exact.
         masks: "array", or "rle" for a list of COCO run-length codes, which take far less memory.
@@ -1898,7 +1918,8 @@ class MaskRCNN(nn.Module):
             rois float32 [N, (y1, x1, y2, x2)], pixels of the image; class_ids int32 [N]; scores float32 [N], of the
             class; mask_ious float32 [N], predicted, or None without a MaskIoU head; mask_scores float32 [N],
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
-        Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks.
+        Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks;
+            FileNotFoundError for a path without a file.
         """
         (results,) = self._detect_batches([images], dtype, masks, verbose, None, _SameThread())
         if verbose:
@@ -1906,7 +1927,7 @@ class MaskRCNN(nn.Module):
         return results
 
     def detect_batches(
-        self, batches: Iterable[Sequence[np.ndarray]], dtype: str = "float32", masks: str = "rle"
+        self, batches: Iterable[Sequence[Any]], dtype: str = "float32", masks: str = "rle"
     ) -> Iterator[list[dict[str, Any]]]:
         """detect() for one batch after another, while other threads read the next images and paste the last masks.
 
@@ -1947,7 +1968,7 @@ class MaskRCNN(nn.Module):
         if failure is not None:
             raise failure
 
-    def _molded_chunks(self, batches: Iterable[Sequence[np.ndarray]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
+    def _molded_chunks(self, batches: Iterable[Sequence[Any]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
         """The images of each batch in chunks of equal shape, resized and padded."""
         for images in batches:
             start = time.perf_counter()
@@ -1962,11 +1983,10 @@ class MaskRCNN(nn.Module):
                 yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
                 start = time.perf_counter()
 
-    def _checked(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if isinstance(images, np.ndarray | Tensor | str | Path):
-            raise ValueError(f"images must be a list of images, not one {type(images).__name__}: detect([image])")
-        channels = self.config.IMAGE_CHANNEL_COUNT
-        return [utils.check_channels(image, channels, f"images[{i}]") for i, image in enumerate(images)]
+    def _checked(self, images: Sequence[Any]) -> list[np.ndarray]:
+        channels, bit_depth = self.config.IMAGE_CHANNEL_COUNT, self.config.BIT_DEPTH
+        named = {f"images[{i}]": image for i, image in enumerate(check_images(images))}
+        return [image_array(image, channels, name, bit_depth) for name, image in named.items()]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""

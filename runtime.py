@@ -245,6 +245,16 @@ def world_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _compute_on_one_thread() -> None:
+    """Lets a process that was forked compute. OpenMP believes that its threads, which a fork does not copy, are still
+    there: torch and our kernels would wait for them forever. A single thread waits for no other."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_compute_on_one_thread)
+
+
 ############################################################
 #  Signals
 ############################################################

@@ -13,6 +13,7 @@ from torch import Tensor
 import utils
 import visualize
 from data.dataset import Dataset, Instances, check_instances
+from data.inputs import image_array
 from data.samples import TrainingData, collate
 from detections import Detections
 from model import (
@@ -90,7 +91,7 @@ class Stages(NamedTuple):
 
 @torch.no_grad()
 def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None = None) -> Stages:
-    """Follow an image, uint8 [H, W, 3], through the network.
+    """Follow an image, as detect() takes it, through the network.
 
     instances: the objects of the image, as Dataset.load_instances returns them. The image then goes through the
         network a second time, as in training.
@@ -98,6 +99,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None 
     Raises: as detect() and, with instances, as TrainingData.
     """
     config, out = model.config, {}
+    image = image_array(image, config.IMAGE_CHANNEL_COUNT, "image", config.BIT_DEPTH)
     molded, _, windows = model.mold_inputs([image])
     pixels = torch.from_numpy(molded).to(model.device).permute(0, 3, 1, 2)
     windows = torch.from_numpy(windows).to(pixels)
@@ -161,7 +163,8 @@ def _truth(model: MaskRCNN, image: np.ndarray, instances: Instances) -> Truth:
     config, out = model.config, {}
     sample = TrainingData(_OneImage(image, instances), config, augment=False).sample(0)
     images, targets = mold_batch(collate([sample]), model.device, config)
-    model(images, targets, out=out)
+    with torch.autocast(model.device.type, enabled=False):
+        model(images, targets, out=out)
     anchors, matched = out["targets/anchors"], out["targets/rois"].matched
     class_ids, masks, boxes = check_instances(instances, image.shape, "the image", config.NUM_CLASSES)
     if isinstance(masks, list):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import skimage.measure
 import skimage.transform
 import torch
 import torch.nn.functional as F
@@ -29,8 +28,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+import polygons as polygon_filling
 import roialign
 from config import Config
+from polygons import mask_to_polygons as mask_to_polygons
 from roialign.paste import compress_counts, crop_to_rle
 
 ############################################################
@@ -807,7 +808,8 @@ def unmold_mask(mask: np.ndarray, bbox: Sequence[int], image_shape: Sequence[int
 #  Run-length codes and polygons
 ############################################################
 
-MAX_COORDINATE = 1e6  # of a polygon, in pixels. pycocotools takes five steps a pixel along every edge.
+MAX_COORDINATE = 1e6  # of a polygon, in pixels
+MAX_MASK_PIXELS = 1 << 30  # of a mask that a code is decoded to; codes themselves may have up to 2**32 - 1
 
 
 def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
@@ -816,34 +818,49 @@ def mask_to_rle(mask: np.ndarray) -> dict | list[dict]:
     mask: [H, W] or [H, W, N] in any memory order, true or not 0 where the object is.
 
     Returns: an RLE for [H, W], a list of N for [H, W, N].
-    Raises: ValueError for another number of dimensions.
+    Raises: ValueError for another number of dimensions, and for 2**32 pixels or more.
     """
+    mask = np.asarray(mask)
     if mask.ndim == 3:
         return [mask_to_rle(mask[..., i]) for i in range(mask.shape[2])]
     if mask.ndim != 2:
         raise ValueError(f"mask must be [H, W] or [H, W, N], got {list(mask.shape)}")
-    return crop_to_rle(0, 0, np.asarray(mask) != 0, mask.shape)
+    return crop_to_rle(0, 0, mask != 0, mask.shape)
 
 
 def _counts(rle: Any) -> tuple[int, int, np.ndarray]:
     """Checks an RLE of any kind. Returns: height, width, and the lengths of the runs, int64 [runs]."""
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
-        raise ValueError(f"an RLE must be a dict with size and counts, got {type(rle).__name__} {str(rle)[:60]}")
-    size, counts = np.asarray(rle["size"]), rle["counts"]
-    if isinstance(counts, str | bytes):
-        counts = _decompress(counts.encode() if isinstance(counts, str) else counts)
-    counts = np.asarray(counts)
-    if size.shape != (2,) or counts.ndim != 1 or "f" in (size.dtype.kind, counts.dtype.kind if len(counts) else "i"):
+        raise ValueError(f"an RLE must be a dict with size and counts, got {type(rle).__name__} {printable(rle, 60)}")
+    code, size = rle["counts"], _whole_numbers(rle["size"])
+    code = code.encode(errors="replace") if isinstance(code, str) else code
+    counts = _decompress(code) if isinstance(code, bytes) else _whole_numbers(code)
+    if size is None or counts is None or len(size) != 2:
+        shown = f"{printable(rle['size'], 60)} and {printable(code, 60)}"
+        raise ValueError(f"an RLE has a size [H, W] and counts, whole numbers, got {shown}")
+    height, width = size.tolist()  # Python's numbers: their product does not wrap
+    pixels = height * width
+    if height < 0 or width < 0 or pixels >= 2**32:
+        raise ValueError(f"an RLE has a size [H, W] of less than 2**32 pixels, got {printable(rle['size'], 60)}")
+    # Each run before their sum, which would wrap: four runs of 2**62 sum to 0.
+    if (counts < 0).any() or (counts > pixels).any() or counts.sum(dtype=np.int64) != pixels:
         raise ValueError(
-            f"an RLE has a size [H, W] and counts, whole numbers, got {rle['size']} and {str(counts)[:60]}"
+            f"the runs of an RLE must be positive and fill {height} x {width} = {pixels} pixels, but these fill "
+            f"{sum(counts.tolist())}; is size (height, width), and are the counts complete?"
         )
-    (height, width), counts = size.tolist(), counts.astype(np.int64)
-    if (counts < 0).any() or counts.sum() != height * width:
-        raise ValueError(
-            f"the runs of an RLE must be positive and fill {height} x {width} = {height * width} pixels, but these "
-            f"fill {counts.sum()}; is size (height, width), and are the counts complete?"
-        )
-    return height, width, counts
+    return height, width, counts.astype(np.int64) if len(counts) else np.zeros(1, np.int64)
+
+
+def _whole_numbers(values: Any) -> np.ndarray | None:
+    """Numbers as a signed or unsigned array [N], floats without a fraction included; None for anything else."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError, TypeError):  # nested lists of several lengths
+        return None
+    if array.dtype.kind == "f":
+        # Beyond 2**53, floats are no exact numbers any more. NaN fails the comparison.
+        array = array.astype(np.int64) if (np.abs(array) < 2**53).all() and (array == np.rint(array)).all() else None
+    return array if array is not None and array.ndim == 1 and array.dtype.kind in "iu" else None
 
 
 def _decompress(code: bytes) -> np.ndarray:
@@ -853,7 +870,7 @@ def _decompress(code: bytes) -> np.ndarray:
     The highest bit of a number is its sign. From the fourth number on, a number is the difference from the length two
     runs before.
     """
-    digits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(bytes(code), np.uint8).astype(np.int64) - 48
     if len(digits) == 0:
         return digits
     if digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
@@ -861,7 +878,7 @@ def _decompress(code: bytes) -> np.ndarray:
     lasts = np.flatnonzero(~digits & 32)
     firsts = np.concatenate([[0], lasts[:-1] + 1])
     lengths = lasts - firsts + 1
-    if lengths.max() > 7:  # more than 32 bits
+    if lengths.max() > 7:  # more than 32 bits, and shifts beyond 64 bits would be undefined
         raise ValueError(f"the counts of an RLE are damaged: {code[:60]!r}")
     place = np.arange(len(digits)) - np.repeat(firsts, lengths)
     numbers = np.add.reduceat((digits & 31) << (5 * place), firsts)
@@ -877,10 +894,12 @@ def rle_to_mask(rle: dict | Sequence[dict]) -> np.ndarray:
     rle: compressed (bytes or str) or not (a list of numbers); or a list of RLEs of one size.
 
     Returns: bool [H, W], or [H, W, N] for a list of N.
-    Raises: ValueError if a code is damaged or does not fit its size, or if the list is empty or has several sizes.
+    Raises: ValueError if a code is damaged, does not fit its size or has more than MAX_MASK_PIXELS, or if the list is
+        empty or has several sizes.
     """
     if not isinstance(rle, list | tuple):
         height, width, counts = _counts(rle)
+        _check_pixels(height, width)
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
     masks = [rle_to_mask(code) for code in rle]
     if not masks:
@@ -888,6 +907,14 @@ def rle_to_mask(rle: dict | Sequence[dict]) -> np.ndarray:
     if len({mask.shape for mask in masks}) > 1:
         raise ValueError(f"RLEs of several sizes have no stack: {sorted({mask.shape for mask in masks})}")
     return np.stack([mask.T for mask in masks]).T  # in the memory order of codes: ten times as fast as in C order
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_MASK_PIXELS:
+        raise ValueError(
+            f"the mask of this RLE has {height} x {width} pixels, more than {MAX_MASK_PIXELS}; is its size right? "
+            "rle_area and rle_to_bbox need no mask"
+        )
 
 
 def rle_area(rle: dict) -> int:
@@ -921,10 +948,11 @@ def rle_to_crop(rle: dict) -> tuple[int, int, np.ndarray]:
     """The mask of an RLE inside the smallest box around it, made without the whole mask: undoes crop_to_rle.
 
     Returns: (y1, x1, crop), crop bool [h, w]; (0, 0) and a crop of 0 x 0 if the mask is empty.
-    Raises: ValueError if the code is damaged.
+    Raises: ValueError if the code is damaged, or the crop has more than MAX_MASK_PIXELS.
     """
     height, _, counts = _counts(rle)
     y1, x1, y2, x2 = _bounds(height, counts)
+    _check_pixels(height, x2 - x1)
     ends = counts.cumsum().clip(x1 * height, x2 * height)  # of the runs, in the box's columns
     columns = np.repeat(np.arange(len(counts)) % 2 == 1, np.diff(ends, prepend=x1 * height))
     return y1, x1, columns.reshape(x2 - x1, height)[:, y1:y2].T.copy()
@@ -945,23 +973,34 @@ def polygons_to_rle(polygons: Iterable[Sequence[float]], height: int, width: int
         than three points encloses nothing and is left out. Parts outside of the image are cut off.
     height, width: of the mask.
 
-    Raises: ValueError for an odd number of numbers, nested points, or coordinates that are not finite or absurd.
+    Raises: ValueError for an odd number of numbers, nested points, or coordinates that are not finite or absurd; and
+        for a mask of 2**32 pixels or more.
     """
-    rings = []
-    for i, polygon in enumerate(polygons):
-        try:
-            ring = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            ring = np.empty((0, 0))
-        if ring.ndim != 1 or len(ring) % 2:
-            raise ValueError(f"polygon {i} must be a flat list [x1, y1, x2, y2, ...], got {str(polygon)[:80]}")
-        if not (np.abs(ring) <= MAX_COORDINATE).all():  # in this form, NaN fails too
-            raise ValueError(f"polygon {i} has a coordinate beyond {MAX_COORDINATE:g}; is it in pixels?")
-        if len(ring) >= 6:
-            rings.append(ring.tolist())
-    if not rings:
+    if height < 0 or width < 0 or height * width >= 2**32:
+        raise ValueError(f"a mask of {height} x {width} (height x width) has no RLE: such codes have 32 bits")
+    rings = [ring for i, polygon in enumerate(polygons) if len(ring := _ring(polygon, i)) >= 6]
+    codes = []
+    for ring in rings:
+        if polygon_filling.is_small(ring, height, width):
+            codes += coco_mask.frPyObjects([ring.tolist()], height, width)
+        else:
+            codes.append(compress_counts(polygon_filling.fill(ring, height, width), height, width))
+    if not codes or height * width == 0:
         return compress_counts(np.array([height * width]), height, width)
-    return coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
+    return coco_mask.merge(codes)
+
+
+def _ring(polygon: Any, number: int) -> np.ndarray:
+    """A polygon's numbers, float64 [2 * points]. Raises: ValueError, which calls it by its number."""
+    try:
+        ring = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        ring = np.empty((0, 0))
+    if ring.ndim != 1 or len(ring) % 2:
+        raise ValueError(f"polygon {number} must be a flat list [x1, y1, x2, y2, ...], got {printable(polygon, 80)}")
+    if not (np.abs(ring) <= MAX_COORDINATE).all():  # in this form, NaN fails too
+        raise ValueError(f"polygon {number} has a coordinate beyond {MAX_COORDINATE:g}; is it in pixels?")
+    return ring
 
 
 def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dict:
@@ -983,26 +1022,6 @@ def annotation_to_rle(segmentation: list | dict, height: int, width: int) -> dic
     if not isinstance(segmentation, list | tuple):
         raise ValueError(f"segmentation must be a list of polygons or an RLE, got {type(segmentation).__name__}")
     return polygons_to_rle(segmentation, height, width)
-
-
-def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of the parts of a mask; polygons_to_rle fills them again.
-
-    Corners lose half a pixel. Holes are filled, because COCO's polygons have no holes.
-
-    mask: [H, W], true or not 0 where the object is.
-
-    Returns: a list of [x1, y1, x2, y2, ...] in pixels; (0, 0) is the outer corner of the first pixel.
-    """
-    if mask.ndim != 2:
-        raise ValueError(f"mask must be [H, W], got {list(mask.shape)}")
-    polygons = []
-    for contour in skimage.measure.find_contours(np.pad(mask != 0, 1).astype(np.float64), 0.5):
-        points = contour[:, ::-1] - 0.5  # (x, y); the padding is -1, the centre of a pixel +0.5
-        x, y = points.T
-        if (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0:  # an outer outline; holes run the other way
-            polygons.append(points[:-1].ravel().tolist())
-    return polygons
 
 
 ############################################################

@@ -19,6 +19,7 @@ from nms import reference
 __all__ = ["batched_nms", "nms"]
 
 _UNLIMITED = 2**63 - 1  # boxes of a group
+_MAX_BOXES = 2**31 - 1
 
 
 ############################################################
@@ -73,6 +74,8 @@ def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: 
             raise ValueError(f"{name} must be a torch.Tensor, not {type(values).__name__}; torch.as_tensor makes one")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [N, (y1, x1, y2, x2)], not {list(boxes.shape)}; one image at a time?")
+    if boxes.shape[0] > _MAX_BOXES:
+        raise ValueError(f"boxes are {boxes.shape[0]}, and must be at most {_MAX_BOXES}; keep the best by score first")
     for name, values in {"scores": scores, "groups": groups}.items():
         if values is None:
             continue
@@ -87,7 +90,8 @@ def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: 
     # Only comparisons, which torch.compile can trace; NaN fails them.
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be a number in [0, 1], not {iou_threshold}")
-    if max_keep is not None and not (max_keep == int(max_keep) and 0 <= max_keep <= _UNLIMITED):
+    # int() comes last, for it fails for infinities and NaN.
+    if max_keep is not None and not (0 <= max_keep <= _UNLIMITED and max_keep == int(max_keep)):
         raise ValueError(f"max_keep must be None or an integer of at least 0, not {max_keep}")
 
 
@@ -96,10 +100,20 @@ def _check(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: 
 ############################################################
 
 
+def _check_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None) -> None:
+    """Raises ValueError unless kernels can take these. They believe shapes and dtypes, and anyone may call the op."""
+    _check(boxes, scores, groups, iou_threshold, max_keep)
+    if boxes.dtype != scores.dtype or boxes.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"boxes ({boxes.dtype}) and scores ({scores.dtype}) of the op must both be float32 or float64")
+    if groups is not None and groups.dtype != torch.int64:
+        raise ValueError(f"groups of the op must be int64, not {groups.dtype}")
+
+
 @torch.library.custom_op("maskscoring::batched_nms", mutates_args=())
 def _batched_nms(
     boxes: Tensor, scores: Tensor, groups: Optional[Tensor], iou_threshold: float, max_keep: Optional[int]
 ) -> Tensor:
+    _check_op(boxes, scores, groups, iou_threshold, max_keep)
     return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
 
 
@@ -136,6 +150,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
 
     @_batched_nms.register_kernel("cpu")
     def _(boxes, scores, groups, iou_threshold, max_keep):
+        _check_op(boxes, scores, groups, iou_threshold, max_keep)
         if boxes.dtype != torch.float32:
             return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
         boxes, scores = boxes.contiguous(), scores.contiguous()
@@ -152,6 +167,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
 def _register_cuda(library: ctypes.CDLL) -> None:
     @_batched_nms.register_kernel("cuda")
     def _(boxes, scores, groups, iou_threshold, max_keep):
+        _check_op(boxes, scores, groups, iou_threshold, max_keep)
         if boxes.dtype != torch.float32:
             return reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
         with torch.cuda.device(boxes.device):

@@ -43,6 +43,8 @@ __all__ = [
 
 MAX_LEVELS = 8  # kMaxLevels in src/roi_align.h
 MAX_SAMPLING_RATIO = 4096  # more than any feature map has cells; tables of samples must fit into memory
+MAX_SIDE = 2**24  # of masks and results; kMaxSide in src/mask_crop.h
+MAX_MAP_SIDE = 2**26  # of feature maps; the samples of an RoI may need a table of 24 bytes for each row and column
 
 
 ############################################################
@@ -205,15 +207,21 @@ def _pyramid(features, rois, batch_index, levels, output_size, spatial_scales, s
     size = _pair("output_size", output_size)
     rois, batch_index = _check_inputs("features", features, "rois", rois, batch_index, levels)
     scales = [float(scale) for scale in spatial_scales]
-    if len(scales) != len(features):
-        raise ValueError(f"spatial_scales has {len(scales)} numbers for {len(features)} feature maps")
-    if not all(0 < scale < math.inf for scale in scales):  # comparisons, which torch.compile can trace
-        raise ValueError(f"spatial scales must be positive numbers such as 1/16, not {scales}")
     levels = None if levels is None else levels.long()
-    if sampling_ratio != int(sampling_ratio) or sampling_ratio > MAX_SAMPLING_RATIO:
-        raise ValueError(f"sampling_ratio must be an integer of at most {MAX_SAMPLING_RATIO}, not {sampling_ratio}")
+    _check_rule(len(features), scales, sampling_ratio)
     sampling_ratio = max(int(sampling_ratio), 0)
     return _roi_pool(features, rois, batch_index, levels, size, scales, sampling_ratio, bool(aligned), False, 0.0)
+
+
+def _check_rule(maps: int, scales: Sequence[float], sampling_ratio: int) -> None:
+    """Raises ValueError for numbers that RoIAlign cannot sample so many maps with."""
+    if len(scales) != maps:
+        raise ValueError(f"spatial_scales has {len(scales)} numbers for {maps} feature maps")
+    if not all(0 < scale < math.inf for scale in scales):  # comparisons, which torch.compile can trace
+        raise ValueError(f"spatial scales must be positive numbers such as 1/16, not {scales}")
+    # The comparison comes before int(), which fails for infinities and NaN.
+    if not (-math.inf < sampling_ratio <= MAX_SAMPLING_RATIO and sampling_ratio == int(sampling_ratio)):
+        raise ValueError(f"sampling_ratio must be an integer of at most {MAX_SAMPLING_RATIO}, not {sampling_ratio}")
 
 
 def _pair(name: str, size: int | Sequence[int]) -> list[int]:
@@ -223,8 +231,8 @@ def _pair(name: str, size: int | Sequence[int]) -> list[int]:
         pair = [side if isinstance(side, (int, torch.SymInt)) else operator.index(side) for side in sides]
     except TypeError:
         pair = []
-    if len(pair) != 2 or not all(side > 0 for side in pair):
-        raise ValueError(f"{name} must be a positive integer or (height, width), not {size!r}")
+    if len(pair) != 2 or not all(0 < side <= MAX_SIDE for side in pair):
+        raise ValueError(f"{name} must be a positive integer or (height, width), not {size!r}; at most {MAX_SIDE}")
     return pair
 
 
@@ -240,8 +248,10 @@ def _check_inputs(
     if not 1 <= len(features) <= MAX_LEVELS:
         raise ValueError(f"{name} must be 1 to {MAX_LEVELS} feature maps, not {len(features)}")
     for feature in features:
-        if feature.ndim != 4 or not feature.is_floating_point():
+        if feature.ndim != 4 or feature.dtype not in _FLOAT_DTYPES:
             raise ValueError(f"{name} must be floating [B, C, H, W], not {feature.dtype} {list(feature.shape)}")
+        if feature.shape[2] > MAX_MAP_SIDE or feature.shape[3] > MAX_MAP_SIDE:
+            raise ValueError(f"{name} {list(feature.shape)} may have at most {MAX_MAP_SIDE} rows and columns")
         if (feature.shape[:2], feature.dtype) != (features[0].shape[:2], features[0].dtype):
             kinds = [f"{feature.dtype} {list(feature.shape)}" for feature in features]
             raise ValueError(f"{name} must agree in B, C and dtype; they are {', '.join(kinds)}")
@@ -293,6 +303,84 @@ def _check_masks(masks: MaskCrops, boxes_name: str, boxes: Tensor, mask_index: T
     return boxes.detach().float(), mask_index.long()
 
 
+def _check_pooling(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Tensor | None,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    crop: bool,
+    outside: float,
+) -> None:
+    """Raises ValueError unless a kernel can pool this. Kernels believe shapes and dtypes; anyone may call the op."""
+    height, width = _pair("output_size", list(output_size))
+    _check_inputs("features", list(features), "rois", rois, batch_index, levels)
+    _check_rule(len(features), scales, sampling_ratio)
+    _check_size("output_size", (rois.shape[0], features[0].shape[1], height, width))
+    if not crop and outside != 0:
+        raise ValueError(f"outside of the op must be 0 for RoIAlign, not {outside}")
+    _check_op_dtypes(features[0], rois, {"batch_index": batch_index, "levels": levels})
+    if rois.device.type == "cpu":
+        _check_indices(batch_index, features[0].shape[0], levels, len(features))
+
+
+def _check_spreading(
+    grad: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    levels: Tensor | None,
+    images: int,
+    sizes: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+) -> None:
+    """_check_pooling of the gradient's op."""
+    _check_inputs("grad", [grad], "rois", rois, batch_index, levels)
+    maps = len(sizes) // 2
+    if len(sizes) % 2 or not 1 <= maps <= MAX_LEVELS or not all(0 <= side <= MAX_MAP_SIDE for side in sizes):
+        raise ValueError(f"sizes must be the heights and widths of 1 to {MAX_LEVELS} maps in turn, not {list(sizes)}")
+    if images < 0:
+        raise ValueError(f"images must be a number of at least 0, not {images}")
+    if grad.ndim != 4 or grad.shape[0] != rois.shape[0] or 0 in grad.shape[2:]:
+        raise ValueError(f"grad {list(grad.shape)} must be [R, C, height, width] of {rois.shape[0]} rois")
+    _check_rule(maps, scales, sampling_ratio)
+    for i in range(0, len(sizes), 2):
+        _check_size("sizes", (images, grad.shape[1], *sizes[i : i + 2]))
+    _check_op_dtypes(grad, rois, {"batch_index": batch_index, "levels": levels})
+    if rois.device.type == "cpu":
+        _check_indices(batch_index, images, levels, maps)
+
+
+def _check_size(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError for a tensor that no machine has memory for. math.prod does not wrap."""
+    if math.prod(shape) > 2**44:
+        raise ValueError(f"{name} would make a tensor {list(shape)}, which is too large for any memory")
+
+
+def _check_op_dtypes(features: Tensor, rois: Tensor, indices: dict[str, Tensor | None]) -> None:
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if rois.dtype != wide:
+        raise ValueError(f"rois of the op must be {wide} for features of {features.dtype}, not {rois.dtype}")
+    for name, index in indices.items():
+        if index is not None and index.dtype != torch.int64:
+            raise ValueError(f"{name} of the op must be int64, not {index.dtype}")
+
+
+def _check_mask_op(masks: MaskCrops, boxes: Tensor, mask_index: Tensor, output_size: Sequence[int] = (1, 1)) -> None:
+    """_check_pooling of the ops of masks."""
+    _check_masks(masks, "boxes", boxes, mask_index)
+    _check_size("output_size", (boxes.shape[0], *_pair("output_size", list(output_size))))
+    if boxes.dtype != torch.float32:
+        raise ValueError(f"boxes of the op must be float32, not {boxes.dtype}")
+    if mask_index.dtype != torch.int64:
+        raise ValueError(f"mask_index of the op must be int64, not {mask_index.dtype}")
+    if boxes.device.type == "cpu":
+        _check_crops(masks, mask_index)
+
+
 def _check_crops(masks: MaskCrops, mask_index: Tensor) -> None:
     """Raises ValueError for a mask that does not exist. Reads values, so call it only where that is cheap."""
     count = len(masks.offsets)
@@ -300,8 +388,19 @@ def _check_crops(masks: MaskCrops, mask_index: Tensor) -> None:
         raise ValueError(
             f"mask_index must lie in [0, {count}), but goes from {int(mask_index.min())} to {int(mask_index.max())}; "
             f"there {'is 1 mask' if count == 1 else f'are {count} masks'}")  # fmt: skip
-    ends = masks.offsets + masks.sizes.prod(dim=1)
-    wrong = (masks.sizes < 0).any(dim=1) | (masks.offsets < 0) | (ends > len(masks.pixels))
+    if count == 0:
+        return
+    sides = torch.cat([masks.sizes, masks.origins.abs(), masks.canvases])  # the absolute of -2^63 is negative
+    if sides.max() > MAX_SIDE or masks.origins.min() < -MAX_SIDE or masks.canvases.min() < 0:
+        raise ValueError(
+            f"masks.sizes, masks.origins and masks.canvases must be at most {MAX_SIDE}, and canvases at least 0, but "
+            f"they go from {int(sides.min())} to {int(sides.max())}; are they pixels, and (height, width)?"
+        )
+    height, width = masks.sizes.T
+    room = len(masks.pixels) - masks.offsets
+    # Not height * width > room: the product of two huge sides is a small number.
+    too_long = torch.where(width > 0, height > room.div(width.clamp(min=1), rounding_mode="floor"), room < 0)
+    wrong = (masks.sizes < 0).any(dim=1) | (masks.offsets < 0) | too_long
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise ValueError(
@@ -310,6 +409,7 @@ def _check_crops(masks: MaskCrops, mask_index: Tensor) -> None:
             "dropped, or offsets not moved when masks were joined?")  # fmt: skip
 
 
+_FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -343,7 +443,8 @@ def _pool_in_torch(
     crop: bool,
     outside: float,
 ) -> Tensor:
-    _check_indices(batch_index, features[0].shape[0], levels, len(features))
+    rule = (output_size, spatial_scales, sampling_ratio, aligned, crop, outside)
+    _check_pooling(features, rois, batch_index, levels, *rule)
     if crop:
         pooled = reference.pyramid_crop_and_resize(features, rois, batch_index, levels, output_size, outside)
     else:
@@ -382,6 +483,7 @@ def _backward_in_torch(
     channels_last: bool,
 ) -> list[Tensor]:
     """Gradients of feature maps of the given sizes. Pooling is linear, so the features themselves are not needed."""
+    _check_spreading(grad, rois, batch_index, levels, images, sizes, spatial_scales, sampling_ratio)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     maps = [fmap.zero_() for fmap in _new_maps(wide, images, grad.shape[1], sizes, channels_last)]
     if crop:
@@ -444,7 +546,7 @@ def _crop_masks_in_torch(
     output_size: Sequence[int],
 ) -> Tensor:
     masks = MaskCrops(pixels, offsets, sizes, origins, canvases)
-    _check_crops(masks, mask_index)
+    _check_mask_op(masks, rois, mask_index, output_size)
     return reference.crop_masks(*masks, rois, mask_index, output_size)
 
 
@@ -466,7 +568,7 @@ def _mask_areas_in_torch(
     mask_index: Tensor,
 ) -> Tensor:
     masks = MaskCrops(pixels, offsets, sizes, origins, canvases)
-    _check_crops(masks, mask_index)
+    _check_mask_op(masks, boxes, mask_index)
     return reference.mask_areas(*masks, boxes, mask_index)
 
 
@@ -563,6 +665,8 @@ def _forward(
 ) -> Tensor:
     like, shape = features[0], (len(rois), features[0].shape[1], *output_size)
     pooled = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_layout(like))
+    if pooled.numel() == 0:
+        return pooled
     _run(pool, features, rois, batch_index, levels, pooled, scales, sampling_ratio, aligned, crop, outside, False)
     return pooled
 
@@ -571,6 +675,8 @@ def _backward(
     pool, grad, rois, batch_index, levels, images, sizes, scales, sampling_ratio, aligned, crop, channels_last
 ) -> list[Tensor]:
     maps = _new_maps(grad, images, grad.shape[1], sizes, channels_last)
+    if grad.numel() == 0:
+        return [fmap.zero_() for fmap in maps]
     if grad.dtype == torch.float32:
         _run(pool, maps, rois, batch_index, levels, grad, scales, sampling_ratio, aligned, crop, 0.0, True)
         return maps
@@ -590,7 +696,7 @@ def _backward(
 def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | None]) -> list[tuple]:
     """The ops of masks, each with its kernel. last: returns the last argument of the library's functions."""
     # The last argument is the number of threads, or the stream. On CUDA, the result is the text of an error.
-    last_type, result_type = (ctypes.c_int, None) if backend == "cpu" else (ctypes.c_void_p, ctypes.c_char_p)
+    last_type, result_type = (ctypes.c_int, _out_of_memory) if backend == "cpu" else (ctypes.c_void_p, ctypes.c_char_p)
 
     def kernel(name: str, sides: int) -> Callable:
         function = getattr(library, f"{name}_{backend}")
@@ -603,6 +709,8 @@ def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | N
             described = _MaskCrops(len(pixels), *[field.data_ptr() for field in masks], len(offsets))
             rois = _Rois(boxes.data_ptr(), mask_index.data_ptr(), None, len(boxes))
             result = boxes.new_empty(len(boxes), *output_size)
+            if result.numel() == 0:
+                return result
             error = function(described, rois, *output_size, result.data_ptr(), last())
             if error is not None:
                 raise RuntimeError(f"{name} on CUDA: {error.decode()}")
@@ -613,22 +721,29 @@ def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | N
     return [(_crop_masks, kernel("crop_masks", 2)), (_mask_areas, kernel("mask_areas", 0))]
 
 
+def _out_of_memory(result: int) -> None:
+    """What ctypes does with the result of the library's functions for CPUs."""
+    if result != 0:
+        raise MemoryError("RoI pooling ran out of memory; pool fewer RoIs at a time, or to a smaller size")
+
+
 def _register_cpu(library: ctypes.CDLL) -> None:
     library.roi_pool_cpu.argtypes = [*_STRUCTS, *[ctypes.c_int] * 4]
-    library.roi_pool_cpu.restype = None
+    library.roi_pool_cpu.restype = _out_of_memory
 
     def pool(*arguments) -> None:
         library.roi_pool_cpu(*arguments, torch.get_num_threads())
 
     @_roi_pool.register_kernel("cpu")
     def _(features, rois, batch_index, levels, *rule):
+        _check_pooling(features, rois, batch_index, levels, *rule)
         if features[0].dtype not in (torch.float32, torch.bfloat16):
             return _pool_in_torch(features, rois, batch_index, levels, *rule)
-        _check_indices(batch_index, features[0].shape[0], levels, len(features))
         return _forward(pool, features, rois, batch_index, levels, *rule)
 
     @_roi_pool_backward.register_kernel("cpu")
     def _(grad, *rest):
+        _check_spreading(grad, *rest[:7])
         if grad.dtype not in (torch.float32, torch.bfloat16):
             return _backward_in_torch(grad, *rest)
         return _backward(pool, grad, *rest)
@@ -636,7 +751,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
     for op, kernel in _mask_kernels(library, "cpu", torch.get_num_threads):
 
         def run(*arguments, kernel=kernel):
-            _check_crops(MaskCrops(*arguments[:5]), arguments[6])
+            _check_mask_op(MaskCrops(*arguments[:5]), *arguments[5:])
             return kernel(*arguments)
 
         op.register_kernel("cpu", run)
@@ -648,6 +763,7 @@ def _register_cuda(library: ctypes.CDLL) -> None:
 
     @_roi_pool.register_kernel("cuda")
     def _(features, *rest):
+        _check_pooling(features, *rest)
         if features[0].dtype not in _DTYPES:
             return _pool_in_torch(features, *rest)
         with torch.cuda.device(features[0].device):
@@ -655,6 +771,7 @@ def _register_cuda(library: ctypes.CDLL) -> None:
 
     @_roi_pool_backward.register_kernel("cuda")
     def _(grad, *rest):
+        _check_spreading(grad, *rest[:7])
         if grad.dtype not in _DTYPES:
             return _backward_in_torch(grad, *rest)
         _alert_not_deterministic()
@@ -664,6 +781,7 @@ def _register_cuda(library: ctypes.CDLL) -> None:
     for op, kernel in _mask_kernels(library, "cuda", _current_stream):
 
         def run(pixels, *rest, kernel=kernel):
+            _check_mask_op(MaskCrops(pixels, *rest[:4]), *rest[4:])
             with torch.cuda.device(pixels.device):
                 return kernel(pixels, *rest)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from roialign import reference
 
 PASTE_RULES = ("centres", "expand", "resize")  # in the order of RuleCode in src/paste.h
+MAX_SIDE = 10**9  # of an image; whole() in src/paste.h takes no box to lie further away
 
 ############################################################
 #  Public functions
@@ -45,8 +46,10 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: 
     probs, boxes, size = _check(probs, boxes, image_shape, rule)
     masks = np.zeros((len(probs), *size), bool)
     if is_native():
-        pasting = _describe(probs.cpu().contiguous(), boxes, size, PASTE_RULES.index(rule))
-        _library.paste_masks_cpu(pasting, masks.ctypes.data)
+        probs = probs.cpu().contiguous()  # a name of its own: the kernel's pointer does not keep a copy alive
+        pasting = _describe(probs, boxes, size, PASTE_RULES.index(rule))
+        if _library.paste_masks_cpu(pasting, masks.ctypes.data) != 0:
+            raise MemoryError(_OUT_OF_MEMORY.format(len(probs)))
     else:
         for mask, (y1, x1, crop) in zip(masks, reference.paste_crops(probs, boxes, size, rule), strict=True):
             height, width = crop.shape
@@ -63,8 +66,7 @@ def paste_rles(probs: Tensor, boxes: Tensor, image_shape: Sequence[int], rule: s
     Raises: ValueError as paste_masks, and for an image of 2**32 pixels or more, which such a code cannot hold.
     """
     probs, boxes, size = _check(probs, boxes, image_shape, rule)
-    if size[0] * size[1] >= 2**32:
-        raise ValueError(f"image_shape {size} has more pixels than the 2**32 - 1 of an RLE; cut the image into tiles")
+    _check_codable(size)
     if is_native():
         codes = _encode(probs.cpu().contiguous(), boxes, PASTE_RULES.index(rule), size)
         return [{"size": list(size), "counts": code} for code in codes]
@@ -79,10 +81,15 @@ def crop_to_rle(y1: int, x1: int, crop: Tensor | np.ndarray, image_shape: Sequen
     image_shape: (H, W).
 
     Returns: a compressed RLE, the same as utils.mask_to_rle makes of the whole mask.
-    Raises: ValueError if the crop reaches out of the image.
+    Raises: ValueError if the crop reaches out of the image, or the image has 2**32 pixels or more.
     """
-    height, width = map(int, image_shape[:2])
-    crop = crop if isinstance(crop, Tensor) else torch.from_numpy(np.array(crop))
+    height, width = _size(image_shape)
+    _check_codable((height, width))
+    if not isinstance(crop, Tensor):
+        pixels = np.array(crop)
+        crop = torch.from_numpy(pixels if pixels.dtype.kind in "buif" else np.zeros(0))  # which is refused below
+    if crop.ndim != 2 or crop.is_meta:
+        raise ValueError(f"crop must be [h, w] with values, got {list(crop.shape)} on {crop.device}")
     rows, columns = crop.shape
     if y1 < 0 or x1 < 0 or y1 + rows > height or x1 + columns > width:
         raise ValueError(f"a crop of {rows} x {columns} at ({y1}, {x1}) is not inside an image of {height} x {width}")
@@ -117,17 +124,39 @@ def _check(
 
     Returns: probs, float32 or float64; boxes, float32 on the CPU; (H, W).
     """
+    for name, tensor in {"probs": probs, "boxes": boxes}.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}; torch.as_tensor makes one")
+        if tensor.is_meta:
+            raise ValueError(f"{name} must have values, and tensors on the device meta have none")
     if rule not in PASTE_RULES:
         raise ValueError(f"rule must be one of {', '.join(PASTE_RULES)}, got {rule!r}")
     if probs.ndim != 3 or not probs.is_floating_point() or (len(probs) and 0 in probs.shape):
         raise ValueError(f"probs must be floating [N, M, M], got {probs.dtype} {list(probs.shape)}")
     if tuple(boxes.shape) != (len(probs), 4):
         raise ValueError(f"boxes must be [{len(probs)}, 4], one for each mask, got {list(boxes.shape)}")
-    height, width = map(operator.index, image_shape[:2])
-    if height < 0 or width < 0:
-        raise ValueError(f"image_shape must be (H, W), got {tuple(image_shape)}")
+    if boxes.is_complex():
+        raise ValueError(f"boxes must be real numbers, got {boxes.dtype}")
+    size = _size(image_shape)
     probs = probs.detach() if probs.dtype == torch.float64 else probs.detach().float()
-    return probs, boxes.detach().float().cpu().contiguous(), (height, width)
+    return probs, boxes.detach().float().cpu().contiguous(), size
+
+
+def _size(image_shape: Sequence[int]) -> tuple[int, int]:
+    """(H, W) of an image or mask."""
+    try:
+        height, width = map(operator.index, image_shape[:2])
+    except (TypeError, ValueError):
+        raise ValueError(f"image_shape must be (H, W), got {image_shape!r}") from None
+    if not (0 <= height <= MAX_SIDE and 0 <= width <= MAX_SIDE):
+        raise ValueError(f"image_shape must be (H, W), got {tuple(image_shape)}; a side has at most {MAX_SIDE} pixels")
+    return height, width
+
+
+def _check_codable(size: tuple[int, int]) -> None:
+    """Raises ValueError for a size (H, W) that a run-length code cannot have: its numbers have 32 bits."""
+    if size[0] * size[1] >= 2**32:
+        raise ValueError(f"image_shape {size} has more pixels than the 2**32 - 1 of an RLE; cut the image into tiles")
 
 
 ############################################################
@@ -137,6 +166,8 @@ def _check(
 _BYTES = 4096  # Room for a code; nearly all codes are shorter. If they do not fit, all are encoded a second time.
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}  # their codes in src/paste.cpp
+
+_OUT_OF_MEMORY = "pasting of {} masks ran out of memory; paste fewer at a time"
 
 _library: ctypes.CDLL | None = None
 
@@ -157,7 +188,7 @@ def register_cpu(library: ctypes.CDLL) -> None:
     """Uses the kernel of roialign's library from now on."""
     global _library
     library.paste_masks_cpu.argtypes = [ctypes.POINTER(_Pasting), ctypes.c_void_p]
-    library.paste_masks_cpu.restype = None
+    library.paste_masks_cpu.restype = ctypes.c_int
     library.paste_rles_cpu.argtypes = [ctypes.POINTER(_Pasting), ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     library.paste_rles_cpu.restype = ctypes.c_int64
     _library = library
@@ -184,5 +215,7 @@ def _encode(probs: Tensor, boxes: Tensor, rule: int, image_size: tuple[int, int]
         capacity = needed
         codes = np.empty(capacity, np.uint8)
         needed = _library.paste_rles_cpu(pasting, codes.ctypes.data, capacity, ends.ctypes.data)
+        if needed < 0:
+            raise MemoryError(_OUT_OF_MEMORY.format(len(probs)))
     text = codes[:needed].tobytes()
     return [text[begin:end] for begin, end in itertools.pairwise([0, *ends.tolist()])]

@@ -164,6 +164,12 @@ def test_emulated_masks_that_do_not_exist_are_zeros(emulated_roialign):
     rois, index = torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 6), torch.tensor([0, 1, 2, 3, -1, 4])
     assert crop(*masks, rois, index, [1, 1]).flatten().tolist() == [1, 0, 0, 0, 0, 0]
     assert add(*masks, rois, index).tolist() == [4, 0, 0, 0, 0, 0]
+    # Sizes whose product is 0 in 64 bits, and numbers whose sums overflow: no pixel is read.
+    for field, numbers in (("sizes", [2**32, 2**32]), ("origins", [2**62, -(2**63)]), ("canvases", [2**62, -1])):
+        masks = make_masks([torch.ones(2, 2)], [(0, 0)], [(2, 2)])
+        getattr(masks, field)[0] = torch.tensor(numbers)
+        assert crop(*masks, rois[:1], index[:1], [1, 1]).item() == 0
+        assert add(*masks, rois[:1], index[:1]).item() == 0
     for function in (crop, add):
         size = ([1, 1],) if function is crop else ()
         assert len(function(*masks, rois[:0], index[:0], *size)) == 0

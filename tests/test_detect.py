@@ -13,10 +13,13 @@ import pytest
 import torch
 from conftest import DEVICES
 from helpers import TinyConfig, random_image, tiny_model
+from PIL import Image
 
 import utils
 from config import DIALECTS
+from data.inputs import image_array
 from model import BatchNorm, Conv, Detections, Images, MaskRCNN, shrink
+from stages import look_inside
 from training.optimizer import make_optimizer
 
 EDGE_IMAGES = Path(__file__).parent.parent.parent / "shared" / "data" / "edge_images"
@@ -163,7 +166,7 @@ def test_an_error_of_the_batches_comes_when_its_batch_is_due(model):
     with pytest.raises(FileNotFoundError, match="frame 2"):
         next(results)
     with pytest.raises(ValueError, match=r"images\[1\] must be a NumPy array"):
-        list(model.detect_batches([[random_image(40, 60), "photo.jpg"]]))
+        list(model.detect_batches([[random_image(40, 60), 3]]))
     with pytest.raises(ValueError, match="dtype must be one of"):
         list(model.detect_batches([], dtype="float64"))
     with pytest.raises(ValueError, match="masks must be"):
@@ -275,7 +278,13 @@ def test_images_are_not_changed(model):
     [
         (random_image(8, 8), r"one ndarray: detect\(\[image\]\)"),
         ("photo.jpg", "must be a list of images, not one str"),
-        (["photo.jpg"], r"images\[0\]"),
+        (None, "must be a list of images, not NoneType"),
+        (Path("photo.jpg"), "must be a list of images, not one PosixPath"),
+        (Image.new("RGB", (8, 8)), r"must be a list of images, not one Image: detect\(\[image\]\)"),
+        ([torch.zeros(3, 8, 9)], r"images\[0\] must be .*, got a Tensor \[3, 8, 9\]; image\.permute\(1, 2, 0\)\.cpu"),
+        ([torch.zeros(8, 9, 3)], r"images\[0\] .*, got a Tensor \[8, 9, 3\]; image\.cpu\(\)\.numpy\(\)"),
+        ([[random_image(8, 8)]], r"images\[0\] must be .*a PIL image or a path, got list"),
+        ([b"photo.jpg"], r"images\[0\] .*, got bytes"),
         ([random_image(8, 8), np.zeros((3, 64, 64), np.uint8)], r"images\[1\]"),
         ([np.zeros((8, 8, 2), np.uint8)], r"images\[0\]"),
         ([np.zeros((0, 8, 3), np.uint8)], r"images\[0\]"),
@@ -285,6 +294,51 @@ def test_images_are_not_changed(model):
 def test_what_is_not_a_list_of_images(model, images, message):
     with pytest.raises(ValueError, match=message):
         model.detect(images)
+
+
+def test_images_of_pillow_and_paths(model, tmp_path):
+    """They give what their pixels give. Pillow's images are not turned: what is found lies in the user's own pixels."""
+    image = random_image(50, 80)
+    picture = Image.fromarray(image)
+    picture.getexif()[0x0112] = 6  # "turn it"
+    exif = picture.getexif()
+    picture.save(tmp_path / "a.png", exif=exif)
+    expected = model.detect([image])[0]
+    assert_identical(model.detect([picture])[0], expected)
+    turned = utils.read_image(tmp_path / "a.png")
+    assert turned.shape == (80, 50, 3)
+    for path in (str(tmp_path / "a.png"), tmp_path / "a.png"):
+        assert_identical(model.detect([path])[0], model.detect([turned])[0])
+    assert_identical(next(model.detect_batches([[tmp_path / "a.png", picture]], masks="array"))[1], expected)
+    assert (look_inside(model, picture).result["rois"] == expected["rois"]).all()
+    with pytest.raises(FileNotFoundError, match=r"image .*b\.png: there is no such file"):
+        model.detect([tmp_path / "b.png"])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "LA", "I", "I;16"])
+def test_images_of_pillow_in_every_mode(mode, tmp_path):
+    """Each has the pixels that utils.read_image gives it where a file format has the mode."""
+    image = random_image(12, 16)
+    gray = Image.fromarray(image[..., 0].astype(np.uint16) * 257) if mode in ("I", "I;16") else None
+    picture = Image.fromarray(image).convert(mode) if gray is None else gray.convert(mode)
+    array = image_array(picture, 3, "images[0]")
+    assert array.shape == (12, 16, 3)
+    assert array.dtype == np.uint8
+    if mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "LA", "LAB"):
+        path = tmp_path / ("a.tif" if mode in ("CMYK", "LAB") else "a.png")
+        picture.save(path)
+        assert (array == utils.read_image(path)).all()
+
+
+def test_images_of_pillow_that_are_not_understood():
+    deep = Image.fromarray(np.full((4, 4), 70000, np.int32))
+    with pytest.raises(ValueError, match=r"images\[0\] must be uint8.*int32"):
+        image_array(deep, 3, "images[0]")
+    with pytest.raises(ValueError, match=r"images\[0\] is floating and must lie in \[0, 1\]"):
+        image_array(Image.fromarray(np.full((4, 4), 3, np.float32)), 3, "images[0]")
+    for image in (Image.new("RGB", (4, 4)), "a.jpg"):
+        with pytest.raises(ValueError, match=r"images\[2\] must be a NumPy array \[H, W, 5\], got"):
+            image_array(image, 5, "images[2]")
 
 
 def test_unknown_options(model):
@@ -444,7 +498,7 @@ def test_an_error_inside_a_block_leaves_nothing_behind():
     next(results)
     results.close()
     with pytest.raises(ValueError, match=r"images\[0\]"):
-        model.detect(["photo.jpg"])
+        model.detect([3])
     double_through_data(model)
     assert is_other(model.detect([image])[0], before)
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, not 'float64'"):

@@ -332,6 +332,15 @@ def test_compiles_as_one_graph():
         ({"offsets": torch.tensor([0, 5])}, r"in the 8 pixels of masks, but mask 1 has offset 5 and size \[2, 2\]"),
         ({"offsets": torch.tensor([-1, 4])}, r"mask 0 has offset -1"),
         ({"sizes": torch.tensor([[2, 2], [-2, -2]])}, r"mask 1 has offset 4 and size \[-2, -2\]"),
+        ({"sizes": torch.tensor([[2, 2], [3, 2]])}, r"mask 1 has offset 4 and size \[3, 2\]"),
+        ({"sizes": torch.tensor([[2, 2], [2**24, 2**24]])}, r"mask 1 has offset 4 and size \[16777216, 16777216\]"),
+        # Their product is 2^64, which is 0 in 64 bits.
+        ({"sizes": torch.tensor([[2, 2], [2**32, 2**32]])}, r"sizes, .* at most 16777216, .* from 0 to 4294967296"),
+        ({"offsets": torch.tensor([0, 2**62])}, r"mask 1 has offset 4611686018427387904"),
+        ({"origins": torch.tensor([[0, 0], [0, -(2**63)]])}, "origins .* at most 16777216"),
+        ({"origins": torch.tensor([[0, 0], [2**62, 0]])}, "origins .* at most 16777216"),
+        ({"canvases": torch.tensor([[4, 4], [-1, 4]])}, "canvases at least 0"),
+        ({"canvases": torch.tensor([[4, 4], [4, 2**31]])}, "canvases .* at most 16777216"),
     ],
 )
 def test_refuses_masks(change, message):

@@ -311,3 +311,24 @@ def test_one_host_synchronisation_on_cuda(grouped):
 def test_device_mix():
     with pytest.raises(ValueError, match="must be on one device"):
         nms(BOXES.cuda(), SCORES, 0.5)
+
+
+def test_the_op_believes_nothing():
+    boxes, scores, groups = torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+    suppress = torch.ops.maskscoring.batched_nms
+    assert suppress(boxes, scores, groups, 0.5, None).tolist() == [0, 1, 2]
+    for arguments, message in (
+        ((boxes, scores.half(), groups, 0.5, None), "must both be float32 or float64"),
+        ((boxes.half(), scores.half(), groups, 0.5, None), "must both be float32 or float64"),
+        ((boxes, scores, groups.int(), 0.5, None), "groups of the op must be int64"),
+        ((boxes, scores[:2], groups, 0.5, None), "scores .* must have one entry a box"),
+        ((boxes, scores, groups[:2], 0.5, None), "groups .* must have one entry a box"),
+        ((boxes[:, :2], scores, groups, 0.5, None), "boxes must be"),
+        ((boxes, scores, groups, 0.5, -1), "max_keep must be"),
+        ((boxes[:1].expand(2**32, 4), scores[:1].expand(2**32), None, 0.5, None), "boxes are 4294967296"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            suppress(*arguments)
+    for wrong in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="max_keep must be None or an integer"):
+            batched_nms(boxes, scores, None, 0.5, wrong)

@@ -504,6 +504,17 @@ def test_layouts_and_gradients(rule):
     assert roialign.paste_rles(probs[1:], boxes[1:], (40, 50), rule) == expected[1:]
 
 
+def test_probs_of_any_layout_stay_alive_while_the_kernel_reads_them():
+    """A copy that only the kernel's pointer knew was freed before it was read. `make sanitize` finds such reads."""
+    probs = torch.rand(64, 28, 28, generator=torch.Generator().manual_seed(3))
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).repeat(64, 1)
+    strided = torch.stack([probs, probs], -1)[..., 0]
+    assert not strided.is_contiguous()
+    for rule in roialign.PASTE_RULES:
+        expected = roialign.paste_masks(probs, boxes, (32, 32), rule)
+        assert (roialign.paste_masks(strided, boxes, (32, 32), rule) == expected).all()
+
+
 def test_what_pasting_refuses():
     probs, boxes = torch.ones(2, 28, 28), torch.zeros(2, 4)
     for function in (roialign.paste_masks, roialign.paste_rles):
@@ -519,6 +530,14 @@ def test_what_pasting_refuses():
             function(probs[:, :0, :0], boxes, (5, 5), "centres")
         with pytest.raises(ValueError, match=r"image_shape must be \(H, W\), got \(-1, 5\)"):
             function(probs, boxes, (-1, 5), "centres")
+        with pytest.raises(ValueError, match=r"image_shape must be \(H, W\), got \(4294967296, 4294967296\)"):
+            function(probs, boxes, (2**32, 2**32), "centres")
+        with pytest.raises(ValueError, match=r"image_shape must be \(H, W\), got \(5, 2\.5\)"):
+            function(probs, boxes, (5, 2.5), "centres")
+        with pytest.raises(ValueError, match=r"boxes must be a torch\.Tensor, not list"):
+            function(probs, [[0, 0, 1, 1]] * 2, (5, 5), "centres")
+        with pytest.raises(ValueError, match="probs must have values, and tensors on the device meta have none"):
+            function(probs.to("meta"), boxes, (5, 5), "centres")
     with pytest.raises(ValueError, match=r"\(65536, 65536\) has more pixels than the 2\*\*32 - 1 of an RLE"):
         roialign.paste_rles(probs, boxes, (65536, 65536), "centres")
     assert len(roialign.paste_rles(probs, boxes, (65535, 65537), "centres")) == 2

@@ -634,3 +634,85 @@ def test_pyramid_crop_refuses():
         pyramid_crop_and_resize(features, boxes, index, index.float(), 7)
     with pytest.raises(ValueError, match="crop_size"):
         pyramid_crop_and_resize(features, boxes, index, index, 0)
+
+
+############################################################
+#  What anyone may call
+############################################################
+
+
+def test_the_op_believes_nothing():
+    """Kernels read as many numbers as shapes and dtypes say. Public functions convert; the op itself refuses."""
+    maps, rois, index = [torch.ones(1, 2, 4, 4)], torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([0])
+    rule = ([2, 2], [1.0], 0, True, False, 0.0)
+    pool, spread = torch.ops.maskscoring.roi_pool, torch.ops.maskscoring.roi_pool_backward
+    assert pool(maps, rois, index, None, *rule).shape == (1, 2, 2, 2)
+    for arguments, message in (
+        ((maps, rois.double(), index, None, *rule), "rois of the op must be torch.float32"),
+        ((maps, rois[:, :3], index, None, *rule), r"rois must be floating \[R"),
+        ((maps, rois, index.int(), None, *rule), "batch_index of the op must be int64"),
+        ((maps, rois, index, index.int(), *rule), "levels of the op must be int64"),
+        ((maps, rois, index[:0], None, *rule), r"batch_index must be integers \[R\]"),
+        ((maps, rois, index, index + 1, *rule), r"levels must lie in \[0, 1\)"),
+        (([], rois, index, None, *rule), "features must be 1 to 8 feature maps, not 0"),
+        (([*maps, torch.ones(1, 3, 4, 4)], rois, index, None, *rule), "features must agree in B, C and dtype"),
+        ((maps, rois, index, None, [2], *rule[1:]), "output_size must be"),
+        ((maps, rois, index, None, [2**62, 2**62], *rule[1:]), "output_size must be"),
+        ((maps, rois, index, None, [2**24, 2**24], *rule[1:]), "output_size would make a tensor .* too large"),
+        ((maps, rois, index, None, [2, 2], [1.0], 2**62, True, False, 0.0), "sampling_ratio must be"),
+        ((maps, rois, index, None, [2, 2], [1.0], 0, True, False, 0.5), "outside of the op must be 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pool(*arguments)
+    grad, rest = torch.ones(1, 2, 2, 2), ([1.0], 0, True, False, False)
+    assert spread(grad, rois, index, None, 1, [4, 4], *rest)[0].shape == (1, 2, 4, 4)
+    for arguments, message in (
+        ((grad, rois, index, index + 1, 1, [4, 4], *rest), r"levels must lie in \[0, 1\)"),
+        ((grad, rois, index, None, 0, [4, 4], *rest), r"batch_index must lie in \[0, 0\)"),
+        ((grad, rois, index, None, -1, [4, 4], *rest), "images must be a number of at least 0"),
+        ((grad, rois, index, None, 1, [4], *rest), "sizes must be the heights and widths of 1 to 8 maps"),
+        ((grad, rois, index, None, 1, [4, 4] * 9, *rest), "sizes must be the heights and widths of 1 to 8 maps"),
+        ((grad, rois, index, None, 2**31, [2**20, 4], *rest), "sizes would make a tensor .* too large"),
+        ((grad[0], rois, index, None, 1, [4, 4], *rest), r"grad must be floating .* \[2, 2, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spread(*arguments)
+
+
+LITTLE_MEMORY = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import torch, roialign
+from pathlib import Path
+
+torch.set_num_threads(2)
+rois, index = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([0])
+roialign.roi_align(torch.ones(1, 1, 4, 4), rois, index, 2)  # imports what the first call needs
+masks = roialign.MaskCrops(torch.ones(4, dtype=torch.uint8), *torch.tensor([[0], [2], [0], [4]]).unbind())
+masks = masks._replace(**{{name: torch.tensor([[2, 2]]) for name in ("sizes", "origins", "canvases")}})
+probs = torch.ones(1, 1, 1 << 24)
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (160 << 20), -1))  # enough for results of 64 MB, not for tables
+for call in (
+    lambda: roialign.roi_align(torch.ones(1, 1, 4, 4), rois, index, (1, 1 << 24)),
+    lambda: roialign.crop_masks(masks, rois, index, (1, 1 << 24)),
+    lambda: roialign.paste_rles(probs, rois, (9, 9), "centres"),
+    lambda: roialign.paste_masks(probs, rois, (9, 9), "resize"),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not native.is_native("roialign", "cpu"), reason="the reference runs")
+@pytest.mark.skipif(native.sanitizing(), reason="the sanitizer itself needs memory")
+def test_kernels_that_run_out_of_memory_say_so():
+    """They allocate in OpenMP's regions, which no exception may leave: the process would end."""
+    code = LITTLE_MEMORY.format(root=str(native.ROOT))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["RoI pooling ran out of memory; pool fewer RoIs at a time, or to a smaller size"] * 2
+    assert lines[2:] == ["pasting of 1 masks ran out of memory; paste fewer at a time"] * 2

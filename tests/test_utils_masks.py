@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+import roialign
 import utils
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -128,6 +129,17 @@ def test_an_empty_crop_is_an_empty_mask(shape):
     assert utils.rle_to_bbox(empty) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("crop", [None, np.zeros(3, bool), np.zeros((2, 2), object), torch.zeros(2, 2, device="meta")])
+def test_what_is_no_crop_is_refused(crop):
+    with pytest.raises(ValueError, match=r"crop must be \[h, w\] with values, got"):
+        roialign.paste.crop_to_rle(0, 0, crop, (5, 5))
+
+
+def test_a_crop_of_a_huge_image_is_refused():
+    with pytest.raises(ValueError, match=r"image_shape .* more pixels than the"):
+        roialign.paste.crop_to_rle(0, 0, np.ones((1, 1), bool), (2**16, 2**16))
+
+
 def test_a_crop_outside_is_refused():
     for y1, x1 in ((-1, 0), (0, -1), (6, 0), (0, 8)):
         with pytest.raises(ValueError, match=r"2 x 2 at .* not inside an image of 7 x 9"):
@@ -180,6 +192,20 @@ def test_every_kind_of_code_is_read():
         {"size": [4, 5], "counts": b""},
         {"size": [5, 5], "counts": b"5:5"},
         {"size": [4, 5], "counts": [[1, 2]]},
+        {"size": [4, 5], "counts": [2**62] * 4 + [20]},  # in 64 bits, these sum to 20
+        {"size": [4, 5], "counts": [2**63, 2**63, 20]},
+        {"size": [4, 5], "counts": [10**30]},
+        {"size": [4, 5], "counts": ["10", "10"]},
+        {"size": [4, 5], "counts": [10, None]},
+        {"size": [4, 5], "counts": [10, [10]]},
+        {"size": [4, 5], "counts": [float("nan"), 20]},
+        {"size": [4, 5], "counts": [1e300]},
+        {"size": [4, 5], "counts": b"oooooooooooo0"},  # a number of 65 bits
+        {"size": [4, 5], "counts": b"4o"},  # the last number goes on beyond the end
+        {"size": [2**32, 2**32], "counts": []},  # in 64 bits, no pixels
+        {"size": [-4, -5], "counts": [20]},
+        {"size": [2**16, 2**16], "counts": [2**32]},  # pycocotools' numbers have 32 bits
+        {"size": ["4", "5"], "counts": [20]},
         {"counts": b"d0"},
         "d0",
         None,
@@ -189,6 +215,30 @@ def test_damaged_codes_are_refused(code):
     for function in (utils.rle_area, utils.rle_to_bbox, lambda code: utils.rle_to_mask([code])):
         with pytest.raises(ValueError, match="RLE"):
             function(code)
+
+
+def test_runs_may_be_floats_without_a_fraction():
+    assert utils.rle_area({"size": [4.0, 5], "counts": [5.0, 10.0, 5.0]}) == 10
+
+
+def test_codes_without_pixels():
+    for size in ([0, 5], [5, 0], [0, 0]):
+        for counts in ([], [0], b"", b"0"):
+            assert utils.rle_to_mask({"size": size, "counts": counts}).shape == tuple(size)
+            code = utils.annotation_to_rle({"size": size, "counts": counts}, *size)
+            assert code == utils.polygons_to_rle([[0, 0, 5, 0, 5, 5]], *size)
+
+
+def test_huge_masks_have_codes_and_no_arrays():
+    code = {"size": [2**15, 2**16], "counts": [5, 3, 2**31 - 8]}
+    assert utils.rle_area(code) == 3
+    assert utils.rle_to_bbox(code) == (5, 0, 8, 1)
+    assert utils.rle_to_crop(code)[2].tolist() == [[True]] * 3
+    with pytest.raises(ValueError, match="the mask of this RLE has 32768 x 65536 pixels, more than 1073741824"):
+        utils.rle_to_mask(code)
+    full = {"size": [2**15, 2**16], "counts": [0, 2**31]}
+    with pytest.raises(ValueError, match="RLE has 32768 x 65536 pixels"):
+        utils.rle_to_crop(full)
 
 
 def test_stacks_of_codes_have_one_size():
@@ -228,6 +278,8 @@ def test_what_encloses_nothing_is_left_out():
         ([[1, 1], [5, 5], [3, 3]], "flat list"),
         ([1, 1, 5, np.nan, 3, 3], "coordinate"),
         ([1, 1, 5, 1e9, 3, 3], "coordinate beyond 1e"),
+        ([1, 1, 5, 10**400, 3, 3], "flat list"),
+        (["\x1b[2J", 1], r"flat list .*\\x1b\[2J"),
         (["a", 1], "flat list"),
         (3, "flat list"),
     ],

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <numeric>
 #include <vector>
 
@@ -73,7 +72,7 @@ std::vector<int64_t> sort_rows(std::vector<int64_t> rows, const std::vector<uint
     return rows;
 }
 
-// Any 64-bit group ids as 0 .. G-1, in the order of the ids.
+// Any 64-bit group ids as 0 .. G-1, in the order of the ids. At most 2^31 - 1 boxes come in.
 std::vector<uint32_t> dense_groups(const int64_t* groups, int64_t n) {
     std::vector<int64_t> ids(groups, groups + n);
     std::sort(ids.begin(), ids.end());
@@ -144,6 +143,7 @@ int64_t suppress(const Box* boxes, const float* scores, const int64_t* groups, i
     const std::vector<int64_t> starts = group_starts(rows, group_of);
     const int64_t group_count = starts.size() - 1;
     const bool across = group_count >= threads;  // else the threads work within a group
+    // Nothing below allocates: an exception must not leave a region.
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (across && threads > 1)
     for (int64_t g = 0; g < group_count; ++g) suppression.run(starts[g], starts[g + 1], across ? 1 : threads);
 
@@ -162,9 +162,10 @@ int64_t suppress(const Box* boxes, const float* scores, const int64_t* groups, i
 // Returns their number, or -1 if memory ran out.
 extern "C" int64_t nms_cpu(const float* boxes, const float* scores, const int64_t* groups, int64_t n,
                            float iou_threshold, int64_t max_keep, int threads, int64_t* keep) {
-    try {
-        return suppress(reinterpret_cast<const Box*>(boxes), scores, groups, n, iou_threshold, max_keep, threads, keep);
-    } catch (const std::bad_alloc&) {
-        return -1;
-    }
+    Guard guard;
+    int64_t count = 0;
+    guard.run([&] {
+        count = suppress(reinterpret_cast<const Box*>(boxes), scores, groups, n, iou_threshold, max_keep, threads, keep);
+    });
+    return guard.result() ? -1 : count;
 }

@@ -18,15 +18,21 @@ struct MaskCrops {
     int64_t count;
 };
 
+constexpr int64_t kMaxSide = 1 << 24;  // of canvases and crops; float32 has every whole number up to this one
+
 // One axis of a crop: its rows or columns, in its canvas.
 struct CropAxis {
     int64_t origin, size, cells;  // cells: of the canvas
+
+    HOST_DEVICE bool is_sane() const {
+        return origin >= -kMaxSide && origin <= kMaxSide && size <= kMaxSide && cells >= 0 && cells <= kMaxSide;
+    }
 
     HOST_DEVICE bool holds(int64_t cell) const { return cell >= origin && cell < origin + size; }
 };
 
 struct MaskCrop {
-    const uint8_t* pixels;  // null: the mask does not exist, or has pixels that do not
+    const uint8_t* pixels;  // null: the mask does not exist, has pixels that do not, or an absurd size
     CropAxis y, x;
 
     // A pixel of the canvas.
@@ -42,8 +48,9 @@ HOST_DEVICE MaskCrop find_mask(const MaskCrops& masks, int64_t index) {
     const int64_t offset = masks.offsets[index];
     const int64_t *size = masks.sizes + 2 * index, *origin = masks.origins + 2 * index;
     const int64_t* canvas = masks.canvases + 2 * index;
-    if (offset < 0 || size[0] < 0 || size[1] < 0 || offset + size[0] * size[1] > masks.pixel_count) return crop;
-    return {masks.pixels + offset, {origin[0], size[0], canvas[0]}, {origin[1], size[1], canvas[1]}};
+    const CropAxis y = {origin[0], size[0], canvas[0]}, x = {origin[1], size[1], canvas[1]};
+    if (!fits(offset, size[0], size[1], masks.pixel_count) || !y.is_sane() || !x.is_sane()) return crop;
+    return {masks.pixels + offset, y, x};
 }
 
 // roi_align's axis with spatial scale 1, adaptive sampling and aligned = true.

@@ -269,23 +269,32 @@ void encode_masks(const Pasting& pasting, CodeBuffer& buffer, int64_t* ends) {
 }  // namespace
 
 // masks: [count, height, width] bytes, zeros on entry. Sets the pixels of each mask to 1.
-extern "C" void paste_masks_cpu(const Pasting* pasting, uint8_t* masks) {
-    switch (pasting->rule) {
-        case kCentres: return paste_masks<Centres>(*pasting, masks);
-        case kExpand: return paste_masks<Expand>(*pasting, masks);
-        case kResize: return paste_masks<Resize>(*pasting, masks);
-    }
+// Returns 0, or 1 if memory ran out.
+extern "C" int paste_masks_cpu(const Pasting* pasting, uint8_t* masks) {
+    Guard guard;
+    guard.run([&] {
+        switch (pasting->rule) {
+            case kCentres: return paste_masks<Centres>(*pasting, masks);
+            case kExpand: return paste_masks<Expand>(*pasting, masks);
+            case kResize: return paste_masks<Resize>(*pasting, masks);
+        }
+    });
+    return guard.result();
 }
 
 // codes: receives COCO's compressed counts of all masks, one after another, at most capacity bytes. ends: [count],
 // receives where each code ends.
 // Returns: the bytes of all codes. If they are more than capacity, codes is incomplete: call again with more room.
+// -1 if memory ran out.
 extern "C" int64_t paste_rles_cpu(const Pasting* pasting, uint8_t* codes, int64_t capacity, int64_t* ends) {
     CodeBuffer buffer = {codes, capacity, 0};
-    switch (pasting->rule) {
-        case kCentres: encode_masks<Centres>(*pasting, buffer, ends); break;
-        case kExpand: encode_masks<Expand>(*pasting, buffer, ends); break;
-        case kResize: encode_masks<Resize>(*pasting, buffer, ends); break;
-    }
-    return buffer.size;
+    Guard guard;
+    guard.run([&] {
+        switch (pasting->rule) {
+            case kCentres: return encode_masks<Centres>(*pasting, buffer, ends);
+            case kExpand: return encode_masks<Expand>(*pasting, buffer, ends);
+            case kResize: return encode_masks<Resize>(*pasting, buffer, ends);
+        }
+    });
+    return guard.result() ? -1 : buffer.size;
 }

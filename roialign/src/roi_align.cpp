@@ -162,7 +162,7 @@ void pool_row(const Pooling& pooling, const RoiTables& tables, int64_t bin_y, co
 }
 
 template <class Rule, class T>
-void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
+void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads, Guard& guard) {
     const bool interleaved = levels_interleaved(pooling) && pooled.channel_stride == 1;
     const int64_t chunk = rois.count >= 4 * threads ? pooling.bins_y : 1;  // rows that a thread takes at a time
     advise_huge_pages(pooled.data, rois.count * pooling.channels * pooling.bins_y * pooling.bins_x * int64_t(sizeof(T)));
@@ -171,9 +171,11 @@ void forward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int
         RoiTables tables;
 #pragma omp for schedule(dynamic, chunk)
         for (int64_t task = 0; task < rois.count * pooling.bins_y; ++task) {
-            tables.build<Rule>(pooling, rois, task / pooling.bins_y);
-            const auto pool = interleaved ? pool_row<Rule, 1, T> : pool_row<Rule, 0, T>;
-            pool(pooling, tables, task % pooling.bins_y, pooled);
+            guard.run([&] {
+                tables.build<Rule>(pooling, rois, task / pooling.bins_y);
+                const auto pool = interleaved ? pool_row<Rule, 1, T> : pool_row<Rule, 0, T>;
+                pool(pooling, tables, task % pooling.bins_y, pooled);
+            });
         }
     }
 }
@@ -233,7 +235,7 @@ void fill_zeros(void* data, int64_t bytes, int threads) {
 
 // The levels of pooling are the gradients, uninitialised.
 template <class Rule, class T>
-void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads) {
+void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, int threads, Guard& guard) {
     const bool interleaved = levels_interleaved(pooling);
     for (const Level* level = pooling.levels; level != pooling.levels + pooling.level_count; ++level) {
         const int64_t count = pooling.image_count * pooling.channels * level->height * level->width;
@@ -249,19 +251,23 @@ void backward(const Pooling& pooling, const Rois& rois, const Pooled& pooled, in
         for (int64_t task = 0; task < pooling.image_count * parts; ++task) {
             const int64_t image = task / parts, begin = task % parts * width;
             const int64_t end = std::min(begin + width, pooling.channels);
-            for (int64_t roi = 0; roi < rois.count; ++roi) {
-                if (rois.image[roi] != image) continue;
-                tables.build<Rule>(pooling, rois, roi);
-                (interleaved ? spread_roi<1, T> : spread_roi<0, T>)(pooling, tables, pooled, begin, end);
-            }
+            guard.run([&] {
+                for (int64_t roi = 0; roi < rois.count; ++roi) {
+                    if (rois.image[roi] != image) continue;
+                    tables.build<Rule>(pooling, rois, roi);
+                    (interleaved ? spread_roi<1, T> : spread_roi<0, T>)(pooling, tables, pooled, begin, end);
+                }
+            });
         }
     }
 }
 
 template <class T>
-void run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool crop, bool is_backward, int threads) {
-    if (is_backward) (crop ? backward<CropAndResize, T> : backward<RoiAlign, T>)(pooling, rois, pooled, threads);
-    else (crop ? forward<CropAndResize, T> : forward<RoiAlign, T>)(pooling, rois, pooled, threads);
+int run(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool crop, bool is_backward, int threads) {
+    Guard guard;
+    if (is_backward) (crop ? backward<CropAndResize, T> : backward<RoiAlign, T>)(pooling, rois, pooled, threads, guard);
+    else (crop ? forward<CropAndResize, T> : forward<RoiAlign, T>)(pooling, rois, pooled, threads, guard);
+    return guard.result();
 }
 
 ////////////////////////////////////////////////////////////
@@ -408,27 +414,34 @@ double mask_area(const MaskCrop& crop, const float* box) {
 //
 // crop: crop_and_resize, else roi_align.
 // dtype: of pooled and, forward, of the levels: 0 float32, 1 bfloat16.
-extern "C" void roi_pool_cpu(const Pooling* pooling, const Rois* rois, const Pooled* pooled, int crop, int backward,
-                             int dtype, int threads) {
-    (dtype == 1 ? run<BFloat16> : run<float>)(*pooling, *rois, *pooled, crop, backward, threads);
+// Returns 0, or 1 if memory ran out.
+extern "C" int roi_pool_cpu(const Pooling* pooling, const Rois* rois, const Pooled* pooled, int crop, int backward,
+                            int dtype, int threads) {
+    return (dtype == 1 ? run<BFloat16> : run<float>)(*pooling, *rois, *pooled, crop, backward, threads);
 }
 
-// RoIAlign of masks; the RoIs' images are their masks. crops: [RoIs, bins_y, bins_x], dense. Every mask must exist.
-extern "C" void crop_masks_cpu(const MaskCrops* masks, const Rois* rois, int64_t bins_y, int64_t bins_x, float* crops,
-                               int threads) {
+// RoIAlign of masks; the RoIs' images are their masks. crops: [RoIs, bins_y, bins_x], dense; zeros for a mask that does
+// not exist. Returns 0, or 1 if memory ran out.
+extern "C" int crop_masks_cpu(const MaskCrops* masks, const Rois* rois, int64_t bins_y, int64_t bins_x, float* crops,
+                              int threads) {
+    Guard guard;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         MaskTables tables;
 #pragma omp for schedule(dynamic)
         for (int64_t roi = 0; roi < rois->count; ++roi)
-            crop_mask(find_mask(*masks, rois->image[roi]), rois->boxes + 4 * roi, bins_y, bins_x, tables,
-                      crops + roi * bins_y * bins_x);
+            guard.run([&] {
+                crop_mask(find_mask(*masks, rois->image[roi]), rois->boxes + 4 * roi, bins_y, bins_x, tables,
+                          crops + roi * bins_y * bins_x);
+            });
     }
+    return guard.result();
 }
 
-// Areas of masks inside boxes, [RoIs]; the RoIs' images are their masks. Every mask must exist.
-extern "C" void mask_areas_cpu(const MaskCrops* masks, const Rois* rois, float* areas, int threads) {
+// Areas of masks inside boxes, [RoIs]; the RoIs' images are their masks. 0 for a mask that does not exist. Returns 0.
+extern "C" int mask_areas_cpu(const MaskCrops* masks, const Rois* rois, float* areas, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t roi = 0; roi < rois->count; ++roi)
         areas[roi] = float(mask_area(find_mask(*masks, rois->image[roi]), rois->boxes + 4 * roi));
+    return 0;
 }

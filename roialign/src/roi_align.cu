@@ -204,7 +204,7 @@ cudaError_t fill_zeros(const Pooling& pooling, cudaStream_t stream) {
 template <class Rule, class T, int kWidth>
 cudaError_t launch(const Pooling& pooling, const Rois& rois, const Pooled& pooled, bool backward, cudaStream_t stream) {
     const int64_t packs = pooling.bins_y * pooling.bins_x * (pooling.channels / kWidth);
-    if (packs > INT32_MAX) return cudaErrorInvalidValue;  // of one RoI
+    if (packs > INT32_MAX || rois.count > INT32_MAX) return cudaErrorInvalidValue;  // packs: of one RoI
     const int64_t shares = (packs + kThreads * kPacksPerThread - 1) / (kThreads * kPacksPerThread);
     const dim3 blocks(rois.count, shares < kMaxGridY ? shares : kMaxGridY);
     if (backward) spread_rois<Rule, T, kWidth><<<blocks, kThreads, 0, stream>>>(pooling, rois, pooled);
@@ -314,6 +314,7 @@ extern "C" const char* crop_masks_cuda(const MaskCrops* masks, const Rois* rois,
 // or the text of the error.
 extern "C" const char* mask_areas_cuda(const MaskCrops* masks, const Rois* rois, float* areas, cudaStream_t stream) {
     if (rois->count == 0) return nullptr;
+    if (rois->count > INT32_MAX) return cudaGetErrorString(cudaErrorInvalidValue);
     add_areas<<<dim3(rois->count), kThreads, 0, stream>>>(*masks, *rois, areas);
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
