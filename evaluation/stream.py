@@ -23,6 +23,7 @@ import runtime
 import utils
 
 MAX_LINE = 1 << 28  # bytes. The line of an image with 10,000 detections has about 10 MB.
+LARGE = 1e9  # scores and pixels stay below
 _CHECKSUM = re.compile(rb', "checksum": "([0-9a-f]{16})"\}\n')
 
 ############################################################
@@ -138,15 +139,15 @@ def _fault(line: Line) -> str | None:
         entries = [*line.boxes, *line.masks]
         if len(line.boxes) != len(line.masks) or any(entry["image_id"] != line.image_id for entry in entries):
             return "its boxes and masks are not of one image"
-        if any(type(entry["category_id"]) is not int for entry in entries):
-            return "a category is no whole number"
+        if not all(type(entry["category_id"]) is int and 0 <= entry["category_id"] < 1 << 63 for entry in entries):
+            return "a category is no number of one"
         numbers = [number for entry in line.boxes for number in (entry["score"], *entry["bbox"])]
         numbers += [number for entry in line.masks for number in (entry["score"], entry["class_score"])]
         numbers += [entry["mask_iou"] for entry in line.masks if entry["mask_iou"] is not None]
         if any(len(entry["bbox"]) != 4 for entry in line.boxes):
             return "a box has no four numbers"
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            return "a score or a box is not finite"
+        if not all(type(number) in (int, float) and abs(number) < LARGE for number in numbers):  # NaN is not below it
+            return "a score or a box is not finite, or far too large"
         sizes = {tuple(entry["segmentation"]["size"]) for entry in line.masks}
         if len(sizes) > 1 or not all(map(_is_size, sizes)):
             return "its masks have no size of one image"

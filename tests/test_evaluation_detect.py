@@ -279,11 +279,11 @@ NO_RESULTS = "it is not the results of an image"
     (with_("masks", []), "its boxes and masks are not of one image"),
     (with_("boxes.0.image_id", 4), "its boxes and masks are not of one image"),
     (with_("image_id", 99), "its boxes and masks are not of one image"),
-    (with_("boxes.0.category_id", 1.5), "a category is no whole number"),
+    (with_("boxes.0.category_id", 1.5), "a category is no number of one"),
     (with_("boxes.0.bbox", [1, 2, 3]), "a box has no four numbers"),
-    (with_("boxes.0.bbox.2", float("nan")), "a score or a box is not finite"),
-    (with_("masks.0.score", float("inf")), "a score or a box is not finite"),
-    (with_("masks.0.class_score", "1"), "a score or a box is not finite"),
+    (with_("boxes.0.bbox.2", float("nan")), "a score or a box is not finite, or far too large"),
+    (with_("masks.0.score", float("inf")), "a score or a box is not finite, or far too large"),
+    (with_("masks.0.class_score", "1"), "a score or a box is not finite, or far too large"),
     (with_("masks.0.segmentation.size", [2**32, 2**32]), "its masks have no size of one image"),
     (with_("masks.0.segmentation.size", [9, 9]), "its masks have no size of one image"),
     (with_("masks.0.segmentation.size", [0, 100]), "its masks have no size of one image"),
@@ -339,7 +339,8 @@ def test_results_that_no_line_can_hold(tmp_path):
         def find(self, number):
             return {**super().find(number), "mask_scores": np.full(number % 3, np.nan)}
 
-    with pytest.raises(ValueError, match=r"in image 2 cannot be stored, because a score or a box is not finite; are"):
+    message = "in image 2 cannot be stored, because a score or a box is not finite, or far too large; are the weights"
+    with pytest.raises(ValueError, match=message):
         detect(tmp_path, Broken())
 
 
