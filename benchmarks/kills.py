@@ -241,9 +241,9 @@ def in_process(function: Callable[..., Any], *arguments: Any, log: Path) -> mult
     """Call a function in a process of its own; its output goes to a file."""
 
     def call() -> None:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = log.open("a")
+        for number in (1, 2):
+            os.dup2(sys.stdout.fileno(), number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.environ["no_proxy"] = "127.0.0.1"
         torch.set_num_threads(1)
@@ -292,11 +292,10 @@ def run_to_end(kind: Kind, folder: Path) -> tuple[float, float]:
 
 
 def check_end(kind: Kind, folder: Path, status: int) -> None:
+    """Raises cli.Failure if a command failed."""
     if status:
-        log = folder.with_suffix(".log").read_text(errors="replace")
-        raise cli.Failure(
-            f"{kind.name}: a command failed with {status}, in {folder}: {utils.printable(log[-500:], 500)}"
-        )
+        log = folder.with_suffix(".log").read_text(errors="replace")[-1000:].strip()
+        raise cli.Failure(f"{kind.name}: a command ended with {status}: {utils.printable(log, 1000)}")
 
 
 def kill_once(kind: Kind, folder: Path, seconds: tuple[float, float], rng: random.Random) -> str:
@@ -362,12 +361,11 @@ def prepare(folder: Path) -> None:
 
 def run_all(counts: Mapping[str, int], folder: Path, rng: random.Random) -> list[dict[str, Any]]:
     """A row for each kind that is killed at all."""
-    preparation = in_process(prepare, folder, log=folder / "log")  # so that this process has computed nothing
-    preparation.join()
-    if preparation.exitcode:
-        raise cli.Failure(f"the preparation failed: {utils.printable((folder / 'log').read_text(), 1000)}")
+    if counts["evaluation"] or counts["conversion"]:
+        preparation = Kind("preparation", prepare, lambda place: 0, lambda place: {})
+        run_to_end(preparation, folder)  # in a process of its own, so that this one has computed nothing
     ready = FORK.SimpleQueue()
-    server = in_process(serve, ready, random.Random(0).randbytes(8_000_000), log=folder / "log")
+    server = in_process(serve, ready, random.Random(0).randbytes(8_000_000), log=folder.with_suffix(".log"))
     rows = []
     try:
         kinds = (training(), evaluation(folder / "data", folder / "model.pth"), conversion(folder / "model.pth"))
@@ -397,13 +395,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(1)
-    for module in LATE_IMPORTS:
+    seed = arguments.seed or 0
+    counts = {name: getattr(arguments, name) for name in COUNTS}
+    for module in LATE_IMPORTS if any(counts[name] for name in COUNTS if name != "download") else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    seed = arguments.seed or 0
-    with tempfile.TemporaryDirectory() as folder:
-        counts = {name: getattr(arguments, name) for name in COUNTS}
-        rows = run_all(counts, Path(folder), random.Random(seed))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "kills"  # its log lies beside it
+        folder.mkdir()
+        rows = run_all(counts, folder, random.Random(seed))
     columns = ("kills", "early", "rounds", "equal", "lost", "leftovers")
     print(f"{'':12}" + "".join(f"{name:>11}" for name in (*columns, "seconds")))
     for row in rows:
