@@ -146,14 +146,15 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_RECORD else {}
         is_ours = record["format"] == FORMAT and isinstance(record["identity"]["settings"], dict)
         version, checksum = record["version"], record.get("checksum")
+        is_ours = is_ours and (version == 1 or isinstance(record["evaluation"], str))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_ours = False
     if not is_ours:
         raise ValueError(f"{path} was not written by an evaluation; choose another --output, or remove the file")
     if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has version {version!r} of the format, and this release writes {FORMAT_VERSION}; choose another "
-            "--output, or remove the folder"
+            f"{path} has version {utils.printable(version)} of the format, and this release writes {FORMAT_VERSION}; "
+            "choose another --output, or remove the folder"
         )
     if checksum != (None if version == 1 else _checksum(record)):
         raise ValueError(

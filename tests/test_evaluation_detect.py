@@ -787,6 +787,8 @@ def change_record(folder, change) -> None:
     (lambda record: record["identity"].update(settings="x"), r"was not written by an evaluation"),
     (lambda record: record["identity"].pop("settings"), r"was not written by an evaluation"),
     (lambda record: record.pop("identity"), r"was not written by an evaluation"),
+    (lambda record: record.pop("evaluation"), r"was not written by an evaluation"),
+    (lambda record: record.update(version="\33" * 9000), r"has version (\\x1b)+\.\.\. of the format"),
     (lambda record: record.update(version=3), r"has version 3 of the format, and this release writes 2"),
     (lambda record: record["identity"]["settings"].update(OF_LATER=3), r"OF_LATER 3 there, None now"),
     (lambda record: record["identity"].update({"\33[2J": "\33"}), r"evaluation: \\x1b\[2J \\x1b there, None now"),
