@@ -239,7 +239,7 @@ def read_batches(
 
     def load(image_id: int) -> Any:
         if files is not None:
-            files[image_id] = ImageFile.of(dataset.image_info[image_id]["path"])
+            files[image_id] = ImageFile.of(dataset.image_info[image_id]["path"], dataset.reader.chosen)
         return dataset.load_image(image_id)
 
     with ThreadPoolExecutor(workers, "images") as pool:
@@ -367,7 +367,7 @@ def _take_over(dataset: Dataset, chunks: list[list[int]], folder: Path, evaluati
     changed = []
     for image_id, number in numbers.items():
         path = dataset.image_info[image_id]["path"]
-        if number in stored and not is_unchanged(stored[number].file, path):
+        if number in stored and not is_unchanged(stored[number].file, path, dataset.reader.chosen):
             del stored[number]
             changed.append(utils.printable(path))
     remaining = [chunk for chunk in chunks if not all(numbers[image_id] in stored for image_id in chunk)]

@@ -5,7 +5,7 @@ FOLDER/detections/part-<process>.jsonl has a line for each image:
     {"image_id": 7, "evaluation": "3f2a9c01", "file": [...], "boxes": [...], "masks": [...], "checksum": "..."}
 
 evaluation: the digest of weights, settings and images that the detections depend on.
-file: size, times and SHA-256 of the image's file when it was read; null for an image that has no file.
+file: size, times, SHA-256 and bit depth of the image's file when it was read; null for an image that has no file.
 checksum: 16 hexadecimal digits of the SHA-256 of everything before it.
 """
 
@@ -38,20 +38,21 @@ class ImageFile(NamedTuple):
     modified: int  # nanoseconds, of the contents
     changed: int  # nanoseconds, of the contents, the name or the permissions; of the creation on Windows
     sha256: str
+    bits: int | str  # how values of 16 bits were read, see Dataset.inspect_images
 
     @classmethod
-    def of(cls, path: Any) -> "ImageFile | None":
+    def of(cls, path: Any, bits: int | str = "auto") -> "ImageFile | None":
         """None for an image without a file, and for a file that cannot be read."""
         times = _times(path)
         try:
-            return None if times is None else cls(*times, _sha256(path))
+            return None if times is None else cls(*times, _sha256(path), bits)
         except OSError:
             return None
 
-    def is_still(self, path: Any) -> bool:
-        """Whether a file has the same contents. They are read only if the size is the same and a time is not."""
+    def is_still(self, path: Any, bits: int | str = "auto") -> bool:
+        """Whether a file has the same pixels. It is read only if the size is the same and a time is not."""
         times = _times(path)
-        if times is None or times[0] != self.size:
+        if times is None or times[0] != self.size or bits != self.bits:
             return False
         try:
             return times == self[:3] or _sha256(path) == self.sha256
@@ -59,9 +60,9 @@ class ImageFile(NamedTuple):
             return False
 
 
-def is_unchanged(file: ImageFile | None, path: Any) -> bool:
+def is_unchanged(file: ImageFile | None, path: Any, bits: int | str = "auto") -> bool:
     """Whether the file of an image is what it was, or the image still has none."""
-    return _times(path) is None if file is None else file.is_still(path)
+    return _times(path) is None if file is None else file.is_still(path, bits)
 
 
 def _times(path: Any) -> tuple[int, int, int] | None:

@@ -437,6 +437,14 @@ def test_same_contents_are_not_detected_again(tmp_path, monkeypatch):
     assert detect(fresh, dataset=dataset).batches == [], "nothing is hashed where size and times are the same"
 
 
+def test_images_that_are_read_with_another_depth_are_detected_again(tmp_path):
+    dataset, out = Files(tmp_path), tmp_path / "out"
+    detect(out, dataset=dataset)
+    dataset.inspect_images = lambda *_: setattr(dataset.reader, "chosen", 12)
+    assert len(detect(out, dataset=dataset).batches) == 4
+    assert detect(out, dataset=dataset).batches == []
+
+
 def test_an_image_that_changes_while_it_is_read(tmp_path):
     class Changing(Files):
         def load_image(self, image_id):
