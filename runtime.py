@@ -5,15 +5,21 @@ Nothing here knows images or networks, so every other file may use it.
 
 import contextlib
 import ctypes
+import errno
+import functools
 import gc
+import hashlib
 import logging
 import math
 import os
 import platform
 import random
+import re
 import secrets
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -36,28 +42,160 @@ logger = logging.getLogger(__name__)
 ############################################################
 
 
+# Of files that are not finished yet: .NAME.MACHINE-PROCESS-RANDOM.tmp; older releases wrote no machine and process.
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-)?[0-9a-f]{16}\.tmp", re.DOTALL
+)
+LEFTOVER_SECONDS = (
+    24 * 3600.0
+)  # without a change, after which an unfinished file of another machine counts as left over
+_MANY_FILES = 1000  # a folder with more of them is searched for left-over files only once
+_leftovers_of: dict[str, dict[str, list[str]]] = {}  # by folder, for folders of many files; then by name
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
     """Writes a file completely or not at all: when the process dies meanwhile, the old file is still there.
+
+    A process that dies leaves an unfinished file beside it. The next call for the same path removes that.
 
     path: the file, or a link to it. Its directory must exist.
     write: writes to the binary file that it is given, as lambda file: torch.save(state, file) does.
 
-    Raises: whatever write raises; the old file then stays. FileNotFoundError without the directory.
+    Raises: whatever write raises; the old file then stays. OSError that names path if the disk is full.
+        FileNotFoundError without the directory.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    remove_leftovers(path)
+    temporary = temporary_path(path)
     try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with errors_name(path):
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def errors_name(path: str | os.PathLike) -> Iterator[None]:
+    """A context whose errors of the disk name a file: a write to a full disk does not say which file it was for."""
+    try:
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None and str(path) not in str(error)
+        is_temporary = str(error.filename).startswith(str(_beginning(Path(path))))
+        if error.errno is not None and (is_unnamed or is_temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside a path, for a file or folder that is not finished. It says who makes it."""
+    return Path(f"{_beginning(path)}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+
+
+def _beginning(path: Path) -> Path:
+    return path.with_name(f".{_short_name(path)}.")
+
+
+def _short_name(path: Path) -> str:
+    """The beginning of a file's name: a name can have at most 255 bytes, and the temporary one is longer."""
+    return path.name.encode(errors="ignore")[:100].decode(errors="ignore")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of a path that no longer live have left beside it.
+
+    On this machine, a writer no longer lives if it has no process. Of other machines that share the folder nobody
+    knows; their files are removed if nothing was written to them for LEFTOVER_SECONDS.
+    """
+    folder = str(path.parent)
+    leftovers = _leftovers_of.get(folder)
+    if leftovers is None:
+        leftovers = _find_leftovers(folder)
+    for file in leftovers.pop(_short_name(path), ()):
+        if os.path.isdir(file) and not os.path.islink(file):
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+
+
+def _find_leftovers(folder: str) -> dict[str, list[str]]:
+    """The left-over files in a folder, by the short names of their paths."""
+    leftovers: dict[str, list[str]] = {}
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            count += 1
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is not None and _is_left_over(entry, match):
+                leftovers.setdefault(match["name"], []).append(entry.path)
+    if count > _MANY_FILES:
+        _leftovers_of[folder] = leftovers
+    return leftovers
+
+
+def _is_left_over(entry: os.DirEntry, match: re.Match) -> bool:
+    if match["machine"] == _machine() and os.name != "nt":  # os.kill of Windows would end the process
+        try:
+            os.kill(int(match["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it lives, and is another user's
+            return False
+        return False
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS
+    except OSError:
+        return False
+
+
+@functools.cache
+def _machine() -> str:
+    """8 hexadecimal digits for what gives processes their numbers: the machine since it was started, or a container."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
+
+
+def open_own(path: str | os.PathLike, mode: str, buffering: int = -1) -> Any:
+    """Opens a file that only this project makes, such as a part of a download. A link is not followed.
+
+    In a folder where others can write, a link of that name could make us write into any file of the user.
+
+    Raises: OSError that names path if it is a link, or no regular file; as open() otherwise.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        if os.path.islink(name):
+            raise _link_error(name)
+        try:
+            file = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+        except OSError as error:
+            raise (_link_error(name) if error.errno == errno.ELOOP else error) from None
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(errno.EINVAL, f"{name} is no regular file; remove it, or choose another folder")
+        return file
+
+    return open(path, mode, buffering, opener=opener)
+
+
+def _link_error(path: str | os.PathLike) -> OSError:
+    return OSError(
+        errno.ELOOP, f"{path} is a symbolic link, which nothing of this project makes there, so it is not followed; "
+        "remove the link"
+    )  # fmt: skip
 
 
 ############################################################
@@ -376,7 +514,11 @@ def locked_file(path: str | os.PathLike, when_busy: Callable[[], None]) -> Itera
 
     when_busy: called once if another process or thread holds the lock. If it returns, the caller waits for the lock;
         it raises an error if the caller does not want to wait.
+
+    Raises: OSError if path is a link, which is not followed.
     """
+    if os.path.islink(path):
+        raise _link_error(path)
     lock, process = FileLock(path, thread_local=False), os.getpid()
     try:
         try:
@@ -385,6 +527,8 @@ def locked_file(path: str | os.PathLike, when_busy: Callable[[], None]) -> Itera
             when_busy()
             lock.acquire()
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _link_error(path) from error
         logger.debug("%s cannot be locked: %s", path, error)
     try:
         yield
@@ -397,19 +541,22 @@ def locked_file(path: str | os.PathLike, when_busy: Callable[[], None]) -> Itera
 def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
     """Keep a folder for this process, as locked_file keeps a file. The folder is made if it is missing.
 
-    Raises: ValueError that names the process that uses the folder.
+    Raises: ValueError that names the process that uses the folder. OSError if the files of the lock are links.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".lock.owner"  # not the lock file, which Windows lets nobody else read
 
     def refuse() -> None:
-        name = owner.read_text(errors="replace").strip() if owner.is_file() else ""
+        name = ""
+        with contextlib.suppress(OSError), open_own(owner, "rb") as file:
+            name = "".join(filter(str.isprintable, file.read(200).decode(errors="replace")))
         raise ValueError(
             f"folder {folder} is in use by another training or evaluation ({name or 'of an unknown process'}); wait "
             "for it, stop it, or choose another folder"
         )
 
     with locked_file(folder / ".lock", refuse):
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with errors_name(owner), open_own(owner, "wb") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -2,9 +2,10 @@
 
     images ─ chunks of IMAGES_PER_GPU ─ detect_batches ─ FOLDER/detections/part-<process>.jsonl ─ results in order
 
-Each line has the results of one image, and the lines of a chunk are written at once. If the file lacks a line of a
-chunk, the whole chunk is detected again. So an image is always detected together with the same others, and the results
-depend neither on interruptions nor on the number of processes.
+Each line has the results of one image, and the lines of a chunk are written at once; stream.py has their format. If a
+line of a chunk is missing or damaged, or the file of one of its images has changed since, the whole chunk is detected
+again. So an image is always detected together with the same others, and the results depend neither on interruptions
+nor on the number of processes.
 
 FOLDER/evaluation.json says which weights, settings and images the detections are of. A folder takes one evaluation.
 """
@@ -12,13 +13,14 @@ FOLDER/evaluation.json says which weights, settings and images the detections ar
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,8 +32,13 @@ from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
 
 from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
+from .stream import ImageFile, Line, describe_problems, find_stored, is_unchanged, keep_lines, read_lines
+from .stream import Writer as _Writer
 
-FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 1
+logger = logging.getLogger(__name__)
+
+FORMAT, FORMAT_VERSION = "mask-scoring-rcnn evaluation", 2  # version 1 had no checksums
+MAX_RECORD = 1 << 26  # bytes of evaluation.json
 LISTED = 200  # images that could not be read are named up to here
 
 
@@ -70,24 +77,45 @@ def hash_weights(model: ResumableDetector) -> str:
     return digest.hexdigest()
 
 
-def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
+def claim_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> str:
     """Reserve a folder for an evaluation. A folder that this evaluation has already reserved stays as it is.
 
+    Returns: the digest that lines of this evaluation have.
     Raises: ValueError that names the differences, if the folder holds another evaluation.
     """
     path = Path(folder) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        contents = {"format": FORMAT, "version": FORMAT_VERSION, "identity": identity}
-        runtime.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
-        return
-    stored = _read_identity(path)
-    stored["settings"] = _compared_settings(stored["settings"], identity["settings"])
-    if stored != identity:
-        raise ValueError(
-            f"{folder} holds another evaluation: {_differences(stored, identity)}. Choose another --output, or remove "
-            "the folder"
-        )
+    if path.exists():
+        record = _read_record(path)
+        stored = {**record["identity"]}
+        stored["settings"] = _compared_settings(stored["settings"], identity["settings"])
+        if stored != identity:
+            raise ValueError(
+                f"{folder} holds another evaluation: {_differences(stored, identity)}. Choose another --output, or "
+                "remove the folder"
+            )
+        if record["version"] == FORMAT_VERSION:
+            return record["evaluation"]
+    evaluation = digest_of(identity)
+    contents = {"format": FORMAT, "version": FORMAT_VERSION, "evaluation": evaluation, "identity": identity}
+    contents["checksum"] = _checksum(contents)
+    runtime.write_atomically(path, lambda file: file.write(json.dumps(contents, indent=1).encode()))
+    return evaluation
+
+
+def evaluation_of(folder: str | os.PathLike) -> str:
+    """The digest of the evaluation that has reserved a folder; "" if none has.
+
+    Raises: ValueError if evaluation.json is damaged.
+    """
+    path = Path(folder) / "evaluation.json"
+    return _read_record(path).get("evaluation", "") if path.exists() else ""
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """16 hexadecimal digits of a record without its checksum."""
+    values = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _compared_settings(stored: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -112,32 +140,41 @@ def digest_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**identity, "settings": changed}, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
+    """The contents of evaluation.json: format, version, identity and, from version 2 on, evaluation and checksum."""
     try:
-        contents = json.loads(path.read_bytes())
-        is_ours = contents["format"] == FORMAT
-        version, identity = contents["version"], contents["identity"]
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_RECORD else {}
+        is_ours = record["format"] == FORMAT and isinstance(record["identity"]["settings"], dict)
+        version, checksum = record["version"], record.get("checksum")
+        is_ours = is_ours and (version == 1 or isinstance(record["evaluation"], str))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_ours = False
-    if not is_ours or not isinstance(identity, dict) or not isinstance(identity.get("settings"), dict):
+    if not is_ours:
         raise ValueError(f"{path} was not written by an evaluation; choose another --output, or remove the file")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has version {version!r} of the format, and this release writes {FORMAT_VERSION}; choose another "
-            "--output, or remove the folder"
+            f"{path} has version {utils.printable(version)} of the format, and this release writes {FORMAT_VERSION}; "
+            "choose another --output, or remove the folder"
         )
-    return identity
+    if checksum != (None if version == 1 else _checksum(record)):
+        raise ValueError(
+            f"{path} is damaged: its checksum does not fit. Remove this file only, and run again: the detections "
+            "beside it have checksums of their own, and those that are intact are taken over"
+        )
+    return record
 
 
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> str:
     stored, current = {**stored, **stored["settings"]}, {**current, **current["settings"]}
     names = [name for name in {**current, **stored} if name != "settings" and stored.get(name) != current.get(name)]
-    texts = [f"{name} {_short(stored.get(name))} there, {_short(current.get(name))} now" for name in names]
+    texts = [
+        f"{utils.printable(name)} {_short(stored.get(name))} there, {_short(current.get(name))} now" for name in names
+    ]
     return utils.listed(texts, 5)
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = utils.printable(value)
     return text if len(text) <= 40 else f"{text[:16]}..."
 
 
@@ -146,64 +183,10 @@ def _short(value: Any) -> str:
 ############################################################
 
 
-class Line(NamedTuple):
-    """The results of an image: see to_results."""
-
-    image_id: int
-    boxes: list[dict[str, Any]]
-    masks: list[dict[str, Any]]
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted((folder / "detections").glob("part-*.jsonl"))
-
-
-def _mend(path: Path) -> None:
-    """Cut off the half-written line that a killed process leaves at the end of its file."""
-    with path.open("rb+") as file:
-        end = size = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - (1 << 16))
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-
-
-def read_lines(folder: str | os.PathLike) -> Iterator[Line]:
-    """The whole lines of all parts. An image may come twice, then with the same results.
-
-    Raises: ValueError for a line that is not the results of an image.
-    """
-    for path in _parts(Path(folder)):
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                yield _read_line(line, f"{path}, line {number},")
-
-
-def _read_line(text: bytes, name: str) -> Line:
-    try:
-        line = Line(**json.loads(text))
-    except (ValueError, TypeError):
-        line = None
-    if line is None or [type(value) for value in line] != [int, list, list]:
-        raise ValueError(
-            f"{name} is damaged: it is not the results of an image. Remove the line, and its image is detected again"
-        )
-    return line
-
-
 def done_images(folder: str | os.PathLike) -> set[int]:
-    """The image ids that have results. Half-written lines are removed first."""
-    for path in _parts(Path(folder)):
-        _mend(path)
-    return {line.image_id for line in read_lines(folder)}
+    """The numbers of the images that have intact results. The folder stays as it is."""
+    lines = read_lines(folder, evaluation_of(folder))
+    return {line.image_id for _, line in lines if not isinstance(line, str)}
 
 
 def load_results(
@@ -212,9 +195,13 @@ def load_results(
     """All results of a folder, ordered by the place of their image in image_numbers, whatever the order of detection.
 
     Returns: boxes, masks, as to_results has them.
-    Raises: ValueError if images are missing.
+    Raises: ValueError if images are missing, or a line is damaged.
     """
-    lines = {line.image_id: line for line in read_lines(folder)}
+    lines = {}
+    for span, line in read_lines(folder, evaluation_of(folder)):
+        if isinstance(line, str):
+            raise ValueError(f"{span.path}, line {span.number}, is damaged: {line}. Run again: it is detected again")
+        lines[line.image_id] = line
     missing = [number for number in image_numbers if number not in lines]
     if missing:
         raise ValueError(
@@ -223,25 +210,6 @@ def load_results(
         )
     boxes = [entry for number in image_numbers for entry in lines[number].boxes]
     return boxes, [entry for number in image_numbers for entry in lines[number].masks]
-
-
-class _Writer:
-    """Appends chunks to the part of this process."""
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / "detections" / f"part-{runtime.rank():03d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("ab", buffering=0)
-
-    def write(self, lines: Sequence[Line]) -> None:
-        """Write lines at once. If the process is killed meanwhile, the next run cuts off the half-written line."""
-        text = "".join(json.dumps(line._asdict()) + "\n" for line in lines).encode()
-        while text:
-            text = text[self.file.write(text) :]
-
-    def close(self) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
 
 
 ############################################################
@@ -256,16 +224,28 @@ def plan_chunks(model: Detector, image_ids: Sequence[int]) -> list[list[int]]:
 
 
 def read_batches(
-    dataset: Dataset, chunks: Sequence[Sequence[int]], failures: dict[int, str], workers: int = 2
+    dataset: Dataset,
+    chunks: Sequence[Sequence[int]],
+    failures: dict[int, str],
+    workers: int = 2,
+    files: dict[int, ImageFile | None] | None = None,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
     failures: a dict to be filled with the reason for each image_id that cannot be read. Its chunk is left out.
+    files: a dict to be filled with the file of each image_id, as it is before the image is read. So an image that is
+        replaced meanwhile counts as changed in the next run.
     """
+
+    def load(image_id: int) -> Any:
+        if files is not None:
+            files[image_id] = ImageFile.of(dataset.image_info[image_id]["path"], dataset.reader.chosen)
+        return dataset.load_image(image_id)
+
     with ThreadPoolExecutor(workers, "images") as pool:
         waiting: deque = deque()
         for chunk in chunks:
-            waiting.append((list(chunk), [pool.submit(dataset.load_image, image_id) for image_id in chunk]))
+            waiting.append((list(chunk), [pool.submit(load, image_id) for image_id in chunk]))
             if len(waiting) > max(1, workers // len(chunk)):
                 yield from _finished(*waiting.popleft(), failures)
         for chunk, futures in waiting:
@@ -296,8 +276,11 @@ def detect_to_folder(
     """Detect in all images that have no results in a folder yet. All processes of a group call it together.
 
     image_ids: of the data set. folder: the same for all processes. dtype: of detect(). workers: threads that read
-        images. verbose: show progress, in the first process. identity: of identify(), for callers that have it: it
-        takes a hash of all weights.
+        images. verbose: show progress and what is taken over, in the first process. identity: of identify(), for
+        callers that have it: it takes a hash of all weights.
+
+    An image is detected again if its file has other contents than before. Lines that are damaged are named in a
+    warning, and their images are detected again.
 
     Returns: the seconds of resizing, network, masks and in "total" that this process took, and in "images" for how many
         images.
@@ -307,24 +290,29 @@ def detect_to_folder(
     with contextlib.ExitStack() as stack:
         folder, start = Path(folder), time.perf_counter()
         dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
-        chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack)
+        evaluation, chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack, verbose)
         chunks = chunks[runtime.rank() :: runtime.world_size()]
-        seconds = _detect_chunks(model, dataset, chunks, folder, dtype, workers, verbose)
+        seconds = _detect_chunks(model, dataset, chunks, folder, evaluation, dtype, workers, verbose)
     return {**seconds, "total": time.perf_counter() - start}
 
 
 def _detect_chunks(
-    model: ResumableDetector, dataset: Dataset, chunks, folder, dtype, workers, verbose
+    model: ResumableDetector, dataset: Dataset, chunks, folder, evaluation, dtype, workers, verbose
 ) -> dict[str, float]:
     """Detect in the chunks of this process, and write the results."""
     categories = categories_of_model(model, dataset)
     failures: dict[int, str] = {}
+    files: dict[int, ImageFile | None] = {}
     taken: deque[list[int]] = deque()
 
     def batches() -> Iterator[list[Any]]:
-        for chunk, images in read_batches(dataset, chunks, failures, workers):
+        for chunk, images in read_batches(dataset, chunks, failures, workers, files):
             taken.append(chunk)
             yield images
+
+    def line(image_id: int, result: dict[str, Any]) -> Line:
+        number = image_number(dataset, image_id)
+        return Line(number, *to_results(result, number, categories), evaluation, files.pop(image_id))
 
     writer = _Writer(folder)
     count = sum(map(len, chunks))
@@ -333,9 +321,8 @@ def _detect_chunks(
     try:
         with tqdm(total=count, unit="image", desc="detecting", disable=silent) as progress:
             for results in model.detect_batches(batches(), dtype, "rle"):
-                chunk = [image_number(dataset, image_id) for image_id in taken.popleft()]
-                pairs = zip(chunk, results, strict=True)
-                writer.write([Line(number, *to_results(result, number, categories)) for number, result in pairs])
+                chunk = taken.popleft()
+                writer.write([line(image_id, result) for image_id, result in zip(chunk, results, strict=True)])
                 progress.update(len(chunk))
                 images += len(chunk)
     finally:
@@ -345,25 +332,20 @@ def _detect_chunks(
 
 
 def _remaining_chunks(
-    model: ResumableDetector, dataset: Dataset, image_ids, folder: Path, dtype: str, identity, stack
-) -> list[list[int]]:
-    """The chunks without results. The first process decides for all, and its errors are raised in all.
+    model: ResumableDetector, dataset: Dataset, image_ids, folder: Path, dtype: str, identity, stack, verbose=False
+) -> tuple[str, list[list[int]]]:
+    """The digest of the evaluation, and the chunks without usable results.
 
-    The first process also locks the folder, until the stack is closed.
+    The first process decides for all, and its errors are raised in all. It also locks the folder, until the stack is
+    closed.
     """
     answer: list[Any] = [None]
     if runtime.rank() == 0:
         try:
             identity = identity or identify(model, dataset, image_ids, dtype)
             stack.enter_context(runtime.locked_folder(folder))
-            claim_folder(folder, identity)
-            done = done_images(folder)
-            remaining = [
-                chunk
-                for chunk in plan_chunks(model, image_ids)
-                if not all(image_number(dataset, image_id) in done for image_id in chunk)
-            ]
-            answer = [remaining]
+            evaluation = claim_folder(folder, identity)
+            answer = [(evaluation, _take_over(dataset, plan_chunks(model, image_ids), folder, evaluation, verbose))]
         except Exception as error:
             answer = [error]
     if runtime.world_size() > 1:
@@ -371,6 +353,33 @@ def _remaining_chunks(
     if isinstance(answer[0], Exception):
         raise answer[0]
     return answer[0]
+
+
+def _take_over(dataset: Dataset, chunks: list[list[int]], folder: Path, evaluation: str, verbose: bool) -> list:
+    """The chunks that have to be detected. Lines of their images, and lines that cannot be used, are removed.
+
+    Problems are logged; with verbose, what is taken over and which images have changed is printed.
+    """
+    numbers = {image_id: image_number(dataset, image_id) for chunk in chunks for image_id in chunk}
+    stored, problems = find_stored(folder, evaluation, set(numbers.values()).__contains__)
+    for text in describe_problems(problems):
+        logger.warning(text)
+    changed = []
+    for image_id, number in numbers.items():
+        path = dataset.image_info[image_id]["path"]
+        if number in stored and not is_unchanged(stored[number].file, path, dataset.reader.chosen):
+            del stored[number]
+            changed.append(utils.printable(path))
+    remaining = [chunk for chunk in chunks if not all(numbers[image_id] in stored for image_id in chunk)]
+    for chunk in remaining:
+        for image_id in chunk:
+            stored.pop(numbers[image_id], None)
+    keep_lines(folder, {image.span for image in stored.values()})
+    if verbose and stored:
+        print(f"taken over from an earlier run: {len(stored)} of {len(numbers)} images")
+    if verbose and changed:
+        print(f"detected again, because their files have changed: {len(changed)} images: {utils.listed(changed, 5)}")
+    return remaining
 
 
 def _check_failures(dataset: Dataset, failures: dict[int, str], folder: Path) -> None:

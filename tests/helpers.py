@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import re
+import resource
 import signal
 from collections.abc import Sequence
 
@@ -24,6 +25,22 @@ from model import MaskRCNN, Targets, network_shapes
 from roialign import MaskCrops
 from samples import shapes
 from training.loop import Progress
+
+############################################################
+#  Disks
+############################################################
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """A context in which no file can grow beyond `size` bytes: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
 
 ############################################################
 #  Tiny networks

@@ -1,8 +1,10 @@
 """A web server of one file, or of a few, in a thread, which misbehaves as it is told, for the tests of downloads."""
 
+import contextlib
 import http.server
 import re
 import threading
+import time
 
 
 class FileServer:
@@ -16,6 +18,8 @@ class FileServer:
     drops: bytes after which to close the connection, for the next answers; None sends all.
     redirect: where to lead every request, or None. requests: (path, headers) of each request so far.
     hold: a threading.Event that answers wait for, or None.
+    headers: {name: value} of each answer, which replace others; a list of values is sent one by one, None not at all.
+    trickle: seconds between the bytes of an answer, headers included; 0 sends all at once.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -23,6 +27,7 @@ class FileServer:
         self.etag, self.modified, self.redirect, self.hold = '"1"', None, None, None
         self.ranges, self.length = True, True
         self.statuses, self.drops, self.requests = [], [], []
+        self.headers, self.trickle = {}, 0.0
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.root = f"http://127.0.0.1:{self._server.server_port}"
@@ -70,13 +75,23 @@ class FileServer:
                 status = server.statuses.pop(0) if server.statuses else status
                 drop = server.drops.pop(0) if server.drops else None
                 self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                if server.length:
-                    self.send_header("Content-Length", str(len(body)))
+                headers |= {"Content-Length": str(len(body))} if server.length else {}
+                headers |= server.headers
+                for name, values in headers.items():
+                    for value in values if isinstance(values, list) else [values] if values is not None else []:
+                        self.send_header(name, value)
+                self.close_connection = True
+                if server.trickle:
+                    self.trickle(b"".join(self._headers_buffer) + b"\r\n" + body[:drop])
+                    return
                 self.end_headers()
                 self.wfile.write(body[:drop])
-                self.close_connection = True
+
+            def trickle(self, data):
+                with contextlib.suppress(OSError):
+                    for i in range(len(data)):
+                        self.wfile.write(data[i : i + 1])
+                        time.sleep(server.trickle)
 
             def log_message(self, *_):
                 pass

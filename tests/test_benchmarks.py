@@ -5,8 +5,10 @@ import io
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 from helpers import rectangle, segm_result, two_rankings
 
+import cli
 import native
 import utils
 from benchmarks import (
@@ -23,6 +26,7 @@ from benchmarks import (
     bench_ops,
     bench_train,
     doctor,
+    kills,
     machine,
     measure_gain,
     overfit_nuclei,
@@ -351,6 +355,72 @@ def test_doctor_without_torch():
 
 def test_doctor_without_compilers():
     assert doctor.tool([]) == "none"
+
+
+############################################################
+#  Kills
+############################################################
+
+
+def test_kills_end_with_a_json_line(tmp_path):
+    output = tmp_path / "kills.json"
+    counts = ("--training", "0", "--evaluation", "0", "--conversion", "0", "--download", "2")
+    done = run("benchmarks/kills.py", *counts, "--output", str(output), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    *table, line = done.stdout.splitlines()
+    assert output.read_text() == line + "\n"
+    facts = json.loads(line)
+    (row,) = facts["cases"]
+    assert facts["seed"] == 0
+    assert (row["name"], row["kills"], row["lost"], row["leftovers"], row["differing"]) == ("download", 2, 0, 0, [])
+    assert row["equal"] == row["rounds"] > 0
+    assert any(text.split()[:2] == ["download", "2"] for text in table)
+
+
+def writing(again: str) -> kills.Kind:
+    """Writes 40 bytes one by one. After a kill it goes on (again "continues"), begins anew, or leaves a file."""
+
+    def write(folder: Path) -> None:
+        path = folder / "file"
+        if again == "begins anew":
+            path.unlink(missing_ok=True)
+        if again == "leaves a file":
+            (folder / "file.tmp").touch()
+        size = path.stat().st_size if path.exists() else 0
+        with path.open("ab", buffering=0) as file:
+            for number in range(size, 40):
+                file.write(os.urandom(1) if again == "differs" else bytes([number]))
+                time.sleep(0.01)
+
+    def progress(folder: Path) -> int:
+        return (folder / "file").stat().st_size if (folder / "file").exists() else 0
+
+    return kills.Kind("writing", write, progress, lambda folder: {"file": (folder / "file").read_bytes().hex()})
+
+
+@pytest.mark.parametrize("again", ["continues", "begins anew", "leaves a file", "differs"])
+def test_kills_notice_what_goes_wrong(tmp_path, again):
+    row = kills.measure(writing(again), 8, tmp_path, random.Random(1))
+    assert row["kills"] == 8
+    assert row["rounds"] >= 2
+    assert (row["lost"] > 0) == (again == "begins anew")
+    assert (row["leftovers"] > 0) == (again == "leaves a file")
+    assert (row["equal"], row["differing"]) == ((0, ["file"]) if again == "differs" else (row["rounds"], []))
+
+
+def test_a_command_that_fails_ends_the_kills(tmp_path):
+    kind = kills.Kind("failing", lambda folder: print("what went wrong") or 3, lambda folder: 0, lambda folder: {})
+    with pytest.raises(cli.Failure, match=r"failing: a command ended with 3: .*what went wrong"):
+        kills.measure(kind, 1, tmp_path, random.Random(1))
+
+
+def test_digests_tell_values_apart():
+    tensor = torch.tensor([1.0, 2.0])
+    same = [{"a": [tensor, (1, "x", None)]}, {"a": [tensor.clone(), [1, "x", None]]}]
+    others = [{"a": [tensor + 1e-6, (1, "x", None)]}, {"b": [tensor, (1, "x", None)]}, {"a": [tensor, (1, "y", None)]},
+              {"a": [tensor.double(), (1, "x", None)]}, {"a": [tensor[None], (1, "x", None)]}]  # fmt: skip
+    assert kills.digest(same[0]) == kills.digest(same[1])
+    assert len({*map(kills.digest, [same[0], *others])}) == 6
 
 
 ############################################################

@@ -18,7 +18,7 @@ from PIL import Image
 
 import config
 import native
-from benchmarks import ablations, measure_gain
+from benchmarks import ablations, kills, measure_gain
 
 ROOT = native.ROOT
 PAGES = {
@@ -424,6 +424,16 @@ def test_operators_speed_is_the_committed_result():
         assert cells[0] == f"{case['ours_ms']:.2f}"
         assert cells[1] == ("-" if case["torchvision_ms"] is None else f"{case['torchvision_ms']:.1f}")
         assert cells[2] == ("-" if case["speedup"] is None else f"{case['speedup']:.0f} x")
+
+
+def test_kills_are_the_committed_result():
+    facts = committed("docs/training.md", "kills")
+    assert [case["name"] for case in facts["cases"]] == list(kills.COUNTS)
+    for case in facts["cases"]:
+        numbers = [str(case[name]) for name in ("kills", "rounds", "equal", "lost")]
+        assert row_of("docs/training.md", case["name"]).split(" | ") == numbers
+        assert case["kills"] == kills.COUNTS[case["name"]]
+        assert (case["equal"], case["leftovers"]) == (case["rounds"], 0)
 
 
 def test_detection_speed_is_the_committed_result():

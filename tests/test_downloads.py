@@ -2,22 +2,28 @@
 
 import errno
 import hashlib
+import http.server
 import json
 import logging
 import os
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+import urllib.error
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers import files_of_at_most
 from http_server import FileServer
 
-from weights.download import download, safe_extract, sha256_of
+from weights.download import _Deadline, _opener, download, safe_extract, sha256_of
 
 CONTENT = bytes(range(256)) * 1200 + b"the end"  # a few chunks
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -281,8 +287,8 @@ def test_arguments(server, path):
             get(server, path, sha256=sha256)
     with pytest.raises(ValueError, match=r"path must name a file, but .* is a folder"):
         get(server, path.parent)
-    for options in ({"retries": -1}, {"timeout": 0}):
-        with pytest.raises(ValueError, match="retries must be at least 0 and timeout above 0"):
+    for options in ({"retries": -1}, {"timeout": 0}, {"limit": 0}, {"limit": float("nan")}):
+        with pytest.raises(ValueError, match="retries must be at least 0, timeout and limit above 0 seconds"):
             get(server, path, **options)
     assert server.requests == []
 
@@ -291,10 +297,201 @@ def test_redirects(server, path):
     with FileServer(b"") as first:
         first.redirect = server.url
         assert get(first, path).read_bytes() == CONTENT
-        path.unlink()
-        first.redirect = "file:///etc/hosts"
-        with pytest.raises(ConnectionError, match="302"):
+
+
+@pytest.mark.parametrize("address", ["file:///etc/hosts", "FTP://127.0.0.1:1/x", "ftp://h/\x1b2J", "data:,x", "jar:x"])
+def test_redirects_to_other_protocols(path, address):
+    with FileServer(b"") as first:
+        first.redirect = address
+        message = rf"{first.url} leads to an address that is not opened: .* is neither http nor https"
+        with pytest.raises(ConnectionError, match=message) as caught:
+            get(first, path)
+        assert str(caught.value).isprintable()
+        assert len(first.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://h:99999999/", "http://" + "a" * 70 + ".x/", "http:///x", "//"]
+)
+def test_redirects_to_broken_addresses(path, address):
+    with FileServer(b"") as first:
+        first.redirect = address
+        with pytest.raises(ConnectionError, match=first.url):
             get(first, path, retries=0)
+
+
+def test_redirects_in_a_circle(path):
+    with FileServer(b"") as first:
+        first.redirect = first.url
+        with pytest.raises(ConnectionError, match=f"{first.url}: the server answered 302"):
+            get(first, path)
+
+
+def test_nothing_else_than_http_is_opened():
+    """The opener of urllib opens files, FTP and data addresses, too."""
+    with _Deadline(9) as deadline:
+        for url in ("file:///etc/hosts", "ftp://127.0.0.1:1/x", "data:,x"):
+            with pytest.raises(urllib.error.URLError, match="unknown url type"):
+                _opener(deadline).open(url)
+
+
+############################################################
+#  download: time, sizes and encodings
+############################################################
+
+
+def test_bytes_that_come_one_by_one_are_not_waited_for_without_end(server, path):
+    server.trickle = 0.02
+    server.content = b"x" * 10_000
+    start = time.monotonic()
+    with pytest.raises(
+        ConnectionError, match=r"in 1 attempts: it took more than 0\.5 seconds \(.*running again goes on"
+    ):
+        get(server, path, limit=0.5)  # within the headers
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_the_limit_of_time_in_the_middle_of_a_file(server, path, length):
+    server.content, server.length, server.etag, server.trickle = b"x" * 100_000, length, None, 0.0005
+    with pytest.raises(ConnectionError, match=r"it took more than 1\.5 seconds"):
+        get(server, path, limit=1.5)
+    assert not path.exists()
+    assert 0 < part_of(path).stat().st_size < 100_000
+    server.trickle = 0
+    assert get(server, path).read_bytes() == server.content
+
+
+def test_the_limit_of_time_counts_pauses_and_all_attempts(server, path, monkeypatch):
+    monkeypatch.setattr("weights.download.BACKOFF", 60)
+    server.statuses = [503] * 9
+    with pytest.raises(ConnectionError, match=r"it took more than 0\.3 seconds"):
+        get(server, path, retries=8, limit=0.3)
+    assert len(server.requests) < 9
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_an_empty_answer(server, path, length):
+    server.content, server.length = b"", length
+    with pytest.raises(ConnectionError, match=rf"{server.url} could not be .* in 2 attempts: the answer is empty"):
+        get(server, path, retries=1)
+    assert not path.exists()
+
+
+def test_a_server_that_announces_more_than_it_sends(server, path):
+    server.headers = {"Content-Length": str(len(CONTENT) + 5)}
+    with pytest.raises(ConnectionError, match=r"the connection ended after 307,207 of 307,212 bytes"):
+        get(server, path, retries=0)
+    assert not path.exists()
+
+
+def test_a_server_that_sends_more_than_it_announces(server, path):
+    server.headers = {"Content-Length": "1000"}
+    assert get(server, path).read_bytes() == CONTENT[:1000], "by the rules of HTTP, the rest is not of the file"
+
+
+@pytest.mark.parametrize("length", ["-1", "1e9", "\xb2", " ", "9" * 30, ["1", "2"]])
+def test_sizes_that_are_none(server, path, length):
+    server.headers = {"Content-Length": length}
+    with pytest.raises(ConnectionError, match="the server announces "):
+        get(server, path, retries=0)
+    assert not path.exists()
+
+
+def test_a_server_that_sends_ranges_in_pieces(server, path):
+    """It is asked for all that is missing, and answers with less: each attempt goes on."""
+    begin(server, path)
+    answer = server.answer
+
+    def short(headers, path):
+        status, out, body = answer(headers, path)
+        end = len(CONTENT) - len(body) + 100_000
+        if status == 206 and len(body) > 100_000:
+            out["Content-Range"] = f"bytes {len(CONTENT) - len(body)}-{end - 1}/{len(CONTENT)}"
+            body = body[:100_000]
+        return status, out, body
+
+    server.answer = short
+    assert get(server, path).read_bytes() == CONTENT
+    assert server.asked("Range") == [f"bytes={HALF}-", f"bytes={HALF + 100_000}-"]
+
+
+@pytest.mark.parametrize("headers", [
+    {"Content-Encoding": "gzip"}, {"Content-Encoding": "x\x1b[2J"}, {"Transfer-Encoding": "gzip, chunked"},
+])  # fmt: skip
+def test_other_encodings_are_refused(server, path, headers):
+    server.headers = headers
+    with pytest.raises(
+        ConnectionError, match=r"answered with other bytes .*encoded as .*put it at .*weights\.pth"
+    ) as caught:
+        get(server, path)
+    assert len(server.requests) == 1
+    assert str(caught.value).isprintable()
+    assert not path.exists()
+    server.headers = {"Content-Encoding": "identity"}
+    assert get(server, path).read_bytes() == CONTENT
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+
+
+@pytest.mark.parametrize("end", [b"", b"5\r\nab", b"x\r\n", b"5"])
+def test_answers_in_chunks(server, path, end):
+    server.headers, server.length = {"Transfer-Encoding": "chunked"}, False
+    whole = server.content = chunked(CONTENT[:HALF], CONTENT[HALF:]) + b"0\r\n\r\n"
+    assert get(server, path).read_bytes() == CONTENT
+    path.unlink()
+    server.content = chunked(CONTENT[:HALF]) + end
+    with pytest.raises(ConnectionError, match="could not be downloaded in 1 attempts"):
+        get(server, path, retries=0)
+    assert not path.exists(), "a cut answer is none"
+    server.content, server.ranges = whole, False
+    assert get(server, path).read_bytes() == CONTENT
+
+
+def test_words_of_the_server_are_printed_as_text(server, path, monkeypatch):
+    monkeypatch.setitem(http.server.BaseHTTPRequestHandler.responses, 404, ("gone\x1b[2J", ""))
+    server.statuses = [404]
+    with pytest.raises(ConnectionError, match=r"answered 404 gone\?\[2J; it was moved"):
+        get(server, path)
+
+
+@pytest.mark.parametrize("name", ["weights.pth.part", "weights.pth.part.json", "weights.pth.lock"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_that_somebody_planted(server, path, name, exists):
+    target = path.parent / "target"
+    if exists:
+        target.write_bytes(b"mine")
+    path.with_name(name).symlink_to(target)
+    with pytest.raises(OSError, match=rf"{name} is a symbolic link.*remove the link"):
+        get(server, path)
+    assert target.read_bytes() == b"mine" if exists else not target.exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("notes", [
+    b"[" * 100_000, b"{}", b"\xff", b'{"url": 5}', b'{"url": "URL", "size": "x", "validator": null}',
+    b'{"url": "URL", "size": 307207, "validator": "a\\r\\nb"}', b'{"url": "URL", "size": 1e400, "validator": 3}',
+])  # fmt: skip
+def test_damaged_notes(server, path, notes):
+    begin(server, path)
+    part_of(path).with_name("weights.pth.part.json").write_bytes(notes.replace(b"URL", server.url.encode()))
+    assert get(server, path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None], "without its notes, nobody knows what the part is of"
+
+
+def test_a_full_disk_names_the_part(server, path):
+    with pytest.raises(OSError, match=r"File too large: .*weights\.pth\.part'"), files_of_at_most(100_000):
+        get(server, path)
+    assert part_of(path).stat().st_size == 100_000
+    assert get(server, path, sha256=HASH).read_bytes() == CONTENT
+    assert server.asked("Range") == [None, "bytes=100000-"]
+
+
+############################################################
+#  download: processes and proxies
+############################################################
 
 
 def test_a_proxy_is_used(server, path, monkeypatch):
@@ -353,11 +550,11 @@ def test_a_killed_process_leaves_no_lock(server, path):
     script = """
         import http.client, os, sys
         from weights.download import download
-        read = http.client.HTTPResponse.read
+        read = http.client.HTTPResponse.read1
         def read_and_die(response, size, calls=[]):
             calls.append(1)
             return read(response, size) if len(calls) < 4 else os._exit(9)
-        http.client.HTTPResponse.read = read_and_die
+        http.client.HTTPResponse.read1 = read_and_die
         download(sys.argv[1], sys.argv[2], progress=False)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), server.url, str(path)]
@@ -488,6 +685,48 @@ def test_extract_of_a_damaged_file(tmp_path):
     raw[500] ^= 1
     archive.write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
+        safe_extract(archive, tmp_path / "out", progress=False)
+    assert names(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_extract_of_damage_in_other_methods(tmp_path, method):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("a", os.urandom(1000))
+    raw = bytearray(archive.read_bytes())
+    raw[100] ^= 1
+    archive.write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"):
+        safe_extract(archive, tmp_path / "out", progress=False)
+    assert names(tmp_path / "out") == set()
+
+
+def test_extract_removes_what_a_killed_one_left(tmp_path):
+    archive = make_zip(tmp_path / "x.zip", [("a.txt", b"A"), ("b.txt", b"B")])
+    safe_extract(archive, tmp_path / "out", progress=False)
+    process = os.fork()
+    if process == 0:
+        shutil.copyfileobj = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            safe_extract(archive, tmp_path / "out", progress=False)
+        finally:
+            os._exit(0)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert len(names(tmp_path / "out")) == 3
+    safe_extract(archive, tmp_path / "out", progress=False)
+    assert names(tmp_path / "out") == {"a.txt", "b.txt"}
+
+
+def test_extract_of_a_file_where_a_folder_is(tmp_path):
+    archive = make_zip(tmp_path / "x.zip", [("a", b"1"), ("a/b", b"2")])
+    with pytest.raises(OSError, match="/out/a"):
+        safe_extract(archive, tmp_path / "out", progress=False)
+
+
+def test_extract_to_a_full_disk_names_the_file(tmp_path):
+    archive = make_zip(tmp_path / "x.zip", [("a.bin", bytes(100_000))])
+    with pytest.raises(OSError, match=r"File too large: .*/out/a\.bin'$"), files_of_at_most(1000):
         safe_extract(archive, tmp_path / "out", progress=False)
     assert names(tmp_path / "out") == set()
 

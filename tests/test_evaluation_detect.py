@@ -1,10 +1,12 @@
 """Detections that are written as they come: interruptions, damage, several processes, and what a folder refuses."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from evaluate_tiny import Noise
-from helpers import detection_result, random_rectangles, rectangles, tiny_model
+from helpers import detection_result, files_of_at_most, random_rectangles, rectangles, tiny_model
+from PIL import Image
 from torch import nn
 
+import coco
 from config import Config
 from evaluation.detect import (
     _remaining_chunks,
@@ -32,10 +36,10 @@ from evaluation.detect import (
     load_results,
     plan_chunks,
     read_batches,
-    read_lines,
     write_submission,
 )
 from evaluation.results import Detector, ResumableDetector, ground_truth, to_results
+from evaluation.stream import ImageFile, is_unchanged
 
 SCRIPT = Path(__file__).parent / "evaluate_tiny.py"
 
@@ -194,19 +198,21 @@ def test_a_part_cut_off_anywhere(tmp_path, part):
 def test_a_torn_line_is_not_read(tmp_path, part):
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
-    assert [line.image_id for line in read_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert done_images(tmp_path) == {1, 2, 3, 4, 5, 6}
-    assert part.read_bytes() == whole[: whole[:-1].rfind(b"\n") + 1]
+    assert part.read_bytes() == whole[:-1], "looking changes nothing"
+    assert detect(tmp_path).batches == [[6]]
+    assert part.read_bytes() == whole
 
 
 @pytest.mark.parametrize("torn", [1, 65535, 65536, 65537, 200000])
-@pytest.mark.parametrize("before", [b"", b'{"image_id": 1, "boxes": [], "masks": []}\n'])
-def test_long_torn_lines(tmp_path, before, torn):
-    path = tmp_path / "detections" / "part-003.jsonl"
-    path.parent.mkdir()
-    path.write_bytes(before + b"x" * torn)
-    assert done_images(tmp_path) == ({1} if before else set())
-    assert path.read_bytes() == before
+@pytest.mark.parametrize("kept", [0, 2])
+def test_long_torn_lines(tmp_path, part, kept, torn, caplog):
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines[:kept]) + b"x" * torn)
+    assert done_images(tmp_path) == set(range(1, kept + 1))
+    assert detect(tmp_path).batches == [[0, 1], [2, 3], [4, 5], [6]][kept // 2 :]
+    assert part.read_bytes() == b"".join(lines)
+    assert caplog.text == "", "that is how a killed process leaves its file"
 
 
 def test_folders_without_detections(tmp_path):
@@ -218,22 +224,305 @@ def test_folders_without_detections(tmp_path):
     assert len(detect(tmp_path).batches) == 4
 
 
-@pytest.mark.parametrize("garbage", [
-    b"what is this", b"", b"5", b"[]", b'"image_id"', b"\x00\x00\x00", b"\xff\xfe", b'{"image_id": 3}',
-    b'{"image_id": "3", "boxes": [], "masks": []}', b'{"image_id": 3, "boxes": 5, "masks": []}',
-    b'{"image_id": 3, "boxes": [], "masks": null}', b'{"image_id": 3, "boxes": [], "masks": [], "more": 1}',
+def line_of(values: dict, **change) -> bytes:
+    """A line with a checksum that fits, whatever its values."""
+    body = json.dumps({**values, **change})[:-1].encode()
+    return body + b', "checksum": "' + hashlib.sha256(body).hexdigest()[:16].encode() + b'"}\n'
+
+
+def values_of(line: bytes) -> dict:
+    values = json.loads(line)
+    del values["checksum"]
+    assert line_of(values) == line
+    return values
+
+
+def old_line(line: bytes) -> bytes:
+    values = values_of(line)
+    return json.dumps({name: values[name] for name in ("image_id", "boxes", "masks")}).encode() + b"\n"
+
+
+def with_(path: str, value):
+    """A change of a line: value at path, such as "masks.0.score"."""
+
+    def change(line: bytes) -> bytes:
+        values = values_of(line)
+        *names, last = [int(name) if name.isdigit() else name for name in path.split(".")]
+        place = values
+        for name in names:
+            place = place[name]
+        place[last] = value
+        return line_of(values)
+
+    return change
+
+
+NO_RESULTS = "it is not the results of an image"
+
+
+@pytest.mark.parametrize(("damage", "reason"), [
+    (lambda line: b"what is this\n", "it has no checksum"),
+    (lambda line: b"\n", "it has no checksum"),
+    (lambda line: b"\x00\x00\x00\n", "it has no checksum"),
+    (lambda line: b"\xff\xfe\n", "it has no checksum"),
+    (lambda line: line[:-8] + b"\n", "it has no checksum"),
+    (old_line, "it has no checksum, as in older releases"),
+    (lambda line: line.replace(b'"score": 0.', b'"score": 0.9', 1), "its checksum does not fit"),
+    (lambda line: bytes([line[0] ^ 4]) + line[1:], "its checksum does not fit"),
+    (lambda line: line[:40] + line[44:], "its checksum does not fit"),
+    (lambda line: line_of({"image_id": 3}), NO_RESULTS),
+    (lambda line: line_of({**values_of(line), "more": 1}), NO_RESULTS),
+    (with_("image_id", "3"), NO_RESULTS),
+    (with_("boxes", 5), NO_RESULTS),
+    (with_("masks", None), NO_RESULTS),
+    (with_("file", [1]), NO_RESULTS),
+    (with_("masks", []), "its boxes and masks are not of one image"),
+    (with_("boxes.0.image_id", 4), "its boxes and masks are not of one image"),
+    (with_("image_id", 99), "its boxes and masks are not of one image"),
+    (with_("boxes.0.category_id", 1.5), "a category is no number of one"),
+    (with_("boxes.0.bbox", [1, 2, 3]), "a box has no four numbers"),
+    (with_("boxes.0.bbox.2", float("nan")), "a score or a box is not finite, or far too large"),
+    (with_("masks.0.score", float("inf")), "a score or a box is not finite, or far too large"),
+    (with_("masks.0.class_score", "1"), "a score or a box is not finite, or far too large"),
+    (with_("masks.0.segmentation.size", [2**32, 2**32]), "its masks have no size of one image"),
+    (with_("masks.0.segmentation.size", [9, 9]), "its masks have no size of one image"),
+    (with_("masks.0.segmentation.size", [0, 100]), "its masks have no size of one image"),
+    (with_("masks.0.segmentation.counts", [1, 2]), "a mask has no run-length code"),
+    (with_("masks.0.segmentation.counts", "04"), "the run-length code of a mask does not fit its size"),
+    (with_("masks.0.segmentation.counts", "P" * 9), "the run-length code of a mask does not fit its size"),
 ])  # fmt: skip
-def test_garbage_is_an_error_that_says_where(tmp_path, part, garbage):
+def test_lines_that_cannot_be_used_are_named_and_detected_again(tmp_path, part, damage, reason, caplog):
+    """Line 3 is that of image 3, which has two detections."""
     expected, lines = results_in(tmp_path), part.read_bytes().splitlines(keepends=True)
-    part.write_bytes(b"".join([*lines[:2], garbage + b"\n", *lines[3:]]))
-    message = r"part-000\.jsonl, line 3, is damaged: it is not the results of an image\. Remove the line"
-    with pytest.raises(ValueError, match=message):
-        detect(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        results_in(tmp_path)
-    part.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert len(values_of(lines[2])["boxes"]) == 2
+    part.write_bytes(b"".join([*lines[:2], damage(lines[2]), *lines[3:]]))
     assert detect(tmp_path).batches == [[2, 3]]
     assert results_in(tmp_path) == expected
+    text = f"{part}: 1 lines cannot be used, and their images are detected again: line 3 ({reason})"
+    assert [record.getMessage() for record in caplog.records] == [text]
+    caplog.clear()
+    assert detect(tmp_path).batches == []
+    assert caplog.text == ""
+
+
+def test_lines_of_other_images_and_double_ones(tmp_path, part, caplog):
+    expected, lines = results_in(tmp_path), part.read_bytes().splitlines(keepends=True)
+    stranger = {"image_id": 99, "evaluation": values_of(lines[0])["evaluation"], "file": None, "boxes": [], "masks": []}
+    part.write_bytes(b"".join([lines[0], line_of(stranger), *lines[1:]]))
+    part.with_name("part-007.jsonl").write_bytes(lines[5] + lines[1])
+    assert detect(tmp_path).batches == []
+    assert results_in(tmp_path) == expected
+    assert "line 2 (the evaluation has no image 99)" in caplog.text
+    assert part.read_bytes() == b"".join(lines)
+    assert part.with_name("part-007.jsonl").read_bytes() == b"", "an equal line adds nothing"
+    caplog.clear()
+    part.with_name("part-007.jsonl").write_bytes(with_("boxes.0.score", 0.5)(lines[2]))
+    assert detect(tmp_path).batches == [[2, 3]], "nobody knows which of the two is right"
+    assert results_in(tmp_path) == expected
+    assert "part-007.jsonl: 1 lines cannot be used" in caplog.text
+    assert "image 3 has other results in another line" in caplog.text
+
+
+def test_a_line_of_another_evaluation_stops(tmp_path, part):
+    """It is intact, and nobody shall lose it."""
+    before = part.read_bytes()
+    (tmp_path / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match=rf"{part}, line 1, is of another evaluation \(\w{{8}} there, \w{{8}} now\)"):
+        detect(tmp_path, Told(weight=0.25))
+    assert part.read_bytes() == before
+    (tmp_path / "evaluation.json").unlink()
+    assert detect(tmp_path).batches == [], "the same evaluation takes its lines over"
+
+
+def test_results_that_no_line_can_hold(tmp_path):
+    class Broken(Told):
+        def find(self, number):
+            return {**super().find(number), "mask_scores": np.full(number % 3, np.nan)}
+
+    message = "in image 2 cannot be stored, because a score or a box is not finite, or far too large; are the weights"
+    with pytest.raises(ValueError, match=message):
+        detect(tmp_path, Broken())
+
+
+def test_damage_while_an_evaluation_runs(tmp_path, part):
+    part.write_bytes(part.read_bytes().replace(b'"score": 0.', b'"score": 0.9', 1))
+    with pytest.raises(ValueError, match=r"part-000\.jsonl, line 2, is damaged: its checksum does not fit\. Run again"):
+        results_in(tmp_path)
+
+
+def test_very_long_lines(tmp_path, part, monkeypatch, caplog):
+    lines = part.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr("evaluation.stream.MAX_LINE", max(map(len, lines)))
+    for junk in (b"x" * 10_000, b"x" * (3 * max(map(len, lines)) - 1)):
+        part.write_bytes(b"".join([*lines[:2], junk + b"\n", *lines[2:]]))
+        assert detect(tmp_path).batches == []
+        assert "line 3 (it has more than" in caplog.text
+        assert part.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_parts_that_are_no_files(tmp_path, part, kind):
+    other = tmp_path / "other"
+    other.write_bytes(part.read_bytes())
+    part.unlink()
+    {"link": lambda: part.symlink_to(other), "pipe": lambda: os.mkfifo(part), "folder": part.mkdir}[kind]()
+    with pytest.raises(OSError, match=rf"{part} is {'a symbolic link' if kind == 'link' else 'no regular file'}"):
+        detect(tmp_path)
+    assert other.stat().st_size > 0
+
+
+def test_a_full_disk_names_the_part(tmp_path):
+    dataset = Plain(60)
+    with pytest.raises(OSError, match=r"File too large: .*part-000\.jsonl"), files_of_at_most(6000):
+        detect(tmp_path, dataset=dataset)
+    done = len(done_images(tmp_path))
+    assert 0 < done < 60
+    assert len(detect(tmp_path, dataset=dataset).batches) == 30 - done // 2
+    assert results_in(tmp_path, 60) == detect_dataset(Told(), dataset)
+
+
+############################################################
+#  Images that change
+############################################################
+
+
+class Files(Plain):
+    """Image i is a file; its first byte is the colour."""
+
+    def __init__(self, folder, count=7):
+        super().__init__(count)
+        for i, info in enumerate(self.image_info):
+            info["path"] = folder / f"{i}.bin"
+            info["path"].write_bytes(bytes([i, 0]))
+
+    def load_image(self, image_id):
+        return np.full((60, 80, 3), self.image_info[image_id]["path"].read_bytes()[0], np.uint8)
+
+
+def test_replaced_images_are_detected_again(tmp_path, capsys):
+    dataset, out = Files(tmp_path), tmp_path / "out"
+    detect(out, dataset=dataset)
+    model = Told()
+    detect_to_folder(model, dataset, range(7), out)
+    assert model.batches == []
+    assert capsys.readouterr().out == "taken over from an earlier run: 7 of 7 images\n"
+    path = dataset.image_info[3]["path"]
+    path.write_bytes(bytes([9, 0]))
+    detect_to_folder(model, dataset, range(7), out)
+    assert model.batches == [[2, 9]], "together with its neighbour, as always"
+    shown = capsys.readouterr().out
+    assert "taken over from an earlier run: 5 of 7 images\n" in shown
+    assert f"detected again, because their files have changed: 1 images: {path}\n" in shown
+    assert results_in(out) == detect_dataset(Told(), dataset)
+    assert detect(out, dataset=dataset).batches == []
+    path.write_bytes(bytes([9, 0, 0]))
+    assert detect(out, dataset=dataset).batches == [[2, 9]], "another size needs no hash to differ"
+
+
+def test_same_contents_are_not_detected_again(tmp_path, monkeypatch):
+    dataset, out = Files(tmp_path), tmp_path / "out"
+    detect(out, dataset=dataset)
+    for info in dataset.image_info:
+        info["path"].write_bytes(info["path"].read_bytes())
+        os.utime(info["path"], (1, 1))
+    assert detect(out, dataset=dataset).batches == []
+    times = dataset.image_info[0]["path"].stat()
+    dataset.image_info[0]["path"].write_bytes(bytes([9, 0]))
+    os.utime(dataset.image_info[0]["path"], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert detect(out, dataset=dataset).batches == [[9, 1]], "though size and time are the same"
+
+    fresh = tmp_path / "fresh"
+    detect(fresh, dataset=dataset)
+    monkeypatch.setattr("evaluation.stream._sha256", None)
+    assert detect(fresh, dataset=dataset).batches == [], "nothing is hashed where size and times are the same"
+
+
+def test_images_that_are_read_with_another_depth_are_detected_again(tmp_path):
+    dataset, out = Files(tmp_path), tmp_path / "out"
+    detect(out, dataset=dataset)
+    dataset.inspect_images = lambda *_: setattr(dataset.reader, "chosen", 12)
+    assert len(detect(out, dataset=dataset).batches) == 4
+    assert detect(out, dataset=dataset).batches == []
+
+
+def test_an_image_that_changes_while_it_is_read(tmp_path):
+    class Changing(Files):
+        def load_image(self, image_id):
+            image = super().load_image(image_id)
+            self.image_info[image_id]["path"].write_bytes(bytes([8, 8]))
+            return image
+
+    detect(tmp_path / "out", dataset=Changing(tmp_path), image_ids=[0])
+    dataset = Files(tmp_path, 0)
+    dataset.image_info = Changing(tmp_path / "out").image_info[:1]
+    dataset.image_info[0]["path"] = tmp_path / "0.bin"
+    assert detect(tmp_path / "out", dataset=dataset, image_ids=[0]).batches == [[8]]
+
+
+def write_coco(folder) -> Path:
+    """Four pictures of val2017 with an object each."""
+    (folder / "val2017").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    images, annotations = [], []
+    for i in range(1, 5):
+        images.append({"id": i, "file_name": f"{i}.png", "height": 60, "width": 80})
+        annotations.append({"id": i, "image_id": i, "category_id": 17, "bbox": [9, 9, 30, 20], "area": 600,
+                            "iscrowd": 0, "segmentation": [[9, 9, 39, 9, 39, 29, 9, 29]]})  # fmt: skip
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (60, 80, 3), np.uint8)).save(
+            folder / "val2017" / f"{i}.png"
+        )
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 17, "name": "cat"}]}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(contents))
+    return folder
+
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "cases" / "coco" / "T4_stale_eval" / "data"
+
+
+@pytest.mark.parametrize("source", ["made", pytest.param("shared", marks=pytest.mark.skipif(
+    not SHARED.is_dir(), reason="../shared is not there"))])  # fmt: skip
+def test_an_evaluation_of_replaced_pictures(tmp_path, source, capsys, monkeypatch):
+    """coco.py evaluate; pictures inverted; annotations changed."""
+    numbers = []
+    monkeypatch.setattr("evaluation.run.write_report", lambda evaluation, *_: numbers.append(evaluation.metrics))
+    data = write_coco(tmp_path / "data") if source == "made" else Path(shutil.copytree(SHARED, tmp_path / "data"))
+    annotations = data / "annotations" / "instances_val2017.json"
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o755)
+    contents = json.loads(annotations.read_text())
+    ids, names = zip(*((each["id"], each["name"]) for each in contents["categories"]), strict=True)
+    model = tiny_model(NUM_CLASSES=1 + len(ids), CATEGORY_IDS=(0, *ids), CLASS_NAMES=("BG", *names))
+    model.save(tmp_path / "model.pth")
+
+    def evaluate(output="out") -> str:
+        words = ["evaluate", "--dataset", data, "--model", tmp_path / "model.pth", "--output", tmp_path / output]
+        assert coco.main([*map(str, words), "--device", "cpu"]) == 0
+        return capsys.readouterr().out
+
+    assert "taken over" not in evaluate()
+    for path in sorted((data / "val2017").iterdir())[:3]:
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    shown = evaluate()
+    assert "detected again, because their files have changed: 3 images" in shown
+    evaluate("fresh")
+    assert submission(tmp_path / "out") == submission(tmp_path / "fresh")
+
+    contents["annotations"] = contents["annotations"][:1]
+    annotations.write_text(json.dumps(contents))
+    assert "taken over from an earlier run: 4 of 4 images" in evaluate()
+    assert numbers[-1] != numbers[-2] == numbers[-3], "of out after, fresh, and out before"
+    assert submission(tmp_path / "out") == submission(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(("before", "after"), [("file", None), (None, "file"), ("file", "folder"), ("file", "\0")])
+def test_images_with_and_without_files(tmp_path, before, after):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    places = {None: None, "file": tmp_path / "file", "folder": tmp_path / "folder", "\0": "\0"}
+    file = ImageFile.of(places[before])
+    assert (file is None) == (before is None)
+    assert is_unchanged(file, places[before])
+    assert not is_unchanged(file, places[after])
 
 
 def test_a_system_that_writes_little_at_a_time(tmp_path, part, monkeypatch):
@@ -346,9 +635,11 @@ def test_only_the_first_process_touches_the_folder_before_all_agree(tmp_path, mo
     """Another could cut off a line that is being written."""
     monkeypatch.setattr("runtime.rank", lambda: 1)
     monkeypatch.setattr("runtime.world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda answer: answer.__setitem__(0, [[0, 1]]))
+    told = ("a", [[0, 1]])
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda answer: answer.__setitem__(0, told))
     with contextlib.ExitStack() as stack:
-        assert _remaining_chunks(Told(), Plain(7), range(7), tmp_path / "new", "float32", None, stack) == [[0, 1]]
+        arguments = (Told(), Plain(7), range(7), tmp_path / "new", "float32", None, stack)
+        assert _remaining_chunks(*arguments) == told
     assert not (tmp_path / "new").exists()
 
 
@@ -431,6 +722,27 @@ def test_a_folder_of_an_older_release(tmp_path, part):
         detect(tmp_path, Told(MASKIOU_CLAMP=False))
 
 
+def test_a_folder_of_a_release_without_checksums(tmp_path, part, caplog):
+    """It takes the same evaluation only, whose images are all detected again."""
+    expected, lines = results_in(tmp_path), part.read_bytes()
+
+    def age(contents):
+        contents["version"] = 1
+        del contents["evaluation"]
+
+    change_record(tmp_path, age)
+    part.write_bytes(b"".join(map(old_line, lines.splitlines(keepends=True))))
+    with pytest.raises(ValueError, match="another evaluation: weights"):
+        detect(tmp_path, Told(weight=0.25))
+    assert len(detect(tmp_path).batches) == 4
+    assert (
+        "7 lines cannot be used, and their images are detected again: line 1 (it has no checksum, as in" in caplog.text
+    )
+    assert results_in(tmp_path) == expected
+    assert part.read_bytes() == lines
+    assert json.loads((tmp_path / "evaluation.json").read_text())["version"] == 2
+
+
 def test_defaults_of_a_setting_that_a_folder_lacks_are_those_of_its_dialect(tmp_path):
     folder = tmp_path / "out"
     detect(folder, Told(DIALECT="matterport"))
@@ -467,9 +779,13 @@ def test_other_paths_and_categories_are_other_evaluations(tmp_path, part):
 
 
 def change_record(folder, change) -> None:
+    """Change evaluation.json, and let its checksum fit."""
     path = folder / "evaluation.json"
     contents = json.loads(path.read_text())
+    del contents["checksum"]
     change(contents)
+    if contents["version"] != 1:
+        contents["checksum"] = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
     path.write_text(json.dumps(contents))
 
 
@@ -479,8 +795,11 @@ def change_record(folder, change) -> None:
     (lambda record: record["identity"].update(settings="x"), r"was not written by an evaluation"),
     (lambda record: record["identity"].pop("settings"), r"was not written by an evaluation"),
     (lambda record: record.pop("identity"), r"was not written by an evaluation"),
-    (lambda record: record.update(version=2), r"has version 2 of the format, and this release writes 1"),
+    (lambda record: record.pop("evaluation"), r"was not written by an evaluation"),
+    (lambda record: record.update(version="\33" * 9000), r"has version (\\x1b)+\.\.\. of the format"),
+    (lambda record: record.update(version=3), r"has version 3 of the format, and this release writes 2"),
     (lambda record: record["identity"]["settings"].update(OF_LATER=3), r"OF_LATER 3 there, None now"),
+    (lambda record: record["identity"].update({"\33[2J": "\33"}), r"evaluation: \\x1b\[2J \\x1b there, None now"),
     (lambda record: record["identity"]["settings"].update(DIALECT="crop"), r"DIALECT crop there, mmdet now"),
     (lambda record: record["identity"].pop("dtype"), r"dtype None there, float32 now"),
 ])  # fmt: skip
@@ -490,7 +809,7 @@ def test_records_of_other_programs(tmp_path, part, change, message):
         detect(tmp_path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"5", b"\xff\xff"])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"5", b"\xff\xff", b"[" * 100_000, b" " * (1 << 26) + b"{}"])
 def test_damaged_records(tmp_path, part, text):
     (tmp_path / "evaluation.json").write_bytes(text)
     with pytest.raises(
@@ -499,14 +818,29 @@ def test_damaged_records(tmp_path, part, text):
         detect(tmp_path)
 
 
+def test_a_record_that_was_damaged_a_little(tmp_path, part):
+    path = tmp_path / "evaluation.json"
+    path.write_text(path.read_text().replace('"dtype": "float32"', '"dtype": "float16"'))
+    message = r"evaluation\.json is damaged: its checksum does not fit\. Remove this file only, and run again"
+    with pytest.raises(ValueError, match=message):
+        detect(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        results_in(tmp_path)
+    path.unlink()
+    assert detect(tmp_path).batches == []
+
+
 def test_the_record(tmp_path):
     identity = identify(Told(), Plain(7), range(7), "float32")
     assert identity == json.loads(json.dumps(identity))
     assert identity["count"] == 7
-    claim_folder(tmp_path / "new" / "folder", identity)
-    claim_folder(tmp_path / "new" / "folder", identity)
-    contents = json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text())
-    assert contents == {"format": "mask-scoring-rcnn evaluation", "version": 1, "identity": identity}
+    folder = tmp_path / "new" / "folder"
+    assert claim_folder(folder, identity) == claim_folder(folder, identity) == digest_of(identity)
+    contents = json.loads((folder / "evaluation.json").read_text())
+    checksum = contents.pop("checksum")
+    expected = {"format": "mask-scoring-rcnn evaluation", "version": 2, "evaluation": digest_of(identity)}
+    assert contents == {**expected, "identity": identity}
+    assert checksum == hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def test_hash_of_weights():

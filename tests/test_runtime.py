@@ -3,14 +3,17 @@
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import needs_cuda
+from helpers import files_of_at_most
 
 import runtime
 
@@ -66,6 +69,191 @@ def test_write_atomically_from_several_threads(tmp_path):
     for thread in threads:
         thread.join()
     assert path.read_bytes() in contents
+
+
+def forked(run) -> int:
+    """The number of a process that calls run() and ends."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return process
+
+
+def killed_while_writing(path) -> None:
+    def write(file):
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(forked(lambda: runtime.write_atomically(path, write)), 0)
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"old")
+    (tmp_path / ".weights.pth.mine.tmp").touch()
+    killed_while_writing(path)
+    (left,) = tmp_path.glob(".weights.pth.*-*.tmp")
+    assert left.read_bytes() == b"half"
+    assert path.read_bytes() == b"old"
+    runtime.write_atomically(tmp_path / "weights", lambda file: file.write(b"new"))
+    assert left.exists(), "it belongs to another path"
+    runtime.write_atomically(path, lambda file: file.write(b"new"))
+    assert sorted(os.listdir(tmp_path)) == [".weights.pth.mine.tmp", "weights", "weights.pth"]
+
+
+DEAD = 999_999_999  # no Linux has a process of this number
+
+
+@pytest.mark.parametrize(("writer", "days", "stays"), [
+    ("{machine}-{dead}-", 0, False),
+    ("{machine}-{alive}-", 0, True),
+    ("{machine}-{alive}-", 9, True),  # a writer may be stopped for days
+    ("0123abcd-{dead}-", 0, True),  # another machine: nobody knows
+    ("0123abcd-{alive}-", 2, False),
+    ("", 0, True),  # of an older release
+    ("", 2, False),
+    ("{machine}-{dead}-x", 9, True),  # not ours
+])  # fmt: skip
+def test_only_files_without_a_living_writer_are_removed(tmp_path, writer, days, stays):
+    writer = writer.format(machine=runtime._machine(), dead=DEAD, alive=os.getppid())
+    left = tmp_path / f".file.{writer}0123456789abcdef.tmp"
+    left.touch()
+    os.utime(left, (time.time() - days * 86400 - 10,) * 2)
+    runtime.write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+    assert left.exists() == stays
+
+
+def test_leftovers_that_are_links_or_folders(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine").touch()
+    names = [f".file.{runtime._machine()}-{DEAD}-{digit * 16}.tmp" for digit in "01"]
+    (tmp_path / names[0]).symlink_to(target)
+    (tmp_path / names[1]).mkdir()
+    (tmp_path / names[1] / "part").touch()
+    runtime.write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "target"]
+    assert (target / "mine").exists()
+
+
+def test_a_large_folder_is_searched_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_MANY_FILES", 3)
+    paths = [tmp_path / f"{i}" for i in range(4)]
+    left = [runtime.temporary_path(path) for path in paths]
+    left = [path.with_name(path.name.replace(f"-{os.getpid()}-", f"-{DEAD}-")) for path in left]
+    for path in left:
+        path.touch()
+    searched = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: searched.append(folder) or scandir(folder))
+    for path in paths[:3]:
+        runtime.write_atomically(path, lambda file: file.write(b"x"))
+    assert [path.exists() for path in left] == [False, False, False, True]
+    assert searched == [str(tmp_path)]
+
+
+def test_writers_of_one_path_in_two_processes(tmp_path):
+    """Neither takes the other's unfinished file for a leftover."""
+    path = tmp_path / "file"
+
+    def write_often():
+        for _ in range(30):
+            runtime.write_atomically(path, lambda file: file.write(b"x" * 1000))
+        (tmp_path / str(os.getpid())).touch()
+
+    running = [forked(write_often) for _ in range(2)]
+    for process in running:
+        os.waitpid(process, 0)
+        (tmp_path / str(process)).unlink()  # it came to its end
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"x" * 1000
+
+
+def test_names_of_any_alphabet_and_length(tmp_path):
+    for name in ("\u00e4" * 127, "\u4e09" * 85, "\U0001f600" * 63, "\udcff" * 200):
+        runtime.write_atomically(tmp_path / name, lambda file: file.write(b"x"))
+        assert os.listdir(tmp_path) == [name]
+        (tmp_path / name).unlink()
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=rf"File too large: '{path}'$"), files_of_at_most(1000):
+        runtime.write_atomically(path, lambda file: file.write(b"x" * 5000))
+    assert path.read_bytes() == b"old"
+    with pytest.raises(FileNotFoundError, match="elsewhere"):  # what goes wrong in other files keeps its name
+        runtime.write_atomically(path, lambda file: (tmp_path / "elsewhere").read_bytes())
+    with pytest.raises(ValueError, match="no such thing"), runtime.errors_name(path):
+        raise ValueError("no such thing")
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="no folder is closed to this user")
+def test_a_closed_folder_names_the_file(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(PermissionError, match=rf"'{tmp_path}/file'$"):
+        runtime.write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+
+
+def test_own_files_are_never_links(tmp_path):
+    target, path = tmp_path / "target", tmp_path / "file.part"
+    for mode in ("wb", "ab"):
+        with runtime.open_own(path, mode) as file:
+            file.write(b"x")
+    assert path.read_bytes() == b"xx"
+    path.unlink()
+    target.write_bytes(b"mine")
+    path.symlink_to(target)
+    message = rf"{path} is a symbolic link, .* not followed; remove the link"
+    for mode in ("rb", "wb", "ab", "rb+"):
+        with pytest.raises(OSError, match=message):
+            runtime.open_own(path, mode)
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=message):
+        runtime.open_own(path, "wb")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is no regular file"):
+        runtime.open_own(path, "rb")
+    assert target.read_bytes() == b"mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_link_made_after_the_first_look_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    monkeypatch.setattr("os.path.islink", lambda path: False)
+    with pytest.raises(OSError, match="is a symbolic link"):
+        runtime.open_own(tmp_path / "link", "wb")
+    with pytest.raises(OSError, match="is a symbolic link"), runtime.locked_file(tmp_path / "link", print):
+        pass
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock.owner"])
+def test_locks_follow_no_links(tmp_path, name):
+    target = tmp_path / "target"
+    target.write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / name).symlink_to(target)
+    with pytest.raises(OSError, match=rf"{name} is a symbolic link"), runtime.locked_folder(tmp_path / "folder"):
+        pass
+    assert target.read_bytes() == b"mine"
+
+
+def test_the_owner_of_a_lock_is_printed_as_text(tmp_path):
+    with runtime.locked_folder(tmp_path):
+        (tmp_path / ".lock.owner").write_bytes(b"\x1b[2Jme\xff\n" + b"x" * 10_000)
+        with pytest.raises(ValueError, match="in use") as caught, runtime.locked_folder(tmp_path):
+            pass
+    assert "([2Jme" in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
 
 
 ############################################################
