@@ -80,6 +80,14 @@ def run(program: str, command: Callable[[], int | None]) -> int:
             message, code = _sentence(error), 2
         except _FAILURES as error:
             message, code = _sentence(error), 1
+        except NotImplementedError as error:
+            if "MPS" not in str(error):
+                raise
+            message, code = (
+                f"--device mps: {str(error).splitlines()[0]} PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
+                "environment lets the CPU do this part; --device cpu does without the Apple GPU",
+                1,
+            )
         print(f"{program}: {message}", file=sys.stderr)
         return code
 
@@ -276,6 +284,17 @@ def positive_number(text: str) -> float:
         number = 0.0
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """A type for argparse: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
     return number
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import random
+import re
 import secrets
 import signal
 import socket
@@ -42,21 +43,36 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
     path: the file, or a link to it. Its directory must exist.
     write: writes to the binary file that it is given, as lambda file: torch.save(state, file) does.
 
-    Raises: whatever write raises; the old file then stays. FileNotFoundError without the directory.
+    Raises: whatever write raises; the old file then stays. OSError that names path if the disk is full.
+        FileNotFoundError without the directory.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with errors_name(path):
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def errors_name(path: str | os.PathLike) -> Iterator[None]:
+    """A context whose errors of the disk name a file: a write to a full disk does not say which file it was for."""
+    try:
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None and str(path) not in str(error)
+        is_temporary = Path(str(error.filename)).name.startswith(f".{Path(path).name[:100]}.")
+        if error.errno is not None and (is_unnamed or is_temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -97,18 +113,19 @@ _keeps_memory: bool | None = None  # None: keep_memory() has not been called yet
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """The device of a name, if this machine has it.
 
-    name: cpu, cuda, cuda:N or mps. None: cuda if torch can use a GPU, else cpu.
+    name: cpu, cuda, cuda:N or mps, in letters of any case; gpu is cuda. None: cuda if torch can use a GPU, else cpu.
 
     Raises: ValueError that says why the device cannot be used.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, not {str(name)!r}")
+    match = re.fullmatch(r"(cpu|cuda|gpu|mps)(?::([0-9]{1,3}))?", str(name).strip().lower())
+    if match is None:
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, not {str(name)[:100]!r}")
+    kind, number = match[1].replace("gpu", "cuda"), match[2]
+    if kind != "cuda" and int(number or 0) > 0:
+        raise ValueError(f"device {str(name)!r} cannot be used: there is one {kind}; leave the number out")
+    device = torch.device(kind if number is None or kind != "cuda" else f"{kind}:{int(number)}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' cannot be used: torch finds no Apple GPU; choose cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -119,7 +136,9 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-TRAINING_DEVICES = ("cpu", "cuda")  # the kinds that training takes; MPS has no float64, which some operators need
+# The kinds that training takes. MPS has no float64, which targets of masks need; detection needs none of it there, as
+# tests/test_devices.py shows on a CPU. Nobody has run it on an Apple GPU yet.
+TRAINING_DEVICES = ("cpu", "cuda")
 
 
 def training_device(gpu_count: int) -> torch.device:

@@ -145,10 +145,11 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, capsys):
 
 
 def test_find_sources(photos, monkeypatch):
-    (photos / "film.MP4").write_bytes(b"")
-    (photos / "7").write_bytes(b"")
-    names = [str(photos / name) for name in ("C.PNG", "a.jpg", "b.png")]
-    assert demo.find_sources([str(photos)]) == [Source(name, "image") for name in names], "no video: it has to be named"
+    for name in ("film.MP4", "7", "._a.jpg"):
+        (photos / name).write_bytes(b"")
+    kinds = {"C.PNG": "image", "a.jpg": "image", "b.png": "image", "film.MP4": "video"}
+    sources = [Source(str(photos / name), kind) for name, kind in kinds.items()]
+    assert demo.find_sources([str(photos)]) == sources, "and nothing that is hidden"
     monkeypatch.chdir(photos)
     (photos / "folder.jpg").mkdir()
     assert demo.find_sources(["*.jpg", "b.png", "a.jpg"]) == [Source("a.jpg", "image"), Source("b.png", "image")]
