@@ -502,6 +502,8 @@ def run(arguments: argparse.Namespace) -> int:
     threshold = 0.5 if arguments.threshold is None else arguments.threshold
     model = cli.open_model(arguments, "coco", DETECTION_MIN_CONFIDENCE=threshold)
     print(f"weights: {utils.printable(model.source)}")
+    if arguments.labels != "none":
+        fonts.warn_of_missing(map(fonts.one_line, model.class_names))  # here, as the bar of progress begins below
     for folder in (arguments.output, arguments.save_json.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if arguments.stages:

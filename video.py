@@ -100,6 +100,8 @@ def _cause(source: Source, error: Exception) -> str:
         return f"{utils.printable(error)}{hint}"
     if source.kind == "stream" and isinstance(error, TimeoutError | import_av().ExitError):
         return f"nothing came for {CONNECT_SECONDS:g} s at the start, or {SILENCE_SECONDS:g} s later"
+    if source.kind == "stream" and isinstance(error, import_av().InvalidDataError):
+        return f"{text}; is it a video, and does it answer within {CONNECT_SECONDS:g} s?"
     if isinstance(error, import_av().InvalidDataError):
         path = Path(source.name)
         is_empty = source.kind == "video" and path.is_file() and path.stat().st_size == 0
@@ -122,10 +124,12 @@ def count_frames(source: Source, every: int) -> int | None:
 
 
 def _announced_frames(stream: Any, rate: Fraction) -> int:
-    """The frames that a video has as its header says, about; 0 if it does not say. Trimmed videos show fewer."""
+    """The frames that a video has as its header says, about; 0 if it does not say."""
     seconds = (stream.duration or 0) * (stream.time_base or 0) or Fraction(stream.container.duration or 0, 1_000_000)
     by_time = round(seconds * rate)
-    return min(stream.frames, by_time) if stream.frames and by_time else stream.frames or by_time
+    if stream.frames and "mp4" in stream.container.format.name and by_time:
+        return min(stream.frames, by_time)  # an edit list may show a part of the frames; the time knows of it
+    return stream.frames or by_time
 
 
 def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
@@ -136,25 +140,30 @@ def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
     """
     with open_video(source) as (stream, rate):
         announced = _announced_frames(stream, rate) if source.kind == "video" else 0
-        is_counted, lost, start, now, number = bool(stream.frames), [], None, Fraction(0), -1
+        is_counted = bool(stream.frames)  # NOTE: a stream cannot be asked after the file is closed
+        lost, start, now, number = [], None, Fraction(0), -1
         for number, frame in enumerate(_decode(stream, lost)):
             now = number / rate if frame.pts is None else frame.pts * frame.time_base
             start = now if start is None else start
             if number % every == 0:
                 image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
                 yield Frame(image, index, number, now - start, (rate / every, stream.time_base))
-    frames = number + 1
-    place = f"{frames} frames ({float(now - (start or 0)):.1f} s)"
-    if lost and source.kind == "video":  # a stream or camera begins anywhere
-        raise ValueError(
-            f"{utils.printable(source)} is damaged: {len(lost)} of its packets cannot be decoded ({lost[0]}); {place} "
-            "were, and their results are kept"
-        )
+    if source.kind == "video":  # a stream or camera begins and ends anywhere
+        _check_complete(source, is_counted, announced, number + 1, float(now - (start or 0)), lost)
+
+
+def _check_complete(
+    source: Source, is_counted: bool, announced: int, frames: int, seconds: float, lost: list[str]
+) -> None:
+    """Raises ValueError if packets of a video are lost, or frames that its header announces are missing."""
     # Only where the frames are counted is their number exact; a sound track may be longer than the pictures.
-    missing, tolerated = announced - frames, max(2, announced / 20) if is_counted else max(rate, announced / 4)
-    if missing > tolerated:
+    tolerated = max(2, announced / 20) if is_counted else max(25, announced / 4)
+    reasons = [f"{len(lost)} of its packets cannot be decoded ({lost[0]})"] if lost else []
+    reasons += [f"it announces about {announced} frames"] if announced - frames > tolerated else []
+    if reasons:
         raise ValueError(
-            f"{utils.printable(source)} is cut off: it ends after {place} of about {announced}; their results are kept"
+            f"{utils.printable(source)} is cut off or damaged: {'; '.join(reasons)}; {frames} frames ({seconds:.1f} s) "
+            "could be read, and their results are kept"
         )
 
 
@@ -165,6 +174,8 @@ def _decode(stream: Any, lost: list[str]) -> Iterator[Any]:
     """
     av = import_av()
     for packet in stream.container.demux(stream):
+        if packet.is_corrupt:
+            lost.append("damaged data")
         try:
             yield from packet.decode()
         except av.InvalidDataError as error:

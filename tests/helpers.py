@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import re
+import resource
 import signal
 from collections.abc import Sequence
 
@@ -438,6 +439,17 @@ def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
         return draw(*arguments, **options)
 
     monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
+
+
+@contextlib.contextmanager
+def full_disk(size: int = 0):
+    """A context in which no file can grow beyond so many bytes: the error is one of the disk, as when it is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 ############################################################
