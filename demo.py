@@ -22,7 +22,6 @@ What cannot be read is named at the end, and the rest goes on. Of a damaged vide
 import argparse
 import contextlib
 import glob
-import io
 import itertools
 import json
 import os
@@ -229,9 +228,8 @@ class Pictures:
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write an image [H, W, 3] atomically, in the format of its suffix."""
-    file = io.BytesIO()  # Pillow writes into a real file past Python, and does not say that the disk is full
-    Image.fromarray(picture).save(file, {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG"), quality=92)
-    runtime.write_atomically(path, lambda target: target.write(file.getbuffer()))
+    kind = {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG")
+    runtime.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
 
 
 class Stopwatch:

@@ -53,7 +53,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
     try:
         with errors_name(path):
             with temporary.open("xb") as file:
-                write(file)
+                write(_ThroughPython(file))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -61,6 +61,18 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+class _ThroughPython:
+    """A file without its descriptor: Pillow would write into that itself, and not say why it cannot."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fileno":
+            raise AttributeError("this file has no descriptor")
+        return getattr(self._file, name)
 
 
 @contextlib.contextmanager
