@@ -102,7 +102,7 @@ def files_in(folder: Path) -> list[Path]:
     """
     suffixes = utils.IMAGE_SUFFIXES | video.SUFFIXES
     paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    paths = sorted(path for path in paths if not path.is_dir())
+    paths = sorted(path for path in paths if path.is_file() or not path.exists())  # a link to nothing is named later
     if not paths:
         inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
         hint = (
@@ -445,7 +445,7 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)  # sources may stand between options
     return cli.run("demo.py", lambda: run_all(arguments))
 
 

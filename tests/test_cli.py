@@ -22,7 +22,7 @@ from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
 from samples import nucleus, shapes
-from weights.checkpoint import write_checkpoint
+from weights.checkpoint import describe, make_checkpoint, write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
@@ -180,6 +180,15 @@ def test_files_whose_names_are_no_unicode(tmp_path):
     assert run.returncode == 2, run.stderr
     assert run.stderr.count(b"\n") == 1
     assert rb"caf\udce9\x1b.pth" in run.stderr
+
+
+def test_the_texts_of_a_checkpoint_are_escaped():
+    """convert_weights.py prints this: names must not look like lines of ours, nor move the terminal."""
+    config = Config(NUM_CLASSES=2, CLASS_NAMES=("BG", WILD + "\n"))
+    text = describe(make_checkpoint(config, "\x1b]0;title\x07\nsource      mine", {}))
+    assert len(text.splitlines()) == 6
+    assert all(line.isprintable() for line in text.splitlines())
+    assert TAME + r"\n" in text
 
 
 @pytest.mark.parametrize("text", ["nan", "-1", "1.1", "inf", "x", ""])

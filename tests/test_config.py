@@ -508,6 +508,11 @@ def number_kinds(name: str) -> list[type]:
     return [float] if "float" in str(SETTINGS[name].kind) else []
 
 
+def test_display_shows_control_characters(capsys):
+    Config(NAME="a\x1b[2J\nb").display()
+    assert "NAME                           'a\\x1b[2J\\nb'\n" in capsys.readouterr().out
+
+
 def test_messages_are_short():
     for settings in ({"RPN_ANCHOR_SCALES": [1.0] * 10**6}, {"CLASS_NAMES": ["x" * 10**6] * 3}, {"NAME": range(10**12)}):
         with pytest.raises(ValueError, match="must") as error:
