@@ -570,7 +570,7 @@ def build_parser() -> cli.Parser:
     cli.add_model(parser, "none for train, last for evaluate and detect", trains=True)
     parser.add_argument(
         "--val-share",
-        type=float,
+        type=cli.share,
         metavar="SHARE",
         help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
         "no subset val, else none",
