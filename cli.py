@@ -21,15 +21,17 @@ Classes are an exception in coco.py: they are always the data set's.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
 import runtime
+import utils
 from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from model import MaskRCNN
 from training.checkpoints import find_last
@@ -69,21 +71,85 @@ def run(program: str, command: Callable[[], int | None]) -> int:
 
     Returns: the exit code; the docstring of this file lists them.
     """
-    try:
-        return command() or 0
-    except KeyboardInterrupt:
-        message, code = "interrupted", 128 + signal.SIGINT
-    except _MISTAKES as error:
-        message, code = _sentence(error), 2
-    except _FAILURES as error:
-        message, code = _sentence(error), 1
-    print(f"{program}: {message}", file=sys.stderr)
-    return code
+    with plain_output():
+        try:
+            return command() or 0
+        except KeyboardInterrupt:
+            message, code = "interrupted", 128 + signal.SIGINT
+        except _MISTAKES as error:
+            message, code = _sentence(error), 2
+        except _FAILURES as error:
+            message, code = _sentence(error), 1
+        except NotImplementedError as error:
+            if "MPS" not in str(error):
+                raise
+            message, code = (
+                f"--device mps: {str(error).splitlines()[0]} PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
+                "environment lets the CPU do this part; --device cpu does without the Apple GPU",
+                1,
+            )
+        print(f"{program}: {message}", file=sys.stderr)
+        return code
 
 
 def _sentence(error: Exception) -> str:
     """The message of an error, with the notes that it collected on its way."""
-    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # of the system: "[Errno 28] No space left on device: 'a.jpg'"
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        message = ": ".join([" and ".join(files), error.strerror]) if files else error.strerror
+    return "; ".join([message, *getattr(error, "__notes__", ())])
+
+
+class _PlainStream:
+    """A stream for the terminal that shows control characters, and what its encoding lacks, as escape codes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text. New lines, tabs and the return to the start of a line stay."""
+        self.stream.write(plain_text(text, getattr(self.stream, "encoding", None)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def plain_text(text: str, encoding: str | None = None) -> str:
+    """A text without control characters but new lines, tabs and the return to the start of a line.
+
+    encoding: of the terminal; characters that it lacks become escape codes, too. None: any.
+    """
+    if not text.isascii() or not text.isprintable():
+        text = "".join(c if c.isprintable() or c in "\n\r\t" else utils.printable(c) for c in text)
+        if encoding is not None:
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """A context in which all that is printed, logged or warned of passes plain_text.
+
+    It is the last line of defence. A line that shows a text from a file says so itself, with utils.printable: this
+    context cannot tell a new line of ours from one in the name of a class.
+    """
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    ours = {name: _PlainStream(stream) for name, stream in streams.items() if stream is not None}
+    for name, stream in ours.items():
+        setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        for name, stream in ours.items():
+            if getattr(sys, name) is stream:  # and not replaced by somebody else meanwhile
+                setattr(sys, name, streams[name])
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,7 +160,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=program, description=description, **options)
 
     def error(self, message: str) -> None:
+        message = utils.printable(message, 2000)
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains every argument\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file = file or sys.stderr
+        super()._print_message(plain_text(message, getattr(file, "encoding", None)), file)
 
 
 ############################################################
@@ -213,6 +284,17 @@ def positive_number(text: str) -> float:
         number = 0.0
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """A type for argparse: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
     return number
 
 

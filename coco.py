@@ -315,7 +315,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     command = shlex.join(["python", "coco.py", *arguments.words])
     facts = {"command": command, "data": f"{subset} in {arguments.dataset}"}
     if runtime.rank() == 0:
-        print(f"weights: {model.source}\nresults go to {folder}")
+        print(f"weights: {utils.printable(model.source)}\nresults go to {folder}")
         print(native.status())
     workers = 2 if arguments.workers is None else max(1, arguments.workers)
     try:
@@ -364,7 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
     arguments = build_parser().parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with cli.plain_output():  # the handler keeps the stream that it finds
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
     return cli.run("coco.py", lambda: run(arguments))
 
 

@@ -215,7 +215,7 @@ class AtLeast(Range):
 
     def problem(self, value: Any, config: "Config") -> str | None:
         is_inside = all(number >= self.low for number in _numbers_in(value))
-        return None if is_inside else f"must be at least {self.low}, not {value}"
+        return None if is_inside else f"must be at least {self.low}, not {_shown(value)}"
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Above(Range):
 
     def problem(self, value: Any, config: "Config") -> str | None:
         is_inside = all(number > self.low for number in _numbers_in(value))
-        return None if is_inside else f"must be above {self.low}, not {value}"
+        return None if is_inside else f"must be above {self.low}, not {_shown(value)}"
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,9 @@ class OneOf(Range):
     def problem(self, value: Any, config: "Config") -> str | None:
         if value in self.values or callable(value):
             return None
-        hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if str(value)[:1] == "<" else ""
-        return f"must be one of {', '.join(map(str, self.values))}, not {value!r}{hint}"
+        is_callable = isinstance(value, str) and value.startswith("<")
+        hint = "; give the callable again: from_checkpoint(..., BACKBONE=...)" if is_callable else ""
+        return f"must be one of {', '.join(map(str, self.values))}, not {_shown(value)}{hint}"
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ class Length(Range):
         count = getattr(config, self.count) if isinstance(self.count, str) else self.count
         if len(value) == count:
             return None
-        return f"must have {count} entries ({self.entries or self.count}), not {len(value)}: {value}"
+        return f"must have {count} entries ({self.entries or self.count}), not {len(value)}: {_shown(value)}"
 
 
 @dataclass(frozen=True)
@@ -278,12 +279,31 @@ class Keys(Range):
 
     def problem(self, value: Any, config: "Config") -> str | None:
         unknown = [key for key in value if key not in self.names]
-        return f"must have no key but {', '.join(self.names)}, not {unknown[0]!r}" if unknown else None
+        return f"must have no key but {', '.join(self.names)}, not {_shown(unknown[0])}" if unknown else None
+
+
+@dataclass(frozen=True)
+class NotEmpty(Range):
+    """Tuples with an entry or more."""
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        return None if value else "must have at least one entry"
 
 
 ANY, SHARE = Range(), Between(0, 1)
 PER_CLASS, PER_CHANNEL = Length("NUM_CLASSES"), Length("IMAGE_CHANNEL_COUNT")
 PER_LEVEL, PER_DELTA = Length(5, "P2 to P6"), Length(4, "dy, dx, dh, dw")
+
+
+def _shown(value: Any, limit: int = 300) -> str:
+    """A value as a message shows it: its repr, which has no control characters, cut after limit characters."""
+    if isinstance(value, str | list | tuple):
+        value = value[: limit + 1]  # more is not shown, and a repr of all may take long
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, or lists in lists
+        text = f"a {type(value).__name__} that is too long to print"
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def _numbers_in(value: Any) -> Sequence[float]:
@@ -477,7 +497,7 @@ class Config:
     RPN_ANCHOR_SCALES: Annotated[tuple[float, ...], PER_LEVEL, Above(0), WEIGHTS] = (32, 64, 128, 256, 512)
 
     # Width / height of the anchors of a cell.
-    RPN_ANCHOR_RATIOS: Annotated[tuple[float, ...], Above(0), WEIGHTS, SHAPE] = (0.5, 1, 2)
+    RPN_ANCHOR_RATIOS: Annotated[tuple[float, ...], NotEmpty(), Above(0), WEIGHTS, SHAPE] = (0.5, 1, 2)
 
     # Anchors at every cell (1), at every second cell (2), ...
     RPN_ANCHOR_STRIDE: Annotated[int, AtLeast(1), WEIGHTS] = 1
@@ -589,7 +609,7 @@ class Config:
     HORIZONTAL_FLIP: Annotated[float, SHARE, TRAINING] = 0.5
 
     # Short sides to choose from for each image, instead of IMAGE_MIN_DIM (multi-scale training).
-    MULTI_SCALE: Annotated[tuple[int, ...] | None, AtLeast(1), TRAINING] = None
+    MULTI_SCALE: Annotated[tuple[int, ...] | None, NotEmpty(), AtLeast(1), TRAINING] = None
 
     # Smallest and largest of a random factor on the image's size, before a random crop of the usual size (large-scale
     # jitter): (0.1, 2.0), or (0.8, 1.25) for a mild one.
@@ -696,8 +716,8 @@ class Config:
                 raise _unknown(name, name)
         cls = type(self)
         dialect = overrides.get("DIALECT", cls.DIALECT)
-        if dialect not in DIALECTS:
-            raise ValueError(f"DIALECT must be one of {', '.join(DIALECTS)}, not {dialect!r}")
+        if not isinstance(dialect, str) or dialect not in DIALECTS:
+            raise ValueError(f"DIALECT must be one of {', '.join(DIALECTS)}, not {_shown(dialect)}")
         chosen = {name for base in cls.__mro__[: cls.__mro__.index(Config)] for name in vars(base)}
         for name in SETTINGS:
             value = getattr(cls, name)
@@ -778,7 +798,7 @@ class Config:
                 "anchors between the two teach nothing"
             )
         if self.SCALE_JITTER is not None and self.SCALE_JITTER[0] > self.SCALE_JITTER[1]:
-            raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor, not {self.SCALE_JITTER}")
+            raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor, not {_shown(self.SCALE_JITTER)}")
 
     def for_detection(self, **settings: Any) -> "Config":
         """A copy of this config to detect with: one image at a time, and whole images where training takes crops.
@@ -796,7 +816,8 @@ class Config:
         """Print every setting, and the values that follow from them."""
         print("\nConfigurations:")
         for name in sorted([*SETTINGS, *DERIVED]):
-            print(f"{name:30} {getattr(self, name)}")
+            value = getattr(self, name)
+            print(f"{name:30} {value if str(value).isprintable() else repr(value)}")
         print()
 
     def to_dict(self) -> dict[str, Any]:
@@ -821,12 +842,16 @@ class Config:
 
         Raises: ValueError for names that do not exist and values of the wrong type.
         """
+        for name in settings:
+            if not isinstance(name, str):
+                raise ValueError(f"the name of a setting must be a text, not {_shown(name)}")
         kept = {name: value for name, value in settings.items() if name not in REMOVED and name != "MASK_SHAPE"}
         pool_size = settings.get("MASK_POOL_SIZE", cls.MASK_POOL_SIZE)
+        pool_size = _convert("MASK_POOL_SIZE", pool_size)
         mask_shape = settings.get("MASK_SHAPE", (2 * pool_size, 2 * pool_size))
-        if tuple(mask_shape) != (2 * pool_size, 2 * pool_size):
+        if not isinstance(mask_shape, list | tuple) or tuple(mask_shape) != (2 * pool_size, 2 * pool_size):
             raise ValueError(
-                f"MASK_SHAPE {mask_shape} must be twice MASK_POOL_SIZE {pool_size} along both sides: "
+                f"MASK_SHAPE {_shown(mask_shape)} must be twice MASK_POOL_SIZE {pool_size} along both sides: "
                 "the mask head doubles the resolution"
             )
         return cls(**{**kept, **overrides})
@@ -844,9 +869,14 @@ def _unknown(name: str, shown: str) -> ValueError:
         return ValueError(f"{shown} follows from other settings; set {DERIVED[name]} instead")
     if name in REMOVED:
         return ValueError(f"{shown} is not a setting: {REMOVED[name]}; leave it out")
-    close = difflib.get_close_matches(name.upper(), SETTINGS, n=1)
+    close = difflib.get_close_matches(name[:100].upper(), SETTINGS, n=1)
     hint = f"did you mean {close[0]}?" if close else "config.display() lists all names"
+    shown = shown if shown.isprintable() and shown and len(shown) <= 300 else _shown(shown)
     return ValueError(f"{shown} is not a setting; {hint}")
+
+
+# The largest list that a setting may be, and the largest whole number: what 64 bits hold.
+_MOST_ENTRIES, _LARGEST_INT = 100_000, 2**63 - 1
 
 
 def _convert(name: str, value: Any) -> Any:
@@ -858,7 +888,22 @@ def _convert(name: str, value: Any) -> Any:
         converted = _as_kind(kind, value)
         if converted is not None or (value is None and kind is type(None)):
             return converted
-    raise ValueError(f"{name} must be {' or '.join(map(_kind_name, kinds))}, not {value!r}")
+    finite = ", finite and of 64 bits at most" if _is_beyond(value) or _is_beyond_int(value) else ""
+    raise ValueError(f"{name} must be {' or '.join(map(_kind_name, kinds))}{finite}, not {_shown(value)}")
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether a value is a number, or has one, that is not finite or has no place in 64 bits."""
+    if isinstance(value, list | tuple | Mapping):
+        items = list(value.values() if isinstance(value, Mapping) else value[:_MOST_ENTRIES])
+        return any(_is_beyond(item) for item in items if isinstance(item, int | float))
+    if isinstance(value, int):
+        return abs(value) > _LARGEST_INT
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_beyond_int(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) > _LARGEST_INT
 
 
 def _as_kind(kind: Any, value: Any) -> Any:
@@ -866,21 +911,26 @@ def _as_kind(kind: Any, value: Any) -> Any:
     if kind in (bool, str):
         return value if isinstance(value, kind) else None
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or _is_beyond(value):
             return None
-        whole = kind is float or float(value).is_integer()
-        return (value if kind is float else int(value)) if whole else None
+        if kind is float:
+            return value
+        return int(value) if value == int(value) and not _is_beyond_int(value) else None
     if kind is Callable:
         return value if callable(value) else None
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) > _MOST_ENTRIES:
             return None
         items = tuple(_as_kind(typing.get_args(kind)[0], item) for item in value)
         return None if None in items else items
     if typing.get_origin(kind) is dict:
-        is_numbers = isinstance(value, Mapping) and all(isinstance(item, int | float) for item in value.values())
-        return dict(value) if is_numbers else None
+        numbers = {name: _as_kind(float, number) for name, number in value.items()} if _is_table(value) else {"": None}
+        return None if None in numbers.values() else numbers
     return None
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) <= _MOST_ENTRIES and all(isinstance(name, str) for name in value)
 
 
 def _kind_name(kind: Any) -> str:
@@ -896,17 +946,22 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
     texts: such as ["IMAGE_MIN_DIM=512", "RPN_ANCHOR_SCALES=8,16,32,64,128", "USE_MASKIOU_HEAD=False", "NAME=cells"].
 
-    Raises: ValueError for a text without "=", an unknown name, or a value of the wrong type.
+    Raises: ValueError for a text without "=", an unknown name, a value of the wrong type, a number that is not finite,
+        and a name that has two values.
     """
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals:
-            raise ValueError(f"--set needs NAME=VALUE, not {text!r}; no spaces around the '='?")
+            raise ValueError(f"--set needs NAME=VALUE, not {_shown(text)}; no spaces around the '='?")
         if name not in SETTINGS:
             raise _unknown(name, name)
-        settings[name] = _convert(name, _literal(name, value.strip()))
+        converted = _convert(name, _literal(name, value.strip()))
+        if name in settings and settings[name] != converted:
+            values = f"{_shown(settings[name])} and {_shown(converted)}"
+            raise ValueError(f"--set has two values for {name}: {values}; give one of them")
+        settings[name] = converted
     return settings
 
 
@@ -916,7 +971,7 @@ def _literal(name: str, text: str) -> Any:
         text = text.capitalize()
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # MemoryError: very deep brackets
         value = text  # a word, such as resnet50
     if str in kinds and type(value) not in kinds and value is not None:
         return text  # a name that happens to be a number

@@ -7,13 +7,16 @@
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
+    python demo.py rtsp://192.168.1.20/live           a video from the network: rtsp, rtmp, http or https, until Ctrl-C
     python demo.py photo.jpg --stages                 pictures of each stage of the network, too
     python demo.py photo.jpg --model torchvision --threshold 0.7 --device cuda --dtype bfloat16
 
-Each image gets a picture, OUTPUT/NAME.jpg; each video or webcam a video, OUTPUT/NAME.mp4, of the same size and speed,
-without sound. OUTPUT/detections.json has all instances in COCO's result format; with videos it is
-OUTPUT/detections.jsonl, a line for each image or frame. Its score is the mask score; class_score and mask_iou stand
-beside it. Ctrl-C ends the detection and keeps all results up to there.
+A folder stands for the images and videos in it. Each image gets a picture, OUTPUT/NAME.jpg; each video, stream or
+webcam a video, OUTPUT/NAME.mp4, of the same size and speed, without sound. OUTPUT/detections.json has all instances in
+COCO's result format; with videos it is OUTPUT/detections.jsonl, a line for each image or frame. Its score is the mask
+score; class_score and mask_iou stand beside it. Ctrl-C ends the detection and keeps all results up to there.
+
+What cannot be read is named at the end, and the rest goes on. Of a damaged video, the frames that can be read count.
 """
 
 import argparse
@@ -21,8 +24,11 @@ import contextlib
 import glob
 import itertools
 import json
+import os
+import re
 import sys
 import time
+import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +39,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import cli
+import fonts
 import runtime
 import stages
 import utils
@@ -46,6 +53,7 @@ from video import Frame, Source
 from weights.published import find_weights
 
 ROOT = Path(__file__).parent
+LONGEST_JPEG = 65_500  # pixels along a side; longer pictures are PNG
 PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
 # The default images of each embedded model. No training has seen them: nuclei are of the validation split of the Data
 # Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
@@ -60,15 +68,20 @@ EXAMPLES = {
 
 
 def find_sources(names: list[str]) -> list[Source]:
-    """The sources that the names of files, folders, patterns and cameras (0, camera:0) stand for, each once, in order.
+    """The sources that names of files, folders, patterns, URLs and cameras (0, camera:0) mean, each once, in order.
 
-    A folder stands for its images. Raises: FileNotFoundError for a name without any source.
+    A folder stands for its images and videos, but not for those in folders inside.
+
+    Raises: FileNotFoundError for a name without any source; ValueError for a URL that cannot be read.
     """
     sources: dict[Source, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            paths = utils.image_files(path, "; videos have to be named")
+            paths = files_in(path)
+        elif re.match("[A-Za-z][A-Za-z0-9+.-]+://", name):
+            sources[Source(check_url(name), "stream")] = None
+            continue
         elif name.startswith("camera:") or (name.isdecimal() and not path.exists()):
             sources[Source(name.removeprefix("camera:"), "camera")] = None
             continue
@@ -76,15 +89,56 @@ def find_sources(names: list[str]) -> list[Source]:
             matches = [path] if path.is_file() else map(Path, glob.glob(name, recursive=True))
             paths = sorted(match for match in matches if match.is_file())
         if not paths:
-            raise FileNotFoundError(f"there is no file, folder or match of {name!r}")
+            raise FileNotFoundError(f"there is no file, folder or match of '{utils.printable(name)}'")
         for path in paths:
             sources[Source(str(path), "video" if path.suffix.lower() in video.SUFFIXES else "image")] = None
     return list(sources)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The images and videos of a folder by their suffixes, sorted; hidden files are none of them.
+
+    Raises: FileNotFoundError if there are none.
+    """
+    suffixes = utils.IMAGE_SUFFIXES | video.SUFFIXES
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    paths = sorted(path for path in paths if path.is_file() or not path.exists())  # a link to nothing is named later
+    if not paths:
+        inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
+        hint = (
+            "" if inside is None else f"; of the folders inside, name each, or give a pattern, such as '{folder}/*/*'"
+        )
+        kinds = (
+            f"images ({', '.join(sorted(utils.IMAGE_SUFFIXES))}) and no videos ({', '.join(sorted(video.SUFFIXES))})"
+        )
+        raise FileNotFoundError(utils.printable(f"folder {folder} has no {kinds}{hint}", 2000))
+    return paths
+
+
+def check_url(name: str) -> str:
+    """The URL of a video. Raises: ValueError if its kind cannot be read, or if it is an image."""
+    url = urllib.parse.urlsplit(name)
+    if url.scheme.lower() not in video.SCHEMES:
+        kinds = ", ".join(f"{scheme}://" for scheme in video.SCHEMES)
+        raise ValueError(
+            f"{utils.printable(Source(name, 'stream'))}: videos can be read from {kinds}; give a file as path"
+        )
+    if Path(url.path).suffix.lower() in utils.IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{utils.printable(Source(name, 'stream'))} is an image, and only videos are read from the network; "
+            "download it, for example with curl -LO, and give the file"
+        )
+    return name
+
+
 def file_stem(source: Source) -> str:
     """The name of a source's output files, without suffix."""
-    return f"camera_{Path(source.name).name}" if source.kind == "camera" else Path(source.name).stem
+    if source.kind == "camera":
+        return f"camera_{Path(source.name).name}"
+    if source.kind == "stream":
+        url = urllib.parse.urlsplit(source.name)
+        return re.sub(r"[^\w.-]+", "_", Path(url.path).stem or url.hostname or "stream")[:100]
+    return Path(source.name).stem
 
 
 def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
@@ -104,7 +158,8 @@ def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
         paths.append(output / name)
     replaced = {path.resolve() for path in paths} & {Path(source.name).resolve() for source in sources}
     if replaced:
-        raise ValueError(f"--output {output} would replace {utils.listed(map(str, sorted(replaced)))}; choose another")
+        names = utils.listed(map(utils.printable, sorted(replaced)))
+        raise ValueError(f"--output {output} would replace {names}; choose another")
     return paths
 
 
@@ -123,7 +178,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path, self.instances, self.images, self.entries = path, 0, 0, []
-        self.lines = path.open("w") if path.suffix == ".jsonl" else None
+        self.lines = path.open("w", encoding="ascii") if path.suffix == ".jsonl" else None
 
     def add(self, name: str, frame: Frame, result: dict[str, Any], category_ids: Sequence[int]) -> None:
         """Add the detections in a frame. name: of its file."""
@@ -134,15 +189,17 @@ class Results:
             self.entries += entries
             return
         place = {"image_id": self.images, "file_name": name, "frame": frame.number, "seconds": float(frame.time)}
-        self.lines.write(json.dumps({**place, "detections": entries}) + "\n")
-        self.lines.flush()
+        with runtime.errors_name(self.path):
+            self.lines.write(json.dumps({**place, "detections": entries}) + "\n")
+            self.lines.flush()
 
     def close(self) -> None:
         """Finish the file."""
         if self.lines is None:
             runtime.write_atomically(self.path, lambda file: file.write(json.dumps(self.entries).encode()))
         else:
-            self.lines.close()
+            with runtime.errors_name(self.path):
+                self.lines.close()
 
 
 class Pictures:
@@ -154,7 +211,8 @@ class Pictures:
     def add(self, frame: Frame, picture: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], to the output of the frame's source."""
         if frame.clock is None:
-            save_picture(picture, self.paths[frame.source])
+            path = self.paths[frame.source]
+            save_picture(picture, path if max(picture.shape) <= LONGEST_JPEG else path.with_suffix(".png"))
             return
         if self.source != frame.source:
             self.close()
@@ -252,7 +310,8 @@ def detect_all(
     """
     watch, failures, taken = Stopwatch(), [], deque()
     frames = read_frames(sources, arguments.every, failures, model.config.BIT_DEPTH)
-    size = 1 if any(source.kind == "camera" for source in sources) else model.config.IMAGES_PER_GPU
+    is_live = any(source.kind in ("camera", "stream") for source in sources)
+    size = 1 if is_live else model.config.IMAGES_PER_GPU
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(runtime.StopSignals())
         bar = stack.enter_context(tqdm(total=total, unit="image"))
@@ -318,8 +377,11 @@ def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Pa
     path = arguments.save_json or arguments.output / ("detections.jsonl" if videos else "detections.json")
     if path.suffix not in (".json", ".jsonl"):
         raise ValueError(f"--save-json must be a file .json (a list) or .jsonl (a line for each image), not {path}")
+    if path.is_dir():
+        raise ValueError(f"--save-json {path} is a folder; name a file")
     if videos and path.suffix == ".json":
-        raise ValueError(f"--save-json {path}: the results of {videos[0]} need a .jsonl, which is written as they come")
+        first = utils.printable(videos[0])
+        raise ValueError(f"--save-json {path}: the results of {first} need a .jsonl, which is written as they come")
     if path.resolve() in {Path(source.name).resolve() for source in sources}:
         raise ValueError(f"--save-json {path} would replace a source; choose another")
     return path
@@ -334,7 +396,7 @@ def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
     for name, picture in stages.draw_stages(model, frame.image).items():
         path = output / f"{file_stem(source)}_{name}.png"
         save_picture(picture, path)
-        print(f"stage: {path}")
+        print(f"stage: {utils.printable(path)}")
 
 
 def build_parser() -> cli.Parser:
@@ -343,8 +405,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "sources",
         nargs="*",
-        metavar="FILE|FOLDER|GLOB|CAMERA",
-        help="images, folders of images, patterns, videos, webcams; default: images in assets/",
+        metavar="FILE|FOLDER|GLOB|URL|CAMERA",
+        help="images, videos, folders of both, patterns, video streams, webcams; default: images in assets/",
     )
     cli.add_model(parser, "coco")
     cli.add_style(parser)
@@ -358,6 +420,9 @@ def build_parser() -> cli.Parser:
         default="auto",
         help="captions: auto shrinks or leaves out those that would hide objects; all; none; default: auto",
     )
+    parser.add_argument(
+        "--font", type=Path, metavar="FILE", help=f"font of the captions, for scripts that {fonts.dejavu().stem} lacks"
+    )
     parser.add_argument("--show", action="store_true", help="show the pictures in a window, too")
     parser.add_argument(
         "--stages", action="store_true", help="draw each stage of the first image, too: OUTPUT/NAME_*.png"
@@ -370,7 +435,7 @@ def build_parser() -> cli.Parser:
         help="detect in each Nth frame of a video only; default: 1",
     )
     parser.add_argument(
-        "--threshold", type=float, help="the lowest class score of an instance; default: 0.5, or what --set says"
+        "--threshold", type=cli.share, help="the lowest class score of an instance; default: 0.5, or what --set says"
     )
     cli.add_device(parser)
     cli.add_dtype(parser)
@@ -380,12 +445,13 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)  # sources may stand between options
     return cli.run("demo.py", lambda: run_all(arguments))
 
 
 def run_all(arguments: argparse.Namespace) -> int:
     """Run what plan_runs says, and return the highest exit code. A signal ends all runs."""
+    fonts.use_font(arguments.font, "--font FILE")
     code = 0
     for run_arguments in plan_runs(arguments):
         code = max(code, run(run_arguments))
@@ -394,16 +460,48 @@ def run_all(arguments: argparse.Namespace) -> int:
     return code
 
 
+def openable(sources: Sequence[Source], every: int) -> tuple[list[Source], list[int | None], list[str]]:
+    """The sources without the videos that cannot be opened, the number of frames of each, and what was left out why.
+
+    Raises: ValueError if no source is left.
+    """
+    good, counts, failures = [], [], []
+    for source in sources:
+        try:
+            counts.append(video.count_frames(source, every))
+            good.append(source)
+        except ValueError as error:
+            failures.append(str(error))
+    if not good:
+        raise ValueError(utils.listed(dict.fromkeys(failures), 5))
+    return good, counts, failures
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Raises OSError if a folder cannot be made or written into: before the work, and not at its end."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{argument} {utils.printable(folder)}: {utils.printable(existing)} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{argument} {utils.printable(folder)}: you may not write into {utils.printable(existing)}"
+        )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Detect with one model. Returns the exit code. Raises: OSError or ValueError for mistakes."""
     sources = find_sources(arguments.sources)
+    sources, counts, failures = openable(sources, arguments.every)
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)
-    counts = [video.count_frames(source, arguments.every) for source in sources]
+    for argument, folder in (("--output", arguments.output), ("--save-json", arguments.save_json.parent)):
+        check_folder(argument, folder)
     window = video.Window() if arguments.show else None
     threshold = 0.5 if arguments.threshold is None else arguments.threshold
     model = cli.open_model(arguments, "coco", DETECTION_MIN_CONFIDENCE=threshold)
-    print(f"weights: {model.source}")
+    print(f"weights: {utils.printable(model.source)}")
+    if arguments.labels != "none":
+        fonts.warn_of_missing(map(fonts.one_line, model.class_names))  # here, as the bar of progress begins below
     for folder in (arguments.output, arguments.save_json.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if arguments.stages:
@@ -414,13 +512,14 @@ def run(arguments: argparse.Namespace) -> int:
         where = f"{arguments.output}/ and {arguments.save_json}"
         print(f"{outcome.instances} instances in {outcome.images} images: see {where}")
         print(outcome.watch.table(outcome.images))
-    for failure in outcome.failures:
-        print(f"not read: {failure}", file=sys.stderr)
+    failures += outcome.failures
+    for failure in dict.fromkeys(failures):
+        print(f"not read: {utils.printable(failure, 2000)}", file=sys.stderr)
     if outcome.signal is not None:
         return 128 + outcome.signal
     if window is not None and sources[-1].kind == "image":
         window.wait()
-    return 1 if outcome.failures else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

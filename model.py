@@ -2320,7 +2320,7 @@ def _print_loaded(fitting: Mapping, initialised: Sequence[str], target: Mapping,
         ("not used", [name for name in source if name not in fitting]),
     ):
         if names:
-            print(f"{title}: {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}")
+            print(f"{title}: {utils.listed(map(utils.printable, names), 12)}")
 
 
 def network_shapes(config: Config, only_backbone: bool = False) -> dict[str, torch.Size]:

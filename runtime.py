@@ -72,7 +72,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
     try:
         with errors_name(path):
             with temporary.open("xb") as file:
-                write(file)
+                write(_ThroughPython(file))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -80,6 +80,18 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) 
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+class _ThroughPython:
+    """A file without its descriptor: Pillow would write into that itself, and not say why it cannot."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fileno":
+            raise AttributeError("this file has no descriptor")
+        return getattr(self._file, name)
 
 
 @contextlib.contextmanager
@@ -235,18 +247,19 @@ _keeps_memory: bool | None = None  # None: keep_memory() has not been called yet
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """The device of a name, if this machine has it.
 
-    name: cpu, cuda, cuda:N or mps. None: cuda if torch can use a GPU, else cpu.
+    name: cpu, cuda, cuda:N or mps, in letters of any case; gpu is cuda. None: cuda if torch can use a GPU, else cpu.
 
     Raises: ValueError that says why the device cannot be used.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, not {str(name)!r}")
+    match = re.fullmatch(r"(cpu|cuda|gpu|mps)(?::([0-9]{1,3}))?", str(name).strip().lower())
+    if match is None:
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, not {str(name)[:100]!r}")
+    kind, number = match[1].replace("gpu", "cuda"), match[2]
+    if kind != "cuda" and int(number or 0) > 0:
+        raise ValueError(f"device {str(name)!r} cannot be used: there is one {kind}; leave the number out")
+    device = torch.device(kind if number is None or kind != "cuda" else f"{kind}:{int(number)}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' cannot be used: torch finds no Apple GPU; choose cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -257,7 +270,9 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-TRAINING_DEVICES = ("cpu", "cuda")  # the kinds that training takes; MPS has no float64, which some operators need
+# The kinds that training takes. MPS has no float64, which targets of masks need; detection needs none of it there, as
+# tests/test_devices.py shows on a CPU. Nobody has run it on an Apple GPU yet.
+TRAINING_DEVICES = ("cpu", "cuda")
 
 
 def training_device(gpu_count: int) -> torch.device:

@@ -1,11 +1,13 @@
-"""Videos, webcams and windows: frames in, pictures out, one at a time, so that a video may be of any length.
+"""Videos, streams, webcams and windows: frames in, pictures out, one at a time, so that a video may be of any length.
 
 PyAV and pyplot are imported when they are needed, and not before.
 """
 
 import contextlib
+import errno
 import glob
 import math
+import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,6 +20,12 @@ import utils
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
+# Of streams from a network. A file or stream can name further ones, as a playlist does, and FFmpeg would open them: a
+# file may read no network, and a stream no files.
+SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps")
+_FILE_PROTOCOLS = "file"
+_STREAM_PROTOCOLS = ",".join((*SCHEMES, "tcp", "tls", "udp", "rtp", "srtp", "httpproxy", "crypto", "data"))
+CAMERA_SECONDS, CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 15.0, 30.0  # time limits: to open, and for each packet
 
 ############################################################
 #  Reading
@@ -25,12 +33,15 @@ CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), 
 
 
 class Source(NamedTuple):
-    """An image, a video or a camera to detect in."""
+    """An image, a video, a stream from a network or a camera to detect in."""
 
-    name: str  # a path, or the number or name of a camera
-    kind: str  # image, video or camera
+    name: str  # a path, a URL, or the number or name of a camera
+    kind: str  # image, video, stream or camera
 
     def __str__(self) -> str:
+        """The name for people and for results: without the password that a URL may have."""
+        if self.kind == "stream":
+            return re.sub(r"(?<=://)[^/@]*@", "***@", self.name)
         return f"camera:{self.name}" if self.kind == "camera" else self.name
 
 
@@ -55,7 +66,7 @@ def import_av() -> Any:
 
 @contextlib.contextmanager
 def open_video(source: Source) -> Iterator[tuple[Any, Fraction]]:
-    """The video stream of a file or camera, and its frames a second.
+    """The video stream of a file, network or camera, and its frames a second.
 
     Raises: ValueError if it cannot be read, or while it is.
     """
@@ -63,9 +74,13 @@ def open_video(source: Source) -> Iterator[tuple[Any, Fraction]]:
     try:
         if source.kind == "camera":
             kind, device = CAMERAS[sys.platform]
-            container = av.open(device.format(source.name), format=kind, timeout=10.0)
+            container = av.open(device.format(source.name), format=kind, timeout=CAMERA_SECONDS)
+        elif source.kind == "stream":
+            limits = (CONNECT_SECONDS, SILENCE_SECONDS)
+            options = {"protocol_whitelist": _STREAM_PROTOCOLS, "rtsp_transport": "tcp"}
+            container = av.open(source.name, timeout=limits, options=options)
         else:
-            container = av.open(source.name)
+            container = av.open(source.name, options={"protocol_whitelist": _FILE_PROTOCOLS})
         with container:
             if not container.streams.video:
                 raise ValueError("it has no video, only sound or text")
@@ -73,29 +88,98 @@ def open_video(source: Source) -> Iterator[tuple[Any, Fraction]]:
             stream.thread_type = "AUTO"
             yield stream, stream.average_rate or stream.guessed_rate or Fraction(25)
     except (av.FFmpegError, ValueError) as error:
-        hint = f"; cameras here: {utils.listed(sorted(glob.glob('/dev/video*'))) or 'none'}" * (sys.platform == "linux")
-        raise ValueError(f"cannot read {source}: {error}{hint if source.kind == 'camera' else ''}") from error
+        raise ValueError(f"cannot read {utils.printable(source)}: {_cause(source, error)}") from error
+
+
+def _cause(source: Source, error: Exception) -> str:
+    """What FFmpeg says, and what helps."""
+    text = utils.printable(getattr(error, "strerror", None) or error)
+    if source.kind == "camera":
+        here = sys.platform == "linux"
+        hint = f"; cameras here: {utils.listed(sorted(glob.glob('/dev/video*'))) or 'none'}" * here
+        return f"{utils.printable(error)}{hint}"
+    if source.kind == "stream" and isinstance(error, TimeoutError | import_av().ExitError):
+        return f"nothing came for {CONNECT_SECONDS:g} s at the start, or {SILENCE_SECONDS:g} s later"
+    if source.kind == "stream" and isinstance(error, import_av().InvalidDataError):
+        return f"{text}; is it a video, and does it answer within {CONNECT_SECONDS:g} s?"
+    if isinstance(error, import_av().InvalidDataError):
+        path = Path(source.name)
+        is_empty = source.kind == "video" and path.is_file() and path.stat().st_size == 0
+        return "the file is empty" if is_empty else f"{text}; is it cut off or damaged, or no video?"
+    return text
 
 
 def count_frames(source: Source, every: int) -> int | None:
-    """The number of frames to detect in; None if unknown. every: see read_video."""
-    if source.kind == "image":
-        return 1
+    """The number of frames to detect in; None if unknown. every: see read_video.
+
+    A stream from a network is not opened for this: some cameras serve one connection only.
+
+    Raises: ValueError if a video or camera cannot be opened.
+    """
+    if source.kind in ("image", "stream"):
+        return 1 if source.kind == "image" else None
     with open_video(source) as (stream, rate):
-        frames = stream.frames or round((stream.duration or 0) * (stream.time_base or 0) * rate)
+        frames = _announced_frames(stream, rate)
     return None if source.kind == "camera" or frames < 1 else math.ceil(frames / every)
 
 
+def _announced_frames(stream: Any, rate: Fraction) -> int:
+    """The frames that a video has as its header says, about; 0 if it does not say."""
+    seconds = (stream.duration or 0) * (stream.time_base or 0) or Fraction(stream.container.duration or 0, 1_000_000)
+    by_time = round(seconds * rate)
+    if stream.frames and "mp4" in stream.container.format.name and by_time:
+        return min(stream.frames, by_time)  # an edit list may show a part of the frames; the time knows of it
+    return stream.frames or by_time
+
+
 def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
-    """The frames 0, every, 2 * every ..., turned upright. index: of the source."""
+    """The frames 0, every, 2 * every ..., turned upright. index: of the source.
+
+    Raises: ValueError if it cannot be read. If a part of it cannot be decoded, or if it ends long before the end that
+        its header announces, ValueError comes after the last frame that can be.
+    """
     with open_video(source) as (stream, rate):
-        start = None
-        for number, frame in enumerate(stream.container.decode(stream)):
+        announced = _announced_frames(stream, rate) if source.kind == "video" else 0
+        is_counted = bool(stream.frames)  # NOTE: a stream cannot be asked after the file is closed
+        lost, start, now, number = [], None, Fraction(0), -1
+        for number, frame in enumerate(_decode(stream, lost)):
             now = number / rate if frame.pts is None else frame.pts * frame.time_base
             start = now if start is None else start
             if number % every == 0:
                 image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
                 yield Frame(image, index, number, now - start, (rate / every, stream.time_base))
+    if source.kind == "video":  # a stream or camera begins and ends anywhere
+        _check_complete(source, is_counted, announced, number + 1, float(now - (start or 0)), lost)
+
+
+def _check_complete(
+    source: Source, is_counted: bool, announced: int, frames: int, seconds: float, lost: list[str]
+) -> None:
+    """Raises ValueError if packets of a video are lost, or frames that its header announces are missing."""
+    # Only where the frames are counted is their number exact; a sound track may be longer than the pictures.
+    tolerated = max(2, announced / 20) if is_counted else max(25, announced / 4)
+    reasons = [f"{len(lost)} of its packets cannot be decoded ({lost[0]})"] if lost else []
+    reasons += [f"it announces about {announced} frames"] if announced - frames > tolerated else []
+    if reasons:
+        raise ValueError(
+            f"{utils.printable(source)} is cut off or damaged: {'; '.join(reasons)}; {frames} frames ({seconds:.1f} s) "
+            "could be read, and their results are kept"
+        )
+
+
+def _decode(stream: Any, lost: list[str]) -> Iterator[Any]:
+    """The frames of a stream. lost: gets the reason for each packet that cannot be decoded.
+
+    Raises: FFmpegError if the stream cannot be read any more.
+    """
+    av = import_av()
+    for packet in stream.container.demux(stream):
+        if packet.is_corrupt:
+            lost.append("damaged data")
+        try:
+            yield from packet.decode()
+        except av.InvalidDataError as error:
+            lost.append(utils.printable(error.strerror or error))
 
 
 ############################################################
@@ -104,12 +188,16 @@ def read_video(source: Source, index: int, every: int) -> Iterator[Frame]:
 
 
 class VideoWriter:
-    """An H.264 video of frames at their times. A file that is cut off plays up to the cut."""
+    """An H.264 video of frames at their times. A file that is cut off plays up to the cut.
+
+    Raises: OSError that names the file if it cannot be written, here and in write and close.
+    """
 
     def __init__(self, path: Path, first: Frame) -> None:
-        self.av, (rate, self.tick), self.last = import_av(), first.clock, -1
-        self.container = self.av.open(str(path), "w", options={"movflags": "hybrid_fragmented"})
-        self.stream = self.container.add_stream("libx264", rate=rate, options={"crf": "20"})
+        self.av, self.path, (rate, self.tick), self.last = import_av(), path, first.clock, -1
+        with self._errors():
+            self.container = self.av.open(str(path), "w", options={"movflags": "hybrid_fragmented"})
+            self.stream = self.container.add_stream("libx264", rate=rate, options={"crf": "20"})
         self.stream.height, self.stream.width = first.image.shape[:2]
         even = self.stream.height % 2 == self.stream.width % 2 == 0
         self.stream.pix_fmt = "yuv420p" if even else "yuv444p"  # every player knows yuv420p, which needs even sides
@@ -117,18 +205,31 @@ class VideoWriter:
         context.time_base, context.gop_size, context.max_b_frames = self.tick, 48, 0
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, not full
 
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self.av.FFmpegError as error:
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            cause = utils.printable(error.strerror or error)
+            raise OSError(errno.EIO, f"the video cannot be written: {cause}", str(self.path)) from error
+
     def write(self, time: Fraction, picture: np.ndarray) -> None:
-        """Append a picture, uint8 [H, W, 3]. time: seconds since the start."""
+        """Append a picture, uint8 [H, W, 3], scaled to the first one's size. time: seconds since the start."""
         frame = self.av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame = frame.reformat(format=self.stream.pix_fmt, dst_colorspace="ITU709", dst_color_range=1)
+        size = {"width": self.stream.width, "height": self.stream.height}
+        frame = frame.reformat(**size, format=self.stream.pix_fmt, dst_colorspace="ITU709", dst_color_range=1)
         self.last = max(round(time / self.tick), self.last + 1)
         frame.pts, frame.time_base = self.last, self.tick
-        self.container.mux(self.stream.encode(frame))
+        with self._errors():
+            self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
         """Write what the encoder still holds."""
-        self.container.mux(self.stream.encode())
-        self.container.close()
+        with self._errors():
+            self.container.mux(self.stream.encode())
+            self.container.close()
 
 
 class Window:

@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import skimage.measure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+import fonts
 import runtime
 import utils
 from captions import DIGITS_TO_ZERO, Caption, fit_captions
@@ -159,7 +160,7 @@ def _boxes(name: str, boxes: Any) -> np.ndarray:
     return boxes
 
 
-def _names_of(class_ids: np.ndarray, class_names: Sequence[str], crowds: bool = False) -> list[str]:
+def _names_of(class_ids: np.ndarray, class_names: Sequence[str], crowds: bool = False, limit: int = 60) -> list[str]:
     """The name of each class. crowds: allow negative ids, which data sets give to crowds."""
     if crowds:
         names = _names_of(np.abs(class_ids), class_names)
@@ -169,7 +170,7 @@ def _names_of(class_ids: np.ndarray, class_names: Sequence[str], crowds: bool = 
             f"class_ids lie in {class_ids.min()}..{class_ids.max()}, but class_names has {len(class_names)} names, "
             "0 of them the background's; are they those of another model or data set?"
         )
-    return [str(class_names[class_id]) for class_id in class_ids]
+    return [fonts.one_line(class_names[class_id], limit) for class_id in class_ids]
 
 
 def _class_ids(class_ids: Any, count: int) -> np.ndarray:
@@ -245,8 +246,9 @@ def _scores_of(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(captions: Iterable[Any]) -> list[str]:
-    """Captions as texts, of which None is an empty one."""
-    return ["" if caption is None else caption if isinstance(caption, str) else str(caption) for caption in captions]
+    """Captions as texts that can be drawn, of which None is an empty one."""
+    texts = ["" if caption is None else caption if isinstance(caption, str) else str(caption) for caption in captions]
+    return [Caption(fonts.several_lines(text), getattr(text, "short", "")) for text in texts]
 
 
 ############################################################
@@ -329,11 +331,6 @@ def _tint(image: np.ndarray, crop: Crop, color: Color, alpha: float, outline: bo
         part[inside & ~inner] = np.asarray(color[:3]) * 255
 
 
-@functools.lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
 def _write_captions(
     pen: Any,
     boxes: np.ndarray,
@@ -344,7 +341,8 @@ def _write_captions(
 ) -> None:
     """Write each caption that fits on a patch of its colour. The first lie on top."""
     side, pad = min(image_shape[:2]), 2
-    extent = functools.cache(lambda text, size: pen.textbbox((0, 0), text, font=_font(size)))
+    extent = functools.cache(lambda text, size: fonts.extent(pen, text, size))
+    fonts.warn_of_missing(captions)
 
     def measure(text: str, size: int) -> tuple[float, float]:
         left, top, right, bottom = extent(text, size)
@@ -357,7 +355,7 @@ def _write_captions(
         pattern = text.translate(DIGITS_TO_ZERO)
         (height, width), (left, top, _, _) = measure(pattern, size), extent(pattern, size)
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_bytes(colors[i]))
-        pen.text((x + pad - left, y + pad - top), text, fill=_bytes(_ink(colors[i])), font=_font(size))
+        fonts.draw_text(pen, (x + pad - left, y + pad - top), text, size, _bytes(_ink(colors[i])))
 
 
 ############################################################
@@ -384,11 +382,10 @@ def new_figure(width: float, height: float, show: bool = False, dpi: float | Non
     if show:
         import matplotlib.pyplot as plt
 
-        return plt.figure(figsize=size, dpi=dpi, **options)
+        return plt.figure(figsize=size, dpi=dpi, FigureClass=fonts.figure_class(), **options)
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: detection alone should not wait for matplotlib
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=dpi, **options)
+    figure = fonts.figure_class()(figsize=size, dpi=dpi, **options)
     FigureCanvasAgg(figure)
     figure._repr_png_ = functools.partial(figure_to_png, figure)  # a notebook calls this
     return figure
@@ -444,7 +441,7 @@ def _image_axes(image: np.ndarray, ax: Any, figsize: Any, title: str, show: bool
         figure = new_figure(width * scale, height * scale + _room(title), show)
         ax = figure.add_axes((0, 0, 1, height * scale / (height * scale + _room(title))))
     ax.imshow(image, extent=(0, width, height, 0), aspect="auto" if is_new else "equal")
-    ax.set_title(title, fontsize=_TITLE)
+    ax.set_title(title, fontsize=_TITLE, **fonts.text_style())
     ax.set_axis_off()
     ax.set_autoscale_on(False)
     return ax
@@ -484,10 +481,11 @@ def _plot_captions(
     ax.apply_aspect()
     pixels = np.array([image_shape[0] / ax.bbox.height, image_shape[1] / ax.bbox.width])  # image by screen
     margin = pad * ax.figure.dpi / 72
-    probe = ax.text(0, 0, "")
+    probe = ax.text(0, 0, "", **fonts.text_style())
+    fonts.warn_of_missing(captions)
 
     def measure(text: str, size: float) -> tuple[float, float]:
-        probe.set(text=text, fontsize=size)
+        probe.set(text=fonts.drawable(text), fontsize=size)
         extent = probe.get_window_extent()
         return tuple((np.array([extent.height, extent.width]) + 2 * margin) * pixels)
 
@@ -498,7 +496,7 @@ def _plot_captions(
         patch = {"facecolor": colors[i], "edgecolor": "none", "pad": pad}
         style = {"color": _ink(colors[i]), "fontsize": size, "va": "top", "ha": "left", "bbox": patch}
         y, x = np.array([y, x]) + margin * pixels
-        ax.text(x, y, text, zorder=10 - rank / len(drawn), clip_on=True, **style)
+        ax.text(x, y, fonts.drawable(text), zorder=10 - rank / len(drawn), clip_on=True, **style, **fonts.text_style())
 
 
 def _panels(aspects: Sequence[float], cols: int, titles: Sequence[str], title: str, show: bool, width: float) -> tuple:
@@ -1179,9 +1177,10 @@ class Table:
     rows: list[list[str]]
 
     def __str__(self) -> str:
-        columns = itertools.zip_longest(*self.rows, fillvalue="")
+        rows = [[utils.printable(cell) for cell in row] for row in self.rows]
+        columns = itertools.zip_longest(*rows, fillvalue="")
         widths = [max(map(len, column)) for column in columns]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in self.rows)
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows)
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
@@ -1199,7 +1198,7 @@ def display_table(table: Iterable[Iterable[Any]], save_path: Any = None, show: b
     rows = Table([[str(value) for value in row] for row in table])
     if save_path is not None:
         text = rows._repr_html_() if Path(save_path).suffix.lower() in (".html", ".htm") else f"{rows}\n"
-        runtime.write_atomically(save_path, lambda file: file.write(text.encode()))
+        runtime.write_atomically(save_path, lambda file: file.write(text.encode(errors="replace")))
     if show:
         print(rows)
     return rows
@@ -1325,9 +1324,9 @@ def plot_overlaps(
     ax = figure.subplots()
     ax.set_title(f"IoU; bold from {threshold:g} on", fontsize=_TITLE)
     ax.set(xlabel="ground truth", ylabel="predictions")
-    names = _names_of(pred_ids, class_names)
-    ax.set_yticks(range(shape[0]), [f"{name} ({score:.2f})" for name, score in zip(names, scores, strict=True)])
-    ax.set_xticks(range(shape[1]), _names_of(np.abs(gt_ids), class_names), rotation=90)
+    names, gt_names = _names_of(pred_ids, class_names, limit=24), _names_of(np.abs(gt_ids), class_names, limit=24)
+    fonts.name_ticks(ax.yaxis, [f"{name} ({score:.2f})" for name, score in zip(names, scores, strict=True)])
+    fonts.name_ticks(ax.xaxis, gt_names, rotation=90)
     if overlaps.size:
         ax.imshow(overlaps, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), iou in np.ndenumerate(overlaps):

@@ -5,7 +5,6 @@ A plot has twice the pixels that it is shown with, and text of 11 pixels and mor
 Boxes are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
 """
 
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+import fonts
 import utils
 import visualize
 from visualize import BLUE, DARK_GRAY, SKY_BLUE, VERMILION, YELLOW
@@ -172,9 +172,9 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> bytes
     _label(axes, "", "predicted class", "true class")
     step = -(-len(class_names) * 15 // 350)  # 15 pixels a name, 350 for all
     places = range(0, len(class_names), step)
-    names = [_drawable(class_names[place]) for place in places]
-    axes.set_xticks(places, ["missed", *names[1:]], rotation=90)
-    axes.set_yticks(places, ["no object", *names[1:]])
+    names = [_short(class_names[place]) for place in places]
+    fonts.name_ticks(axes.xaxis, ["missed", *names[1:]], places, rotation=90)
+    fonts.name_ticks(axes.yaxis, ["no object", *names[1:]], places)
     bar = figure.colorbar(shades, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
     bar.ax.set_yticklabels(["0", "1%", "5%", "10%", "20%", "40%", "60%", "80%", "100%"])
     bar.set_label("share of the row", fontsize=_SMALL)
@@ -182,19 +182,10 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> bytes
     return _png(figure)
 
 
-@functools.cache
-def _glyphs() -> frozenset[int]:
-    """Characters that matplotlib's font has. matplotlib warns of any other."""
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
-
-
-def _drawable(name: str, limit: int = 16) -> str:
-    """A class name as matplotlib can draw it: short, no formula, only what the font has."""
-    short = name if len(name) <= limit else name[: limit - 1] + "…"
-    drawable = "".join(c if ord(c) in _glyphs() else "\N{WHITE SQUARE}" for c in short)
-    return drawable.replace("$", r"\$")
+def _short(name: str, limit: int = 16) -> str:
+    """A class name as the plot has room for it. The page's tables have all of it."""
+    short = fonts.one_line(name)
+    return short if len(short) <= limit else short[: limit - 1] + "…"
 
 
 ############################################################

@@ -249,7 +249,7 @@ def _expected(folder: Path, subset: str) -> str:
 
 def is_held_out(name: str, share: float) -> bool:
     """Whether an image is for validation. Only its name decides, not the other images. share: of all images, [0, 1]."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:4], "big") < share * 2**32
 
 
 def make_dataset(
@@ -402,7 +402,7 @@ def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, N
         return make_dataset(folder, subset), make_dataset(folder, "val")
     rest, held_out = (make_dataset(folder, subset, part, share) for part in ("rest", "held out"))
     names = [held_out.name(image_id) for image_id in held_out.image_ids]
-    print(f"held out for validation, by a hash of their names: {utils.listed(names)}")
+    print(f"held out for validation, by a hash of their names: {utils.listed(map(utils.printable, names))}")
     return rest, held_out
 
 
@@ -538,7 +538,7 @@ def detect(arguments: argparse.Namespace) -> None:
             picture = Image.fromarray(draw_nuclei(image, result))
             runtime.write_atomically(path, lambda file, picture=picture: picture.save(file, "PNG"))
     text = "\n".join([*lines, ""])
-    runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode()))
+    runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode(errors="surrogateescape")))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))
     print(f"{folder}: {len(lines) - 1} pictures and submit.csv with {nuclei} nuclei")
     if failures:
@@ -570,7 +570,7 @@ def build_parser() -> cli.Parser:
     cli.add_model(parser, "none for train, last for evaluate and detect", trains=True)
     parser.add_argument(
         "--val-share",
-        type=float,
+        type=cli.share,
         metavar="SHARE",
         help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
         "no subset val, else none",

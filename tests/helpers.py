@@ -457,6 +457,17 @@ def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
     monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
 
 
+@contextlib.contextmanager
+def full_disk(size: int = 0):
+    """A context in which no file can grow beyond so many bytes: the error is one of the disk, as when it is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 ############################################################
 #  Names that break pages
 ############################################################

@@ -2,11 +2,17 @@
 
 import argparse
 import errno
+import io
+import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import TINY_SHAPES
+from tqdm import tqdm
 
 import cli
 import coco
@@ -16,7 +22,7 @@ from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
 from samples import nucleus, shapes
-from weights.checkpoint import write_checkpoint
+from weights.checkpoint import describe, make_checkpoint, write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
@@ -84,6 +90,112 @@ def test_a_fault_of_this_project_keeps_its_traceback():
 def test_exit_codes_of_commands_that_end():
     assert cli.run("x.py", lambda: None) == 0
     assert cli.run("x.py", lambda: 143) == 143
+
+
+def test_errors_of_the_system_name_the_file(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "out/a\x1b.jpg")
+
+    assert cli.run("x.py", fail) == 1
+    assert capsys.readouterr().err == "x.py: out/a\\x1b.jpg: No space left on device\n"
+
+
+def test_what_an_apple_gpu_lacks_is_one_line(capsys):
+    def fail():
+        raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.\nMore lines")
+
+    assert cli.run("x.py", fail) == 1
+    printed = capsys.readouterr().err
+    assert "--device mps: The operator 'aten::x' is not" in printed
+    assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(NotImplementedError):
+        cli.run("x.py", lambda: (_ for _ in ()).throw(NotImplementedError("another")))
+
+
+WILD = "a\x1b[2J\x9b1m\x07\u202eb\udc80 треугольник"
+TAME = r"a\x1b[2J\x9b1m\x07\u202eb\udc80 треугольник"
+
+
+def test_nothing_that_a_command_prints_moves_the_terminal(capsys):
+    """Printed, logged, warned of, or the message of its error."""
+
+    def command():
+        print(WILD, end="\r\n\t")
+        print(WILD, file=sys.stderr)
+        logging.getLogger("of_a_test").warning("%s", WILD)
+        sys.stdout.writelines([WILD, "\n"])
+        for _ in tqdm(range(1), desc=WILD, leave=True):
+            pass
+        raise ValueError(WILD)
+
+    streams, propagates = (sys.stdout, sys.stderr), logging.root.handlers[:]
+    logging.root.handlers[:] = [logging.lastResort]
+    try:
+        assert cli.run("x.py", command) == 2
+    finally:
+        logging.root.handlers[:] = propagates
+    assert (sys.stdout, sys.stderr) == streams
+    printed = capsys.readouterr()
+    assert printed.out == f"{TAME}\r\n\t{TAME}\n"
+    assert printed.err.count(TAME) >= 4
+    assert not {"\x1b", "\x9b", "\x07", "\u202e", "\udc80"} & set(printed.err)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "koi8-r"])
+def test_any_terminal_can_show_it(encoding, monkeypatch):
+    """What its letters lack is shown as codes, and nothing is an error."""
+    files = io.BytesIO(), io.BytesIO()
+    for name, file in zip(("stdout", "stderr"), files, strict=True):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file, encoding, errors="strict", write_through=True))
+    assert cli.run("x.py", lambda: print(WILD) or sys.stderr.write("é")) in (0, 1)
+    with pytest.raises(SystemExit):
+        parser_of("demo.py").parse_args(["--every", WILD])
+    shown = TAME if encoding in ("utf-8", "koi8-r") else TAME.encode("ascii", "backslashreplace").decode()
+    assert files[0].getvalue().decode(encoding) == f"{shown}\n"
+    error = files[1].getvalue().decode(encoding)
+    assert "must be a whole number from 1 up" in error
+    assert error.isprintable() or error[:-1].isprintable()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_arguments_in_messages_are_printable(command, capsys):
+    for words in (["--device", "\x1b[2J"], [f"--{WILD.replace(' ', '_')}"], ["--model"], ["--epochs", WILD]):
+        with pytest.raises(SystemExit):
+            parser_of(command).parse_args([*COMMANDS[command][1], *words])
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert printed[:-1].isprintable()
+
+
+def test_files_whose_names_are_no_unicode(tmp_path):
+    """As a real process with a terminal of ASCII: the name is shown, and there is no UnicodeEncodeError."""
+    run = subprocess.run(
+        [sys.executable, "demo.py", os.fsencode(tmp_path) + b"/caf\xe9\x1b.pth"],
+        capture_output=True,
+        cwd=Path(cli.__file__).parent,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0"},
+        timeout=120,
+    )
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.count(b"\n") == 1
+    assert rb"caf\udce9\x1b.pth" in run.stderr
+
+
+def test_the_texts_of_a_checkpoint_are_escaped():
+    """convert_weights.py prints this: names must not look like lines of ours, nor move the terminal."""
+    config = Config(NUM_CLASSES=2, CLASS_NAMES=("BG", WILD + "\n"))
+    text = describe(make_checkpoint(config, "\x1b]0;title\x07\nsource      mine", {}))
+    assert len(text.splitlines()) == 6
+    assert all(line.isprintable() for line in text.splitlines())
+    assert TAME + r"\n" in text
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "1.1", "inf", "x", ""])
+def test_a_share_lies_between_0_and_1(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a number from 0 to 1, not"):
+        cli.share(text)
+    assert [cli.share(good) for good in ("0", "1", "5e-1")] == [0, 1, 0.5]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

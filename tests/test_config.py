@@ -469,11 +469,66 @@ def test_set(text, value):
         ("USE_MASKIOU_HEAD=1", "USE_MASKIOU_HEAD must be bool"),
         ("MEAN_PIXEL=a,b,c", "MEAN_PIXEL must be a list of float"),
         ("IMAGE_MIN_DIM=__import__('os')", "must be int"),
+        ("LEARNING_RATE=nan", "LEARNING_RATE must be float, not 'nan'"),
+        ("LEARNING_RATE=1e999", "LEARNING_RATE must be float, finite and of 64 bits at most, not inf"),
+        ("GRADIENT_CLIP_NORM=-1e999", "GRADIENT_CLIP_NORM must be float or None, finite .* not -inf"),
+        ("MEAN_PIXEL=1,2,1e999", r"MEAN_PIXEL must be a list of float, finite .* not \(1, 2, inf\)"),
+        ("LOSS_WEIGHTS={'mrcnn_mask_loss': 1e999}", "LOSS_WEIGHTS must be a dict of numbers, finite"),
+        ("SEED=1e300", "SEED must be int, finite and of 64 bits at most"),
+        (f"SEED=0x{'f' * 9000}", "SEED must be int, finite .* not a int that is too long to print"),
+        (f"SEED={'[' * 5000}", "SEED must be int, not"),
+        ("RPN_ANCHOR_SCALES=b'abcde'", "must be a list of float"),
+        ("RPN_ANCHOR_RATIOS=()", "RPN_ANCHOR_RATIOS must have at least one entry"),
+        ("A\x1b[2J=1", r"'A\\x1b\[2J' is not a setting"),
     ],
 )
 def test_set_refuses(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_settings([text])
+        Config(**parse_settings([text]))
+
+
+def test_a_setting_has_one_value():
+    assert parse_settings(["SEED=1", "SEED=1.0"]) == {"SEED": 1}, "the same one twice is no question"
+    with pytest.raises(ValueError, match="--set has two values for SEED: 1 and 2; give one of them"):
+        parse_settings(["SEED=1", "SEED=2"])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 2**63, 1e19])
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.kind is not bool])
+def test_no_setting_takes_a_number_that_is_not_finite(name, number):
+    """In any place where a setting may have a number. A float may be large."""
+    for value in (number, [number] * 5, {"mrcnn_mask_loss": number}):
+        if number == 1e19 and float in number_kinds(name):
+            continue
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            Config(**{name: value})
+
+
+def number_kinds(name: str) -> list[type]:
+    return [float] if "float" in str(SETTINGS[name].kind) else []
+
+
+def test_display_shows_control_characters(capsys):
+    Config(NAME="a\x1b[2J\nb").display()
+    assert "NAME                           'a\\x1b[2J\\nb'\n" in capsys.readouterr().out
+
+
+def test_messages_are_short():
+    for settings in ({"RPN_ANCHOR_SCALES": [1.0] * 10**6}, {"CLASS_NAMES": ["x" * 10**6] * 3}, {"NAME": range(10**12)}):
+        with pytest.raises(ValueError, match="must") as error:
+            Config(**settings)
+        assert len(str(error.value)) < 500
+
+
+def test_stored_settings_of_wrong_types_are_named():
+    with pytest.raises(ValueError, match="the name of a setting must be a text, not 3"):
+        Config.from_dict({3: 4})
+    with pytest.raises(ValueError, match="MASK_POOL_SIZE must be int, not None"):
+        Config.from_dict({"MASK_POOL_SIZE": None})
+    with pytest.raises(ValueError, match="MASK_SHAPE 28 must be twice"):
+        Config.from_dict({"MASK_SHAPE": 28})
+    with pytest.raises(ValueError, match=r"DIALECT must be one of .* not \['mmdet'\]"):
+        Config.from_dict({"DIALECT": ["mmdet"]})
 
 
 def test_coco_config():

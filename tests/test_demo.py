@@ -1,14 +1,18 @@
 """demo.py as a user runs it, on a tiny model. test_video.py has what it does with videos."""
 
 import json
+import os
 import signal
 
 import numpy as np
 import pytest
-from helpers import interrupt_drawing, random_image, tiny_model
+import torch
+from helpers import full_disk, interrupt_drawing, random_image, tiny_model
 from PIL import Image
 
+import cli
 import demo
+import fonts
 import utils
 import visualize
 from evaluation.results import to_results
@@ -145,10 +149,12 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, capsys):
 
 
 def test_find_sources(photos, monkeypatch):
-    (photos / "film.MP4").write_bytes(b"")
-    (photos / "7").write_bytes(b"")
-    names = [str(photos / name) for name in ("C.PNG", "a.jpg", "b.png")]
-    assert demo.find_sources([str(photos)]) == [Source(name, "image") for name in names], "no video: it has to be named"
+    for name in ("film.MP4", "7", "._a.jpg"):
+        (photos / name).write_bytes(b"")
+    os.mkfifo(photos / "pipe.jpg")  # to open it would wait for ever
+    kinds = {"C.PNG": "image", "a.jpg": "image", "b.png": "image", "film.MP4": "video"}
+    sources = [Source(str(photos / name), kind) for name, kind in kinds.items()]
+    assert demo.find_sources([str(photos)]) == sources, "and nothing that is hidden"
     monkeypatch.chdir(photos)
     (photos / "folder.jpg").mkdir()
     assert demo.find_sources(["*.jpg", "b.png", "a.jpg"]) == [Source("a.jpg", "image"), Source("b.png", "image")]
@@ -313,3 +319,144 @@ def test_what_it_looks_at_by_default(weights, monkeypatch, tmp_path):
     monkeypatch.setattr("weights.published._fetch", lambda published: tmp_path / "coco.pth")
     assert demo.main(arguments) == 0
     assert (tmp_path / "out" / "coffee.jpg").exists(), "with the model coco, which is there"
+
+
+############################################################
+#  Odd inputs and places
+############################################################
+
+
+@pytest.fixture
+def detect(weights, tmp_path):
+    """demo.py on something, into out/: its exit code."""
+    options = ["--model", str(weights), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    return lambda *arguments: demo.main([*options, *map(str, arguments)])
+
+
+def test_odd_names_of_files(detect, tmp_path, capsys):
+    """White space, control characters, bytes that are no text, signs of patterns, long names, options."""
+    stems = ["a b", "a\nb\x1b[2J", "caf\udce9", "треугольник", "a[1]*", "-x", "x" * 240, "%s", "😀"]
+    (tmp_path / "in").mkdir()
+    for i, stem in enumerate(stems):
+        Image.fromarray(random_image(20, 30, i)).save(tmp_path / "in" / f"{stem}.png")
+    (tmp_path / "in" / "b\x1b[2J.png").write_bytes(b"no image")
+    assert detect(tmp_path / "in") == 1
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.jpg")) == sorted(stems)
+    names = {entry["file_name"] for entry in json.loads((tmp_path / "out" / "detections.json").read_text())}
+    assert names == {str(tmp_path / "in" / f"{stem}.png") for stem in stems}, "the true names"
+    printed = capsys.readouterr()
+    assert r"b\x1b[2J.png" in printed.err
+    assert "\x1b" not in printed.out + printed.err
+    assert detect(tmp_path / "in" / "a[1]*.png") == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+def test_images_of_odd_sizes(detect, tmp_path, size):
+    Image.fromarray(random_image(*size)).save(tmp_path / "a.png")
+    assert detect(tmp_path / "a.png") == 0
+    with Image.open(tmp_path / "out" / "a.jpg") as picture:
+        assert picture.size == size[::-1]
+
+
+def test_a_picture_that_is_too_long_for_jpeg_is_a_png(tmp_path):
+    pictures = demo.Pictures([tmp_path / "a.jpg"])
+    pictures.add(demo.Frame(random_image(1, 1), 0), np.zeros((2, 70_000, 3), np.uint8))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert (picture.size, picture.format) == ((70_000, 2), "PNG")
+
+
+def test_names_of_classes_are_drawn(photos, tmp_path, capsys, caplog):
+    """In any script; letters that no font has are named once, with the flag that helps, and no control character."""
+    names = ("BG", "треугольник\x1b[2J", "三角形", "$x_1$")
+    tiny_model(CLASS_NAMES=names).save(tmp_path / "tiny.pth")
+    words = [str(photos), "--model", str(tmp_path / "tiny.pth"), "--output", str(tmp_path / "out"), "--threshold", "0"]
+    assert demo.main([*words, "--labels", "all"]) == 0
+    printed = capsys.readouterr()
+    assert [record.getMessage() for record in caplog.records] == [
+        "三角形 in the texts of pictures: DejaVuSans.ttf has no such letters, so boxes are drawn instead; --font FILE "
+        "draws in another font"
+    ]
+    assert "\x1b" not in printed.out + printed.err
+    before = (tmp_path / "out" / "a.jpg").read_bytes()
+    assert demo.main([*words, "--labels", "all", "--font", str(fonts.dejavu().with_name("DejaVuSerif.ttf"))]) == 0
+    assert (tmp_path / "out" / "a.jpg").read_bytes() != before
+    assert demo.main([*words, "--font", str(photos / "notes.txt")]) == 2
+    assert "notes.txt: not a font that can be read" in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written_are_named_first(photos, tmp_path, capsys, monkeypatch):
+    """Before a model is read or downloaded."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    monkeypatch.setattr(cli, "open_model", None)
+    cases = {
+        ("--output", str(tmp_path / "file")): f"--output {tmp_path}/file: {tmp_path}/file is no folder",
+        ("--output", str(tmp_path / "file" / "out")): f"--output {tmp_path}/file/out: {tmp_path}/file is no folder",
+        (
+            "--save-json",
+            str(tmp_path / "file" / "a.json"),
+        ): f"--save-json {tmp_path}/file: {tmp_path}/file is no folder",
+        ("--save-json", str(tmp_path / "folder.json")): f"--save-json {tmp_path}/folder.json is a folder; name a file",
+    }
+    for arguments, message in cases.items():
+        assert demo.main([str(photos), *arguments]) == 2
+        assert capsys.readouterr().err == f"demo.py: {message}\n"
+    monkeypatch.setattr(demo.os, "access", lambda path, mode: False)
+    assert demo.main([str(photos), "--output", str(tmp_path / "new" / "out")]) == 2
+    assert f"new/out: you may not write into {tmp_path}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "C.jpg"), (["--save-json", "x.jsonl"], "C.jpg")])
+def test_a_full_disk_names_the_file(detect, photos, tmp_path, monkeypatch, capsys, words, name):
+    monkeypatch.chdir(tmp_path)
+    with full_disk(100):
+        assert detect(photos, *words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("demo.py: ")
+    assert error.endswith(": File too large")
+    assert str(tmp_path / "out" / name) in error
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".json"]
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json"])
+def test_a_full_disk_names_the_results(detect, photos, tmp_path, monkeypatch, capsys, name):
+    """Those that are written at once, and those that are written at the end."""
+    monkeypatch.setattr(demo.Pictures, "add", lambda self, frame, picture: None)
+    with full_disk(100):
+        assert detect(photos, "--save-json", tmp_path / name) == 1
+    assert capsys.readouterr().err.endswith(f"demo.py: {tmp_path / name}: File too large\n")
+
+
+def test_a_folder_without_images_says_what_to_do(detect, tmp_path, capsys):
+    (tmp_path / "in" / "inside").mkdir(parents=True)
+    assert detect(tmp_path / "in") == 2
+    error = capsys.readouterr().err
+    assert "has no images (" in error
+    assert f"give a pattern, such as '{tmp_path}/in/*/*'" in error
+    demo.save_picture(random_image(20, 30), tmp_path / "in" / "inside" / "a.png")
+    assert detect(f"{tmp_path}/in/*/*") == 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu", "GPU:0", "mps"])
+def test_a_device_that_is_not_there_is_one_sentence(device, detect, photos, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit) as end:
+        detect(photos, "--device", device)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"demo.py: argument --device: device '{device}' cannot be used: ")
+    assert error.count("\n") == 1
+    assert "choose cpu" in error
+
+
+def test_sources_may_stand_between_options(weights, photos, tmp_path):
+    words = [str(photos / "a.jpg"), "--model", str(weights), str(photos / "b.png"), "--output", str(tmp_path / "out")]
+    assert demo.main([*words, str(photos / "C.PNG")]) == 0
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 3
+
+
+def test_the_threshold_is_a_share(capsys):
+    for text in ("nan", "inf", "2"):
+        with pytest.raises(SystemExit):
+            demo.build_parser().parse_args(["--threshold", text])
+        assert "argument --threshold: must be a number from 0 to 1" in capsys.readouterr().err

@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "runtime", "native", "polygons"},
     {"nms", "roialign"},
     {"utils", "captions", "evaluation.calibration"},
-    {"detections", "weights.torch_files", "weights.download"},
+    {"detections", "fonts", "weights.torch_files", "weights.download"},
     {"data", "visualize", "video"},
     {"weights"},
     {"training"},

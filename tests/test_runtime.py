@@ -311,6 +311,8 @@ def test_find_device(monkeypatch):
     assert runtime.find_device() == torch.device("cuda")
     for name in ("cpu", "cuda", "cuda:1", "mps", torch.device("cuda", 1)):
         assert runtime.find_device(name) == torch.device(name)
+    names = {"gpu": "cuda", "GPU:1": "cuda:1", "CPU": "cpu", "cpu:0": "cpu", "Cuda:0": "cuda:0", "MPS": "mps"}
+    assert {name: str(runtime.find_device(name)) for name in names} == names
     fake_gpus(monkeypatch, 0)
     assert runtime.find_device() == runtime.find_device("cpu") == torch.device("cpu")
 
@@ -318,7 +320,14 @@ def test_find_device(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "gpus", "message"),
     [
-        ("gpu", 1, "device must be cpu, cuda, cuda:N or mps, not 'gpu'"),
+        ("GPU", 0, "device 'GPU' cannot be used: torch sees 0 NVIDIA GPUs; choose cpu"),
+        ("gpu:1", 1, "device 'gpu:1' cannot be used: torch sees 1 NVIDIA GPUs; choose cpu or cuda:0 to cuda:0"),
+        ("cpu:1", 1, "device 'cpu:1' cannot be used: there is one cpu; leave the number out"),
+        ("mps:2", 1, "device 'mps:2' cannot be used: there is one mps; leave the number out"),
+        ("xpu", 1, "device must be cpu, cuda, cuda:N or mps, not 'xpu'"),
+        ("cuda:-1", 1, "device must be cpu, cuda, cuda:N or mps, not 'cuda:-1'"),
+        ("cuda:" + "9" * 5000, 1, f"device must be cpu, cuda, cuda:N or mps, not 'cuda:{'9' * 95}'"),
+        ("", 1, "device must be cpu, cuda, cuda:N or mps, not ''"),
         ("meta", 1, "not 'meta'"),
         ("cuda", 0, "device 'cuda' cannot be used: torch sees 0 NVIDIA GPUs; choose cpu"),
         ("cuda:2", 2, "device 'cuda:2' cannot be used: torch sees 2 NVIDIA GPUs; choose cpu or cuda:0 to cuda:1"),

@@ -1,16 +1,21 @@
 """video.py, and demo.py on the videos that this file makes with PyAV; without PyAV most of it skips."""
 
 import contextlib
+import http.server
 import json
+import re
 import shutil
+import socket
 import struct
 import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import interrupt_drawing, random_image
+from helpers import full_disk, interrupt_drawing, random_image
 
 import demo
 import utils
@@ -259,8 +264,8 @@ def test_times_are_kept(av, tmp_path):
     assert [frame.time for frame in frames] == [Fraction(i, 20) for i in (0, 1, 5, 24)]
     assert [(frame.source, frame.number) for frame in frames] == [(5, i) for i in range(4)]
     writer = VideoWriter(tmp_path / "copy.mp4", frames[0])
-    for frame, time in zip([*frames, frames[-1]], [*(frame.time for frame in frames), frames[-1].time], strict=True):
-        writer.write(time, frame.image)
+    for frame, seconds in zip([*frames, frames[-1]], [*(frame.time for frame in frames), frames[-1].time], strict=True):
+        writer.write(seconds, frame.image)
     writer.close()
     images, times, _ = decoded(av, tmp_path / "copy.mp4")
     assert times == [*(frame.time for frame in frames), frames[-1].time + frames[0].clock[1]]
@@ -392,3 +397,243 @@ def test_show(film, detect, tmp_path, screen, monkeypatch):
     assert detect(film.name, "--show") == 0
     assert len(lines(tmp_path / "out" / "detections.jsonl")) in range(1, 12)
     assert len(screen) == 3, "nothing to wait for"
+
+
+############################################################
+#  Damaged videos
+############################################################
+
+
+def damaged(path, low: float, high: float) -> Path:
+    """A copy of a file in which each eighth byte between two shares of its length is another one."""
+    data = bytearray(Path(path).read_bytes())
+    for place in range(int(low * len(data)), int(high * len(data)), 8):
+        data[place] ^= 0xFF
+    copy = Path(path).with_stem("damaged")
+    copy.write_bytes(data)
+    return copy
+
+
+def cut(path, share: float) -> Path:
+    """A copy of a file that ends early."""
+    data = Path(path).read_bytes()
+    copy = Path(path).with_stem("cut")
+    copy.write_bytes(data[: int(share * len(data))])
+    return copy
+
+
+def frames_until_error(path, every: int = 1) -> tuple[list[Frame], str]:
+    """The frames of a video, and the message of the error that comes after them."""
+    frames, message = [], ""
+    try:
+        frames.extend(video.read_video(Source(str(path), "video"), 0, every))
+    except ValueError as error:
+        message = str(error)
+    return frames, message
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_the_frames_around_a_fault_are_kept(av, tmp_path, suffix):
+    path = Path(write_video(av, tmp_path / f"film.{suffix}", [random_image(48, 64, i) for i in range(60)]).name)
+    frames, message = frames_until_error(damaged(path, 0.4, 0.5))
+    assert 20 <= len(frames) < 60
+    assert f"{tmp_path}/damaged.{suffix} is cut off or damaged: " in message
+    assert " of its packets cannot be decoded (" in message
+    assert f"; {len(frames)} frames (" in message
+    assert "could be read, and their results are kept" in message
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_video_that_ends_early_is_named(av, tmp_path, suffix):
+    """FFmpeg takes the cut for the end."""
+    path = Path(write_video(av, tmp_path / f"film.{suffix}", [random_image(48, 64, i) for i in range(90)]).name)
+    assert len(list(video.read_video(Source(str(path), "video"), 0, 1))) == 90
+    frames, message = frames_until_error(cut(path, 0.5), every=2)
+    assert 10 <= len(frames) <= 25
+    assert f"{tmp_path}/cut.{suffix} is cut off or damaged: " in message
+    assert "it announces about 90 frames; " in message
+
+
+def test_no_good_video_is_called_cut(av, tmp_path):
+    """Also if it is short, or a frame has no place at the end."""
+    for count, suffix in ((1, "mp4"), (2, "mkv"), (7, "avi"), (30, "webm")):
+        codec = "libvpx" if suffix == "webm" else "libx264"
+        source = write_video(av, tmp_path / f"{count}.{suffix}", [scene(i) for i in range(count)], codec=codec)
+        assert len(list(video.read_video(source, 0, 1))) == count
+
+
+def test_damaged_videos_do_not_stop_the_others(av, film, detect, tmp_path, capsys):
+    """One that cannot be opened, one that breaks, one that is empty: the rest is done, and all are named once."""
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    long = write_video(av, tmp_path / "long.mkv", [random_image(48, 64, i) for i in range(90)])
+    broken = cut(long.name, 0.5)
+    headless = cut(film.name, 0.5)
+    demo.save_picture(scene(3), tmp_path / "photo.png")
+    assert detect(tmp_path / "empty.mp4", headless, broken, film.name, tmp_path / "photo.png") == 1
+    error = capsys.readouterr().err
+    assert error.count("not read: ") == 3
+    assert f"not read: cannot read {tmp_path}/empty.mp4: the file is empty" in error
+    assert f"not read: cannot read {headless}: Invalid data found" in error
+    assert "is it cut off or damaged, or no video?" in error
+    assert f"not read: {broken} is cut off or damaged: it announces about 90 frames" in error
+    entries = lines(tmp_path / "out" / "detections.jsonl")
+    counts = {name: sum(entry["file_name"] == str(name) for entry in entries) for name in (broken, film.name)}
+    assert counts[film.name] == 12
+    assert 20 <= counts[broken] <= 50
+    assert len(decoded(av, tmp_path / "out" / "cut.mp4")[0]) == counts[broken]
+
+
+def test_a_folder_stands_for_its_videos_too(av, film, detect, tmp_path, monkeypatch, capsys):
+    demo.save_picture(scene(3), tmp_path / "photo.png")
+    assert detect(tmp_path) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.jsonl", "film.mp4", "photo.jpg"]
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert detect(tmp_path) == 1, "without PyAV, the images are done"
+    captured = capsys.readouterr()
+    assert "in 1 images" in captured.out
+    assert "not read: videos and webcams need PyAV (" in captured.err
+
+
+def test_a_video_that_changes_its_size(av, tmp_path):
+    """As streams do: its pictures are scaled to the first one."""
+    writer = VideoWriter(tmp_path / "film.mp4", Frame(scene(0), 0, clock=(Fraction(25), Fraction(1, 25))))
+    writer.write(Fraction(0), scene(0))
+    writer.write(Fraction(1, 25), scene(0, 2 * HEIGHT, 2 * WIDTH))
+    writer.close()
+    assert [image.shape for image in decoded(av, tmp_path / "film.mp4")[0]] == [(HEIGHT, WIDTH, 3)] * 2
+
+
+def test_a_full_disk_names_the_video(av, tmp_path):
+    writer = VideoWriter(
+        tmp_path / "film.mp4", Frame(random_image(HEIGHT, WIDTH), 0, clock=(Fraction(25), Fraction(1, 25)))
+    )
+
+    def write_all():
+        for i in range(200):
+            writer.write(Fraction(i, 25), random_image(HEIGHT, WIDTH, i))
+        writer.close()
+
+    with full_disk(2000), pytest.raises(OSError, match="File too large") as error:
+        write_all()
+    assert error.value.filename == str(tmp_path / "film.mp4")
+
+
+def test_a_video_file_opens_nothing_else(av, film, tmp_path):
+    """A playlist under the name of a video could name any address, and FFmpeg would fetch it."""
+    with served({"/film.mkv": Path(film.name).read_bytes()}) as (address, asked):
+        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}/film.mkv\n#EXT-X-ENDLIST\n"
+        (tmp_path / "list.mp4").write_text(playlist)
+        frames, message = frames_until_error(tmp_path / "list.mp4")
+        assert not frames
+        assert "list.mp4: " in message
+        assert not asked
+
+
+############################################################
+#  Streams
+############################################################
+
+
+@contextlib.contextmanager
+def served(files: dict[str, bytes], silent: bool = False):
+    """A web server of some files. silent: it takes the request, sends a half, and says nothing more.
+
+    Yields its address, and a list of the paths that were asked for.
+    """
+    asked, end = [], threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            data = files.get(self.path)
+            self.send_response(404 if data is None else 200)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if data is not None:
+                with contextlib.suppress(OSError):
+                    self.wfile.write(data[: len(data) // 2] if silent else data)
+                if silent:
+                    end.wait(20)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        end.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def stream_file(av, tmp_path) -> bytes:
+    """A video that can be read from its start to its end."""
+    path = tmp_path / "stream.mkv"
+    write_video(av, path, [random_image(HEIGHT, WIDTH, i) for i in range(12)])
+    return path.read_bytes()
+
+
+def test_a_stream_over_http(av, stream_file, detect, tmp_path, capsys):
+    with served({"/live/channel%201.mkv?key=1": stream_file}) as (address, _):
+        url = address.replace("//", "//user:secret@") + "/live/channel%201.mkv?key=1"
+        assert detect(url) == 0
+        assert detect(f"{address}/none.mkv", url) == 1
+    captured = capsys.readouterr()
+    assert f"not read: cannot read {address}/none.mkv: Server returned 404 Not Found" in captured.err
+    assert "secret" not in captured.out + captured.err
+    entries = lines(tmp_path / "out" / "detections.jsonl")
+    assert {entry["file_name"] for entry in entries} == {url.replace("user:secret", "***")}, "no password in results"
+    assert len(decoded(av, tmp_path / "out" / "channel_201.mp4")[0]) == 12
+
+
+def test_a_stream_that_falls_silent(av, stream_file, detect, monkeypatch, capsys):
+    monkeypatch.setattr(video, "SILENCE_SECONDS", 0.5)
+    with served({"/a.mkv": stream_file}, silent=True) as (address, _):
+        assert detect(f"{address}/a.mkv") == 1
+    assert f"cannot read {address}/a.mkv: nothing came for 15 s at the start, or 0.5 s later" in capsys.readouterr().err
+
+
+def test_an_address_that_does_not_answer(av, monkeypatch, capsys, detect):
+    monkeypatch.setattr(video, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections, and never answers
+        for scheme in ("http", "rtsp"):
+            start = time.monotonic()
+            assert detect(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/live") == 1
+            assert time.monotonic() - start < 20
+            assert re.search("nothing came for 0.5 s at the start|answer within 0.5 s", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://x/a.mp4", "ftp://x/a.mp4: videos can be read from http://, https://, rtsp://"),
+        ("file:///etc/passwd", "give a file as path"),
+        ("concat://a|b", "give a file as path"),
+        (
+            "https://a:b@x.org/photo.JPG?x=1",
+            "https://***@x.org/photo.JPG?x=1 is an image, and only videos are read from",
+        ),
+    ],
+)
+def test_urls_that_cannot_be_read(url, message, detect, capsys):
+    assert detect(url) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names_of_streams():
+    names = {
+        "rtsp://u:p@cam.local:554/live/ch0": "ch0",
+        "http://cam.local/": "cam.local",
+        "HTTPS://x/../../etc/pa%00ss?a=/b.mp4": "pa_00ss",
+    }
+    for url, stem in names.items():
+        (source,) = demo.find_sources([url])
+        assert demo.file_stem(source) == stem
+        assert source.kind == "stream"
+        assert "p@" not in str(source)
+    outputs = demo.plan_outputs([Source("rtsp://a/x", "stream"), Source("rtsp://b/x", "stream")], Path("out"))
+    assert outputs == [Path("out/x.mp4"), Path("out/x_2.mp4")]

@@ -30,6 +30,8 @@ def save_curves(log_dir: Path) -> None:
         figure = draw_curves(read_records(log_dir / "metrics.jsonl"), title=log_dir.resolve().name)
         picture = visualize.figure_to_png(figure)
         runtime.write_atomically(log_dir / "losses.png", lambda file: file.write(picture))
+    except OSError as error:
+        logger.warning("losses.png could not be written: %s", error)
     except Exception:
         logger.warning("losses.png could not be drawn", exc_info=True)
 

@@ -102,11 +102,18 @@ class Recorder:
         except OSError as error:
             text = f"the metrics in {self.log_dir} cannot be written ({error.strerror or error}); is the disk full?"
             raise OSError(error.errno, text) from error
-        for name in record if self._tensorboard is not None else ():
-            if name not in PLACE:
+        if self._tensorboard is not None:
+            self._record_in_tensorboard(record)
+
+    def _record_in_tensorboard(self, record: Mapping[str, Any]) -> None:
+        kind, global_step = record["kind"], self._global_step(record["epoch"], record["step"])
+        try:
+            for name in [name for name in record if name not in PLACE]:
                 value = math.nan if record[name] is None else record[name]
-                tag = f"{kind}/{name.removeprefix(f'{kind}_')}"
-                self._tensorboard.add_scalar(tag, value, self._global_step(epoch, step))
+                self._tensorboard.add_scalar(f"{kind}/{name.removeprefix(f'{kind}_')}", value, global_step)
+        except OSError as error:  # its thread keeps an error until the next call, so it may be one of a former record
+            logger.warning("TensorBoard's file in %s cannot be written, so it gets no more: %s", self.log_dir, error)
+            self._tensorboard = None
 
     def close(self) -> None:
         """Close the files. Calling it again does nothing."""

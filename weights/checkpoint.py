@@ -152,11 +152,11 @@ def describe(checkpoint: Mapping[str, Any]) -> str:
     numbers = ("MEAN_PIXEL", "STD_PIXEL")
     pixels = " / ".join("(" + ", ".join(f"{value:g}" for value in config[name]) + ")" for name in numbers)
     lines = {
-        "source": checkpoint["source"],
-        "dialect": checkpoint["dialect"],
+        "source": utils.printable(checkpoint["source"]),
+        "dialect": utils.printable(checkpoint["dialect"]),
         "backbone": f"{config['BACKBONE']}, {config['BACKBONE_STYLE']} style; {heads}",
         "pixels": f"{pixels}, mean / std in RGB",
-        "classes": f"{len(names)}: {utils.listed(names, 8)}" if names else "none",
+        "classes": f"{len(names)}: {utils.listed(map(utils.printable, names), 8)}" if names else "none",
         "weights": f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers",
     }
     return "\n".join(f"{name:11} {text}" for name, text in lines.items())
