@@ -46,9 +46,8 @@ logger = logging.getLogger(__name__)
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-)?[0-9a-f]{16}\.tmp", re.DOTALL
 )
-LEFTOVER_SECONDS = (
-    24 * 3600.0
-)  # without a change, after which an unfinished file of another machine counts as left over
+# An unfinished file of another machine counts as left over after this time without a change.
+LEFTOVER_SECONDS = 24 * 3600.0
 _MANY_FILES = 1000  # a folder with more of them is searched for left-over files only once
 _leftovers_of: dict[str, dict[str, list[str]]] = {}  # by folder, for folders of many files; then by name
 
