@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 import utils
 
 from .dataset import Dataset
 from .formats.coco import CocoDataset
+from .images import image_size
 
 SAMPLE = 2000  # training images of which the header is read; 2000 take less than a second on a local disk
 _THREADS = 8
@@ -38,10 +38,10 @@ def _problem(dataset: Dataset, image_id: int) -> str | None:
     info = dataset.image_info[image_id]
     size = info.get("height"), info.get("width")
     try:
-        with Image.open(info["path"]) as image:  # not utils.image_size, which decodes a PNG to look for its orientation
-            if image.size in (size, size[::-1]) or not all(size):
-                return None
-    except Exception:  # Pillow's errors are of many kinds, and read_image knows more formats than Pillow
+        found = image_size(info["path"])
+        if size in (found.shown, found.stored) or not all(size):
+            return None
+    except Exception:  # decoders' errors are of many kinds
         pass
     try:
         dataset.load_image(image_id)
