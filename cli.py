@@ -17,7 +17,7 @@ A setting of a training comes from the first of these that has it:
     4. the checkpoint that --model names, as training_config says
     5. the class, such as CocoConfig, then its dialect, then Config
 
-Classes are an exception in coco.py: they are always the data set's.
+Classes are an exception in coco.py: they are always the data set's. A training that continues keeps their order.
 """
 
 import argparse

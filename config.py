@@ -396,10 +396,12 @@ class Config:
     # Short name of the experiment; the log folder is called after it. Override it.
     NAME: Annotated[str | None, ANY, RUN] = None
 
-    # The name of each class, "BG" first: NUM_CLASSES names. Checkpoints store them, and pictures show them.
+    # The name of each class, "BG" first: NUM_CLASSES names. Checkpoints store them, and pictures show them. Classes of
+    # a data set are found by name, in whatever order. None: a training takes the names of its data set.
     CLASS_NAMES: Annotated[tuple[str, ...] | None, PER_CLASS, DETECTION] = None
 
-    # Category id of each class index in the data set's own numbering, 0 for background. None: the class index.
+    # Category id of each class index in the data set's own numbering, 0 for background. None: a training takes those of
+    # its data set; else the class index.
     CATEGORY_IDS: Annotated[tuple[int, ...] | None, PER_CLASS, DETECTION] = None
 
     # How to compute: "mmdet" (new training), "benchmark", "torchvision" or "matterport". Checkpoints carry theirs.

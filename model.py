@@ -50,7 +50,9 @@ from torch.utils.checkpoint import checkpoint
 import runtime
 import utils
 from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
+from data.classes import UNKNOWN, Classes, map_classes, map_to_model, match_rows, unnamed
 from data.dataset import Dataset
+from data.headers import check_headers
 from data.inputs import check_images, image_array
 from data.loader import make_loader
 from data.object_counts import describe_objects
@@ -1465,8 +1467,25 @@ _MATTERPORT_LAYERS = {
 }
 
 
+_INITIALISING = threading.RLock()  # random weights are drawn from torch's shared generator, by one thread at a time
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random weights that are drawn inside follow from the seed alone. The shared generators go on afterwards."""
+    device = torch.empty(0).device  # the default one
+    if device.type == "meta":  # draws nothing
+        yield
+        return
+    with _INITIALISING, runtime.seeded(seed, device):
+        yield
+
+
 class MaskRCNN(nn.Module):
     """Mask R-CNN with mask scoring: the network, detection, weights.
+
+    Random weights follow from config.SEED: the same settings make the same weights. The shared random generators stay
+    as they are.
 
     config: a Config. model_dir: folder of logs and checkpoints, "logs" by default.
     mode: Matterport's calls give it; it changes nothing.
@@ -1479,19 +1498,25 @@ class MaskRCNN(nn.Module):
         config.validate()
         self.config = config
         self.model_dir = Path("logs" if model_dir is None else model_dir)
-        self.class_names = list(config.CLASS_NAMES or ["BG", *(f"class {i}" for i in range(1, config.NUM_CLASSES))])
+        self.class_names = list(config.CLASS_NAMES or unnamed(config.NUM_CLASSES))
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
         self.source = UNTRAINED  # where the weights come from
         self.seconds: dict[str, float] = {}  # of each part of the last detect() that ended, which wrote it whole
         self.log_dir: Path | None = None  # where training writes
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
-        self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
-        self.fpn = FPN(self.backbone.channels, config.TOP_DOWN_PYRAMID_SIZE)
-        self.rpn = RPN(config)
-        self.box_head = BoxHead(config)
-        self.mask_head = MaskHead(config)
-        self.maskiou_head = MaskIoUHead(config) if config.USE_MASKIOU_HEAD else None
-        initialise(self)
+        # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
+        numbers = list(range(config.NUM_CLASSES))
+        self._open_classes = {"CLASS_NAMES"} if self.class_names == unnamed(config.NUM_CLASSES) else set()
+        if config.CATEGORY_IDS is None or (self._open_classes and self.category_ids == numbers):
+            self._open_classes.add("CATEGORY_IDS")
+        with _seeded(config.SEED):
+            self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
+            self.fpn = FPN(self.backbone.channels, config.TOP_DOWN_PYRAMID_SIZE)
+            self.rpn = RPN(config)
+            self.box_head = BoxHead(config)
+            self.mask_head = MaskHead(config)
+            self.maskiou_head = MaskIoUHead(config) if config.USE_MASKIOU_HEAD else None
+            initialise(self)
 
     ### The network
 
@@ -1712,6 +1737,11 @@ class MaskRCNN(nn.Module):
         decided here, for the whole training: model.config becomes a copy that holds the decision, and checkpoints store
         it. To change settings between two calls, change them in model.config.
 
+        Classes of data sets and model are matched by name: the data set follows the model, whose rows keep their order.
+        CLASS_NAMES and CATEGORY_IDS that the Config leaves open come from train_dataset. Classes of val_dataset that
+        the model does not know are named, and their objects count as crowds. Image files whose header cannot be read
+        are named before the first step.
+
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
         learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
         epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
@@ -1721,7 +1751,8 @@ class MaskRCNN(nn.Module):
             augmented.
         custom_callbacks: functions of (event, progress), or objects with Keras' on_epoch_end(epoch, logs).
         evaluate: model -> metrics, every EVAL_EVERY epochs, such as coco.evaluation_callback(val_dataset). The best
-            checkpoint is that of the highest "mask AP", or without it of the lowest validation loss.
+            checkpoint is that of the highest "mask AP", or without it of the lowest validation loss. If it has a method
+            check(model), that is called before the first step.
 
         Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
         Raises: ValueError for arguments that do not fit; what training.loop.train raises.
@@ -1729,12 +1760,18 @@ class MaskRCNN(nn.Module):
         for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+        self._take_classes(train_dataset)
+        classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
+        val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
         self._begin_training()
         self._decide(BIT_DEPTH=train_dataset.inspect_images(self.config.BIT_DEPTH))
-        train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources)
+        train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources, classes=classes)
         if (objects := describe_objects(train_dataset, self.config)) and runtime.rank() == 0:
             print(objects)
-        val_data = None if val_dataset is None else TrainingData(val_dataset, self.config, augment=False)
+        val_data = None
+        if val_dataset is not None:
+            val_data = TrainingData(val_dataset, self.config, augment=False, classes=val_classes)
+        self._check_before_training(train_data, val_data, evaluate)
         phases, learning_rate = self._phases(learning_rate, epochs, layers)
         hooks = Hooks(
             prepare=partial(mold_batch, device=self.device, config=self.config),
@@ -1747,6 +1784,55 @@ class MaskRCNN(nn.Module):
             if progress.interrupted or progress.stop:
                 break
         return progress
+
+    def _take_classes(self, dataset: Dataset) -> None:
+        """Take names and category ids from the data set of a training, where the config leaves them open.
+
+        A new training from a checkpoint of other classes also takes the data set's: rows of classes of the same name
+        stay, and the others start anew.
+        """
+        of_data, own = Classes.of(dataset), Classes.of(self)
+        names = [own.names[0], *of_data.names[1:], *own.names[len(of_data.names) :]]
+        fits = len(names) == len(own.names) and len(of_data.names) > 1
+        if "CLASS_NAMES" in self._open_classes and self._start is None and fits:
+            if own.names == unnamed(len(names)):
+                self._set_classes(names, None)
+            elif map_classes(of_data, own).unknown:
+                self._rename_classes(names)
+        if "CATEGORY_IDS" in self._open_classes and of_data.ids is not None:
+            mapping = map_classes(of_data, Classes.of(self))
+            self._set_classes(None, mapping.numbers_of_rows(of_data.ids, self.category_ids))
+
+    def _rename_classes(self, names: list[str]) -> None:
+        """Give the rows other classes. Rows of classes that there were before move; the others start anew."""
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        before = {"class_names": self.class_names, "model": tensors}
+        with _seeded(self.config.SEED + 1):  # not the numbers that the first weights have
+            initialise(self, [name for name in tensors if name.rpartition(".")[0] in _CLASS_LAYERS])
+        self._set_classes(names, None)
+        self.load_state_dict({**tensors, **self._rows_of_same_classes(before, self.state_dict(), set())})
+        print(f"classes are now the data set's: {utils.listed(names[1:], 5)}; rows of other names start anew")
+
+    def _set_classes(self, names: Sequence[str] | None, ids: Sequence[int] | None) -> None:
+        """Set names or category ids of the rows, also in a copy of the config. None changes nothing."""
+        if names is None and ids is None:
+            return
+        self.config = copy.copy(self.config)
+        if names is not None:
+            self.class_names, self.config.CLASS_NAMES = list(names), tuple(names)
+        if ids is not None:
+            self.category_ids, self.config.CATEGORY_IDS = list(ids), tuple(ids)
+
+    def _check_before_training(self, train_data: TrainingData, val_data: TrainingData | None, evaluate: Any) -> None:
+        """Print how classes were matched, and find what would otherwise come up in the middle of a training."""
+        if runtime.rank() > 0:
+            return
+        for sentence in [*train_data.class_notes, *(val_data.class_notes if val_data else ())]:
+            print(sentence)
+        with runtime.random_states_kept(self.device):  # data sets may draw
+            check_headers(train_data.dataset, val_data and val_data.dataset, self.config.MAX_DATA_ERRORS)
+            if hasattr(evaluate, "check"):
+                evaluate.check(self)
 
     def _begin_training(self) -> None:
         """Decide what depends on the weights that training starts from, and make the model ready on its device."""
@@ -2104,10 +2190,13 @@ class MaskRCNN(nn.Module):
             by_name on.
 
         A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it.
+        Rows follow the names of classes: if the checkpoint has the model's classes in another order, they change
+        places. A training that continues keeps its order, which the model takes then. CLASS_NAMES and CATEGORY_IDS that
+        the config leaves open come from the checkpoint, if all rows do.
 
         Raises: FileNotFoundError; ValueError for what is not a checkpoint, weights that were made for other settings
-            than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over or
-            of another shape.
+            than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over, of
+            another shape or of other classes.
         """
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
@@ -2118,15 +2207,21 @@ class MaskRCNN(nn.Module):
         self._check_meaning(checkpoint)
         source, target = checkpoint["model"], self.state_dict()
         excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
+        takes_part = bool(by_name or excluded or copy_classes)
+        has_all = all(name in source and source[name].shape == target[name].shape for name in target)
+        continues = self._continues(checkpoint, filepath) and (not takes_part or (has_all and not excluded))
+        takes = set() if copy_classes else self._open_classes
+        match = match_rows(Classes.of(self), checkpoint, takes, continues and not copy_classes, takes_part)
         fitting = {
             name: tensor
             for name, tensor in source.items()
             if name in target and tensor.shape == target[name].shape and name not in excluded
+            if match.fits or name.rpartition(".")[0] not in _CLASS_LAYERS
         }
         others = [name for name in source if name in target and name not in fitting and name not in excluded]
-        if copy_classes:
+        if copy_classes or match.moves:
             fitting |= self._rows_of_same_classes(checkpoint, target, excluded)
-        if not (by_name or excluded or copy_classes):
+        if not takes_part:
             title = (
                 "the checkpoint does not fit the model; nothing was loaded (another number of classes or another "
                 "backbone? by_name=True takes what fits)"
@@ -2137,20 +2232,23 @@ class MaskRCNN(nn.Module):
                 f"only {len(fitting)} of the checkpoint's {len(source)} tensors fit this model; is it another backbone?"
             )
         self.load_state_dict({**target, **fitting})
-        if len(fitting) == len(target):
-            self._continue(checkpoint, filepath)
+        if len(fitting) == len(target) and match.fits and not match.moves:
+            self._set_classes(match.names, match.ids)
+            if self._continues(checkpoint, filepath):
+                self._continue(checkpoint, Path(filepath).resolve())
         initialised = [name for name in others if name not in fitting]
-        initialise(self, initialised)
+        with _seeded(self.config.SEED + 1):  # not the numbers that the first weights have
+            initialise(self, initialised)
         self.source = checkpoint["source"]
         _print_loaded(fitting, initialised, target, source)
 
-    def _continue(self, checkpoint: Mapping[str, Any], filepath: Any) -> None:
-        """Continue the training of a checkpoint, if the file lies in a log folder of this model."""
-        if isinstance(filepath, Mapping) or "training" not in checkpoint:
-            return
-        path = Path(filepath).resolve()
-        if path.parent.parent != self.model_dir.resolve():
-            return
+    def _continues(self, checkpoint: Mapping[str, Any], filepath: Any) -> bool:
+        """Whether a checkpoint is of a training in a log folder of this model."""
+        is_training = not isinstance(filepath, Mapping) and "training" in checkpoint
+        return is_training and Path(filepath).resolve().parent.parent == self.model_dir.resolve()
+
+    def _continue(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Continue the training of a checkpoint."""
         self._start = checkpoint["training"]
         self.set_log_dir(path)
         decided = ("TRAIN_BN", "FROZEN_STAGES", "BIT_DEPTH")
@@ -2179,9 +2277,10 @@ class MaskRCNN(nn.Module):
         self, checkpoint: Mapping[str, Any], target: Mapping[str, Tensor], excluded: set[str]
     ) -> dict[str, Tensor]:
         """The model's tensors with rows for classes, with the checkpoint's rows for classes of the same name."""
-        stored_names = checkpoint["class_names"] or []
-        source_rows = {name: row for row, name in enumerate(stored_names)}
-        pairs = [(row, source_rows[name]) for row, name in enumerate(self.class_names) if name in source_rows]
+        stored_names = list(checkpoint["class_names"] or [])
+        is_named = stored_names[1:] != unnamed(len(stored_names))[1:]
+        rows = map_classes(Classes(self.class_names), Classes(stored_names)).rows.tolist() if is_named else [0]
+        pairs = [(row, source_row) for row, source_row in enumerate(rows) if source_row != UNKNOWN]
         copied = {}
         for name in (f"{layer}.{leaf}" for layer in _CLASS_LAYERS for leaf in ("weight", "bias")):
             if name in excluded or name not in target or name not in checkpoint["model"]:
@@ -2314,8 +2413,10 @@ def _layer_names(model: nn.Module) -> list[str]:
 def _print_loaded(fitting: Mapping, initialised: Sequence[str], target: Mapping, source: Mapping) -> None:
     """Print what load_weights did with each tensor, by name."""
     print(f"loaded: {len(fitting)} of the model's {len(target)} tensors")
+    same_shape = [name for name in initialised if source[name].shape == target[name].shape]
     for title, names in (
-        ("of another shape, initialised anew", initialised),
+        ("of another shape, initialised anew", [name for name in initialised if name not in same_shape]),
+        ("of other classes, initialised anew", same_shape),
         ("kept as they were", [name for name in target if name not in fitting and name not in initialised]),
         ("not used", [name for name in source if name not in fitting]),
     ):

@@ -505,6 +505,31 @@ def seed_all(seed: int, rank: int = 0) -> None:
 
 
 @contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """A context in which the shared generators of Python, NumPy and torch are seeded; afterwards they go on.
+
+    seed: at least 0. device: a CUDA device whose generator is seeded, too.
+    """
+    is_cuda = device is not None and device.type == "cuda"
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda_state = torch.cuda.get_rng_state(device) if is_cuda else None
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, too
+    if is_cuda:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if is_cuda:
+            torch.cuda.set_rng_state(cuda_state, device)
+
+
+@contextlib.contextmanager
 def random_states_kept(device: torch.device | None = None) -> Iterator[None]:
     """A context that restores the random states at its end: the training does not notice numbers drawn inside."""
     states = random_states(device)

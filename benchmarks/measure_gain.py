@@ -35,7 +35,7 @@ from evaluation.bootstrap import Interval, bootstrap_gains
 from evaluation.calibration import correlation
 from evaluation.detect import detect_dataset
 from evaluation.metrics import evaluate_results
-from evaluation.results import ground_truth
+from evaluation.results import ground_truth, known_truth
 from model import MaskRCNN
 from samples import nucleus, shapes
 
@@ -70,7 +70,7 @@ def measure(
     start = time.perf_counter()
     boxes, masks = detect_dataset(model, dataset, image_ids, verbose=True)
     seconds = time.perf_counter() - start
-    contents = ground_truth(dataset, image_ids)
+    contents = known_truth(model, dataset, ground_truth(dataset, image_ids))
     found = evaluate_results(contents, boxes, masks, max_dets)
     there = found.true_ious >= ON_OBJECT
     predicted = None if found.mask_ious is None else found.mask_ious[there]

@@ -77,7 +77,6 @@ def overfit(dataset: Dataset, log_dir: str | Path, minutes: float = 15.0, **sett
     Returns: the model; model.log_dir has metrics.jsonl, a line a step.
     """
     config = NucleiConfig(**settings)
-    torch.manual_seed(config.SEED)
     model = MaskRCNN(config, log_dir)
     model.train_model(
         dataset, None, learning_rate=config.LEARNING_RATE, layers="all", custom_callbacks=[nucleus.TimeLimit(minutes)]

@@ -127,17 +127,23 @@ _START_METHOD = "fork" if sys.platform == "linux" else None
 class _Loaded(NamedTuple):
     """A batch with its problems, as a worker sends it to the training process."""
 
-    # None if too many images failed. The training process raises then: a worker that raises may leave processes behind.
+    # None if no image could be loaded. The process that takes the batches decides what that means: a worker that raises
+    # may leave processes behind.
     batch: Batch | None
     failures: dict[int, tuple[str, str]]  # by image_id: the error in words, and its traceback
     warnings: dict[int, str]  # by image_id
 
 
 class _Fetcher:
-    """The data set that torch's DataLoader reads from: makes a batch of (index, seed) pairs, in a worker or here."""
+    """The data set that torch's DataLoader reads from: makes a batch of (index, seed) pairs, in a worker or here.
 
-    def __init__(self, data: TrainingData) -> None:
-        self.data = data
+    replaces: whether the next image takes the place of one that cannot be loaded; otherwise the batch is smaller.
+    fills: whether a batch without a single image that can be loaded gets the next ones. Processes that work together
+        need as many batches each.
+    """
+
+    def __init__(self, data: TrainingData, replaces: bool = True, fills: bool = True) -> None:
+        self.data, self.replaces, self.fills = data, replaces, fills
 
     def __len__(self) -> int:
         return len(self.data)
@@ -145,16 +151,19 @@ class _Fetcher:
     def __getitem__(self, picks: Sequence[tuple[int, int]]) -> _Loaded:
         failures, warned = {}, {}
         samples = []
-        for index, seed in picks:
-            sample = self._sample(index, seed, failures, warned)
+        if not self.replaces:
+            loaded = [self._sample(index, seed, failures, warned, tries=1) for index, seed in picks]
+            samples = [sample for sample in loaded if sample is not None]
+        for index, seed in picks if self.replaces or (self.fills and not samples) else ():
+            sample = self._sample(index, seed, failures, warned, tries=self.data.config.MAX_DATA_ERRORS)
             if sample is None:
                 return _Loaded(None, failures, warned)
             samples.append(sample)
-        return _Loaded(collate(samples), failures, warned)
+        return _Loaded(collate(samples) if samples else None, failures, warned)
 
-    def _sample(self, index: int, seed: int, failures: dict, warned: dict) -> Sample | None:
-        """The sample of an image, or of the next one that can be loaded; None if MAX_DATA_ERRORS in a row cannot."""
-        for candidate in range(index, index + min(self.data.config.MAX_DATA_ERRORS, len(self.data))):
+    def _sample(self, index: int, seed: int, failures: dict, warned: dict, tries: int) -> Sample | None:
+        """The sample of an image, or of the next one that can be loaded; None if so many in a row cannot."""
+        for candidate in range(index, index + min(tries, len(self.data))):
             image_id = int(self.data.dataset.image_ids[candidate % len(self.data)])
             try:
                 sample, warning = self.data._make(candidate % len(self.data), seed)
@@ -193,17 +202,21 @@ def worker_count(config: Any) -> int:
 class Loader:
     """The batches of an epoch for one process, from make_loader. Each iteration brings them anew.
 
-    An image that cannot be loaded is replaced by the next one, with a warning. When MAX_DATA_ERRORS images have failed,
-    the iteration raises a ValueError that names them.
+    In training, an image that cannot be loaded is replaced by the next one, with a warning. When MAX_DATA_ERRORS images
+    have failed, the iteration raises a ValueError that names them.
+
+    In validation, such an image is left out, with a warning, and missing_images counts it. A batch without any other
+    image is left out, too; of several processes, each takes the next images instead, because all need as many batches.
     """
 
     def __init__(self, data: TrainingData, order: BatchOrder) -> None:
         self.data, self.order = data, order
         self._failures: dict[int, tuple[str, str]] = {}
         self._warned: set[int] = set()
+        self._missing: set[int] = set()
         workers, device = worker_count(data.config), runtime.training_device(data.config.GPU_COUNT)
         self._loader = DataLoader(
-            _Fetcher(data),
+            _Fetcher(data, replaces=order.shuffle, fills=order.world > 1),
             batch_size=None,  # the order yields whole batches
             sampler=order,
             collate_fn=_unchanged,
@@ -219,6 +232,18 @@ class Loader:
         """Batches of a whole epoch."""
         return self.order.steps
 
+    @property
+    def images(self) -> int:
+        """Images of a validation in this process."""
+        order = self.order
+        images = min(len(order.is_wide), order.steps * order.size)
+        return math.ceil(images / order.world)
+
+    @property
+    def missing_images(self) -> int:
+        """Images that could not be loaded since the last iteration began."""
+        return len(self._missing)
+
     def __len__(self) -> int:
         """Batches of an iteration: those from start_step on."""
         return len(self.order)
@@ -232,6 +257,7 @@ class Loader:
 
         NOTE: a loader for training has one set of workers, so a new iteration ends one that is still going on.
         """
+        self._missing = set()
         with (
             warnings.catch_warnings()
         ):  # Python 3.12 warns of every fork, but our workers do only what is safe after one
@@ -241,14 +267,22 @@ class Loader:
     def _checked(self, loaded: Iterator[_Loaded]) -> Iterator[Batch]:
         for batch, failures, warned in loaded:
             self._report(failures, warned, is_final=batch is None)
-            yield batch
+            if batch is not None:
+                yield batch
 
     def _report(self, failures: dict[int, tuple[str, str]], warned: dict[int, str], is_final: bool) -> None:
-        """Log each failure and warning once. Raises ValueError when too many images have failed."""
+        """Log each failure and warning once. Raises ValueError when too many images have failed, except in validation.
+
+        is_final: whether a batch has no image.
+        """
         limit = self.data.config.MAX_DATA_ERRORS
         new = {image_id: failure for image_id, failure in failures.items() if image_id not in self._failures}
         self._failures |= new
-        if is_final or len(self._failures) >= limit:
+        self._missing |= failures.keys()
+        is_validation = not self.order.shuffle
+        ends_training = not is_validation and len(self._failures) >= limit
+        needs_batch = not is_validation or self.order.world > 1
+        if ends_training or (is_final and needs_batch):
             causes = "\n  ".join(text for text, _ in self._failures.values())
             _, details = list(self._failures.values())[-1]
             raise ValueError(
@@ -256,7 +290,10 @@ class Loader:
                 f"The last one's {details}"
             )
         for text, _ in new.values():
-            logger.warning("%s; another image takes its place (MAX_DATA_ERRORS is %d)", text, limit)
+            if is_validation:
+                logger.warning("%s; validation goes on without this image", text)
+            else:
+                logger.warning("%s; another image takes its place (MAX_DATA_ERRORS is %d)", text, limit)
         for image_id in warned.keys() - self._warned:
             logger.warning("%s", warned[image_id])
         self._warned |= warned.keys()

@@ -13,21 +13,21 @@ Everything random about an image follows from its seed, and the seed from SEED, 
     Boxes are (y1, x1, y2, x2) in pixels of the network's input; (y2, x2) lies outside. Sizes are (height, width).
 """
 
-import contextlib
 import functools
 import inspect
-import random
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import runtime
 import utils
 from roialign import MaskCrops
 
+from .classes import ClassMapping
 from .dataset import Dataset, Instances, check_instances, fit_boxes
 from .images import image_size
 
@@ -227,21 +227,6 @@ _MOVING_AUGMENTERS = {
 }
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside, the generators that all modules share are seeded, for users' code may use them. Afterwards they go on."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
-
-
 def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarray, seed: int) -> tuple[Any, Any]:
     """(image, masks) as the augmentation returns them. masks: bool [H, W, N].
 
@@ -353,23 +338,28 @@ class TrainingData:
         augmentation: Callable | None = None,
         no_augmentation_sources: Collection[str] | None = None,
         augment: bool = True,
+        classes: ClassMapping | None = None,
     ) -> None:
         """
         dataset: prepared. Workers on Windows and macOS need one that can be pickled.
         config: a Config. Its HORIZONTAL_FLIP, MULTI_SCALE, SCALE_JITTER and COLOR_JITTER augment the images as well.
         no_augmentation_sources: sources of the data set whose images are not augmented in any way.
         augment: False for validation: no image is augmented.
+        classes: which row of the model each class of the data set is; None: class ids are rows. Objects of classes
+            that the model does not have become crowds.
 
         Raises: ValueError if the data set is empty, has more classes than the config, or the augmentation is none.
         """
         self.dataset, self.config, self.augmentation, self.augment = dataset, config, augmentation, augment
         self.no_augmentation_sources = frozenset(no_augmentation_sources or ())
+        self.classes = None if classes is None or classes.is_identity else classes
+        self.class_notes = [] if classes is None else classes.sentences()  # on how classes were matched
         self._is_wide: np.ndarray | None = None
         if dataset.num_images == 0:
             raise ValueError(
                 f"{type(dataset).__name__} has no images; was its load_... method called before prepare()?"
             )
-        if dataset.num_classes > config.NUM_CLASSES:
+        if self.classes is None and dataset.num_classes > config.NUM_CLASSES:
             raise ValueError(
                 f"{type(dataset).__name__} has {dataset.num_classes} classes, background included, and NUM_CLASSES is "
                 f"{config.NUM_CLASSES}; they are {utils.listed(dataset.class_names)}"
@@ -404,7 +394,7 @@ class TrainingData:
         image_id = int(self.dataset.image_ids[index])
         augment = self.augment and self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources
         rng = np.random.default_rng(seed)
-        with _seeded(seed):
+        with runtime.seeded(seed):  # users' code may draw from the generators that all modules share
             image, instances = self._load(image_id, augment, seed)
         plan = self._plan(image.shape, augment, rng)
         flip = augment and rng.random() < self.config.HORIZONTAL_FLIP
@@ -450,7 +440,10 @@ class TrainingData:
         name = self.name(image_id)
         image = utils.check_channels(self.dataset.load_image(image_id), self.config.IMAGE_CHANNEL_COUNT, name)
         instances = self.dataset.load_instances(image_id)
-        instances = check_instances(instances, image.shape, name, self.config.NUM_CLASSES)
+        class_count = self.config.NUM_CLASSES if self.classes is None else len(self.classes.rows)
+        instances = check_instances(instances, image.shape, name, class_count)
+        if self.classes is not None:
+            instances = instances._replace(class_ids=self.classes.rows_of(instances.class_ids))
         if not augment or self.augmentation is None:
             return image, instances
         masks = instances.masks

@@ -404,10 +404,12 @@ def detect_dataset(
     image_ids: Sequence[int] | None = None,
     dtype: str = "float32",
     verbose: bool = False,
+    failures: dict[int, str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Detect in the images of a data set and keep the results in memory: for validation within a training.
 
-    verbose: show progress.
+    verbose: show progress. failures: a dict to be filled with the reason for each image_id that cannot be read: it is
+        left out then. None: the error is raised.
 
     Returns: results of all boxes, results of all masks; ids as in ground_truth.
     Raises: ValueError if the model was made for other classes, or an image cannot be read.
@@ -416,16 +418,35 @@ def detect_dataset(
     image_numbers(dataset, image_ids)
     dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
     categories = categories_of_model(model, dataset)
-    batches = ([dataset.load_image(image_id) for image_id in chunk] for chunk in chunks)
+    taken: deque[list[int]] = deque()
     boxes, masks = [], []
     with tqdm(total=sum(map(len, chunks)), unit="image", disable=not verbose) as progress:
-        for chunk, results in zip(chunks, model.detect_batches(batches, dtype, "rle"), strict=True):
+        for results in model.detect_batches(_batches(dataset, chunks, taken, failures), dtype, "rle"):
+            chunk = taken.popleft()
             for image_id, result in zip(chunk, results, strict=True):
                 of_boxes, of_masks = to_results(result, image_number(dataset, image_id), categories)
                 boxes += of_boxes
                 masks += of_masks
             progress.update(len(chunk))
     return boxes, masks
+
+
+def _batches(
+    dataset: Dataset, chunks: Sequence[Sequence[int]], taken: deque, failures: dict[int, str] | None
+) -> Iterator[list[Any]]:
+    """The images of each chunk. taken gets their ids. failures: as of detect_dataset."""
+    for chunk in chunks:
+        images = {}
+        for image_id in chunk:
+            try:
+                images[image_id] = dataset.load_image(image_id)
+            except Exception as error:  # users' code and files may raise anything
+                if failures is None or isinstance(error, MemoryError):
+                    raise
+                failures[image_id] = str(error) or type(error).__name__
+        if images:
+            taken.append(list(images))
+            yield list(images.values())
 
 
 def write_submission(

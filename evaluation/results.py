@@ -8,7 +8,7 @@ COCO's boxes are (x, y, width, height); everywhere else boxes are (y1, x1, y2, x
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 import utils
 from config import Config
+from data.classes import UNKNOWN, Classes, map_to_model
 from data.dataset import Dataset, check_instances
 from detections import ImageDetections
 
@@ -29,8 +30,9 @@ class Detector(Protocol):
     """What evaluation needs of a model. MaskRCNN has it; so can anything that detects with the help of one.
 
     config: NUM_CLASSES, IMAGES_PER_GPU and DETECTION_MAX_INSTANCES are read.
-    class_names: [K], background first; they may be missing if the data set is not in COCO's format.
-    category_ids: [K], of COCO's categories, 0 for background; read only if the data set is in COCO's format.
+    class_names: [K], background first: a class of the data set is the one of the same name. They may be missing if the
+        data set has as many classes, in the same order.
+    category_ids: [K], 0 for background. They tell classes of the same name apart, and may be missing.
     """
 
     config: Config
@@ -102,49 +104,27 @@ def category_numbers(dataset: Dataset) -> list[int]:
 def categories_of_model(model: Detector, dataset: Dataset) -> list[int]:
     """The category id in results of each class index of a model.
 
-    For a data set in COCO's format the model's category_ids say it, in whatever order and with whatever gaps. For any
-    other data set, a class of the model is the data set's class of the same name; if the two do not have the same
-    names, it is the class in the same place.
+    A class of the model is the data set's class of the same name, whatever its place or id: see data.classes. A class
+    that the data set does not have keeps the model's category id, or gets an unused one where the data set uses that id
+    for another class.
 
-    Raises: ValueError if the model was made for other classes.
+    Raises: ValueError if the model knows none of the data set's classes.
     """
-    if is_coco(dataset):
-        _check_categories(model, dataset)
-        return [int(category) for category in model.category_ids]
-    if dataset.num_classes != model.config.NUM_CLASSES:
-        raise ValueError(
-            f"the model has {model.config.NUM_CLASSES} classes and the data set {dataset.num_classes}, background "
-            f"included: {', '.join(dataset.class_names)}; was the model trained on another data set?"
-        )
-    names = list(getattr(model, "class_names", ()))
-    if sorted(names) == sorted(dataset.class_names) and len(set(names)) == len(names):
-        return [dataset.class_names.index(name) for name in names]
-    return list(range(dataset.num_classes))
+    if dataset.num_classes < 2:
+        raise ValueError("the data set has no classes, and so no objects to evaluate; was add_class called?")
+    numbers, own = category_numbers(dataset), Classes.of(model)
+    own_numbers = list(range(len(own.names))) if own.ids is None else own.ids
+    return map_to_model(dataset, model).numbers_of_rows(numbers, own_numbers)
 
 
-def _check_categories(model: Detector, dataset: Dataset) -> None:
-    of_model, of_data = (
-        dict(zip(each.category_ids[1:], each.class_names[1:], strict=True)) for each in (model, dataset)
-    )
-    shared = [category for category in of_data if category in of_model]
-    if not shared:
-        raise ValueError(
-            f"the model knows none of the data set's categories: its are {utils.listed(map(str, of_model))}, "
-            f"the data set's {utils.listed(map(str, of_data))}; was the model trained on another data set?"
-        )
-    renamed = [
-        f"{i} is {of_model[i]!r}, here {of_data[i]!r}" for i in shared if _plain(of_model[i]) != _plain(of_data[i])
-    ]
-    if renamed:
-        raise ValueError(
-            f"the model's categories have other names than the data set's: {utils.listed(renamed, 5)}; was the model "
-            "trained on another data set? (category_ids and class_names of the checkpoint say what its classes are)"
-        )
+def class_notes(model: Detector, dataset: Dataset, title: str = "the data set") -> list[str]:
+    """What a reader should know about how classes of a model and a data set were matched: a sentence each.
 
+    title: what the sentences call the data set.
 
-def _plain(name: str) -> str:
-    """Letters and digits only, in lower case: "hair drier" and "Hair-Drier" are the same category."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    Raises: as categories_of_model.
+    """
+    return map_to_model(dataset, model, title).sentences("their objects are left out of all numbers")
 
 
 ############################################################
@@ -152,10 +132,14 @@ def _plain(name: str) -> str:
 ############################################################
 
 
-def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> dict[str, Any]:
+def ground_truth(
+    dataset: Dataset, image_ids: Sequence[int] | None = None, failures: dict[int, str] | None = None
+) -> dict[str, Any]:
     """A data set as the contents of a COCO annotation file, with its images without objects.
 
     dataset: prepared. image_ids: the images to include; all by default.
+    failures: a dict to be filled with the reason for each image_id whose size or objects cannot be read, which is then
+        left out. None: the error is raised.
 
     Returns: {"images", "categories", "annotations"}. An image has id, height, width, and what dataset.image_facts says.
         Annotations count from 1: pycocotools takes an annotation 0 for "no match", and confuses two of one id.
@@ -164,13 +148,41 @@ def ground_truth(dataset: Dataset, image_ids: Sequence[int] | None = None) -> di
     image_ids = dataset.image_ids if image_ids is None else image_ids
     images, annotations = [], []
     for image_id, number in zip(map(int, image_ids), image_numbers(dataset, image_ids), strict=True):
-        height, width = image_size(dataset, image_id)
+        try:
+            height, width = image_size(dataset, image_id)
+            entries = list(_annotations(dataset, image_id, (height, width)))
+        except Exception as error:  # users' code and files may raise anything
+            if failures is None or isinstance(error, MemoryError):
+                raise
+            failures[image_id] = str(error) or type(error).__name__
+            continue
         images.append({**dataset.image_facts(image_id), "id": number, "height": height, "width": width})
-        for entry in _annotations(dataset, image_id, (height, width)):
+        for entry in entries:
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
     names = list(zip(category_numbers(dataset), dataset.class_names, strict=True))
     categories = [{"id": number, "name": name} for number, name in names[1:]]
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def known_truth(model: Detector, dataset: Dataset, contents: dict[str, Any]) -> dict[str, Any]:
+    """A ground truth without the categories that a model does not know, and without their objects.
+
+    contents: of ground_truth(dataset); it stays as it is.
+
+    Raises: as categories_of_model.
+    """
+    numbers = np.array(category_numbers(dataset))
+    unknown = set(numbers[map_to_model(dataset, model).rows == UNKNOWN].tolist())
+    categories = [entry for entry in contents["categories"] if entry["id"] not in unknown]
+    annotations = [entry for entry in contents["annotations"] if entry["category_id"] not in unknown]
+    return {**contents, "categories": categories, "annotations": annotations}
+
+
+def without_images(contents: dict[str, Any], numbers: Collection[int]) -> dict[str, Any]:
+    """A ground truth without the images of these numbers, and without their objects. contents stays as it is."""
+    images = [entry for entry in contents["images"] if entry["id"] not in numbers]
+    annotations = [entry for entry in contents["annotations"] if entry["image_id"] not in numbers]
+    return {**contents, "images": images, "annotations": annotations}
 
 
 def image_size(dataset: Dataset, image_id: int) -> tuple[int, int]:

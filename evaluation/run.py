@@ -9,12 +9,22 @@ from typing import Any
 import torch
 
 import runtime
+import utils
 from data.dataset import Dataset
 
 from .detect import detect_dataset, detect_to_folder, load_results, write_submission
 from .metrics import Evaluation, evaluate_results
 from .report import write_report
-from .results import Detector, ResumableDetector, ground_truth, image_number
+from .results import (
+    Detector,
+    ResumableDetector,
+    categories_of_model,
+    class_notes,
+    ground_truth,
+    image_number,
+    known_truth,
+    without_images,
+)
 from .words import images_evaluated, metrics_table
 
 
@@ -28,6 +38,9 @@ def evaluate_dataset(
 ) -> dict[str, float]:
     """COCO-style evaluation in memory: one pass of detection, with and without re-scoring.
 
+    Classes of model and data set are matched by name. A class that the model does not know is named and left out of all
+    numbers, with its objects. A class that the data set does not have has no objects.
+
     model: a MaskRCNN, or another Detector of the data set's classes.
     dataset: prepared; objects of negative class id are crowds. image_ids: the images to evaluate; all by default.
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
@@ -35,14 +48,16 @@ def evaluate_dataset(
         callers that evaluate several times.
 
     Returns: numbers by name, see evaluate_results.
-    Raises: ValueError if model and data set differ in classes, or max_dets is below 1.
+    Raises: ValueError if the model knows none of the data set's classes, or max_dets is below 1; if an image cannot be
+        read. In a training, evaluation_callback goes on without such an image.
     """
     max_dets = _max_dets(model, max_dets)
+    notes = class_notes(model, dataset)
     results = detect_dataset(model, dataset, image_ids, verbose=verbose)
-    contents = contents or ground_truth(dataset, image_ids)
+    contents = known_truth(model, dataset, contents or ground_truth(dataset, image_ids))
     metrics = evaluate_results(contents, *results, max_dets).metrics
     if verbose:
-        print(metrics_table(metrics))
+        print("\n".join([metrics_table(metrics), *notes]))
     return metrics
 
 
@@ -53,24 +68,102 @@ def _max_dets(model: Detector, max_dets: int | None) -> int:
     return max_dets
 
 
+class EvaluationCallback:
+    """What evaluation_callback returns: a function of the model, and a check before the first step."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_ids: Sequence[int] | None,
+        max_dets: int | None,
+        verbose: bool,
+        adapt: Callable[[Any], Detector] | None,
+    ) -> None:
+        self.dataset, self.max_dets, self.verbose = dataset, max_dets, verbose
+        self.image_ids = list(map(int, dataset.image_ids if image_ids is None else image_ids))
+        self.adapt = adapt or (lambda model: model)
+        self._contents: dict[str, Any] = {}  # of all images whose objects can be read
+        self._failures: dict[int, str] = {}  # by image_id: why an image is not in contents
+        self._named: set[int] = set()  # images that were named as unreadable
+
+    def check(self, model: Any) -> None:
+        """Everything that an evaluation checks, but the pixels of the images. train_model calls it before step 1.
+
+        Prints which classes the model does not know, and which images are left out.
+
+        Raises: ValueError as evaluate_dataset, and if no image can be evaluated.
+        """
+        detector = self.adapt(model)
+        _max_dets(detector, self.max_dets)
+        for note in class_notes(detector, self.dataset, "the data set of the evaluation"):
+            print(note)
+        categories_of_model(detector, self.dataset)
+        self._collect_truth()
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The numbers of evaluate_dataset, in all images that can be read.
+
+        If some cannot, "missing_images" counts them, and "images" the others. Without any image there is no number.
+        """
+        self._collect_truth()
+        detector, failures = self.adapt(model), dict(self._failures)
+        image_ids = [image_id for image_id in self.image_ids if image_id not in failures]
+        results = detect_dataset(detector, self.dataset, image_ids, verbose=self.verbose, failures=failures)
+        self._report(failures)
+        missing = len(failures) + self._lost_images()
+        if len(failures) == len(self.image_ids):
+            return {"missing_images": missing}
+        numbers = {image_number(self.dataset, image_id) for image_id in failures}
+        contents = without_images(known_truth(detector, self.dataset, self._contents), numbers)
+        metrics = evaluate_results(contents, *results, _max_dets(detector, self.max_dets)).metrics
+        if missing:
+            metrics["missing_images"] = missing
+        if self.verbose:
+            print(metrics_table(metrics))
+        return metrics
+
+    def _collect_truth(self) -> None:
+        if self._contents:
+            return
+        contents = ground_truth(self.dataset, self.image_ids, self._failures)
+        self._report(self._failures)
+        if not contents["images"]:
+            reasons = utils.listed(map(utils.printable, self._failures.values()), 3) or "the data set has none"
+            raise ValueError(
+                f"no image can be evaluated: {reasons}. Give evaluation another data set, or train without evaluate"
+            )
+        self._contents = contents
+
+    def _report(self, failures: Mapping[int, str]) -> None:
+        """Names each image that cannot be read, once."""
+        new = {image_id: text for image_id, text in failures.items() if image_id not in self._named}
+        self._named |= new.keys()
+        if new:
+            texts = [f"{self.dataset.image_info[i]['id']} ({utils.printable(text, 300)})" for i, text in new.items()]
+            print(f"evaluation goes on without images that cannot be read: {utils.listed(texts, 10)}")
+
+    def _lost_images(self) -> int:
+        """Images that the data set left out when it was loaded, if all images are evaluated."""
+        if len(self.image_ids) < self.dataset.num_images:
+            return 0
+        return sum(map(len, getattr(self.dataset, "lost_images", {}).values()))
+
+
 def evaluation_callback(
     dataset: Dataset,
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     verbose: bool = False,
-) -> Callable[[Detector], dict[str, float]]:
+    adapt: Callable[[Any], Detector] | None = None,
+) -> EvaluationCallback:
     """A function for train_model's `evaluate`: it evaluates the model that it is given, as evaluate_dataset does.
 
-    The first call collects the ground truth, and later calls use it again.
+    train_model lets it check classes, annotations and max_dets before the first step. An image that cannot be read is
+    named and left out, and the numbers say of how many images they are: a training does not end because of it.
+
+    adapt: makes the detector to evaluate from the model that is trained; by default it is the model itself.
     """
-    contents: dict[str, Any] = {}
-
-    def evaluate(model: Detector) -> dict[str, float]:
-        if not contents:
-            contents.update(ground_truth(dataset, image_ids))
-        return evaluate_dataset(model, dataset, image_ids, max_dets, verbose, contents)
-
-    return evaluate
+    return EvaluationCallback(dataset, image_ids, max_dets, verbose, adapt)
 
 
 def evaluate_to_folder(
@@ -97,6 +190,7 @@ def evaluate_to_folder(
         others are done.
     """
     max_dets = _max_dets(model, max_dets)
+    class_notes(model, dataset)  # raises before the folder is claimed
     image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
     seconds = detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose, identity)
     if runtime.rank() > 0:
@@ -105,14 +199,16 @@ def evaluate_to_folder(
     by_number = {image_number(dataset, image_id): image_id for image_id in image_ids}
     boxes, masks = load_results(folder, list(by_number))
     write_submission(folder, boxes, masks)
-    contents = ground_truth(dataset, image_ids)
+    contents = known_truth(model, dataset, ground_truth(dataset, image_ids))
     evaluation = evaluate_results(contents, boxes, masks, max_dets)
+    notes = class_notes(model, dataset)
     evaluation.seconds = {**seconds, "evaluation": time.perf_counter() - start}
     evaluation.dataset_images = dataset.num_images
     evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
+    evaluation.facts |= {"classes": "; ".join(notes)} if notes else {}
     report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]))
     if verbose:
-        print(metrics_table(evaluation.metrics))
+        print("\n".join([metrics_table(evaluation.metrics), *notes]))
         print(f"report: {report}")
     return evaluation
 

@@ -19,6 +19,8 @@ def metrics_table(metrics: dict[str, float]) -> str:
         f"{metrics['images']:.0f} images, {metrics['detections']:.0f} detections, at most {metrics['max_dets']:.0f} of "
         f"a class in an image; correlation of predicted and true IoU: {metrics['IoU correlation']:.2f}"
     )
+    if missing := metrics.get("missing_images", 0):
+        lines.append(f"PARTIAL: {missing:.0f} of {metrics['images'] + missing:.0f} images could not be read")
     return "\n".join(lines)
 
 

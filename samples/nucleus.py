@@ -44,7 +44,7 @@ from data.dataset import Dataset, Instances
 from data.formats.coco import CocoDataset
 from data.images import read_mask
 from detections import ImageDetections
-from evaluation.run import evaluate_dataset, evaluate_to_folder
+from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import MaskRCNN
 from training.loop import Progress
 
@@ -420,10 +420,8 @@ def train(arguments: argparse.Namespace) -> int:
     start = cli.find_start(name, NucleusConfig, arguments.logs, settings)
     model = cli.starting_model(start, NucleusConfig, arguments.logs, settings, network_only=True)
     image_ids = val_dataset.image_ids[: arguments.eval_images]
-
-    def evaluate(model: MaskRCNN) -> dict[str, float]:
-        return evaluate_nuclei(model, val_dataset, image_ids, verbose=False)
-
+    adapt = partial(whole_image_detector, dataset=val_dataset)
+    evaluate = evaluation_callback(val_dataset, image_ids, MAX_DETS, adapt=adapt)
     limits = [TimeLimit(arguments.minutes)] if arguments.minutes is not None else []
     head_epochs = arguments.head_epochs if model.config.USE_MASKIOU_HEAD else 0
     phases = [("all", arguments.epochs)] + [("maskiou", arguments.epochs + head_epochs)] * bool(head_epochs)

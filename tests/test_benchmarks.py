@@ -494,6 +494,43 @@ def test_reproduce_does_not_begin_again(reproduced, monkeypatch, capsys):
     assert "the training of seed 0 failed" in capsys.readouterr().err
 
 
+def test_the_first_steps_of_a_seed_are_the_same_twice(reproduced, tmp_path, monkeypatch, capsys):
+    folder, printed, words = reproduced
+    assert "the first 2 steps of seed 0, trained twice: all losses and weights are equal to the bit" in printed
+    facts = json.loads((folder / "first-steps.json").read_text())
+    records = [json.loads(line) for line in next(folder.glob("seed-0/*/metrics.jsonl")).read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert facts["losses"] == losses, "they are those of the whole training"
+    settings = words[words.index("--train") + 1 :]
+    runs = iter([{"losses": [1.0, 2.0], "weights": "a"}, {"losses": [1.0, 2.5], "weights": "a"}])
+    monkeypatch.setattr(reproduce, "first_steps", lambda *arguments: next(runs))
+    with pytest.raises(cli.Failure, match="they differ from step 2 on"):
+        reproduce.check_first_steps(0, 2, settings)
+    runs = iter([{"losses": [1.0], "weights": "a"}, {"losses": [1.0], "weights": "b"}])
+    with pytest.raises(cli.Failure, match="they differ in the weights after 1 steps"):
+        reproduce.check_first_steps(0, 1, settings)
+
+
+def test_the_first_steps_beside_the_committed_ones(tmp_path, monkeypatch, capsys):
+    losses = [2.0, 1.0]
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    monkeypatch.setattr(reproduce, "first_steps", lambda *arguments: {"seed": 0, "losses": losses, "weights": "a"})
+    for there, seed in ((1.04, 0), (1.2, 1)):
+        path = tmp_path / "2026-11-28-first-steps-x.json"
+        path.write_text(json.dumps({"seed": seed, "losses": [2.0, there], "cpu": "x"}))
+        reproduce.check_first_steps(0, 2, [])
+    assert capsys.readouterr().out.count("losses differ by at most 0.038 of them") == 1, "seed 1 is not compared"
+    path.write_text(json.dumps({"seed": 0, "losses": [2.0, 1.2], "cpu": "x"}))
+    with pytest.raises(cli.Failure, match=r"losses of the first 2 steps differ from 2026.* by 16\.7%, where 5% is"):
+        reproduce.check_first_steps(0, 2, [])
+
+
+def test_committed_first_steps():
+    (path,) = reproduce.RESULTS.glob("*-first-steps-*.json")
+    known = json.loads(path.read_text())
+    assert (known["seed"], len(known["losses"])) == (0, 20)
+
+
 def test_comparison_with_committed_figures(monkeypatch, tmp_path):
     row = {**dict.fromkeys(reproduce.COMPARED.values(), 0.25), "correlation on objects": 0.5}
     here = {**row, "mask AP": 0.3, "correlation on objects": 0.75}

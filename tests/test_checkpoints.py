@@ -228,6 +228,24 @@ def test_random_states_kept():
         assert draw() == expected
 
 
+def test_seeded_numbers_leave_the_generators_alone():
+    with runtime.random_states_kept():
+        runtime.seed_all(3)
+        expected = draw()
+        runtime.seed_all(3)
+        with runtime.seeded(5):
+            inside = draw()
+        assert draw() == expected
+        with runtime.seeded(5):
+            assert draw() == inside
+        with runtime.seeded(2**40 + 5):
+            assert draw() != inside
+        torch.manual_seed(5)
+        ours = torch.rand(3)
+        with runtime.seeded(5):
+            assert torch.equal(torch.rand(3), ours), "as torch.manual_seed"
+
+
 ############################################################
 #  The lock
 ############################################################

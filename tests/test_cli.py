@@ -18,6 +18,7 @@ import cli
 import coco
 import convert_weights
 import demo
+import native
 from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
@@ -222,6 +223,14 @@ def test_every_set_counts(command):
     arguments = parser.parse_args([*words, "--set", "SEED=1", "WORKERS=3", "--set", "IMAGE_MIN_DIM=64"])
     assert arguments.set == ["SEED=1", "WORKERS=3", "IMAGE_MIN_DIM=64"]
     assert parser.parse_args(words).set == []
+
+
+def test_no_parser_is_forgotten():
+    """COMMANDS has every program with --set, samples and benchmarks included."""
+    programs = [path for folder in (".", "samples", "benchmarks") for path in (native.ROOT / folder).glob("*.py")]
+    with_set = {path.name for path in programs if "add_set(" in path.read_text() and path.name != "cli.py"}
+    assert with_set <= COMMANDS.keys()
+    assert not {path.name for path in programs if '"--set"' in path.read_text()} - {"cli.py"}, "cli.add_set makes it"
 
 
 @pytest.mark.parametrize("name", ["--device", "--set", "--style", "--logs"])

@@ -20,9 +20,11 @@ from evaluation.names import MEASURES
 from evaluation.results import (
     categories_of_model,
     category_numbers,
+    class_notes,
     ground_truth,
     image_number,
     image_numbers,
+    known_truth,
     to_results,
 )
 from evaluation.run import evaluate_dataset, evaluation_callback
@@ -336,12 +338,23 @@ def test_sizes_of_images():
 @pytest.mark.parametrize(("names", "expected"), [
     (["BG", "cat", "dog"], [0, 1, 2]),
     (["BG", "dog", "cat"], [0, 2, 1]),
-    (["background", "feline", "canine"], [0, 1, 2]),  # by place
-    (["BG", "dog", "hound"], [0, 1, 2]),
-    (["BG", "dog", "dog"], [0, 1, 2]),
+    (["BG", "dog", "hound"], [0, 2, 3]),  # 2 is the number of the data set's dogs, so hounds get a new one
+    (["background", "horse", "Cat", "DOG"], [0, 4, 1, 2]),
+    (["BG", "class 1", "class 2"], [0, 1, 2]),  # no names: by place
 ])  # fmt: skip
-def test_classes_go_by_name_or_by_place(names, expected):
+def test_classes_go_by_name(names, expected):
     assert categories_of_model(Named(names), empty_images(1)) == expected
+
+
+@pytest.mark.parametrize("names", [["background", "feline", "canine"], ["BG", "dog", "dog"]])
+def test_other_names_are_not_taken_by_their_place(names):
+    with pytest.raises(ValueError, match="knows none of the classes of the data set: its are '"):
+        categories_of_model(Named(names), empty_images(1))
+
+
+def test_a_data_set_without_classes():
+    with pytest.raises(ValueError, match=r"the data set has no classes.*was add_class called"):
+        categories_of_model(Named(["BG", "cat"]), SimpleNamespace(num_classes=1))
 
 
 def test_classes_of_the_same_name_go_by_place():
@@ -362,15 +375,38 @@ def test_categories_go_by_the_checkpoint():
     assert categories_of_model(Named(["BG", "cat"], [0, 0]), zero) == [0, 0]
 
 
-def test_models_of_other_categories():
+def test_categories_of_other_ids():
+    """Names decide; results have the data set's ids."""
     dataset = empty_images(1, Filed)
-    message = r"knows none of the data set's categories: its are 1, 2, the data set's 7, 18; was the model trained on"
-    with pytest.raises(ValueError, match=message):
-        categories_of_model(Named(["BG", "cat", "dog"]), dataset)
-    with pytest.raises(
-        ValueError, match=r"have other names than the data set's: 7 is 'dog', here 'cat'; was the model"
-    ):
-        categories_of_model(Named(["BG", "dog", "dog"], [0, 7, 18]), dataset)
+    assert categories_of_model(Named(["BG", "dog", "cat"]), dataset) == [0, 18, 7]
+    assert categories_of_model(Named(["BG", "dog", "cat"], [0, 7, 18]), dataset) == [0, 18, 7]
+    assert categories_of_model(Named(["BG", "dog", "dog"], [0, 7, 18]), dataset) == [0, 19, 18], "7 is the cats' id"
+    assert class_notes(Named(["BG", "dog", "hound"], [0, 18, 7]), dataset) == [
+        "the data set: the model does not know 'cat' (its id 7 is 'hound' in the model); their objects are left out of "
+        "all numbers"
+    ]
+
+
+def test_unknown_classes_are_left_out_of_all_numbers():
+    """Cats are found perfectly; dogs are unknown: their objects are no misses, and the mean is the cats'."""
+    truth = rectangles((0, 0, 40, 40), (50, 50, 90, 90)), [1, 2]
+    dataset = Drawn(truth)
+    model = Oracle(detection_result(truth[0][..., :1], [2], [0.8], [0.9]))
+    model.class_names, model.category_ids, model.config = ["BG", "ox", "cat"], [0, 1, 2], Config(NUM_CLASSES=3)
+    metrics = evaluate_dataset(model, dataset, verbose=False)
+    assert (metrics["mask AP"], metrics["mask AR1"], metrics["objects"]) == (pytest.approx(1), pytest.approx(1), 1)
+    contents = ground_truth(dataset)
+    known = known_truth(model, dataset, contents)
+    assert [entry["name"] for entry in known["categories"]] == ["cat"]
+    assert [entry["category_id"] for entry in known["annotations"]] == [1]
+    assert len(contents["annotations"]) == 2, "what is given stays as it is"
+
+
+def test_classes_that_the_data_set_lacks_have_no_objects():
+    truth = rectangles((0, 0, 40, 40)), [2]
+    model = Oracle(detection_result(truth[0], [1], [0.8], [0.9]))
+    model.class_names, model.category_ids, model.config = ["BG", "dog", "cat", "ox"], None, Config(NUM_CLASSES=4)
+    assert evaluate_dataset(model, Drawn(truth), verbose=False)["mask AP"] == pytest.approx(1)
 
 
 ############################################################
@@ -406,20 +442,82 @@ def test_mistakes():
         evaluate_dataset(Oracle(NOTHING), dataset, max_dets=0)
     model = Oracle(NOTHING)
     model.config = Config(NUM_CLASSES=81)
-    with pytest.raises(ValueError, match=r"the model has 81 classes and the data set 3.*BG, cat, dog"):
+    with pytest.raises(ValueError, match=r"the data set has 3 classes.*NUM_CLASSES of the model is 81.*'cat', 'dog'"):
         evaluate_dataset(model, dataset)
 
 
 def test_the_callback_collects_the_ground_truth_once(monkeypatch):
-    calls = []
-    monkeypatch.setattr("evaluation.run.ground_truth", lambda *arguments: calls.append(arguments) or {"images": []})
-    monkeypatch.setattr("evaluation.run.detect_dataset", lambda *_, **__: ([], []))
-    used = []
+    truth, calls = (rectangles((0, 0, 40, 40)), [1]), []
     monkeypatch.setattr(
-        "evaluation.run.evaluate_results", lambda contents, *_: used.append(contents) or SimpleNamespace(metrics={})
+        "evaluation.run.ground_truth", lambda *arguments: calls.append(arguments) or ground_truth(*arguments)
     )
-    model = SimpleNamespace(config=SimpleNamespace(DETECTION_MAX_INSTANCES=100))
-    evaluate = evaluation_callback("data", [3])
-    assert evaluate(model) == evaluate(model) == {}
-    assert calls == [("data", [3])]
-    assert used == [{"images": []}, {"images": []}]
+    model, dataset = Oracle(detection_result(*truth, [0.8], [0.9])), Drawn(truth)
+    evaluate = evaluation_callback(dataset)
+    evaluate.check(model)
+    assert evaluate(model) == evaluate(model)
+    assert len(calls) == 1
+
+
+class Torn(Drawn):
+    """Images of which some cannot be read, and some have masks of another size."""
+
+    torn, wrong = (), ()
+
+    def load_image(self, image_id):
+        if image_id in self.torn:
+            raise OSError(f"image {image_id} is torn\x1b[2J")
+        return super().load_image(image_id)
+
+    def load_mask(self, image_id):
+        masks, class_ids = super().load_mask(image_id)
+        return (masks[1:] if image_id in self.wrong else masks), class_ids
+
+
+def test_the_callback_goes_on_without_bad_images(capsys):
+    """Two of four images; the same numbers as of the other two, and how many are missing. Each is named once."""
+    truth = rectangles((0, 0, 40, 40)), [1]
+    results, dataset = [detection_result(*truth, [0.8], [0.9])] * 4, Torn(truth, truth, truth, truth)
+    for info in dataset.image_info:
+        info |= {"height": 100, "width": 120}
+    dataset.torn, dataset.wrong = (1,), (2,)
+    callback = evaluation_callback(dataset, verbose=False)
+    callback.check(Oracle(*results))
+    assert "without images that cannot be read: 2 (image" in capsys.readouterr().out, "its masks are found at once"
+    metrics = callback(Oracle(*results))
+    printed = capsys.readouterr().out
+    assert printed == "evaluation goes on without images that cannot be read: 1 (image 1 is torn\\x1b[2J)\n"
+    assert (metrics.pop("missing_images"), metrics["images"], metrics["mask AP"]) == (2, 2, pytest.approx(1))
+    dataset.torn = dataset.wrong = ()
+    assert metrics == evaluate_dataset(Oracle(*results), dataset, [0, 3], verbose=False)
+    assert "PARTIAL: 2 of 4 images could not be read" in metrics_table({**metrics, "missing_images": 2})
+    assert "PARTIAL" not in metrics_table(metrics)
+    assert capsys.readouterr().out == ""
+    assert callback(Oracle(*results))["images"] == 3, "image 1 can be read again"
+    dataset.torn = (1,)
+    callback(Oracle(*results))
+    assert capsys.readouterr().out == "", "each image is named once"
+
+
+def test_the_callback_without_any_image():
+    dataset = Torn((rectangles((0, 0, 40, 40)), [1]))
+    dataset.torn = (0,)
+    with pytest.raises(ValueError, match="no image can be evaluated: image 0 is torn"):
+        evaluation_callback(dataset).check(Oracle(NOTHING))
+    dataset.image_info[0] |= {"height": 100, "width": 120}
+    assert evaluation_callback(dataset)(Oracle(NOTHING)) == {"missing_images": 1}
+
+
+def test_the_callback_checks_before_the_first_step(capsys):
+    truth = rectangles((0, 0, 40, 40)), [1]
+    dataset = Drawn(truth)
+    with pytest.raises(ValueError, match="max_dets must be at least 1, not 0"):
+        evaluation_callback(dataset, max_dets=0).check(Oracle(NOTHING))
+    with pytest.raises(ValueError, match="images have the same id: 1"):
+        evaluation_callback(dataset, image_ids=[0, 0]).check(Oracle(NOTHING))
+    with pytest.raises(ValueError, match="the data set of the evaluation: its are 'ox'"):
+        evaluation_callback(dataset).check(Named(["BG", "ox"]))
+    evaluation_callback(dataset).check(Named(["BG", "cat"]))
+    assert "the data set of the evaluation: the model does not know 'dog'" in capsys.readouterr().out
+    adapted = evaluation_callback(dataset, adapt=lambda model: Named(["BG", model]))
+    with pytest.raises(ValueError, match="its are 'hen'"):
+        adapted.check("hen")

@@ -745,17 +745,20 @@ def test_evaluate_takes_what_training_validates_with(
     assert (held_out in capsys.readouterr().out) == (subset == "train")
 
 
-def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path, monkeypatch):
+def test_the_evaluation_of_training_is_of_whole_images(calls, tmp_path):
     for name in ("train", "val"):
         write_coco(tmp_path, name)
     command = ["train", "--dataset", str(tmp_path), "--device", "cpu", "--eval-images", "3", "--minutes", "5", *SET]
     assert nucleus.main(command) == 0
     ((model, _, val_data), named), _ = calls.all
-    monkeypatch.setattr(nucleus, "evaluate_dataset", lambda *arguments: arguments)
-    detector, dataset, image_ids, max_dets, verbose = named["evaluate"](model)
+    evaluate = named["evaluate"]
+    detector = evaluate.adapt(model)
     assert detector.config.IMAGE_RESIZE_MODE == "pad64"
     assert torch.equal(detector.backbone.stem.weight, model.backbone.stem.weight)
-    assert (dataset, image_ids.tolist(), max_dets, verbose) == (val_data, [0, 1, 2], 1000, False)
+    assert evaluate.dataset is val_data
+    assert (evaluate.image_ids, evaluate.max_dets, evaluate.verbose) == ([0, 1, 2], 1000, False)
+    metrics = evaluate(model)
+    assert (metrics["images"], metrics["max_dets"]) == (3, 1000)
     assert model.config.IMAGE_RESIZE_MODE == "crop"
     assert isinstance(named["custom_callbacks"][0], nucleus.TimeLimit)
 

@@ -479,7 +479,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match=r"train_dataset must be a utils\.Dataset, not list"):
         model.train_model([1], None, 0.1, 1)
     small = MaskRCNN(TrainConfig(NUM_CLASSES=3, CLASS_NAMES=None), tmp_path)
-    with pytest.raises(ValueError, match=r"SquaresDataset has 4 classes.*NUM_CLASSES is 3"):
+    with pytest.raises(ValueError, match=r"the training data has 4 classes.*NUM_CLASSES of the model is 3"):
         small.train_model(dataset, None, 0.1, 1)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import utils
 from config import Config
+from data.classes import UNKNOWN, ClassMapping
 from data.dataset import Dataset, Instances, check_instances
 from data.loader import BatchOrder, make_loader, worker_count
 from data.samples import Targets, TrainingData, _jitter_color, collate, join_targets
@@ -815,6 +816,54 @@ def test_too_many_broken_images_end_the_training(errors, limit, workers):
     for image in errors:
         assert f"image drawn.a{image}: OSError: the disk is on fire" in message
     assert 'raise OSError("the disk is on fire")' in message  # the traceback
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_validation_leaves_a_broken_image_out(workers, caplog):
+    """Two batches of two images and one of one; a batch without images is left out as well."""
+    for errors, expected in (((1,), [[0], [2, 3], [4]]), ((4,), [[0, 1], [2, 3]]), ((0, 1, 2, 3), [[4]])):
+        loader = make_loader(five(WORKERS=workers, errors=errors, MAX_DATA_ERRORS=1, COLOR_JITTER=0), shuffle=False)
+        caplog.clear()
+        for _ in range(2):
+            batches = list(loader)
+            assert [batch.image_ids for batch in batches] == expected
+        assert (loader.missing_images, loader.images) == (len(errors), 5)
+        messages = [record.message for record in caplog.records]
+        assert len(messages) == len(errors), "each is named once"
+        assert all(message.endswith("; validation goes on without this image") for message in messages)
+    whole = list(make_loader(five(COLOR_JITTER=0), shuffle=False))
+    assert equal(batches[0].targets.seeds, whole[2].targets.seeds)
+    loader.data.dataset.errors = ()
+    assert len(list(loader)) == 3 or workers
+    assert loader.missing_images == 0 or workers, "a worker has a copy of the data set"
+
+
+def test_each_process_of_a_validation_has_as_many_batches():
+    """A batch without images takes the next ones, because the processes compute together."""
+    for errors, expected in (((0,), [[1], [2], [4]]), ((), [[0], [2], [4]])):
+        data = five(errors=errors, IMAGES_PER_GPU=1, COLOR_JITTER=0)
+        loader = make_loader(data, rank=0, world=2, shuffle=False)
+        assert [batch.image_ids for batch in loader] == expected
+        assert (loader.missing_images, loader.images) == (len(errors), 3)
+    with pytest.raises(ValueError, match="images could not be loaded"):
+        list(make_loader(five(errors=range(5), IMAGES_PER_GPU=1, COLOR_JITTER=0), world=2, shuffle=False))
+
+
+def test_classes_of_the_data_set_become_rows_of_the_model():
+    """Class 1 is the model's third; class 2 is unknown to it, and a crowd."""
+    plain, data = five(), five()
+    mapping = ClassMapping(np.array([0, 3, UNKNOWN]), ["'x'"], [])
+    mapped = TrainingData(data.dataset, data.config, augment=False, classes=mapping)
+    plain = TrainingData(plain.dataset, plain.config, augment=False)
+    assert plain.classes is None
+    for index in range(5):
+        before, after = plain.sample(index).targets, mapped.sample(index).targets
+        assert after.class_ids.tolist() == [3] * int((before.class_ids == 1).sum())
+        unknown = before.boxes[before.class_ids == 2]
+        assert len(after.crowd_boxes) == len(before.crowd_boxes) + len(unknown)
+    identity = TrainingData(data.dataset, data.config, classes=ClassMapping(np.arange(3), [], ["'A' is taken for 'a'"]))
+    assert identity.classes is None
+    assert identity.class_notes == ["the data set: 'A' is taken for 'a'"]
 
 
 def test_memory_errors_are_not_data_errors():

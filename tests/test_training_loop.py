@@ -37,6 +37,32 @@ def _no_pictures():
         yield
 
 
+def test_numbers_of_some_images_say_so(tmp_path, capsys):
+    class Partial(ToyLoader):
+        missing_images, images = 1, 12
+
+    metrics = {"mask AP": 0.41, "images": 30, "missing_images": 2}
+    result = train_toy(tmp_path, val_data=Partial(), epochs=1, evaluate=lambda number: metrics)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1: ")]
+    assert " on 11 of 12 images, mask AP 0.41 on 30 of 32 images" in line
+    assert line.count("images") == 2, "the loss of training has all of its images"
+    assert (result.logs["val_missing_images"], result.logs["val_images"]) == (1, 11)
+    train_toy(
+        tmp_path / "whole", val_data=ToyLoader(), epochs=1, evaluate=lambda number: {"mask AP": 0.41, "images": 9}
+    )
+    assert "images" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_validation_data_of_which_no_image_can_be_loaded(tmp_path, capsys):
+    class Nothing(ToyLoader):
+        def __iter__(self):
+            return iter(())
+
+    result = train_toy(tmp_path, val_data=Nothing(), epochs=1)
+    assert "no image of the validation data can be loaded, so there is no validation loss" in capsys.readouterr().out
+    assert "val_loss" not in result.logs
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """What trainings that were interrupted have to arrive at."""

@@ -45,7 +45,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Any:
     """
     train, val, evals = (_curves_of(records, kind) for kind in ("train", "val", "eval"))
     losses = {name: curve for name, curve in train.items() if name == "loss" or name not in NOT_LOSSES}
-    val_losses = {name.removeprefix("val_"): curve for name, curve in val.items()}
+    val_losses = {name.removeprefix("val_"): curve for name, curve in val.items() if not name.endswith("images")}
     ap = {label: evals[name] for name, label in _AP_CURVES.items() if name in evals}
     return visualize.plot_training(losses, val_losses, train.get("learning_rate"), ap, title)
 

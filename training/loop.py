@@ -151,7 +151,8 @@ def train(
     module: called as module(*hooks.prepare(batch)); returns a dict of scalar losses, whose sum is minimised. Validation
         calls it likewise, in eval mode and without gradients, and then it must change nothing. It is on its device.
     train_data, val_data: loaders of batches, as make_loader returns them: steps is the length of an epoch, after
-        set_epoch(epoch, start_step) an iteration brings the rest of one. val_data may be None.
+        set_epoch(epoch, start_step) an iteration brings the rest of one. val_data may be None. If it leaves out images
+        that it cannot load, its `missing_images` and `images` say how many of how many.
     config: a Config, of which the settings under "Optimiser" and "Checkpoints" are read.
     phase: when the training ends, and how the learning rate falls until then (with LEARNING_RATE_DECAY "cosine" it
         ignores steps_at). The caller has chosen which parameters learn: those that require gradients.
@@ -170,6 +171,13 @@ def train(
 
 # The numbers that are printed at the end of an epoch. The files have all of them.
 _PRINTED = ("loss", "val_loss", "box AP", "mask AP (class score)", "mask AP", "re-scoring gain")
+
+
+def _partial(name: str, logs: Mapping[str, float], metrics: Mapping[str, float]) -> str:
+    """ " on 11 of 12 images" for a number of validation or evaluation that lacks images; else nothing."""
+    prefix, numbers = ("val_", logs) if name.startswith("val_") else ("", metrics if name in metrics else {})
+    missing, images = numbers.get(f"{prefix}missing_images", 0), numbers.get(f"{prefix}images", 0)
+    return f" on {images:.0f} of {images + missing:.0f} images" if missing else ""
 
 
 class Trainer:
@@ -556,10 +564,16 @@ class Trainer:
                     total = total + self.losses_of(self.module, batch)
                 count += 1
                 self.watchdog.activity = "validation, waiting for data"
+        if count == 0:
+            self.print_once("no image of the validation data can be loaded, so there is no validation loss")
+            return {}
         self.watchdog.activity = "validation, other processes"
-        *totals, count = runtime.world_sum(torch.cat([total, total.new_tensor([count])])).tolist()
+        missing = getattr(self.val_data, "missing_images", 0)
+        counts = total.new_tensor([count, missing, getattr(self.val_data, "images", 0)])
+        *totals, count, missing, images = runtime.world_sum(torch.cat([total, counts])).tolist()
         losses = {f"val_{name}": total / count for name, total in zip(self.loss_names, totals, strict=True)}
-        return {"val_loss": sum(losses.values()), **losses}
+        partial = {"val_missing_images": missing, "val_images": images - missing} if missing else {}
+        return {"val_loss": sum(losses.values()), **losses, **partial}
 
     def run_evaluation(self, number: int) -> dict[str, float]:
         """The metrics of the weights after so many epochs. The first process evaluates; the others wait and get {}."""
@@ -600,7 +614,7 @@ class Trainer:
             self.recorder.record("eval", *position, metrics)
         save_curves(self.recorder.log_dir)
         printed = {name: value for name, value in {**logs, **metrics}.items() if name in _PRINTED} or logs
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in printed.items())
+        numbers = ", ".join(f"{name} {value:.4g}" + _partial(name, logs, metrics) for name, value in printed.items())
         self.print_once(f"epoch {progress.epoch}/{progress.epochs}: {numbers}")
 
     def call_callbacks(self, event: str) -> None:
