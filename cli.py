@@ -36,6 +36,7 @@ from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
+from weights.convert import read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
 from weights.published import MODEL_NAMES, imagenet_weights
@@ -189,13 +190,37 @@ def add_model(parser: Any, default: str, trains: bool = False) -> None:
     parser.add_argument("--model", help=f"{names}. Default: {default}")
 
 
-def add_style(parser: Any) -> None:
-    """--style, which goes with --model."""
+def add_checkpoint_options(parser: Any) -> None:
+    """--style, --classes and --eps: what a foreign checkpoint, named by --model, may not tell."""
     parser.add_argument(
         "--style",
         choices=STYLES,
         help="where the backbone of a foreign checkpoint has its stride, if the file does not tell",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the checkpoint's classes, one a line, without the background, if the file does not tell",
+    )
+    parser.add_argument(
+        "--eps",
+        type=share,
+        help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
+        "trained from the published detector, 1e-5 if from an ImageNet backbone",
+    )
+
+
+def checkpoint_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What add_checkpoint_options added, as arguments for weights.load: style, class_names and eps.
+
+    A command without these arguments has None for each. Raises: as read_class_names.
+    """
+    classes = getattr(arguments, "classes", None)
+    return {
+        "style": getattr(arguments, "style", None),
+        "class_names": read_class_names(classes) if classes else None,
+        "eps": getattr(arguments, "eps", None),
+    }
 
 
 def add_device(parser: Any, default: str | None = None) -> None:
@@ -385,7 +410,7 @@ def open_model(
 ) -> MaskRCNN:
     """The model that --model names, to detect or evaluate with.
 
-    arguments: model, device and set, and if the command has them, style and logs.
+    arguments: model, device and set, and if the command has them, logs and those of add_checkpoint_options.
     default: the name that counts if --model is not given. config_class: of the command's trainings.
     device: None takes that of --device. adapt: as for weights.load.load_model.
     settings: settings that replace the checkpoint's unless --set has them.
@@ -394,8 +419,8 @@ def open_model(
     """
     settings |= settings_of(arguments)
     checkpoint = named_checkpoint(arguments, default, config_class)
-    style = getattr(arguments, "style", None)
-    return load_model(checkpoint, device or arguments.device, style, adapt=adapt, **settings)
+    options = checkpoint_options(arguments)
+    return load_model(checkpoint, device or arguments.device, adapt=adapt, **options, **settings)
 
 
 class Start(NamedTuple):
@@ -409,14 +434,12 @@ class Start(NamedTuple):
     path: Path | None = None
 
 
-def find_start(
-    name: str, config_class: type[Config], logs: Path, settings: Mapping[str, Any], style: str | None = None
-) -> Start:
+def find_start(name: str, config_class: type[Config], logs: Path, settings: Mapping[str, Any], **options: Any) -> Start:
     """Where --model says that a training starts.
 
     name: none (random weights), imagenet (the trained backbone for these settings), last (the newest training of
         config_class continues), or a checkpoint to begin a new training from.
-    logs: the folder of trainings. settings: those of the command line. style: of a foreign backbone.
+    logs: the folder of trainings. settings: those of the command line. options: of checkpoint_options.
 
     Raises: FileNotFoundError if there is no such file; ValueError as weights.load.load_checkpoint.
     """
@@ -427,7 +450,8 @@ def find_start(
         return Start(read_checkpoint(path), path)
     if name == "imagenet":
         return Start(load_checkpoint(imagenet_weights(config_class(**settings))))
-    return Start(load_checkpoint(name, style))
+    ratios = {key: settings[key] for key in ("RPN_ANCHOR_RATIOS",) if key in settings}
+    return Start(load_checkpoint(name, **options, **ratios))
 
 
 # With network_only, config_class decides these, whatever the network of a checkpoint has.

@@ -173,7 +173,7 @@ def _add_data_arguments(group: Any) -> None:
 
 def _add_model_arguments(group: Any) -> None:
     cli.add_model(group, "imagenet for train, last for evaluate", trains=True)
-    cli.add_style(group)
+    cli.add_checkpoint_options(group)
     cli.add_set(group)
     cli.add_device(group)
     cli.add_dtype(group, trains=True)
@@ -240,7 +240,8 @@ def train(arguments: argparse.Namespace) -> int:
     """Train on COCO. Returns the exit code."""
     train_dataset, val_dataset = load_training_data(arguments)
     settings = training_settings(arguments, train_dataset)
-    start = cli.find_start(arguments.model or "imagenet", CocoConfig, arguments.logs, settings, arguments.style)
+    options = cli.checkpoint_options(arguments)
+    start = cli.find_start(arguments.model or "imagenet", CocoConfig, arguments.logs, settings, **options)
     model = cli.starting_model(start, CocoConfig, arguments.logs, settings)
     count = VALIDATION_IMAGES if arguments.limit is None else arguments.limit
     evaluate = evaluation_callback(val_dataset, val_dataset.image_ids[: count or None])

@@ -168,6 +168,7 @@ BACKBONES: dict[str, Architecture] = {
     "resnet34": Architecture((3, 4, 6, 3), False, 1, 64),
     "resnet50": Architecture((3, 4, 6, 3), True, 1, 64),
     "resnet101": Architecture((3, 4, 23, 3), True, 1, 64),
+    "resnet152": Architecture((3, 8, 36, 3), True, 1, 64),
     "resnext101_32x4d": Architecture((3, 4, 23, 3), True, 32, 4),
     "resnext101_64x4d": Architecture((3, 4, 23, 3), True, 64, 4),
     "resnext101_32x8d": Architecture((3, 4, 23, 3), True, 32, 8),

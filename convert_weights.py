@@ -14,7 +14,6 @@ from pathlib import Path
 import cli
 from model import network_shapes
 from weights.checkpoint import describe, halved, with_settings, write_checkpoint
-from weights.convert import read_class_names
 from weights.load import load_with_report
 from weights.published import PUBLISHED
 
@@ -25,14 +24,7 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser("convert_weights.py", __doc__, epilog=f"Names: {names}")
     parser.add_argument("source", metavar="SRC", help="the checkpoint: a file of any format, or a published name")
     parser.add_argument("target", metavar="DST", type=Path, help="the file to write, usually .pth")
-    cli.add_style(parser)
-    parser.add_argument("--classes", metavar="FILE", help="class names, one a line, without the background")
-    parser.add_argument(
-        "--eps",
-        type=float,
-        help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
-        "trained from the published detector, 1e-5 if from an ImageNet backbone",
-    )
+    cli.add_checkpoint_options(parser)
     cli.add_set(parser)
     parser.add_argument("--half", action="store_true", help="store weights in half precision, half of the bytes")
     parser.add_argument("--force", action="store_true", help="replace DST where it exists")
@@ -50,9 +42,8 @@ def convert(arguments: argparse.Namespace) -> None:
         raise ValueError(f"DST {target} {reason}")
     if not target.resolve().parent.is_dir():
         raise FileNotFoundError(f"DST {target}: the folder {target.resolve().parent} does not exist")
-    names = read_class_names(arguments.classes) if arguments.classes else None
-    settings = cli.settings_of(arguments)
-    checkpoint, report = load_with_report(arguments.source, arguments.style, names, arguments.eps)
+    options, settings = cli.checkpoint_options(arguments), cli.settings_of(arguments)
+    checkpoint, report = load_with_report(arguments.source, **options, **settings)
     if settings:
         checkpoint = with_settings(checkpoint, settings, network_shapes)
     write_checkpoint(target, halved(checkpoint) if arguments.half else checkpoint)

@@ -409,7 +409,7 @@ def build_parser() -> cli.Parser:
         help="images, videos, folders of both, patterns, video streams, webcams; default: images in assets/",
     )
     cli.add_model(parser, "coco")
-    cli.add_style(parser)
+    cli.add_checkpoint_options(parser)
     cli.add_output(parser, "pictures, videos and results", "output")
     parser.add_argument(
         "--save-json", type=Path, metavar="FILE", help="write the results here instead of OUTPUT/detections.json[l]"

@@ -72,6 +72,7 @@ from training import checkpoints, loop
 from training.checkpoints import make_log_dir
 from training.loop import Hooks, Progress
 from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
+from training.state_checks import check_state
 from weights.checkpoint import (
     config_of,
     is_backbone,
@@ -2150,7 +2151,7 @@ class MaskRCNN(nn.Module):
             model = cls(config).eval()
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         match_to_network(
-            checkpoint["model"], shapes, "the checkpoint does not fit the model that its settings describe"
+            checkpoint["model"], shapes, f"{checkpoint.name} does not fit the model that its settings describe"
         )
         model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
         model.source = checkpoint["source"]
@@ -2175,6 +2176,7 @@ class MaskRCNN(nn.Module):
         by_name: bool = False,
         exclude: Sequence[str] | None = None,
         copy_classes: bool = False,
+        eps: float | None = None,
     ) -> None:
         """Load the weights of a checkpoint into this model, all or none, and print what became of each tensor.
 
@@ -2188,6 +2190,7 @@ class MaskRCNN(nn.Module):
             "mrcnn_class_logits"); turns by_name on.
         copy_classes: in the layers that have rows for classes, copy the rows of classes of the same name; turns
             by_name on.
+        eps: of a torchvision ResNet-50's batch norms, as weights.convert.convert takes it.
 
         A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it.
         Rows follow the names of classes: if the checkpoint has the model's classes in another order, they change
@@ -2201,7 +2204,8 @@ class MaskRCNN(nn.Module):
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
         else:
-            checkpoint, conversion = convert(filepath, network_shapes, model_config=self.config)
+            checkpoint, conversion = convert(filepath, network_shapes, eps=eps, model_config=self.config)
+            checkpoint.name = str(filepath)
             if conversion.folded:
                 print(conversion.text(len(checkpoint["model"])))
         self._check_meaning(checkpoint)
@@ -2223,13 +2227,14 @@ class MaskRCNN(nn.Module):
             fitting |= self._rows_of_same_classes(checkpoint, target, excluded)
         if not takes_part:
             title = (
-                "the checkpoint does not fit the model; nothing was loaded (another number of classes or another "
+                f"{checkpoint.name} does not fit the model; nothing was loaded (another number of classes or another "
                 "backbone? by_name=True takes what fits)"
             )
             match_to_network(source, {name: tensor.shape for name, tensor in target.items()}, title)
         elif 2 * len(fitting) < len(source):
             raise ValueError(
-                f"only {len(fitting)} of the checkpoint's {len(source)} tensors fit this model; is it another backbone?"
+                f"only {len(fitting)} of the {len(source)} tensors of {checkpoint.name} fit this model; is it another "
+                "backbone?"
             )
         self.load_state_dict({**target, **fitting})
         if len(fitting) == len(target) and match.fits and not match.moves:
@@ -2249,7 +2254,8 @@ class MaskRCNN(nn.Module):
 
     def _continue(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Continue the training of a checkpoint."""
-        self._start = checkpoint["training"]
+        check_state(checkpoint["training"], path)
+        self._start = {**checkpoint["training"], "file": str(path)}
         self.set_log_dir(path)
         decided = ("TRAIN_BN", "FROZEN_STAGES", "BIT_DEPTH")
         self._decide(**{name: checkpoint["config"][name] for name in decided if name in checkpoint["config"]})

@@ -449,7 +449,7 @@ def test_keras_of_tensorflow_2_in_training_mode(light, tmp_path):
     assert len(load_checkpoint(write_layout(tmp_path / "b.h5", layers=flat))["model"]) == 562
 
 
-def test_keras_resnet50_finetuned_on_other_classes(light, tmp_path):
+def test_keras_resnet50_finetuned_on_other_classes(light, tmp_path, capsys):
     layers = []
     for layer, weights in golden_weights.keras_layers():
         if re.match(r"(res|bn)4[g-w]_", layer):
@@ -458,8 +458,8 @@ def test_keras_resnet50_finetuned_on_other_classes(light, tmp_path):
             weights = [(w, (*shape[:-1], shape[-1] // 81 * 3), peer) for w, shape, peer in weights]
         layers.append((layer, weights))
     path = write_layout(tmp_path / "mask_rcnn_balloon_0030.h5", layers=layers)
-    with pytest.raises(ValueError, match=r"has 2 classes and a background.*--classes"):
-        load_checkpoint(path)
+    assert load_checkpoint(path)["class_names"] == ["BG", "class 1", "class 2"]
+    assert 'no names of classes: they are called "class 1" to "class 2"; --classes FILE' in capsys.readouterr().out
     with pytest.raises(
         ValueError, match=r"class_names has 3 names, .* has 2 classes and a background; leave the background out"
     ):
@@ -607,8 +607,7 @@ def test_finetuned_torchvision(light, tmp_path):
         if "predictor" in name and len(tensor) % 91 == 0:
             state[name] = tensor[: len(tensor) // 91 * 2]
     path = save(tmp_path / "pedestrians.pth", state)
-    with pytest.raises(ValueError, match="has 1 classes and a background, which are not COCO's"):
-        load_checkpoint(path)
+    assert load_checkpoint(path)["class_names"] == ["BG", "class 1"]
     checkpoint = load_checkpoint(path, class_names=["pedestrian"])
     assert checkpoint["config"]["NUM_CLASSES"] == 2
     assert list(checkpoint["model"]["box_head.box_deltas.weight"].shape) == [8, 1024]
@@ -642,7 +641,7 @@ def test_plain_mask_rcnn_of_mmdet(light, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"]
+    "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d"]
 )
 def test_imagenet(light, backbone, tmp_path):
     checkpoint = load_checkpoint(save(tmp_path / "x.pth", imagenet_state(backbone)))
@@ -1126,7 +1125,7 @@ def test_published_table():
         assert published.note
         assert published.sha256 is None or published.url.endswith(f"-{published.sha256}.pth")
         if published.url.startswith(_MMDET_URL) and "x101" not in published.name:
-            assert _style(Path(published.url), FORMATS[3], "resnet50", "", None) == published.style
+            assert _style(Path(published.url), FORMATS[3], "resnet50", "", None)[0] == published.style
 
 
 def test_published_models_say_how_to_train_them_anew():
@@ -1226,6 +1225,7 @@ def test_cache_folder(monkeypatch):
 def test_imagenet_as_a_name(monkeypatch):
     monkeypatch.setattr("weights.published._fetch", lambda published: published.url)
     assert find_weights("imagenet", "resnet50", "pytorch").endswith("/resnet50-0676ba61.pth")
+    assert find_weights("imagenet", "resnet152", "pytorch").endswith("/models/resnet152-394f9c45.pth")
     assert find_weights("imagenet", "resnet18", "caffe").endswith("/resnet18-f37072fd.pth")  # no 1x1 to have a stride
     assert find_weights("imagenet", "resnet50", "caffe").endswith("/third_party/resnet50_msra-5891d200.pth")
     assert find_weights("imagenet", "resnext101_32x4d").endswith("/third_party/resnext101_32x4d-a5af3160.pth")
@@ -1256,7 +1256,7 @@ def test_the_style_of_a_published_checkpoint_is_known(monkeypatch, tmp_path):
     styles = []
     monkeypatch.setattr("weights.load.find_weights", lambda name: Path("cached.pth"))
     monkeypatch.setattr(
-        "weights.load.convert", lambda path, shapes, style, *rest: styles.append((path, style)) or 1 / 0
+        "weights.load.convert", lambda path, shapes, style, *rest, **more: styles.append((path, style)) or 1 / 0
     )
     for name, style, expected in (
         ("ms_rcnn_r50_caffe_fpn_1x_coco", None, "caffe"),

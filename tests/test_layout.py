@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "runtime", "native", "polygons"},
     {"nms", "roialign"},
     {"utils", "captions", "evaluation.calibration"},
-    {"detections", "fonts", "weights.torch_files", "weights.download"},
+    {"detections", "fonts", "weights.torch_files", "weights.pickles", "weights.download"},
     {"data", "visualize", "video"},
     {"weights"},
     {"training"},

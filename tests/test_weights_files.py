@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from weights.convert import _read_keras
+from weights.keras_files import read_keras
 from weights.torch_files import load_torch_file
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -37,6 +37,89 @@ def test_an_archive_that_unpacks_to_more_than_the_file_is_refused(tmp_path):
         load_torch_file(path)
 
 
+# Of torch.save({"a": torch.arange(100.0)}): places in the pickle, and what they say after a change.
+CLAIMS = {
+    "size": (
+        b"Kd\x85",
+        b"M\xe8\x03\x85",
+        r"a tensor of shape \(1000,\) claims more numbers than the 100 of its storage",
+    ),
+    "stride": (b"K\x01\x85", b"K\x02\x85", "claims more numbers than the 100 of its storage"),
+    "offset": (b"QK\x00", b"QK\x01", "claims more numbers than the 100 of its storage"),
+    "negative offset": (b"QK\x00", b"QJ\xff\xff\xff\xff", "a shape has negative numbers"),
+    "enormous": (b"Kd\x85", b"\x8a\x09" + b"\xff" * 8 + b"\x00\x85", "claims more numbers than the 100 of its storage"),
+    "endless": (b"Kd\x85", b"\x8a\xff" + b"\x7f" * 255 + b"\x85", "of shape of enormous numbers claims more numbers"),
+    "storage": (b"Kdt", b"M\xe8\x03t", "should have 1,000 numbers and has 400 bytes|a storage is cut off"),
+    "memo": (b"Kd\x85", b"r\xff\xff\xff\x7fKd\x85", "claims 2147483647 objects"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_a_pickle_claims_is_compared_with_the_file(claim, zipped, tmp_path):
+    """Archives have right checksums here. torch itself would let a storage grow, to numbers that nobody wrote."""
+    before, after, message = CLAIMS[claim]
+    if claim == "storage" and not zipped:  # None follows there: the storage is no view of another
+        before, after = before.replace(b"t", b"N"), after.replace(b"t", b"N")
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.arange(100.0)}, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in entries.items():
+                assert not name.endswith("data.pkl") or data.count(before) == 1
+                archive.writestr(name, data.replace(before, after) if name.endswith("data.pkl") else data)
+    else:
+        data = path.read_bytes()
+        place = data.index(before, data.index(b"storage"))
+        path.write_bytes(data[:place] + after + data[place + len(before) :])
+    with pytest.raises(ValueError, match=rf"weights.pth is (truncated or )?damaged.*({message})"):
+        load_torch_file(path)
+
+
+def test_a_harmless_pickle_can_call_nothing(tmp_path):
+    """Each name in a pickle stands for a function of ours, which a pickle can neither change nor replace."""
+    path = tmp_path / "weights.pth"
+    for text, message in {
+        b"cos\nsystem\n(S'touch x'\ntR.": r"no weight: os\.system\. It could run code",
+        b"c__builtin__\neval\n(S'1'\ntR.": r"no weight: builtins\.eval\. It could run code",
+        b"ctorch._utils\n_rebuild_tensor_v2\n}(S'_function'\nNub.": "a function with a state",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNtR.": "a tensor has no storage",
+        b"ccollections\nOrderedDict\n}b.": "truncated or damaged",
+        b"cbuiltins\nbytearray\n(I999999999999\ntR.": "holds bytes",
+    }.items():
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", text)
+        with pytest.raises(ValueError, match=message):
+            load_torch_file(path)
+
+
+def test_names_that_lie_twice_in_an_archive(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.arange(100.0)}, path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(next(name for name in archive.namelist() if name.endswith("data.pkl")), b"N.")
+    with pytest.raises(ValueError, match="two entries of the archive have the same name"):
+        load_torch_file(path)
+
+
+def test_tensors_that_share_a_storage_still_do(tmp_path):
+    path, numbers = tmp_path / "weights.pth", torch.arange(12.0)
+    torch.save(
+        {"a": numbers.view(3, 4).T, "b": numbers[2:5], "c": numbers[:0], "d": torch.tensor(5, dtype=torch.int8)}, path
+    )
+    loaded = load_torch_file(path)
+    assert torch.equal(loaded["a"], numbers.view(3, 4).T)
+    assert loaded["b"].tolist() == [2, 3, 4]
+    assert loaded["c"].shape == (0,)
+    assert int(loaded["d"]) == 5
+    before = path.read_bytes()
+    loaded["a"][2, 0] = 99
+    assert loaded["b"].tolist() == [99, 3, 4]
+    assert path.read_bytes() == before, "the file is mapped, and not written"
+
+
 @pytest.fixture
 def keras(tmp_path):
     """A function that writes a Keras file of one layer, whose weight fill(group) stores."""
@@ -54,10 +137,10 @@ def keras(tmp_path):
 
 
 def test_weights_in_the_file_are_read(keras):
-    tensors, _ = _read_keras(keras(lambda group: group.create_dataset("kernel:0", data=WEIGHTS)))
+    tensors, _ = read_keras(keras(lambda group: group.create_dataset("kernel:0", data=WEIGHTS)))
     assert torch.equal(tensors["conv1.kernel"], torch.from_numpy(WEIGHTS).T)
     packed = keras(lambda group: group.create_dataset("kernel:0", data=WEIGHTS, compression="gzip"))
-    assert torch.equal(_read_keras(packed)[0]["conv1.kernel"], torch.from_numpy(WEIGHTS).T)
+    assert torch.equal(read_keras(packed)[0]["conv1.kernel"], torch.from_numpy(WEIGHTS).T)
 
 
 def test_other_files_are_not_opened(keras, tmp_path):
@@ -72,15 +155,27 @@ def test_other_files_are_not_opened(keras, tmp_path):
     ]
     for fill in storages:
         with pytest.raises(ValueError, match="the numbers of /conv1/conv1/kernel:0 are stored in other files, which"):
-            _read_keras(keras(fill))
+            read_keras(keras(fill))
     links = [h5py.ExternalLink(str(tmp_path / "other.h5"), "x"), h5py.SoftLink("/conv1")]
     for link in links:
         with pytest.raises(ValueError, match="/conv1/conv1/kernel:0 is a link to another place or file, which was not"):
-            _read_keras(keras(lambda group, link=link: group.__setitem__("kernel:0", link)))
+            read_keras(keras(lambda group, link=link: group.__setitem__("kernel:0", link)))
 
 
 @pytest.mark.parametrize("shape", [(1 << 20, 1 << 20), (1 << 40,)])
 def test_a_shape_that_the_file_cannot_hold_takes_no_memory(keras, shape):
     path = keras(lambda group: group.create_dataset("kernel:0", shape, "f4", chunks=(1024,) * len(shape)))
     with pytest.raises(ValueError, match=r"has the shape .* MB, which is more than the file can hold; it is damaged"):
-        _read_keras(path)
+        read_keras(path)
+
+
+def test_more_names_than_any_model_has_are_not_read(keras, monkeypatch):
+    path = keras(lambda group: group.create_dataset("kernel:0", data=WEIGHTS))
+    with h5py.File(path, "a") as file:
+        del file.attrs["layer_names"]
+        file.attrs["layer_names"] = np.zeros(11, "S1")
+    monkeypatch.setattr(
+        "weights.keras_files._MOST_NAMES", 10
+    )  # HDF5 allows 100,000 in files of its newest version only
+    with pytest.raises(ValueError, match="layer_names claims 11 names, more than any model has; it is damaged"):
+        read_keras(path)

@@ -50,6 +50,7 @@ from .curves import save_curves
 from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
 from .logs import ProgressLine, Recorder
 from .optimizer import AveragedWeights, Phase, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
+from .state_checks import check_optimizer, check_state, check_weights
 from .watchdog import Watchdog
 
 ############################################################
@@ -246,7 +247,9 @@ class Trainer:
 
     def resume(self, start: Mapping[str, Any]) -> None:
         """Restore everything as it was when the checkpoint was written. start: {} for a new training."""
-        progress = self.progress
+        progress, file = self.progress, start.get("file", "the state to continue from")
+        if start:
+            check_state(start, file)
         progress.epoch, progress.step, progress.best = start.get("epoch", 0), start.get("step", 0), start.get("best")
         if progress.step and start["steps"] != progress.steps:
             self.print_once(
@@ -258,9 +261,11 @@ class Trainer:
         if self.config.EMA_DECAY:  # until the weights are loaded, the module has the averages
             self.averaged = AveragedWeights(self.module, self.config.EMA_DECAY, start.get("averaged_updates", 0))
         if start.get("weights"):
+            check_weights(start["weights"], self.module, file)
             self.module.load_state_dict(start["weights"])
         if start.get("optimizer"):
             if start.get("learning") == self.optimizer_identity():
+                check_optimizer(start["optimizer"], self.optimizer, file)
                 self.optimizer.load_state_dict(copy.deepcopy(start["optimizer"]))  # start stays as it is
                 self.optimizer_epoch = start.get("begin", 0)
             else:

@@ -10,6 +10,7 @@ model            {name: tensor} as MaskRCNN.state_dict(), or those of the backbo
 training         only in log folders: the state of the training, which training/loop.py continues
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ from torch import Tensor
 
 import runtime
 import utils
-from config import DIALECTS, Config
+from config import DIALECTS, SHAPE, Config, settings_that
 
+from .pickles import kind_of
 from .torch_files import file_kind, load_torch_file
 
 FORMAT, FORMAT_VERSION = "mask-scoring-rcnn", 1
@@ -34,7 +36,17 @@ NetworkShapes = Callable[[Config, bool], Mapping[str, torch.Size]]
 
 
 class Checkpoint(dict):
-    """Contents that read_checkpoint has checked. A changed copy, {**checkpoint, ...}, is a dict and unchecked."""
+    """Contents that read_checkpoint has checked. A changed copy, {**checkpoint, ...}, is a dict and unchecked.
+
+    name: what messages call it.
+    """
+
+    name: str = "the checkpoint"
+
+    def named(self, name: str | Path) -> "Checkpoint":
+        """Itself, with this name."""
+        self.name = str(name)
+        return self
 
 
 ############################################################
@@ -58,31 +70,115 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any], name: str | Path
     contents, name = checkpoint, name or "the checkpoint"
     if not isinstance(checkpoint, Mapping):
         name = checkpoint
-        contents = {} if file_kind(checkpoint) == "hdf5" else load_torch_file(checkpoint)
-    if contents.get("format") != FORMAT:
+        contents = {} if file_kind(checkpoint) in ("hdf5", "safetensors") else load_torch_file(checkpoint)
+    if not _is(contents.get("format"), FORMAT):
         raise ValueError(
             f"{name} is not a checkpoint of this project; `python convert_weights.py SRC DST` makes one from "
             "checkpoints of Matterport, the 2018 port, maskrcnn-benchmark, mmdetection and torchvision"
         )
-    if contents.get("version") != FORMAT_VERSION:
+    if not _is(contents.get("version"), FORMAT_VERSION):
         raise ValueError(
-            f"{name} is a checkpoint of version {contents.get('version')}, this code reads {FORMAT_VERSION}; "
+            f"{name} is a checkpoint of version {shown(contents.get('version'))}, this code reads {FORMAT_VERSION}; "
             "was it written by a newer release?"
         )
     missing = [key for key in CHECKPOINT_KEYS if key not in contents]
     missing += [f"a dict as {key}" for key in ("config", "model") if not isinstance(contents.get(key), Mapping)]
+    missing += ["texts as names of tensors"] * (not missing and not all(isinstance(n, str) for n in contents["model"]))
     if missing:
         raise ValueError(f"{name} lacks {utils.listed(missing)}; was it written by other code, or edited?")
+    _check_plain(name, contents)
     # Config.to_dict writes only the name of a callable BACKBONE. Whoever builds the network gives the callable again.
     is_own_backbone = str(contents["config"].get("BACKBONE")).startswith("<")
     try:
         config = config_of(contents, **({"BACKBONE": "resnet50"} if is_own_backbone else {}))
-    except ValueError as error:
-        raise ValueError(f"{name} has a config that this code does not know: {error}") from None
+    except (ValueError, TypeError) as error:
+        problem = utils.printable(error, 1000)
+        raise ValueError(f"{name} has a config that this code does not know: {problem}") from None
     if contents["dialect"] not in DIALECTS or contents["dialect"] != config.DIALECT:
-        raise ValueError(f"{name} says dialect {contents['dialect']!r}, its config {config.DIALECT!r}; was it edited?")
+        dialect = shown(contents["dialect"])
+        raise ValueError(f"{name} says dialect {dialect}, its config {config.DIALECT!r}; was it edited?")
     check_values(name, contents["model"], integers=is_own_backbone)
-    return Checkpoint(contents)
+    _check_counts(name, config, contents["model"])
+    return Checkpoint({**contents, "source": utils.printable(contents["source"], 1000)}).named(name)
+
+
+def _is(value: Any, expected: str | int) -> bool:
+    """Whether a value from a file is the expected one. Tensors, for example, cannot be compared."""
+    return type(value) is type(expected) and value == expected
+
+
+def shown(value: Any) -> str:
+    """A value from a file, as a message may show it: short, whatever it is."""
+    if isinstance(value, str):
+        return f"'{utils.printable(value)}'"
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return str(value)
+    return "an enormous number" if isinstance(value, int) else kind_of(value)
+
+
+def _check_plain(name: str | Path, contents: Mapping[str, Any]) -> None:
+    """Raises ValueError unless settings, names and source are numbers, texts and lists of them, of sensible size."""
+    for key in ("dialect", "source"):
+        if not isinstance(contents[key], str):
+            raise ValueError(f"{name}: {key} is {shown(contents[key])}, where it should be a text")
+    entries = {**contents["config"], "class_names": contents["class_names"], "category_ids": contents["category_ids"]}
+    for setting, value in entries.items():
+        if not isinstance(setting, str):
+            raise ValueError(f"{name}: the name of a setting is {shown(setting)}, where it should be a text")
+        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        wrong = [item for item in values if not _is_plain(item)]
+        if wrong or len(values) > _LONGEST_LIST:
+            problem = f"has {shown(wrong[0])}" if wrong else f"has {len(values):,} entries"
+            raise ValueError(
+                f"{name}: {utils.printable(setting, 60)} {problem}, where settings are texts, finite numbers and short "
+                "lists of them; the file is damaged"
+            )
+
+
+_LONGEST_LIST = 100_000  # entries of a setting; there is one with an entry for each class
+_LONGEST_TEXT = 10_000  # characters
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_TEXT
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+# Settings that count layers. The network is built from them, so the file must have as many tensors.
+_COUNTS = ("RPN_CONVS", "BOX_HEAD_CONVS", "BOX_HEAD_FC_LAYERS", "MASK_HEAD_CONVS")
+_LARGEST_SIZE = 1 << 20  # of a layer, in channels, classes or cells; no network is near it
+
+
+def _check_counts(name: str | Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for settings of a network that cannot be that of the tensors, before any network is built."""
+    limits = dict.fromkeys(_COUNTS, len(tensors))
+    limits |= {setting: _LARGEST_SIZE for setting in settings_that(SHAPE) if setting not in limits}
+    for setting, limit in limits.items():
+        value = getattr(config, setting)
+        value = len(value) if isinstance(value, tuple) else value
+        if isinstance(value, int | float) and value > limit:
+            raise ValueError(
+                f"{name}: its settings say {setting} = {shown(value)}, and its {len(tensors)} tensors cannot be "
+                "of such a network; was it edited?"
+            )
+
+
+def shapes_of(
+    config: Config, network_shapes: NetworkShapes, only_backbone: bool, name: str
+) -> Mapping[str, torch.Size]:
+    """The names and shapes of a network's tensors. name: of the file that says the settings.
+
+    Raises: ValueError for a network that is too large to exist.
+    """
+    try:
+        return network_shapes(config, only_backbone)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise ValueError(
+            f"{name} describes a network that cannot be built ({utils.printable(error)}); is it damaged?"
+        ) from None
 
 
 def config_of(checkpoint: Mapping[str, Any], **overrides: Any) -> Config:
@@ -107,26 +203,37 @@ def check_values(
     integers: allow integers too, such as a backbone of one's own may count batches with.
     """
     for name, tensor in tensors.items():
-        shown = f"{file}: tensor {shown_names.get(name, name)}"
+        place = f"{file}: tensor {utils.printable(shown_names.get(name, name), 100)}"
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{shown} is {type(tensor).__name__}, not a tensor")
-        if tensor.layout != torch.strided or not (tensor.is_floating_point() or integers):
-            raise ValueError(f"{shown} is {tensor.dtype}, {tensor.layout}, where weights are dense and floating")
+            raise ValueError(f"{place} is {kind_of(tensor)}, not a tensor")
+        is_number = tensor.dtype in _FLOATING or (integers and tensor.dtype in _INTEGERS)
+        if tensor.layout != torch.strided or tensor.device.type == "meta" or not is_number:
+            raise ValueError(f"{place} is {tensor.dtype}, {tensor.layout}, where weights are dense and floating")
         if tensor.numel() == 0:
-            raise ValueError(f"{shown} has shape {list(tensor.shape)} and so no numbers")
+            raise ValueError(f"{place} has shape {list(tensor.shape)} and so no numbers")
         if not torch.isfinite(tensor.sum()) and (bad := int((~torch.isfinite(tensor)).sum())):
             raise ValueError(
-                f"{shown} has {bad} of {tensor.numel()} values that are NaN or infinite; the training diverged or the "
+                f"{place} has {bad} of {tensor.numel()} values that are NaN or infinite; the training diverged or the "
                 "file is damaged"
             )
+        if tensor.dtype == torch.float64 and not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{place} has values beyond the range of float32; the training diverged?")
         if name.endswith(".running_var") and float(tensor.min()) < 0:
-            raise ValueError(f"{shown} is a variance and has negative values, down to {float(tensor.min()):g}")
+            raise ValueError(f"{place} is a variance and has negative values, down to {float(tensor.min()):g}")
+
+
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 def match_to_network(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], title: str) -> None:
     """Raises a ValueError that begins with title and lists what differs, unless names and shapes are a network's."""
     problems = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in tensors]
-    problems += [f"not of this model: {name} {list(tensors[name].shape)}" for name in tensors if name not in shapes]
+    problems += [
+        f"not of this model: {utils.printable(name, 100)} {list(tensors[name].shape)}"
+        for name in tensors
+        if name not in shapes
+    ]
     problems += [
         f"{name} is {list(tensors[name].shape)}, the model's {list(shape)}"
         for name, shape in shapes.items()

@@ -12,7 +12,9 @@ differences are the dialect, which the checkpoint names. Every tensor of a sourc
 dropped names, and every tensor of the network comes from the source in the right shape; otherwise a ValueError lists
 the names.
 
-Files are data: torch.load(weights_only=True) reads them, and builds nothing but tensors and plain containers.
+Files are data: torch_files.py, keras_files.py and safe_files.py read them, and build nothing but tensors and plain
+containers. What a file does not say and changes numbers, such as the eps of its batch norms, is assumed as published;
+the report says so.
 
     K classes, 0 is background   A anchors of a cell   rows of deltas are (dy, dx, dh, dw)
 """
@@ -23,15 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
 from torch import Tensor
 
 import utils
-from config import BACKBONES, Config
+from config import BACKBONES, SHAPE, WEIGHTS, Config, settings_that
 from data.coco_files import COCO_CATEGORIES
 
 from .checkpoint import (
@@ -43,125 +44,15 @@ from .checkpoint import (
     config_of,
     make_checkpoint,
     read_checkpoint,
+    shapes_of,
 )
 from .download import sha256_of
-from .formats import FORMATS, LEAVES, NORM, REFUSED, STYLES, Format, Table
+from .formats import FORMATS, LEAVES, NORM, STYLES, Format, Table
+from .keras_files import read_keras
+from .refusals import refuse
+from .safe_files import read_safetensors
+from .state_dicts import find_state_dict
 from .torch_files import file_kind, load_torch_file
-
-############################################################
-#  Reading files
-############################################################
-
-
-# A data set may be larger than its file if it is compressed or holds only zeros. No layer of the family has more.
-_LARGEST_UNPACKED = 1 << 28  # bytes
-
-
-def _read_keras(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a Keras HDF5 file in torch's layout, and the names of other things in the file.
-
-    Returns: {"<layer>.<leaf>": tensor}, [out, in, y, x] of a convolution, [in, out, y, x] of a transposed one; names.
-    Raises: ValueError for HDF5 that is damaged or not Keras weights.
-    """
-    tensors: dict[str, Tensor] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            root = _stored_here(path, file, "model_weights") if "model_weights" in file else file
-            others = [f"{name} (of model.save)" for name in file if root is not file and name != "model_weights"]
-            layers = _attribute(root, "layer_names")
-            if not layers:
-                shown = ", ".join(list(file)[:5])
-                raise ValueError(
-                    f"{path} is HDF5, but not Keras weights: no layer_names, but {shown}; is it of Keras 3?"
-                )
-            for layer in layers:
-                for weight in _attribute(_stored_here(path, root, layer), "weight_names"):
-                    name = _keras_name(layer, weight)
-                    if name in tensors:
-                        raise ValueError(f"{path} has two weights {name}, the second in group {layer}")
-                    tensors[name] = _from_keras(path, _stored_here(path, root, f"{layer}/{weight}"))
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is truncated or damaged; fetch it again: {error}") from None
-    return tensors, others
-
-
-def _attribute(group: h5py.Group, name: str) -> list[str]:
-    """A list of names, bytes or str. Where it exceeds HDF5's 64 KB, Keras splits it into name0, name1, ..."""
-    parts = [group.attrs[name]] if name in group.attrs else []
-    while f"{name}{len(parts)}" in group.attrs:
-        parts.append(group.attrs[f"{name}{len(parts)}"])
-    values = [value for part in parts for value in np.asarray(part).ravel().tolist()]
-    return [value.decode() if isinstance(value, bytes) else value for value in values]
-
-
-def _keras_name(layer: str, weight: str) -> str:
-    """conv1.kernel, from group conv1 and weight conv1_1/kernel:0. In rpn_model, only the weight names its layer."""
-    *scopes, leaf = weight.split(":")[0].split("/")
-    if layer == "rpn_model" and scopes:
-        layer = re.sub(r"_\d+$", "", scopes[-1])
-    return f"{layer}.{leaf}"
-
-
-def _stored_here(path: Path, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
-    """The object of a name below a group. HDF5 can point to other files and places; weights never do.
-
-    Raises: KeyError without such an object; ValueError if any part of the name is a link.
-    """
-    for part in filter(None, name.split("/")):
-        if not isinstance(group, h5py.Group) or group.get(part, getlink=True) is None:
-            raise KeyError(f"no {part!r} in {group.name}")
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(
-                f"{path}: {group.name}/{part} is a link to another place or file, which was not followed. Weights are "
-                "stored in the file itself; was it made to read other files?"
-            )
-        group = group[part]
-    return group
-
-
-def _from_keras(path: Path, dataset: h5py.Dataset) -> Tensor:
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f":
-        kind = dataset.dtype if isinstance(dataset, h5py.Dataset) else "a group"
-        raise ValueError(f"{path}: {dataset.name} holds {kind}, where weights are floating")
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(
-            f"{path}: the numbers of {dataset.name} are stored in other files, which were not opened. Weights are "
-            "stored in the file itself; was it made to read other files?"
-        )
-    if dataset.nbytes > max(path.stat().st_size, _LARGEST_UNPACKED):
-        raise ValueError(
-            f"{path}: {dataset.name} has the shape {list(dataset.shape)}, {dataset.nbytes / 1e6:,.0f} MB, which is "
-            "more than the file can hold; it is damaged"
-        )
-    tensor = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
-    if tensor.dim() == 4:
-        return tensor.permute(3, 2, 0, 1)
-    return tensor.T if tensor.dim() == 2 else tensor
-
-
-def _state_dict(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights among a file's contents, and the names of the other contents.
-
-    Raises: ValueError if there are no weights.
-    """
-    others: list[str] = []
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(contents.get(key), Mapping):
-            others = [str(name) for name in contents if name != key]
-            contents = contents[key]
-            break
-    tensors = {str(name): value for name, value in contents.items()}
-    for prefix in ("module.", "_orig_mod."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    wrong = [f"{name} is a {type(value).__name__}" for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if not tensors or wrong:
-        raise ValueError(
-            f"{path} has no state dict: a dict of tensors, alone or under state_dict, model or model_state_dict; "
-            f"{utils.listed(wrong) or 'it is empty'}"
-        )
-    return tensors, others
-
 
 ############################################################
 #  Names
@@ -174,18 +65,18 @@ def _recognise(path: Path, names: Iterable[str], kind: str) -> Format:
     Raises: ValueError if no format's are, and for formats that must not be mistaken for another.
     """
     names = list(names)
+    if kind != "hdf5":
+        refuse(path, names)
     for candidate in FORMATS:
         if (candidate.name == "keras") == (kind == "hdf5") and any(name.startswith(candidate.signs) for name in names):
             return candidate
-    for sign, reason in REFUSED.items():
-        if any(name.startswith(sign) for name in names):
-            raise ValueError(
-                f"{path} is not converted: {reason}. (It has {next(n for n in names if n.startswith(sign))}.)"
-            )
     looked_for = "; ".join(f"{candidate.name}: {' or '.join(candidate.signs)}..." for candidate in FORMATS)
-    raise ValueError(
-        f"{path} is of no known format. Looked for names as {looked_for}. It has {utils.listed(names, 10)}"
-    )
+    raise ValueError(f"{path} is of no known format. Looked for names as {looked_for}. It has {_shown(names, 10)}")
+
+
+def _shown(names: Iterable[str], limit: int = 20) -> str:
+    """Names of a file, for a message."""
+    return utils.listed((utils.printable(name, 100) for name in names), limit)
 
 
 def _rename(
@@ -208,7 +99,7 @@ def _rename(
         elif target is None:
             unused.append(name)
         elif target in renamed:
-            raise ValueError(f"{path}: {name} and {origin[target]} are both {target}")
+            raise ValueError(f"{path}: {utils.printable(name)} and {origin[target]} are both {target}")
         else:
             renamed[target], origin[target] = tensor, name
     return renamed, origin, dropped, unused
@@ -228,7 +119,7 @@ def _target(table: Table, name: str) -> str | None:
 @functools.cache
 def _pattern(rule: str) -> re.Pattern:
     """The pattern of the names that a rule of the tables in formats.py stands for."""
-    text = re.escape(rule).replace(r"\#", r"(\d+)").replace("@", "([a-z])")
+    text = re.escape(rule).replace(r"\#", r"([0-9]{1,3})").replace("@", "([a-z])")  # 999 layers at most
     return re.compile(text + r"(?P<leaf>\w+)")
 
 
@@ -248,7 +139,7 @@ def _check_names(
     missing = sorted(required - names - biases)
     unused = unused + [origin[name] for name in sorted(names - required - biases)]
     problems = [f"missing {len(missing)} (our names): {utils.listed(missing)}"] if missing else []
-    problems += [f"left over {len(unused)}: {utils.listed(unused)}"] if unused else []
+    problems += [f"left over {len(unused)}: {_shown(unused)}"] if unused else []
     if problems:
         raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
 
@@ -410,6 +301,8 @@ def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     for name, architecture in BACKBONES.items():
         if architecture == (blocks, is_bottleneck, groups, group_width):
             return name
+    if not any(blocks):
+        raise ValueError(f"{path} has no backbone with the names of a ResNet: {_shown(shapes, 5)}, in our names")
     raise ValueError(
         f"{path} has a backbone of {blocks} {'bottleneck' if is_bottleneck else 'basic'} blocks with 3x3 convolutions "
         f"of {width} channels in {groups} groups, which is none of {', '.join(BACKBONES)}"
@@ -431,14 +324,19 @@ def _common(shapes: Mapping[str, Sequence[int]], default: int, *places: tuple[st
 
 
 def _count(shapes: Mapping[str, Sequence[int]], module: str) -> int:
-    """The number of layers of a module list."""
-    indices = [int(match[1]) for name in shapes if (match := re.match(rf"{re.escape(module)}\.(\d+)\.", name))]
-    return max(indices, default=-1) + 1
+    """The number of layers of a module list, as far as the file has them: up to the first that is missing."""
+    indices = {int(match[1]) for name in shapes if (match := re.match(rf"{re.escape(module)}\.(\d+)\.", name))}
+    return next(count for count in range(len(indices) + 1) if count not in indices)
 
 
 def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Settings of Config that follow from the shapes of renamed tensors, before they are folded."""
-    settings = {"DIALECT": source.dialect, "BACKBONE": _backbone(path, shapes), "MASKIOU_CLAMP": False}
+    settings = {
+        "DIALECT": source.dialect,
+        "BACKBONE": _backbone(path, shapes),
+        "MASKIOU_CLAMP": False,
+        "IMAGE_CHANNEL_COUNT": _common(shapes, 3, (r"backbone\.stem\.weight", 1)),
+    }
     if source.name == "imagenet":
         return settings
     box, mask, iou = r"box_head\.", r"mask_head\.", r"maskiou_head\."
@@ -498,31 +396,26 @@ def _class_names(
     stored: Sequence[str] | None,
     model_config: Config | None,
 ) -> tuple[list[str], list[int]]:
-    """The name of each class index, background first, and its category id.
+    """The name of each class index, background first, and its category id. Where nothing names them: "class 1", ...
 
     count: classes, background included. given, stored: names of the foreground classes by the caller and in the file.
     model_config: as convert.
 
-    Raises: ValueError for names that do not fit, or when nothing says the names.
+    Raises: ValueError for names that do not fit.
     """
     coco_ids = sorted(COCO_CATEGORIES)
     coco = [COCO_CATEGORIES[category] for category in coco_ids]
     if given is not None:
         return _given_names(path, count, given)
     if stored is not None and len(stored) == count - 1 and [*stored] != coco:
-        return ["BG", *map(str, stored)], list(range(count))
+        return ["BG", *stored], list(range(count))
     if count == len(coco) + 1:
         return ["BG", *coco], [0, *coco_ids]
     if source.name == "torchvision" and count == coco_ids[-1] + 1:
         return ["BG", *(COCO_CATEGORIES.get(index, "N/A") for index in range(1, count))], list(range(count))
-    if model_config is not None:
-        unnamed = ["BG", *(f"unnamed {index}" for index in range(1, count))]
-        has_names = model_config.CLASS_NAMES and len(model_config.CLASS_NAMES) == count
-        return list(model_config.CLASS_NAMES) if has_names else unnamed, list(range(count))
-    raise ValueError(
-        f"{path} has {count - 1} classes and a background, which are not COCO's, and does not name them. Name them: "
-        "`convert_weights.py --classes FILE`, one a line and without the background, or class_names=[...]"
-    )
+    if model_config is not None and model_config.CLASS_NAMES and len(model_config.CLASS_NAMES) == count:
+        return list(model_config.CLASS_NAMES), list(range(count))
+    return ["BG", *(f"class {index}" for index in range(1, count))], list(range(count))
 
 
 def _given_names(path: Path, count: int, names: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -544,17 +437,19 @@ def _meta(contents: Mapping[str, Any]) -> tuple[str, Sequence[str] | None]:
     dataset = meta.get("dataset_meta")
     names = [meta, dataset if isinstance(dataset, Mapping) else {}]
     lists = [place.get(key) for place in names for key in ("CLASSES", "classes")]
-    return text, next((value for value in lists if isinstance(value, (list, tuple))), None)
+    is_names = lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)  # noqa: E731
+    return text, next((value for value in lists if is_names(value)), None)
 
 
 def _style(
     path: Path, source: Format, backbone: str, text: str, style: str | None, model_config: Config | None = None
-) -> str:
+) -> tuple[str, str | None]:
     """Where bottlenecks have their stride, caffe or pytorch: as the format, the stored config, the caller, the file's
     name or the model says.
 
     text: of the stored config. style: the caller's, or None. model_config: as convert.
 
+    Returns: the style, and if it was guessed, by what.
     Raises: ValueError where nothing says it, or where the caller contradicts what is known.
     """
     if style not in (None, *STYLES):
@@ -568,19 +463,20 @@ def _style(
     if style and certain and style != certain:
         raise ValueError(f"style {style!r} contradicts {path}, which is {certain}: {reason}")
     if style or certain:
-        return style or certain
+        return style or certain, None
     if source.name == "benchmark":
-        return "pytorch" if backbone.startswith("resnext") else "caffe"
+        return ("pytorch" if backbone.startswith("resnext") else "caffe"), "as published"
     if "caffe" in path.name:
-        return "caffe"
-    if re.search(r"r(18|34|50|101)[_-]fpn", path.name):
-        return "pytorch"
+        return "caffe", "as the name of the file says"
+    if re.search(r"r(18|34|50|101|152)[_-]fpn", path.name):
+        return "pytorch", "as the name of the file says"
     if model_config is not None:
-        return model_config.BACKBONE_STYLE
+        return model_config.BACKBONE_STYLE, "as the model has it"
     raise ValueError(
         f"{path} does not tell whether its ResNet is caffe style (stride in the first 1x1 convolution, BGR images) or "
-        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other. Say it with `convert_weights.py "
-        "--style caffe` or `--style pytorch`: mmdetection's caffe configs have caffe in their names"
+        "pytorch style (in the 3x3, RGB), and weights of one are wrong as the other. Say it with `--style caffe` or "
+        "`--style pytorch`, in Python style='caffe' or style='pytorch': mmdetection's caffe configs have "
+        "caffe in their names"
     )
 
 
@@ -616,16 +512,28 @@ class Report:
     read: int = 0  # tensors of the source that were used
     folded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # what was taken off the names of the tensors
+    assumed: list[str] = field(default_factory=list)  # what the file does not say and changes results
 
     def text(self, written: int) -> str:
         """The report for people. written: tensors that came out."""
-        kinds = Counter(
-            re.sub(r"\d+", "#", name.rsplit(".", 1)[-1] if "num_batches" in name else name) for name in self.dropped
-        )
+        kinds = Counter(map(_kind_of_name, self.dropped))
         dropped = utils.listed(f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.items())
         lines = [f"recognised  {self.title}", f"mapped      {self.read} tensors to {written}"]
+        lines += [f"names       {note}" for note in self.names]
         lines += [f"folded      {note}" for note in self.folded]
-        return "\n".join([*lines, f"dropped     {dropped or 'nothing'}"])
+        return "\n".join([*lines, f"dropped     {dropped or 'nothing'}", *self.notes()])
+
+    def notes(self) -> list[str]:
+        """A line for each thing that was assumed."""
+        return [f"assumed     {note}" for note in self.assumed]
+
+
+def _kind_of_name(name: str) -> str:
+    """What a report calls a dropped tensor: its name, and if there are many like it, what they have in common."""
+    if re.match(r"(module\.|model\.)*ema_", name):
+        return "ema_*"
+    return name.rsplit(".", 1)[-1] if "num_batches" in name else re.sub(r"\d+", "#", utils.printable(name, 100))
 
 
 def convert(
@@ -635,6 +543,7 @@ def convert(
     class_names: Sequence[str] | None = None,
     eps: float | None = None,
     model_config: Config | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Checkpoint, Report]:
     """Any checkpoint of the family as one of this project, and a report.
 
@@ -642,11 +551,14 @@ def convert(
         may hold more than a checkpoint needs, such as the state of a training; match_to_network is the caller's.
     network_shapes: model.network_shapes.
     style: "caffe" or "pytorch", for mmdetection's ResNets where neither the file nor its name says it.
-    class_names: names of the foreground classes, where they are not COCO's 80 (or torchvision's 91).
+    class_names: names of the foreground classes, where they are not COCO's 80 (or torchvision's 91). Without them,
+        "class 1" and so on.
     eps: of the batch norms of a torchvision ResNet-50 with frozen ones, which the file does not say: 0 (the default)
         for the published one and what was trained from it, 1e-5 for what was trained from an ImageNet backbone.
-    model_config: the settings of a model that takes the weights. Where nothing else says them, the file's style is the
-        model's, its class names are the model's if it has as many classes, and else "unnamed 1" and so on.
+    model_config: the settings of a model that takes the weights. Where nothing else says them, the file's style,
+        anchors and pixels are the model's, and its class names are if the model has as many classes.
+    settings: of Config, for what a foreign file does not say or cannot, such as RPN_ANCHOR_RATIOS. They count before
+        shapes are checked.
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -655,50 +567,164 @@ def convert(
     path = Path(path)
     kind = file_kind(path)
     contents: Mapping[str, Any] = {}
+    names: list[str] = []
     if kind == "hdf5":
-        raw, others = _read_keras(path)
+        raw, others = read_keras(path)
     else:
-        contents = load_torch_file(path)
+        contents = read_safetensors(path) if kind == "safetensors" else load_torch_file(path)
         if contents.get("format") == FORMAT:
-            return _checked(path, contents, style, class_names)
-        raw, others = _state_dict(path, contents)
+            return _checked(path, contents, style, class_names, eps)
+        raw, others, names = find_state_dict(path, contents)
     source = _recognise(path, raw, kind)
     tensors, origin, dropped, unused = _rename(path, source, raw)
-    config = Config(**_settings(path, source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
-    shapes = network_shapes(config, source.name == "imagenet")
-    _check_names(path, source, set(tensors), shapes, unused, origin)
     check_values(path, tensors, origin)
     _check_ranks(path, tensors, origin)
+    config = _config(path, source, tensors, settings, model_config)
+    shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
+    _check_names(path, source, set(tensors), shapes, unused, origin)
+    report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
     text, stored_names = _meta(contents)
-    if source.name == "imagenet":  # only Caffe's have that bias
-        text = "style='caffe'" if "conv1.bias" in dropped else "style='pytorch'"
-    config.BACKBONE_STYLE = _style(path, source, config.BACKBONE, text, style, model_config)
-    bgr = source.bgr
-    if source.dialect == "mmdet":
-        bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
+    bgr = _decide_pixels(path, source, config, text, style or settings.get("BACKBONE_STYLE"), model_config, report)
+    used_eps = _eps(source, dropped, config.BACKBONE, eps)
+    _check_zero_variances(path, source, tensors, used_eps)
     try:
-        folded = _fold(tensors, source, _eps(source, dropped, config.BACKBONE, eps), bgr)
+        report.folded += _fold(tensors, source, used_eps, bgr)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     _check_shapes(path, tensors, shapes, origin, raw)
     config.NAME = source.name
     if source.name != "imagenet":
-        classes = _class_names(path, source, config.NUM_CLASSES, class_names, stored_names, model_config)
+        given = class_names if class_names is not None else (settings.get("CLASS_NAMES") or (None,))[1:] or None
+        classes = _class_names(path, source, config.NUM_CLASSES, given, stored_names, model_config)
         _name_classes(config, path, classes)
-    report = Report(f"{source.name}: {source.title}", len(origin), folded, dropped + others)
-    if source.name == "torchvision" and eps is None and _eps(source, dropped, config.BACKBONE, None) == 0:
-        report.folded.append(
-            "eps 0, as in the published detector; `convert_weights.py --eps 1e-5` if trained from ImageNet's backbone"
-        )
-    note = f"{source.name}, {path.name}, sha256 {sha256_of(path)}"
+        _assume(report, source, config, eps, used_eps, settings)
+    note = f"{source.name}, {utils.printable(path.name)}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
 
+# What weights mean, and no foreign file says: anchors, pixels, ...
+_MEANING = tuple(sorted({*settings_that(WEIGHTS)} - {"DIALECT", "BACKBONE", "BACKBONE_STYLE"}))
+
+
+def _config(
+    path: Path,
+    source: Format,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    model_config: Config | None,
+) -> Config:
+    """The settings of a foreign file: of its tensors, then of the caller, then of the model that takes the weights.
+
+    settings, model_config: as for convert.
+
+    Raises: ValueError if they contradict each other, or if the file has another number of anchors than they say.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = _settings(path, source, shapes)
+    if source.name != "imagenet" and model_config is not None:
+        known = {"MEAN_PIXEL", "STD_PIXEL"} if source.dialect == "mmdet" else set()
+        found |= {name: getattr(model_config, name) for name in _MEANING if name not in known}
+    names = {*_MEANING, *settings_that(SHAPE)} - {"DIALECT", "BACKBONE", "BACKBONE_STYLE"}
+    found |= {name: value for name, value in settings.items() if name in names}
+    try:
+        config = Config(**found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    rows = shapes.get("rpn.objectness.weight", (0,))[0] // (2 if source.pairs else 1)
+    anchors, ratios = rows, config.RPN_ANCHOR_RATIOS
+    if anchors == shapes.get("rpn.deltas.weight", (0,))[0] // 4 and anchors not in (0, len(ratios)):
+        raise ValueError(
+            f"{path} has {anchors} anchors in each cell, and RPN_ANCHOR_RATIOS is {ratios}. Give the {anchors} ratios "
+            "of width to height that it was trained with, in rising order, as --set RPN_ANCHOR_RATIOS=0.5,1,2 or in "
+            "Python RPN_ANCHOR_RATIOS=(0.5, 1, 2). Several sizes of anchors on one level are not possible"
+        )
+    return config
+
+
+def _decide_pixels(
+    path: Path,
+    source: Format,
+    config: Config,
+    text: str,
+    style: str | None,
+    model_config: Config | None,
+    report: Report,
+) -> bool:
+    """Set the style of a config, and under mmdetection's dialect its mean and std. What is guessed is reported.
+
+    text: of the stored config. style, model_config: as for convert.
+
+    Returns: whether the first convolution takes BGR.
+    """
+    if source.name == "imagenet":  # only Caffe's have that bias
+        text = "style='caffe'" if "conv1.bias" in report.dropped else "style='pytorch'"
+    config.BACKBONE_STYLE, guess = _style(path, source, config.BACKBONE, text, style, model_config)
+    if guess:
+        report.assumed.append(f"{config.BACKBONE_STYLE} style, {guess}; --style or style=... changes it")
+    if source.dialect != "mmdet":
+        return source.bgr
+    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
+    if source.name != "imagenet" and "mean" not in text:
+        order = "BGR" if bgr else "RGB"
+        report.assumed.append(f"pixels in {order} order, as mmdetection's models of {config.BACKBONE_STYLE} style have")
+    return bgr
+
+
+def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tensor], eps: float) -> None:
+    """Raises ValueError for variances of zero in a torchvision file that is taken to have eps 0."""
+    zeros = [name for name, tensor in tensors.items() if name.endswith("running_var") and float(tensor.min()) <= 0]
+    if source.name == "torchvision" and eps == 0 and zeros:
+        raise ValueError(
+            f"{path}: {zeros[0]}, in our names, has zeros, so its batch norms cannot have the eps 0 of the published "
+            "detector. Was it trained from an ImageNet backbone? Then give --eps 1e-5, in Python eps=1e-5"
+        )
+
+
+def _assume(
+    report: Report, source: Format, config: Config, eps: float | None, used_eps: float, settings: Mapping[str, Any]
+) -> None:
+    """Report what a foreign detector's file does not say and changes results."""
+    if source.name == "torchvision" and eps is None and used_eps == 0:
+        training = "the file is of a training, because it has an optimizer; " if "optimizer" in report.dropped else ""
+        report.assumed.append(
+            f"eps 0 of the batch norms, as in the published detector and what was trained from it; {training}give "
+            "--eps 1e-5, in Python eps=1e-5, if the training began from an ImageNet backbone"
+        )
+    if config.CLASS_NAMES[1:2] == ("class 1",):
+        report.assumed.append(
+            f'no names of classes: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
+            "Python class_names=[...], names them"
+        )
+    sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
+    names = ("RPN_ANCHOR_SCALES", *sizes, "MEAN_PIXEL", "STD_PIXEL")
+    values = {name: _numbers(getattr(config, name)) for name in names}
+    texts = {
+        "RPN_ANCHOR_SCALES": f"anchors of {values['RPN_ANCHOR_SCALES']} pixels",
+        "IMAGE_MIN_DIM": f"images of {values['IMAGE_MIN_DIM']} to {values['IMAGE_MAX_DIM']} pixels",
+        "MEAN_PIXEL": f"pixels minus {values['MEAN_PIXEL']}",
+        "STD_PIXEL": f"divided by {values['STD_PIXEL']}",
+    }
+    said = [text for name, text in texts.items() if name not in settings]
+    if said:
+        changes = ", ".join(name for name in names if name not in settings)
+        report.assumed.append(f"{', '.join(said)}; the file does not say these, and the settings {changes} change them")
+
+
+def _numbers(value: Any) -> str:
+    return " ".join(f"{number:g}" for number in (value if isinstance(value, tuple) else (value,)))
+
+
 def _checked(
-    path: Path, contents: Mapping[str, Any], style: str | None, class_names: Sequence[str] | None
+    path: Path,
+    contents: Mapping[str, Any],
+    style: str | None,
+    class_names: Sequence[str] | None,
+    eps: float | None,
 ) -> tuple[Checkpoint, Report]:
     """A checkpoint of this project, with other names of classes where class_names gives them."""
     checkpoint = read_checkpoint(contents, path)
+    if eps is not None:
+        raise ValueError(f"eps {eps:g} is for checkpoints of torchvision; {path} is of this project, which adds none")
     stored_style = checkpoint["config"].get("BACKBONE_STYLE", Config.BACKBONE_STYLE)
     if style not in (None, stored_style):
         raise ValueError(f"style {style!r} contradicts {path}, whose config says {stored_style!r}")

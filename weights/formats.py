@@ -226,17 +226,6 @@ FORMATS = (
     ),
 )
 
-# Beginnings of names in files that cannot be converted, and why.
-REFUSED = {
-    "backbone.stem.weight": "it is a bare state dict of this project, without config and class names. Give the file "
-    "that MaskRCNN.save wrote",
-    "bbox_head.": "it is of mmdetection 1.x, or of a one-stage detector. Version 1 has the background first, and other "
-    "anchors and boxes: read as version 2 it would detect nonsense. Convert it with mmdetection's "
-    "tools/model_converters/upgrade_model_version.py first, or take a file of version 2 or later",
-    "mask_head.": "it is of mmdetection 1.x or of a one-stage detector, which this does not read",
-    "backbone.bottom_up.": "it is of Detectron2, which this does not read",
-}
-
 LEAVES = {
     **{leaf: leaf for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")},
     "kernel": "weight",

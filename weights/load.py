@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+import runtime
 from config import Config
 from model import MaskRCNN, network_shapes
 
-from .checkpoint import Checkpoint, config_of, is_backbone, make_checkpoint, match_to_network
+from .checkpoint import Checkpoint, config_of, is_backbone, make_checkpoint, match_to_network, shapes_of
 from .convert import Report, convert
 from .published import EMBEDDED, find_published, find_weights
 
@@ -19,13 +20,18 @@ def load_checkpoint(
     style: str | None = None,
     class_names: Sequence[str] | None = None,
     eps: float | None = None,
+    **settings: Any,
 ) -> Checkpoint:
     """The contents of a checkpoint, of any format that convert reads, as one of this project: plain data, and float32
     tensors on the CPU. A published name is downloaded if it is not on this machine.
 
-    style, class_names, eps, raises: as find_weights and convert.
+    What a foreign file does not say and was assumed is printed.
+
+    style, class_names, eps, raises: as find_weights and convert. settings: of Config, for a foreign file.
     """
-    return load_with_report(name_or_path, style, class_names, eps)[0]
+    checkpoint, report = load_with_report(name_or_path, style, class_names, eps, **settings)
+    _print_notes(name_or_path, report)
+    return checkpoint
 
 
 def load_with_report(
@@ -33,14 +39,15 @@ def load_with_report(
     style: str | None = None,
     class_names: Sequence[str] | None = None,
     eps: float | None = None,
+    **settings: Any,
 ) -> tuple[Checkpoint, Report]:
-    """load_checkpoint, and what the conversion did."""
-    checkpoint, report = _load(name_or_path, style, class_names, eps)
+    """load_checkpoint, and what the conversion did and assumed, which is not printed."""
+    checkpoint, report = _load(name_or_path, style, class_names, eps, settings)
     config, tensors = Config.from_dict(checkpoint["config"]), checkpoint["model"]
-    shapes = network_shapes(config, is_backbone(checkpoint))
+    shapes = shapes_of(config, network_shapes, is_backbone(checkpoint), str(name_or_path))
     match_to_network(tensors, shapes, f"{name_or_path} does not fit the network that its settings describe")
     names = {"class_names": checkpoint["class_names"], "category_ids": checkpoint["category_ids"]}
-    return Checkpoint({**make_checkpoint(config, checkpoint["source"], tensors), **names}), report
+    return Checkpoint({**make_checkpoint(config, checkpoint["source"], tensors), **names}).named(name_or_path), report
 
 
 def load_model(
@@ -49,12 +56,15 @@ def load_model(
     style: str | None = None,
     class_names: Sequence[str] | None = None,
     adapt: Callable[[Config], Mapping[str, Any]] | None = None,
+    eps: float | None = None,
     **config_overrides: Any,
 ) -> MaskRCNN:
     """The network of a checkpoint: a path of any format, or a published name. `--model` of every command line.
 
+    What a foreign file does not say and was assumed is printed.
+
     device: where to put the network; None leaves the choice to MaskRCNN.from_checkpoint.
-    style, class_names: as for convert.
+    style, class_names, eps: as for convert.
     config_overrides: settings of Config that replace the checkpoint's.
     adapt: a function that is given all settings, with these replaced, and returns further ones to replace.
 
@@ -64,25 +74,35 @@ def load_model(
     name = str(name_or_path)
     if name == "imagenet" and not Path(name).is_file():
         raise ValueError("model imagenet is a backbone alone: training can start from it, detection cannot")
-    checkpoint, _ = _load(name_or_path, style, class_names)
+    checkpoint, report = _load(name_or_path, style, class_names, eps, config_overrides)
     if is_backbone(checkpoint):
         raise ValueError(f"{name} is a backbone alone: training can start from it, detection cannot")
+    _print_notes(name_or_path, report)
     if adapt is not None:
         config_overrides = {**config_overrides, **adapt(config_of(checkpoint, **config_overrides))}
     return MaskRCNN.from_checkpoint(checkpoint, device, **config_overrides)
+
+
+def _print_notes(name_or_path: str | Path, report: Report) -> None:
+    """Print what a conversion assumed, in the first process only."""
+    if report.assumed and runtime.rank() == 0:
+        print("\n".join([f"{name_or_path} is of {report.title.partition(': ')[2]}", *report.notes()]))
 
 
 def _load(
     name_or_path: str | Path,
     style: str | None,
     class_names: Sequence[str] | None,
-    eps: float | None = None,
+    eps: float | None,
+    settings: Mapping[str, Any],
 ) -> tuple[Checkpoint, Report]:
     """The file of a name or path, converted. Nobody has matched a checkpoint of this project to its network yet."""
     published, path = find_published(name_or_path), find_weights(name_or_path)
     style = style or (published.style if published else None)
-    checkpoint, report = convert(path, network_shapes, style, class_names, eps)
+    checkpoint, report = convert(path, network_shapes, style, class_names, eps, settings=settings)
+    if published is not None:  # known, not assumed
+        report.assumed.clear()
     if path == EMBEDDED.get(str(name_or_path)):  # its file says "trained from nothing", which tells a user little
         source = f"{name_or_path}, trained by this project (docs/results.md)"
         checkpoint = Checkpoint({**checkpoint, "source": source})
-    return checkpoint, report
+    return checkpoint.named(name_or_path), report

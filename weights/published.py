@@ -90,6 +90,7 @@ IMAGENET: dict[tuple[str, str], Published] = {
     ("resnet34", "pytorch"): _pretrained("resnet34", "b627a593"),
     ("resnet50", "pytorch"): _pretrained("resnet50", "0676ba61"),
     ("resnet101", "pytorch"): _pretrained("resnet101", "63fe2227"),
+    ("resnet152", "pytorch"): _pretrained("resnet152", "394f9c45"),
     ("resnet50", "caffe"): _pretrained("resnet50", "5891d200", "caffe", "resnet50_msra"),
     ("resnet101", "caffe"): _pretrained("resnet101", "6cc46731", "caffe", "resnet101_msra"),
     ("resnext101_32x4d", "pytorch"): _pretrained("resnext101_32x4d", "a5af3160", file="resnext101_32x4d"),
