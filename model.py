@@ -1816,13 +1816,14 @@ class MaskRCNN(nn.Module):
 
     def _set_classes(self, names: Sequence[str] | None, ids: Sequence[int] | None) -> None:
         """Set names or category ids of the rows, also in a copy of the config. None changes nothing."""
-        if names is None and ids is None:
-            return
-        self.config = copy.copy(self.config)
-        if names is not None:
-            self.class_names, self.config.CLASS_NAMES = list(names), tuple(names)
-        if ids is not None:
-            self.category_ids, self.config.CATEGORY_IDS = list(ids), tuple(ids)
+        given = {"CLASS_NAMES": names, "CATEGORY_IDS": ids}
+        given = {name: tuple(values) for name, values in given.items() if values is not None}
+        self.class_names = list(given.get("CLASS_NAMES", self.class_names))
+        self.category_ids = list(given.get("CATEGORY_IDS", self.category_ids))
+        if any(getattr(self.config, name) != values for name, values in given.items()):
+            self.config = copy.copy(self.config)
+            for name, values in given.items():
+                setattr(self.config, name, values)
 
     def _check_before_training(self, train_data: TrainingData, val_data: TrainingData | None, evaluate: Any) -> None:
         """Print how classes were matched, and find what would otherwise come up in the middle of a training."""
@@ -1855,7 +1856,7 @@ class MaskRCNN(nn.Module):
     def _decide(self, **settings: Any) -> None:
         """Give settings that are None or "auto" a value, in a copy of the config: it may belong to the caller."""
         undecided = {name: value for name, value in settings.items() if getattr(self.config, name) in (None, "auto")}
-        if undecided:
+        if any(getattr(self.config, name) != value for name, value in undecided.items()):
             self.config = copy.copy(self.config)
             for name, value in undecided.items():
                 setattr(self.config, name, value)
