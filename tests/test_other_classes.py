@@ -240,7 +240,9 @@ def test_val_of_other_classes_is_refused_before_the_first_step(tmp_path, capsys)
     contents["categories"] = [{"id": 1, "name": "ring"}, {"id": 2, "name": "star"}]
     path.write_text(json.dumps(contents))
     assert train(data, tmp_path / "logs", "--epochs", "1") == 2
-    message = "the model knows none of the classes of the validation data: its are 'square', 'bar', and the validation"
+    message = (
+        "the model knows none of the classes of the validation data: the model has 'square', 'bar', and the validation"
+    )
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("logs/*/*.pth"))
 
@@ -274,6 +276,7 @@ def test_a_bad_validation_image_costs_that_image(kind, data, tmp_path, capsys, c
         (line,) = [line for line in printed.splitlines() if line.startswith(f"epoch {number}/{number}: ")]
         assert line.count(" on 3 of 4 images") == 5, line  # val_loss, three APs and the gain
     assert "validation goes on without this image" in caplog.text
+    assert "ValueError: image" not in caplog.text, "a sentence that names the file needs no other name"
     for kind_of, names in (("val", ("val_missing_images", "val_images")), ("eval", ("missing_images", "images"))):
         assert [[line[name] for name in names] for line in records(tmp_path / "logs", kind_of)] == [[1, 3]] * 2
 
