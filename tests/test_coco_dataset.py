@@ -328,6 +328,9 @@ def test_empty_images(load):
     )
     assert ids_of(load(data)) == [1, 2, 3, 4]
     assert ids_of(load(data, empty_images=False)) == [3]
+    for crowds, reason in (([annotation(2, 2, iscrowd=1)], "all are crowds"), ([], "the file lists none")):
+        with pytest.raises(ValueError, match=f"No image has an object to learn from: {reason}"):
+            load(contents(crowds, data["images"]), empty_images=False)
 
 
 def test_class_ids(load):
@@ -1052,6 +1055,7 @@ JSON = "annotations/instances_val2017.json"
         ([JSON, "val2017.zip"], "val2017.zip is not unpacked: unzip -n .*val2017.zip -d .*/coco"),
         ([JSON, "images/val2017.zip"], "images/val2017.zip is not unpacked"),
         ([JSON, "train2017/9.jpg"], "coco has images of train2017"),
+        ([JSON, "train/000000000001.jpg", "val/000000000001.jpg"], r"coco/val has it. [^\n]*\n(?!.*coco/train has it)"),
     ],
 )
 def test_missing_images(layout, files, message):

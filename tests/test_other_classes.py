@@ -507,7 +507,7 @@ def test_rows_move_with_their_names(tmp_path):
     )
 
 
-def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path):
+def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path, capsys):
     tiny_model(1).save(tmp_path / "source.pth")
     settings = {"CLASS_NAMES": ("BG", "cat", "hen", "ox"), "SEED": 2}
     model = tiny_model(**settings)
@@ -522,6 +522,8 @@ def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path):
     model.load_weights(tmp_path / "source.pth", copy_classes=True)
     assert torch.equal(model.box_head.class_logits.weight[1], source.box_head.class_logits.weight[1])
     assert not torch.equal(model.box_head.class_logits.weight[2], source.box_head.class_logits.weight[2])
+    printed = capsys.readouterr().out
+    assert "classes that the checkpoint does not have, whose rows start anew: 'hen', 'ox'\n" in printed
 
 
 def test_a_training_continues_in_its_own_order_in_python(tmp_path):
