@@ -2285,8 +2285,9 @@ class MaskRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """The model's tensors with rows for classes, with the checkpoint's rows for classes of the same name."""
         stored_names = list(checkpoint["class_names"] or [])
-        is_named = stored_names[1:] != unnamed(len(stored_names))[1:]
-        rows = map_classes(Classes(self.class_names), Classes(stored_names)).rows.tolist() if is_named else [0]
+        rows = [0] + [UNKNOWN] * (len(self.class_names) - 1)
+        if stored_names[1:] != unnamed(len(stored_names))[1:]:
+            rows = map_classes(Classes(self.class_names), Classes(stored_names)).rows.tolist()
         pairs = [(row, source_row) for row, source_row in enumerate(rows) if source_row != UNKNOWN]
         copied = {}
         for name in (f"{layer}.{leaf}" for layer in _CLASS_LAYERS for leaf in ("weight", "bias")):
@@ -2297,6 +2298,10 @@ class MaskRCNN(nn.Module):
             for row, source_row in pairs:
                 tensor[row] = source[source_row]
             copied[name] = tensor.flatten(0, 1)
+        anew = [repr(name) for name, row in zip(self.class_names, rows, strict=True) if row == UNKNOWN]
+        if copied and anew:
+            names = utils.listed(map(utils.printable, anew), 8)
+            print(f"classes that the checkpoint does not have, whose rows start anew: {names}")
         return copied
 
     def find_last(self) -> str:

@@ -265,7 +265,7 @@ def map_to_model(dataset: Any, model: Any, title: str = "the data set", needs_al
                 f"{len(of_model.names)}; they are {_listed(of_dataset.names)}"
             )
         raise ValueError(
-            f"the model knows none of the classes of {title}: its are {_listed(of_model.names)}, and {title} has "
+            f"the model knows none of the classes of {title}: the model has {_listed(of_model.names)}, and {title} has "
             f"{_listed(of_dataset.names)}; was the model trained on another data set?"
         )
     if mapping.unknown and needs_all:

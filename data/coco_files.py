@@ -221,9 +221,14 @@ def missing_images(folder: Path, name: str, is_coco: bool) -> FileNotFoundError:
     lines = [
         f"{folder} has none of the images, such as {utils.printable(name)!r}.{_contents(folder)}"
         if folder.is_dir()
+        else f"{folder} is a file, and should be the folder of the images, such as {utils.printable(name)!r}."
+        if folder.exists()
         else f"There is no {folder}; it should have the images, such as {utils.printable(name)!r}."
     ]
-    lines += [_use_folder(place, folder, is_coco) for place in places if _has(place, tail)]
+    found = [place for place in places if _has(place, tail)]
+    # Images of train and val may have the same names. A folder that is called for one of them is not the other's.
+    alike = [place for place in found if place.name[:3].lower() == folder.name[:3].lower()]
+    lines += [_use_folder(place, folder, is_coco) for place in alike or found]
     for file in (place / f"COCO_{part}2014_{tail.name}" for place in (folder, *places) for part in ("train", "val")):
         if file.is_file():
             lines.append(f"{file} has a name of 2014; is year=2014 meant?")

@@ -36,7 +36,7 @@ _SUFFIXES = utils.IMAGE_SUFFIXES | {".avif", ".dng", ".heic", ".jfif", ".jp2", "
 # How a file was found, in the words of the message.
 FOLDERS = "without the first folders of the name"
 CASE = "with other upper and lower case"
-UNICODE = "in another Unicode form"
+UNICODE = "in another Unicode form, which looks the same"
 CODES = "with percent codes decoded"
 SUFFIX = "with another suffix"
 ANYWHERE = "in another folder, as the only file of this name"

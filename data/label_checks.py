@@ -181,24 +181,26 @@ def _map_points(table: LabelTable, rows: np.ndarray, function: Callable) -> None
 def _swap_axes(rows: LabelChecks, sizes: np.ndarray, bounds: np.ndarray) -> bool:
     """Corrects polygons that are written as y, x. Returns whether there were any.
 
-    The sign of it is an annotation with most points outside of its image, all of which are inside when swapped. If no
-    annotation says the opposite, the file's polygons are all read as y, x, but for those whose boxes fit as they are
-    only. Otherwise those with the sign are corrected if their box agrees, and left out if not.
+    The sign of it is an annotation that is inside of its image only when swapped, if most of its points are outside, or
+    if its box fits the swapped polygon alone. If no annotation says the opposite, the file's polygons are all read as
+    y, x, but for those whose boxes fit as they are only. Otherwise those with the sign are corrected if their box
+    agrees, and left out if not.
 
     bounds: as for _scale_fractions.
     """
     table, limit = rows.table, sizes[:, ::-1]  # (width, height)
     is_polygon = rows.good & (table.kinds == POLYGONS)
     leaves = is_polygon & _leaves(bounds, limit)
-    signs = np.zeros(len(table), bool)
-    for row in np.flatnonzero(leaves & ~_leaves(bounds[:, [1, 0, 3, 2]], limit)).tolist():
+    leaves_swapped = _leaves(bounds[:, [1, 0, 3, 2]], limit)
+    as_is = _ious(table.boxes, bounds, sizes)
+    swapped = _ious(table.boxes[:, [1, 0, 3, 2]], bounds, sizes[:, ::-1])  # of the box with the swapped polygon
+    signs = leaves & ~leaves_swapped & (swapped >= MIN_BOX_IOU) & (as_is < MIN_BOX_IOU)
+    for row in np.flatnonzero(leaves & ~leaves_swapped & ~signs).tolist():
         points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in table.polygons(row)])
         signs[row] = ((points < -1) | (points > limit[row] + 1)).any(axis=1).mean() > 0.5
     if not signs.any():
         return False
-    against = is_polygon & ~leaves & _leaves(bounds[:, [1, 0, 3, 2]], limit)
-    as_is = _ious(table.boxes, bounds, sizes)
-    swapped = _ious(table.boxes[:, [1, 0, 3, 2]], bounds, sizes[:, ::-1])  # of the box with the swapped polygon
+    against = is_polygon & ~leaves & leaves_swapped
     if against.sum() <= (1 - CLEAR_SHARE) * signs.sum():
         boxes_are_right = (swapped[signs] >= MIN_BOX_IOU).mean() >= CLEAR_SHARE
         wrong = is_polygon & ~against & ((swapped >= as_is) | (not boxes_are_right))

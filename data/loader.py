@@ -171,6 +171,9 @@ class _Fetcher:
                 raise
             except Exception as error:  # users' code and files may raise anything
                 name, text = self.data.name(image_id), str(error)
+                path = str(self.data.dataset.image_info[image_id].get("path") or name)
+                if isinstance(error, ValueError | OSError) and path in text:
+                    name = ""  # a sentence of ours, which names the file
                 text = text if text.startswith(name) else f"{name}: {type(error).__name__}: {text}"
                 failures[image_id] = text, traceback.format_exc()
             else:

@@ -279,6 +279,21 @@ def test_polygons_with_x_and_y_swapped(load, box):
     assert "annotations with polygons whose x and y are swapped (read as y, x)" in dataset.skipped
 
 
+def test_polygons_that_leave_the_image_in_part_are_swapped_if_boxes_say_so(load):
+    """Two of four corners are outside. Without boxes that fit the swapped polygon, nothing tells."""
+    corners = [*OBJECTS[:3], (50, 24, 64, 44), *OBJECTS[4:5], (55, 40, 65, 55)]
+    data = contents()
+    for entry, (x1, y1, x2, y2) in zip(data["annotations"], corners, strict=True):
+        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+        swap(entry, (x1, y1, x2, y2))
+    dataset = load(data)
+    assert problem_of(dataset) == "annotations with polygons whose x and y are swapped (read as y, x)"
+    assert [entry["bbox"] for entry in entries_of(dataset)] == [entry["bbox"] for entry in data["annotations"]]
+    for entry in data["annotations"]:
+        entry["bbox"] = None
+    assert problem_of(load(data)).startswith("annotations without a usable bbox")
+
+
 def test_some_polygons_with_x_and_y_swapped(load):
     """In a file that is right otherwise, a polygon is corrected if its box agrees, and left out if not."""
     data = contents()
@@ -550,9 +565,10 @@ def test_texts_and_numbers_mixed(load):
     assert [info["id"] for info in dataset.image_info] == [1, 2, 3]
 
 
-def test_names_instead_of_ids(load):
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_names_instead_of_ids(load, suffix):
     def change(entry, corners):
-        entry["image_id"] = f"im{entry['image_id']}.png"
+        entry["image_id"] = f"im{entry['image_id']}{suffix}"
         entry["category_id"] = ("cup", "plate")[entry["category_id"] - 1]
 
     dataset = load(contents(change))
@@ -560,6 +576,19 @@ def test_names_instead_of_ids(load):
     assert [problem.split(" (")[0] for problem in dataset.skipped] == [
         "annotations whose image_id is a name", "annotations whose category_id is a name",
     ]  # fmt: skip
+
+
+def test_names_without_folders_and_suffix(load, tmp_path):
+    """A name that two images have means neither."""
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "more" / "im2.png")
+    data = contents()
+    data["images"][2]["file_name"] = "more/im2.png"
+    for entry, name in zip(data["annotations"], ["im1", "im1.png", 2, "im2.png", "more/im2.png", "im2"], strict=True):
+        entry["image_id"] = name
+    dataset = load(data)
+    assert [entry["image_id"] for entry in entries_of(dataset)] == [1, 1, 2, 2, 3]
+    assert list(dataset.skipped.values()) == [[11, 12, 14, 15], [16]]
 
 
 def test_large_ids(load):

@@ -114,7 +114,7 @@ def test_a_data_set_that_goes_with_a_model():
         "the validation data: the model does not know 'hen'; a pity",
     ]
     assert map_to_model(Owner(), model).rows.tolist() == [0], "no classes, no complaint"
-    with pytest.raises(ValueError, match=r"none of the classes of the data set: its are 'cat', 'dog'.* has 'hen'"):
+    with pytest.raises(ValueError, match=r"of the classes of the data set: the model has 'cat', 'dog'.* has 'hen'"):
         map_to_model(Owner("hen"), model)
     with pytest.raises(ValueError, match=r"x has classes that the model does not know: 'hen'; .*copy_classes=True"):
         map_to_model(Owner("hen", "cat"), model, "x", needs_all=True)

@@ -328,6 +328,9 @@ def test_empty_images(load):
     )
     assert ids_of(load(data)) == [1, 2, 3, 4]
     assert ids_of(load(data, empty_images=False)) == [3]
+    for crowds, reason in (([annotation(2, 2, iscrowd=1)], "all are crowds"), ([], "the file lists none")):
+        with pytest.raises(ValueError, match=f"No image has an object to learn from: {reason}"):
+            load(contents(crowds, data["images"]), empty_images=False)
 
 
 def test_class_ids(load):
@@ -787,10 +790,17 @@ def test_categories_that_are_repeated(load):
 
 
 @pytest.mark.parametrize("entry", [{"id": 1.5, "name": "a"}, {"id": -1, "name": "a"}, {"name": "a"}, {"id": 1}, 5,
-                                   {"id": 1, "name": ""}, {"id": 1, "name": 5}])  # fmt: skip
+                                   {"id": 1, "name": ""}, {"id": 1, "name": " "},
+                                   {"id": 1, "name": None}, {"id": 1, "name": True}])  # fmt: skip
 def test_categories_that_are_none(load, entry):
     with pytest.raises(ValueError, match="category number 2 must have an id"):
         load(contents(categories=[*CATEGORIES, entry]))
+
+
+def test_a_name_that_is_a_number(load):
+    """Classes of digits are called so."""
+    dataset = load(contents(categories=[*CATEGORIES, {"id": 30, "name": 5}]))
+    assert dataset.class_names[-1] == "5"
 
 
 def test_what_was_skipped_adds_up(load, tmp_path, caplog):
@@ -819,7 +829,7 @@ def test_a_file_that_is_cut_off(load, length):
     ("text", "message"),
     [
         ("", r"own\.json is empty"),
-        ("<html></html>", "is not JSON"),
+        ("<html></html>", "is HTML or XML, and not JSON: is it a web page"),
         ("abc", "is not JSON"),
         (GOOD + "x" * 20, "is not JSON"),
         (GOOD.replace(":", ";", 1), "is not JSON"),
@@ -1045,6 +1055,7 @@ JSON = "annotations/instances_val2017.json"
         ([JSON, "val2017.zip"], "val2017.zip is not unpacked: unzip -n .*val2017.zip -d .*/coco"),
         ([JSON, "images/val2017.zip"], "images/val2017.zip is not unpacked"),
         ([JSON, "train2017/9.jpg"], "coco has images of train2017"),
+        ([JSON, "train/000000000001.jpg", "val/000000000001.jpg"], r"coco/val has it. [^\n]*\n(?!.*coco/train has it)"),
     ],
 )
 def test_missing_images(layout, files, message):
@@ -1066,6 +1077,8 @@ def test_missing_files_of_own_data(load, tmp_path):
         CocoDataset().load_annotations(tmp_path / "none.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no .*/nowhere"):
         CocoDataset().load_annotations(tmp_path / "data" / "own.json", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"own\.json is a file, and should be the folder of the images"):
+        CocoDataset().load_annotations(tmp_path / "data" / "own.json", tmp_path / "data" / "own.json")
 
 
 ############################################################

@@ -348,7 +348,7 @@ def test_classes_go_by_name(names, expected):
 
 @pytest.mark.parametrize("names", [["background", "feline", "canine"], ["BG", "dog", "dog"]])
 def test_other_names_are_not_taken_by_their_place(names):
-    with pytest.raises(ValueError, match="knows none of the classes of the data set: its are '"):
+    with pytest.raises(ValueError, match="knows none of the classes of the data set: the model has '"):
         categories_of_model(Named(names), empty_images(1))
 
 
@@ -514,10 +514,10 @@ def test_the_callback_checks_before_the_first_step(capsys):
         evaluation_callback(dataset, max_dets=0).check(Oracle(NOTHING))
     with pytest.raises(ValueError, match="images have the same id: 1"):
         evaluation_callback(dataset, image_ids=[0, 0]).check(Oracle(NOTHING))
-    with pytest.raises(ValueError, match="the data set of the evaluation: its are 'ox'"):
+    with pytest.raises(ValueError, match="the data set of the evaluation: the model has 'ox'"):
         evaluation_callback(dataset).check(Named(["BG", "ox"]))
     evaluation_callback(dataset).check(Named(["BG", "cat"]))
     assert "the data set of the evaluation: the model does not know 'dog'" in capsys.readouterr().out
     adapted = evaluation_callback(dataset, adapt=lambda model: Named(["BG", model]))
-    with pytest.raises(ValueError, match="its are 'hen'"):
+    with pytest.raises(ValueError, match="the model has 'hen'"):
         adapted.check("hen")

@@ -240,7 +240,9 @@ def test_val_of_other_classes_is_refused_before_the_first_step(tmp_path, capsys)
     contents["categories"] = [{"id": 1, "name": "ring"}, {"id": 2, "name": "star"}]
     path.write_text(json.dumps(contents))
     assert train(data, tmp_path / "logs", "--epochs", "1") == 2
-    message = "the model knows none of the classes of the validation data: its are 'square', 'bar', and the validation"
+    message = (
+        "the model knows none of the classes of the validation data: the model has 'square', 'bar', and the validation"
+    )
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("logs/*/*.pth"))
 
@@ -274,6 +276,7 @@ def test_a_bad_validation_image_costs_that_image(kind, data, tmp_path, capsys, c
         (line,) = [line for line in printed.splitlines() if line.startswith(f"epoch {number}/{number}: ")]
         assert line.count(" on 3 of 4 images") == 5, line  # val_loss, three APs and the gain
     assert "validation goes on without this image" in caplog.text
+    assert "ValueError: image" not in caplog.text, "a sentence that names the file needs no other name"
     for kind_of, names in (("val", ("val_missing_images", "val_images")), ("eval", ("missing_images", "images"))):
         assert [[line[name] for name in names] for line in records(tmp_path / "logs", kind_of)] == [[1, 3]] * 2
 
@@ -504,7 +507,7 @@ def test_rows_move_with_their_names(tmp_path):
     )
 
 
-def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path):
+def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path, capsys):
     tiny_model(1).save(tmp_path / "source.pth")
     settings = {"CLASS_NAMES": ("BG", "cat", "hen", "ox"), "SEED": 2}
     model = tiny_model(**settings)
@@ -519,6 +522,8 @@ def test_rows_of_other_classes_are_refused_or_start_anew(tmp_path):
     model.load_weights(tmp_path / "source.pth", copy_classes=True)
     assert torch.equal(model.box_head.class_logits.weight[1], source.box_head.class_logits.weight[1])
     assert not torch.equal(model.box_head.class_logits.weight[2], source.box_head.class_logits.weight[2])
+    printed = capsys.readouterr().out
+    assert "classes that the checkpoint does not have, whose rows start anew: 'hen', 'ox'\n" in printed
 
 
 def test_a_training_continues_in_its_own_order_in_python(tmp_path):

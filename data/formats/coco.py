@@ -8,8 +8,9 @@ import contextlib
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,8 @@ def _check_categories(path: Path, file: CocoFile, skipped: Skipped) -> _Categori
     numbers = file.category_numbers.settle(ids)
     for i, (number, entry) in enumerate(zip(ids, entries, strict=True)):
         category, name = numbers.get(number, number), entry.get("name")
-        if category < 0 or not isinstance(name, str) or not name:
+        name = str(name) if type(name) is int else name
+        if category < 0 or not isinstance(name, str) or not name.strip():
             raise ValueError(
                 f"{path}: category number {i} must have an id, a whole number or a text, and a name, "
                 f"got {file.categories[i]!r:.200}"
@@ -224,7 +226,7 @@ def _check_annotations(
     rows = LabelChecks(table, skipped, texts)
     renamed = _check_ids(rows, texts)
     if file.image_numbers.texts:
-        names = dict(zip(images.names, images.ids.tolist(), strict=True))
+        names = _ids_by_name(images)
         _resolve_texts(rows, "image_id", table.image_ids, file.image_numbers, images.numbers, names)
     if file.category_numbers.texts:
         names = {name: category for category, name in categories.names.items()}
@@ -301,13 +303,24 @@ def _check_ids(rows: LabelChecks, texts: Mapping[int, str]) -> np.ndarray:
     return shared | is_text | (ids == NO_NUMBER) | (ids == 0)
 
 
+def _ids_by_name(images: _Images) -> dict[str, int]:
+    """{file name: image id}, also of names without folders and without suffix, as far as one image alone has them."""
+    ids = images.ids.tolist()
+    names = dict(zip(images.names, ids, strict=True))
+    for short in (lambda name: PurePath(name).name, lambda name: PurePath(name).stem):
+        shorts = [short(name) for name in images.names]
+        counts = Counter(shorts)
+        names |= {name: i for name, i in zip(shorts, ids, strict=True) if counts[name] == 1 and name not in names}
+    return names
+
+
 def _resolve_texts(
     rows: LabelChecks, key: str, ids: np.ndarray, file_numbers: IdNumbers, numbers: Mapping[int, int],
     names: Mapping[str, int],
 ) -> None:  # fmt: skip
     """Replaces the provisional numbers of texts among ids, in place. A text may also be a name: see names.
 
-    numbers: {provisional number: id}. names: {file name of an image, or name of a category: id}.
+    numbers: {provisional number: id}. names: {name of an image or a category: id}.
     """
     by_name = np.zeros(len(ids), bool)
     texts = file_numbers.names()
@@ -492,7 +505,11 @@ class CocoDataset(Dataset):
         if class_ids is not None or not empty_images:
             kept = kept & np.isin(images.ids, table.image_ids[chosen_rows & ((table.crowds == 0) | empty_images)])
         if not kept.any() or (file.listed and not chosen_rows.any()):
-            reasons = summary(skipped) or "    No image has an object of the categories in class_ids."
+            reasons = summary(skipped) or "    No image has an object"
+            if not skipped and class_ids is not None:
+                reasons += " of the categories in class_ids."
+            elif not skipped:
+                reasons += " to learn from: " + ("all are crowds." if file.listed else "the file lists none.")
             counts = f"{len(images.ids):,} images and {file.listed:,} annotations"
             raise ValueError(f"{path}: none of {counts} can be used.\n{reasons}")
         self._register(source, folder, chosen, class_map, images, np.flatnonzero(kept).tolist())

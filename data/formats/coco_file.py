@@ -356,6 +356,11 @@ def _parse(path: Path, hook: Callable[[dict], Any], is_coco: bool) -> Any:
         place = f"line {error.lineno}, column {error.colno} ({error.msg})"
         interrupted = "was its download or copy interrupted?" if is_coco else "was its export or copy interrupted?"
         message = f"{path} {problem}, at {place}; {interrupted} {again.capitalize()}"
+        if error.doc.lstrip()[:1] == "<":
+            message = (
+                f"{path} is HTML or XML, and not JSON: is it a web page instead of the file, or an export "
+                f"in another format? {again.capitalize()}, as JSON in COCO's format"
+            )
     except UnicodeDecodeError as error:
         problem = "is no text; is it packed, or another kind of file?"
         if error.object.lstrip()[:1] in (b"{", b"["):
