@@ -207,7 +207,18 @@ def missing_annotations(root: Path, path: Path, subset: str) -> FileNotFoundErro
     loadable = [(subset, year) for subset in SUBSETS for year in YEARS if f"instances_{subset}{year}.json" in names]
     if loadable:
         lines.append(" or ".join(f"subset={subset!r}, year={year}" for subset, year in loadable) + " can be loaded.")
+    if _is_of_others(root, names):
+        images = path.stem.partition("_")[2]
+        lines.append(f"Your own data need COCO's layout: {path.relative_to(root)}, and its images in {images}/.")
+        return FileNotFoundError("\n".join(lines))
     return FileNotFoundError("\n".join([*lines, _how_to_get(root)]))
+
+
+def _is_of_others(root: Path, names: Sequence[str]) -> bool:
+    """Whether a folder holds another data set than COCO. names: of its annotation files."""
+    images = (file.name for folder in _subfolders(root) for file in folder.iterdir())
+    first = next((name for name in images if Path(name).suffix.lower() in utils.IMAGE_SUFFIXES), None)
+    return bool(names) and first is not None and not is_coco_name(first)
 
 
 def missing_images(folder: Path, name: str, is_coco: bool) -> FileNotFoundError:

@@ -99,6 +99,11 @@ class EvaluationCallback:
             print(note)
         categories_of_model(detector, self.dataset)
         self._collect_truth()
+        annotations = known_truth(detector, self.dataset, self._contents)["annotations"]
+        if all(entry["iscrowd"] for entry in annotations):
+            print(
+                "the data set of the evaluation has no object that the model knows: each average precision will be -1"
+            )
 
     def __call__(self, model: Any) -> dict[str, float]:
         """The numbers of evaluate_dataset, in all images that can be read.

@@ -6,6 +6,7 @@ import logging
 import shutil
 
 import numpy as np
+import pytest
 from evaluate_tiny import Noise
 from fuzzing import damaged_bytes, damaged_json, fuzz
 from helpers import detection_result, random_rectangles, tiny_model
@@ -45,6 +46,12 @@ def found(number: int) -> dict:
     )
 
 
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    """Each damaged line is logged, thousands of times."""
+    caplog.set_level(logging.ERROR, "evaluation.detect")
+
+
 def evaluation(tmp_path):
     """A finished evaluation whose lines are in two parts, a function that runs it again elsewhere, and its results."""
     model, dataset, good = quick_model(), Fixed(COUNT), tmp_path / "good"
@@ -59,7 +66,6 @@ def evaluation(tmp_path):
         detect_to_folder(model, dataset, range(COUNT), folder, verbose=False, identity=identity)
         return load_results(folder, range(1, COUNT + 1))
 
-    logging.getLogger("evaluation.detect").setLevel(logging.ERROR)
     return good, run, run(good)
 
 

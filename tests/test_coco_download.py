@@ -12,7 +12,7 @@ import pytest
 from http_server import FileServer
 
 import utils
-from data.coco_files import ARCHIVES, BASE_URL, Archive, download_coco
+from data.coco_files import ARCHIVES, BASE_URL, Archive, download_coco, missing_annotations
 from data.formats.coco import CocoDataset
 
 IMAGES = {"train": [1, 2, 3], "val": [4, 5]}
@@ -313,3 +313,17 @@ def test_wrong_arguments(server, root):
     with pytest.raises(ValueError, match="year of the subset 'val' must be 2014 or 2017, not 2012"):
         get(root, "val", 2012)
     assert not root.exists()
+
+
+def test_a_missing_file_of_another_data_set_is_not_downloaded(tmp_path):
+    """Whoever has images of their own is not sent to 20 GB of COCO's."""
+    for name, content in (("annotations/instances_train2017.json", b"{}"), ("train2017/cell 1.png", b"")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    message = str(missing_annotations(tmp_path, tmp_path / "annotations" / "instances_val2017.json", "val"))
+    assert "annotations/instances_val2017.json, and its images in val2017/." in message
+    assert "cocodataset" not in message
+    assert "--download" not in message
+    (tmp_path / "train2017" / "cell 1.png").rename(tmp_path / "train2017" / "000000000009.jpg")
+    message = str(missing_annotations(tmp_path, tmp_path / "annotations" / "instances_val2017.json", "val"))
+    assert "--download" in message

@@ -517,7 +517,11 @@ def test_the_callback_checks_before_the_first_step(capsys):
     with pytest.raises(ValueError, match="the data set of the evaluation: the model has 'ox'"):
         evaluation_callback(dataset).check(Named(["BG", "ox"]))
     evaluation_callback(dataset).check(Named(["BG", "cat"]))
-    assert "the data set of the evaluation: the model does not know 'dog'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the data set of the evaluation: the model does not know 'dog'" in printed
+    assert "no object" not in printed
+    evaluation_callback(Drawn((rectangles(), []))).check(Oracle(NOTHING))
+    assert "the data set of the evaluation has no object that the model knows" in capsys.readouterr().out
     adapted = evaluation_callback(dataset, adapt=lambda model: Named(["BG", model]))
     with pytest.raises(ValueError, match="the model has 'hen'"):
         adapted.check("hen")

@@ -324,8 +324,8 @@ def test_detection_reads_no_other_settings_than_it_says():
     (detected,) = model.detect([np.zeros((60, 64, 3), np.uint8)])
     assert len(detected["scores"]) > 0
     assert {"BACKBONE", "MEAN_PIXEL", "RPN_NMS_THRESHOLD", "MASKIOU_CLAMP", "IMAGES_PER_GPU"} <= settings.read
-    saves_memory = {"ACTIVATION_CHECKPOINTING"}  # of training alone; the network is built with it
-    assert settings.read - set(settings_that(DETECTION)) == saves_memory
+    of_training = {"ACTIVATION_CHECKPOINTING", "SEED"}  # the network is built with them
+    assert settings.read - set(settings_that(DETECTION)) == of_training
 
 
 ############################################################

@@ -708,7 +708,7 @@ NAME = "rpn.objectness.weight"
             r"weight is \[3, 8, 1, 1\], the model's",
         ),
         (lambda c: c["model"][NAME].fill_(float("nan")), r"rpn.objectness.weight has \d+ of \d+ values that are NaN"),
-        (lambda c: c["model"].update({NAME: [1.0]}), "rpn.objectness.weight is list, not a tensor"),
+        (lambda c: c["model"].update({NAME: [1.0]}), "rpn.objectness.weight is a list, not a tensor"),
         (lambda c: c.update(version=99), "version 99"),
         (lambda c: c.update(format="other"), "not a checkpoint of this project"),
         (lambda c: c.pop("class_names"), "lacks class_names"),
