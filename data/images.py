@@ -179,6 +179,41 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
     return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))
 
 
+class Thumbnail(NamedTuple):
+    """A small gray copy of an image, and what its file is like."""
+
+    pixels: np.ndarray  # uint8 [side, side], as they are stored; the sides of the image are stretched to it
+    kind: str  # "gray 8 bit", "colour 16 bit"; gray are also files with three equal channels
+    format: str  # "JPEG"
+
+
+def read_thumbnail(path: str | os.PathLike, side: int, max_pixels: int = MAX_IMAGE_PIXELS) -> Thumbnail:
+    """A thumbnail of an image file. All of the file is read, a JPEG at a fraction of its resolution, which is fast.
+
+    Raises: as read_image, also for a file that is cut off.
+    """
+    with _opened(Path(path)) as file:
+        image, _ = _open(file, max_pixels)
+        name = "TIFF" if image is None else image.format
+        if name == "JPEG":
+            image.draft(image.mode, (2 * side, 2 * side))
+            image.load()
+            pixels, bits = _values(image), 8
+        else:
+            file.seek(0)
+            decoded = _decode(file, max_pixels)
+            pixels, bits = _eight_bits(decoded, "auto")[0], decoded.bits or 8 * decoded.values.dtype.itemsize
+        return thumbnail_of(pixels, side, bits, name)
+
+
+def thumbnail_of(pixels: np.ndarray, side: int, bits: int = 8, name: str = "") -> Thumbnail:
+    """A thumbnail of pixels, uint8 [H, W] or [H, W, 2 or 3]. bits, name: of the file that they come from."""
+    small = np.asarray(Image.fromarray(_to_rgb(pixels)).resize((side, side), Image.Resampling.BOX))
+    is_gray = int(np.ptp(small.astype(np.int16), axis=2).max()) <= 2  # JPEG rounds colours
+    gray = np.asarray(Image.fromarray(small).convert("L"))
+    return Thumbnail(gray, f"{'gray' if is_gray else 'colour'} {bits} bit", name)
+
+
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] of uint8 [H, W] or [H, W, 2 or 3]."""
     if pixels.ndim == 2:

@@ -90,8 +90,9 @@ def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
         what, _, done = problem.rpartition(" (")
         severity = ERROR if done.startswith(("skipped", "left out")) else WARNING
         severity = REMARK if "with new ids" in done else severity  # nothing here asks for an annotation by its id
+        named = _with_pictures(file, places) if problem.startswith("annotations") else places
         reading.findings.add(
-            Fault(severity, what or problem, done.rstrip(")")), *(f"{label}: {place}" for place in places)
+            Fault(severity, what or problem, done.rstrip(")")), *(f"{label}: {place}" for place in named)
         )
     is_stretched = re.search(rb'"contributor"\s*:\s*"Label Studio', _ends_of(path)) is not None
     for image_id in dataset.image_ids.tolist():
@@ -99,6 +100,14 @@ def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
         if is_stretched and _unstretch(picture):
             reading.findings.add(_STRETCHED, reading.listing.relative(picture.path))
         yield picture
+
+
+def _with_pictures(file: CocoFile, ids: list) -> list[str]:
+    """The ids of annotations, each with the name of its picture where the file says it."""
+    names = {entry.get("id"): name_in_entry(entry) for entry in file.images if isinstance(entry, dict)}
+    images = dict(zip(file.table.ids.tolist(), file.table.image_ids.tolist(), strict=True))
+    pictures = [names.get(images.get(number)) for number in ids]
+    return [f"id {number}" + (f" of {name}" if name else "") for number, name in zip(ids, pictures, strict=True)]
 
 
 def _image_folder(reading: Reading, label: str, file: CocoFile) -> Path:
