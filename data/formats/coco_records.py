@@ -21,7 +21,7 @@ from data.images import image_size
 from data.label_table import POLYGONS
 from data.listing import ENCODING, folder_of, stem_of
 from data.reading import UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file
-from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
+from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "coco"
 TITLE = "COCO json"
@@ -132,6 +132,7 @@ class _Dialect(CocoDataset):
     """CocoDataset with what each tool does otherwise."""
 
     FALLBACK_ENCODING = _FALLBACK
+    IMAGE_FACTS = ("split",)  # custom.py convert writes it
 
     def __init__(self, reading: Reading, file: CocoFile, path: Path) -> None:
         super().__init__()
@@ -208,7 +209,9 @@ def _unstretch(picture: Picture) -> bool:
 def _picture(reading: Reading, label: str, dataset: CocoDataset, image_id: int) -> Picture:
     info = dataset.image_info[image_id]
     path = Path(info["path"])
-    split = split_of_file(label) or split_of(reading.listing.relative(path))
+    split = dataset.image_facts(image_id).get("split")
+    if split not in SPLITS:
+        split = split_of_file(label) or split_of(reading.listing.relative(path))
     picture = Picture(path, label, (info["height"], info["width"]), split)
     table, rows = dataset._find_annotations(image_id)
     for row in rows:
