@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("data.formats.coco").setLevel(logging.ERROR)  # its warnings are findings, which are printed
+    for name in ("data.formats.coco", "data.images"):  # their warnings are findings, which are printed
+        logging.getLogger(name).setLevel(logging.ERROR)
     commands = {"check": run_check, "convert": run_convert}
     return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
 

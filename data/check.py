@@ -22,7 +22,7 @@ import numpy as np
 import utils
 from data.images import Thumbnail, image_size, read_thumbnail, thumbnail_of
 from data.likeness import SIDE, find_alike
-from data.listing import Listing, folder_of, suffix_of
+from data.listing import Listing, folder_of, stem_of, suffix_of
 from data.object_checks import ObjectTable, check_objects, picture_name
 from data.reading import Options, split_of
 from data.recognise import Records
@@ -314,7 +314,7 @@ def _check_orphans(records: Records, options: Options) -> None:
     lonely = _lonely_labels(listing, labels, used) - named
     records.findings.add(_LABEL_ALONE, *sorted(lonely))
     without_file = [name for picture in records.pictures if not picture.label and picture.is_labelled
-                    and (name := picture_name(records, picture)) not in named]  # fmt: skip
+                    and not named & {name := picture_name(records, picture), stem_of(name)}]  # fmt: skip
     records.findings.add(_NO_FILE, *without_file)
     folders = {folder_of(name) for name in used}
     label_folders = {folder_of(label) for label in labels if suffix_of(label) in utils.IMAGE_SUFFIXES}

@@ -53,7 +53,7 @@ def find_alike(thumbnails: np.ndarray) -> list[tuple[int, int]]:
 
     thumbnails: uint8 [N, SIDE, SIDE]. Those without contrast are like nothing.
     """
-    seen = np.flatnonzero(thumbnails.reshape(len(thumbnails), -1).std(axis=1) >= _LEAST_CONTRAST)
+    seen = np.flatnonzero(thumbnails.reshape(len(thumbnails), SIDE * SIDE).std(axis=1) >= _LEAST_CONTRAST)
     hashes = difference_hashes(thumbnails[seen])
     found = set()
     for first, layings, second in _near_hashes(hashes):

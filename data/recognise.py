@@ -179,7 +179,7 @@ def _without_labels(pictures: list[Picture], labels: Sequence[str], reading: Rea
 
 
 _CONTOURS = Fault(REMARK, "polygons have whole numbers throughout, as contours through pixel centres have",
-                  "filled with their outline", "--filling centres")  # fmt: skip
+                  "filled with their outline")  # fmt: skip
 
 
 def settle_filling(pictures: Sequence[Picture], findings: Findings, filling: str = "auto") -> None:
