@@ -19,7 +19,7 @@ from typing import Any
 import cli
 import runtime
 import utils
-from data.check import Report, check, fault_lines
+from data.check import Report, check, check_orphans, fault_lines
 from data.object_checks import check_objects
 from data.reading import Options
 from data.recognise import FORMAT_NAMES, Records, open_records
@@ -110,9 +110,8 @@ def write_report(report: Report, records: Records, folder: Path) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     """Writes a data set in COCO's format. Returns the exit code."""
     records, options = open_dataset(arguments)
+    check_orphans(records, options)
     check_objects(records, options)
-    if options.empty == "skip":
-        records.pictures[:] = [picture for picture in records.pictures if picture.is_labelled]
     path = write_coco(records, arguments.output, arguments.copy_pictures)
     objects = [parsed for picture in records.pictures for parsed in picture.objects]
     crowds = sum(parsed.is_crowd for parsed in objects)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,7 @@ from data.images import Thumbnail, image_size, read_thumbnail, thumbnail_of
 from data.likeness import SIDE, find_alike
 from data.listing import Listing, folder_of, stem_of, suffix_of
 from data.object_checks import ObjectTable, check_objects, picture_name
-from data.reading import Options, split_of
+from data.reading import UNREADABLE, Options, split_of
 from data.recognise import Records
 from data.records import ERROR, REMARK, SEVERITIES, SPLITS, WARNING, Fault, Picture
 
@@ -36,6 +37,7 @@ _NOT_LABELLED = Fault(
     WARNING, "pictures have no label", "left out, because nobody says whether they show objects",
     "--empty label takes them as pictures without objects",
 )  # fmt: skip
+_FOLDER_WITHOUT = Fault(REMARK, "pictures lie in folders that no label leads to", "left out")
 _TAKEN_AS_EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects")
 _NO_FILE = Fault(REMARK, "pictures have no label file", "taken as pictures without objects, as this format means it")
 _SAME_FILE = Fault(WARNING, "pictures are there twice, as equal files", "both kept", "delete one of each pair")
@@ -249,7 +251,7 @@ def check(records: Records, options: Options | None = None) -> Report:
     """
     start = time.perf_counter()
     options = options or Options()
-    _check_orphans(records, options)
+    check_orphans(records, options)
     thumbnails = _check_files(records)
     table = check_objects(records, options)
     if not len(table.classes):
@@ -305,38 +307,70 @@ def _split_facts(pictures: list[Picture], table: ObjectTable, counts: np.ndarray
 ############################################################
 
 
-def _check_orphans(records: Records, options: Options) -> None:
-    """Finds pictures without labels, and labels without pictures."""
+def check_orphans(records: Records, options: Options) -> None:
+    """Finds label files that nobody can read, labels without pictures, and pictures without labels.
+
+    Pictures without labels are taken out of records, or added to them, as options.empty says.
+    """
     listing = Listing(records.root)
     used = {picture_name(records, picture) for picture in records.pictures}
-    named = _named_files(records)
     labels = {picture.label for picture in records.pictures if picture.label}
+    _check_unread(records, listing, labels)
+    named = _named_files(records)
     lonely = _lonely_labels(listing, labels, used) - named
     records.findings.add(_LABEL_ALONE, *sorted(lonely))
     without_file = [name for picture in records.pictures if not picture.label and picture.is_labelled
                     and not named & {name := picture_name(records, picture), stem_of(name)}]  # fmt: skip
     records.findings.add(_NO_FILE, *without_file)
-    folders = {folder_of(name) for name in used}
-    label_folders = {folder_of(label) for label in labels if suffix_of(label) in utils.IMAGE_SUFFIXES}
-    others = [name for name in listing.pictures
-              if folder_of(name) in folders - label_folders and name not in used | named | labels]  # fmt: skip
+    beside, elsewhere = _other_pictures(listing, used | named | labels, used, labels)
     unlabelled = [picture for picture in records.pictures if not picture.is_labelled]
     fault = _TAKEN_AS_EMPTY if options.empty == "label" else _NOT_LABELLED
-    records.findings.add(fault, *(picture_name(records, picture) for picture in unlabelled), *others)
+    records.findings.add(fault, *(picture_name(records, picture) for picture in unlabelled), *beside)
+    records.findings.add(_FOLDER_WITHOUT, *elsewhere)
     if options.empty == "label":
         for picture in unlabelled:
             picture.is_labelled = True
-        records.pictures += _empty_pictures(records, others)
+        records.pictures += _empty_pictures(records, beside)
     else:
         records.pictures[:] = [picture for picture in records.pictures if picture.is_labelled]
 
 
+def _check_unread(records: Records, listing: Listing, labels: set[str]) -> None:
+    """Finds JSON files that are damaged, and that no format took for its own because of that."""
+    named = _named_files(records)
+    for name in listing.of(".json", ".geojson"):
+        if name not in labels | named:
+            try:
+                listing.json(name)
+            except (ValueError, OSError) as error:
+                records.findings.add(UNREADABLE, str(error))
+
+
 def _named_files(records: Records) -> set[str]:
-    """What the places of all findings begin with: the names of files that something was said of already."""
+    """The files that some finding names at the beginning of a place, or as all of it."""
     places = [place for places in records.findings.places.values() for place in places]
     prefix = f"{records.root}{os.sep}"
-    words = [place.split(": ")[0].split(" (")[0].removeprefix("image ").removeprefix(prefix) for place in places]
-    return {*words, *(word.split(" ")[0] for word in words)}
+    starts = set()
+    for place in places:
+        text = place.removeprefix("image ").removeprefix(prefix)
+        ends = [len(text), *(match.start() for match in re.finditer(r"[: ]", text))]
+        starts |= {text[:end] for end in ends[:12]}
+    return starts
+
+
+def _other_pictures(
+    listing: Listing, known: set[str], used: set[str], labels: set[str]
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """Pictures that are not known: those beside used ones, and those in folders that no label leads to.
+
+    Where labels are pictures themselves, the others may be labels of another kind: only those beside used ones count.
+    """
+    folders = {folder_of(name) for name in used}
+    label_folders = {folder_of(label) for label in labels if suffix_of(label) in utils.IMAGE_SUFFIXES}
+    label_folders |= {label for label in labels if not suffix_of(label)}  # a folder of masks
+    others = [name for name in listing.pictures if name not in known]
+    beside = [name for name in others if folder_of(name) in folders - label_folders]
+    return beside, [] if label_folders else [name for name in others if folder_of(name) not in folders]
 
 
 def _lonely_labels(listing: Listing, labels: set[str], used: set[str]) -> set[str]:

@@ -174,6 +174,17 @@ def test_a_picture_without_a_label_is_left_out_or_empty(tmp_path, empty, count):
     assert len(records.pictures) == report.splits["all"].pictures == count
 
 
+def test_a_damaged_label_file_is_named_though_no_format_takes_it(tmp_path):
+    write_yolo(tmp_path, {"a.txt": LINE, "b.txt": LINE}, ["a.png", "b.png"])
+    (tmp_path / "more").mkdir()
+    scene(7).save(tmp_path / "more" / "c d.png")
+    (tmp_path / "more" / "c d.json").write_text('{"shapes": [')
+    (tmp_path / "notes.json").write_text("{}")
+    report = check(open_records(tmp_path))
+    assert [place.split(" is ")[0] for place in found(report, ERROR, "cannot be read")] == ["more/c d.json"]
+    assert found(report, REMARK, "no label leads to") == ["more/c d.png"]
+
+
 def test_a_set_without_usable_objects_is_an_error(tmp_path):
     report = check(made(tmp_path, {"a.png": []}))
     assert found(report, ERROR, "no object") == [""]
