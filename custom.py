@@ -23,7 +23,7 @@ from data.check import Report, check, check_orphans, fault_lines
 from data.object_checks import check_objects
 from data.reading import Options
 from data.recognise import FORMAT_NAMES, Records, open_records
-from data.records import ERROR, SEVERITIES
+from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.write_coco import write_coco
 from evaluation import data_page
 
@@ -74,6 +74,10 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
         help="VIA: the attribute that is the class; default: by its name",
     )
     parser.add_argument(
+        "--filling", choices=["auto", CENTRES, CONTOUR], default="auto",
+        help="polygons: pixels whose centres lie inside, or those of the contour too; default: auto, by whole numbers",
+    )  # fmt: skip
+    parser.add_argument(
         "--split-parts", action="store_true", help="masks of foreground alone: each connected part is an object"
     )
     return parser
@@ -81,7 +85,10 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
 
 def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
     """The records of --dataset, and the options that they were read with. Raises: as open_records."""
-    options = Options(arguments.class_attribute, arguments.empty, arguments.crowds, arguments.split_parts)
+    options = Options(
+        class_attribute=arguments.class_attribute, empty=arguments.empty, crowds=arguments.crowds,
+        split_parts=arguments.split_parts, filling=arguments.filling,
+    )  # fmt: skip
     return open_records(arguments.dataset, arguments.format, options), options
 
 

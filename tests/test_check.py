@@ -160,7 +160,7 @@ LINE = "0 0.1 0.1 0.5 0.1 0.5 0.53\n"
 def test_files_that_belong_to_nothing_are_named(tmp_path):
     write_yolo(tmp_path, {"a.txt": LINE, "b.txt": LINE, "gone.txt": LINE}, ["a.png", "b.png", "bare.png"])
     report = check(open_records(tmp_path))
-    assert found(report, ERROR, "label files belong to no picture") == ["labels/gone.txt"]
+    assert found(report, ERROR, "name a picture that is not there") == ["labels/gone.txt"]
     assert found(report, REMARK, "no label file") == ["images/bare.png"]
     assert report.has_errors
 

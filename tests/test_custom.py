@@ -265,3 +265,19 @@ def test_a_broken_example_is_named(name, tmp_path, capsys):
     words = " ".join(line for i in near for line in lines[max(0, i - 2) : i + 3])
     assert any(word.lower() in words for word in expected["any_word"])
     assert (code == 2) == (not expected["goes_on"])
+
+
+def test_how_polygons_are_filled_can_be_said(tmp_path, capsys):
+    """Whole numbers throughout are taken for contours, which have their outline's pixels too; --filling decides."""
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "labels").mkdir()
+    Image.new("RGB", (100, 100)).save(data / "images" / "a.png")
+    (data / "labels" / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n")
+    areas = {}
+    for filling in ("auto", "contour", "centres"):
+        out = tmp_path / filling
+        assert custom.main(["convert", "--dataset", str(data), "--to", "coco", str(out), "--filling", filling]) == 0
+        (entry,) = json.loads((out / "annotations.json").read_text())["annotations"]
+        areas[filling] = entry["area"]
+    assert areas == {"auto": 41 * 41, "contour": 41 * 41, "centres": 40 * 40}
