@@ -66,7 +66,7 @@ def find_files(folder: str | os.PathLike, names: Sequence[Any]) -> list[Match]:
     listings = _Listings(folder)
     matches = [_find_exactly(listings, name) for name in names]
     missing = [i for i, match in enumerate(matches) if match.path is None and isinstance(names[i], str) and names[i]]
-    if missing and (index := _Index(folder)).paths:
+    if missing and (index := FileIndex(folder)).paths:
         for i in missing:
             matches[i] = index.find(names[i])
         _drop_shared(names, matches)
@@ -134,7 +134,7 @@ def _folded(text: str) -> str:
     return _unicode_form(_unicode_form(text).casefold()).strip()
 
 
-class _Index:
+class FileIndex:
     """All files below a folder, by their names in the forms that are compared. Links to folders are not followed."""
 
     def __init__(self, folder: Path) -> None:

@@ -142,6 +142,15 @@ def read_image(
     return np.ascontiguousarray(_TURNS[turn](_to_rgb(pixels)))
 
 
+def read_image_bytes(data: bytes, name: str) -> np.ndarray:
+    """read_image of the contents of a file, for label files that hold their pictures. name: for messages."""
+    file = io.BytesIO(data)
+    with _errors_named(utils.printable(name, 500), file):
+        decoded = _decode(file, MAX_IMAGE_PIXELS)
+        pixels = _eight_bits(decoded, "auto")[0]
+    return np.ascontiguousarray(_TURNS[1 if decoded.is_turned else decoded.orientation](_to_rgb(pixels)))
+
+
 def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """The pixels of an image file that are not black, bool [H, W], upright. No value is too small to count.
 
@@ -152,6 +161,57 @@ def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np
     values = decoded.values != 0
     values = values if values.ndim == 2 else values.any(axis=2)
     return np.ascontiguousarray(values if decoded.is_turned else _TURNS[decoded.orientation](values))
+
+
+def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """The values of an image file of labels, [H, W] or [H, W, C], upright: the numbers of a palette, not its colours.
+
+    Raises: as read_image.
+    """
+    with _opened(Path(path)) as file:
+        image = None if is_tiff(file) else Image.open(file, formats=FORMATS)
+        if image is not None and image.mode in ("P", "1"):
+            _check_size(image.size, max_pixels)
+            image.load()
+            return np.array(image).astype(np.uint8)
+        file.seek(0)
+        decoded = _decode(file, max_pixels)
+    return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))
+
+
+class Thumbnail(NamedTuple):
+    """A small gray copy of an image, and what its file is like."""
+
+    pixels: np.ndarray  # uint8 [side, side], as they are stored; the sides of the image are stretched to it
+    kind: str  # "gray 8 bit", "colour 16 bit"; gray are also files with three equal channels
+    format: str  # "JPEG"
+
+
+def read_thumbnail(path: str | os.PathLike, side: int, max_pixels: int = MAX_IMAGE_PIXELS) -> Thumbnail:
+    """A thumbnail of an image file. All of the file is read, a JPEG at a fraction of its resolution, which is fast.
+
+    Raises: as read_image, also for a file that is cut off.
+    """
+    with _opened(Path(path)) as file:
+        image, _ = _open(file, max_pixels)
+        name = "TIFF" if image is None else image.format
+        if name == "JPEG":
+            image.draft(image.mode, (2 * side, 2 * side))
+            image.load()
+            pixels, bits = _values(image), 8
+        else:
+            file.seek(0)
+            decoded = _decode(file, max_pixels)
+            pixels, bits = _eight_bits(decoded, "auto")[0], decoded.bits or 8 * decoded.values.dtype.itemsize
+        return thumbnail_of(pixels, side, bits, name)
+
+
+def thumbnail_of(pixels: np.ndarray, side: int, bits: int = 8, name: str = "") -> Thumbnail:
+    """A thumbnail of pixels, uint8 [H, W] or [H, W, 2 or 3]. bits, name: of the file that they come from."""
+    small = np.asarray(Image.fromarray(_to_rgb(pixels)).resize((side, side), Image.Resampling.BOX))
+    is_gray = int(np.ptp(small.astype(np.int16), axis=2).max()) <= 2  # JPEG rounds colours
+    gray = np.asarray(Image.fromarray(small).convert("L"))
+    return Thumbnail(gray, f"{'gray' if is_gray else 'colour'} {bits} bit", name)
 
 
 def _to_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -224,18 +284,24 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise ValueError(f"image {name} is a directory; give one of the files in it") from None
     except ValueError:  # of a name with a NUL
         raise ValueError(f"image {name}: no file can have this name") from None
-    with file:
-        _silence_libraries()
-        try:
-            yield file
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"image {name} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
-        except MemoryError:
-            raise
-        except (_Refused, TiffError) as error:
-            raise ValueError(f"image {name}: {error}") from error
-        except Exception as error:  # Pillow's decoders raise errors of many kinds for a damaged file.
-            raise ValueError(f"image {name}: {_cause(file, error)}") from error
+    with file, _errors_named(name, file):
+        yield file
+
+
+@contextlib.contextmanager
+def _errors_named(name: str, file: BinaryIO) -> Iterator[None]:
+    """Errors inside of the with statement become one sentence that names the image."""
+    _silence_libraries()
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {name} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
+    except MemoryError:
+        raise
+    except (_Refused, TiffError) as error:
+        raise ValueError(f"image {name}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise errors of many kinds for a damaged file.
+        raise ValueError(f"image {name}: {_cause(file, error)}") from error
 
 
 _LIBRARIES = re.compile(r"(PIL|tifffile)(\.|$)")

@@ -132,15 +132,15 @@ def _points(numbers: Mapping[str, float], metric: Metric) -> str:
     return words.points(known_value(numbers, metric), signed=metric.kind == "gain")
 
 
-def _picture(data: bytes, alt: str, density: int = 1) -> Picture:
-    """density: pixels of the image per pixel of the page."""
+def inline_picture(data: bytes, alt: str, density: int = 1) -> Picture:
+    """The image of a PNG or JPEG file. density: pixels of the image per pixel of the page."""
     with Image.open(io.BytesIO(data)) as image:
         kind, (width, height) = image.get_format_mimetype(), image.size
     return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", alt, width // density, height // density)
 
 
 def _plot(data: bytes, alt: str) -> Picture:
-    return _picture(data, alt, charts.DENSITY)
+    return inline_picture(data, alt, charts.DENSITY)
 
 
 ############################################################
@@ -350,7 +350,7 @@ def _example(example: Example, load_image: Callable[[int], np.ndarray]) -> dict[
     image, message = None, ""
     try:
         data = charts.picture(example, load_image(example.image_id))
-        image = _picture(
+        image = inline_picture(
             data, f"{example.class_name} in {example.title}: predicted mask and outline of the true object"
         )
     except Exception as error:  # a data set may raise anything; a report without a picture is better than none

@@ -22,7 +22,7 @@ LAYERS = [
     {"weights.load"},
     {"evaluation", "stages"},
     {"cli"},
-    {"coco", "convert_weights"},
+    {"coco", "convert_weights", "custom"},
     {"demo", "samples"},
     {"assets", "benchmarks", "notebooks"},
     {"tests"},

@@ -384,6 +384,8 @@ class CocoDataset(Dataset):
 
     # Further keys of an image's entry in the file. file_name can read them, and evaluation gets them: image_facts.
     IMAGE_FACTS: tuple[str, ...] = ()
+    # Of files that are not in UTF-8, such as "cp1252"; empty: they are an error, because a guess may spoil names.
+    FALLBACK_ENCODING = ""
 
     boxes_are_checked = True
 
@@ -490,7 +492,7 @@ class CocoDataset(Dataset):
         """load_annotations of a subset. is_in_subset: a function from image ids [N] to bool [N]; None: all images."""
         skipped: Skipped = {}
         is_coco = source == "coco"
-        file = read_file(path, self.IMAGE_FACTS, is_coco)
+        file = read_file(path, self.IMAGE_FACTS, is_coco, self.FALLBACK_ENCODING)
         note(skipped, "annotations without an image_id (skipped)", file.without_image)
         note(skipped, "other lists than annotations that have objects (not read)", file.elsewhere)
         categories = _check_categories(path, file, skipped)

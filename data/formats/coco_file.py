@@ -294,20 +294,23 @@ class CocoFile(NamedTuple):
     annotation_numbers: IdNumbers
 
 
-def read_file(path: Path, image_facts: Sequence[str] = (), is_coco: bool = False) -> CocoFile:
+def read_file(
+    path: Path, image_facts: Sequence[str] = (), is_coco: bool = False, fallback_encoding: str = ""
+) -> CocoFile:
     """Reads a file of COCO instances.
 
     image_facts: as of CocoDataset. is_coco: it is one of COCO's own files, which can be downloaded again.
+    fallback_encoding: of a file that is not in UTF-8; empty: such a file is an error.
 
     Raises: ValueError that names the kind of file, if it is another one; that says what to do, if it is damaged.
     """
     collector = _Collector(image_facts)
-    contents = _parse(path, collector, is_coco)
+    contents = _parse(path, collector, is_coco, fallback_encoding)
     entries = contents.get("annotations") if isinstance(contents, dict) else None
     if isinstance(entries, list) and sum(type(entry) is _Taken for entry in entries) != len(collector.ids):
         # Something inside of an annotation, or outside of the list, has an image_id, too.
         collector = _Collector(image_facts, exact=True)
-        contents = _parse(path, collector, is_coco)
+        contents = _parse(path, collector, is_coco, fallback_encoding)
     expected = "It must be a file of COCO instances: images, categories, and annotations with segmentation"
     other_kind = _recognise_other_kinds(contents, collector)
     if other_kind:
@@ -342,13 +345,19 @@ def _make_file(contents: dict[str, Any], collector: _Collector) -> CocoFile:
     )
 
 
-def _parse(path: Path, hook: Callable[[dict], Any], is_coco: bool) -> Any:
+def _parse(path: Path, hook: Callable[[dict], Any], is_coco: bool, fallback_encoding: str = "") -> Any:
     """json.loads of a file. Raises: ValueError that says what to do."""
     again = "download it again" if is_coco else "export or copy it again"
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; {again}")
     try:
-        return json.loads(path.read_bytes(), object_hook=hook)
+        data = path.read_bytes()
+        try:
+            return json.loads(data, object_hook=hook)
+        except UnicodeDecodeError:
+            if not fallback_encoding or b"\0" in data:
+                raise
+            return json.loads(data.decode(fallback_encoding, "replace"), object_hook=hook)
     except json.JSONDecodeError as error:
         end = len(error.doc.rstrip())
         cut = error.doc.lstrip()[:1] in ("{", "[") and (error.pos >= end - 10 or error.msg.startswith("Unterminated"))

@@ -1,0 +1,147 @@
+"""Your own data, in whatever format it is.
+
+    python custom.py check   --dataset DIR                   what is in it, and what is wrong with it
+    python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
+
+The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
+1 there are errors in the data, which were left out and are named, 2 the data cannot be used. docs/own_data.md explains
+what is checked.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cli
+import runtime
+import utils
+from data.check import Report, check, check_orphans, fault_lines
+from data.object_checks import check_objects
+from data.reading import Options
+from data.recognise import FORMAT_NAMES, Records, open_records
+from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
+from data.write_coco import write_coco
+from evaluation import data_page
+
+CHECK_FOLDER = "output/check"
+_CROWD_SHARE = 0.05  # of the objects, above which data/formats/coco_records.py takes crowds as objects
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = cli.Parser("custom.py", __doc__)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="check | convert",
+        parser_class=lambda prog, description, **options: cli.Parser(prog, description, **options),
+    )  # fmt: skip
+    checking = _add_command(commands, "check", "say what a data set holds, and what is wrong with it")
+    cli.add_output(checking, "check.json and check.html, a page with pictures and their labels", CHECK_FOLDER)
+    converting = _add_command(commands, "convert", "write a data set in another format")
+    converting.add_argument("--to", choices=["coco"], required=True, help="the format to write")
+    converting.add_argument("output", type=Path, metavar="OUT", help="folder for annotations.json")
+    converting.add_argument(
+        "--copy-pictures",
+        action="store_true",
+        help="copy the pictures into OUT, too; file names are then relative to it",
+    )
+    return parser
+
+
+def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
+    """A command with the arguments that say how a data set is read."""
+    parser = commands.add_parser(name, description=f"{words.capitalize()}.", help=words)
+    parser.add_argument("--dataset", required=True, metavar="DIR", help="folder of the pictures and their labels")
+    parser.add_argument(
+        "--format", choices=FORMAT_NAMES, metavar="NAME", help=f"{', '.join(FORMAT_NAMES)}; default: recognise it"
+    )
+    parser.add_argument(
+        "--empty", choices=["skip", "label"], default="skip",
+        help="pictures without a label: leave them out, or take them as pictures without objects; default: skip",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crowds", choices=["auto", "ignore", "objects"], default="auto",
+        help="objects that are marked as crowds: ignored regions, or objects; default: auto, which takes them as "
+        "objects where they are many",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-attribute",
+        default="",
+        metavar="NAME",
+        help="VIA: the attribute that is the class; default: by its name",
+    )
+    parser.add_argument(
+        "--filling", choices=["auto", CENTRES, CONTOUR], default="auto",
+        help="polygons: pixels whose centres lie inside, or those of the contour too; default: auto, by whole numbers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split-parts", action="store_true", help="masks of foreground alone: each connected part is an object"
+    )
+    return parser
+
+
+def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
+    """The records of --dataset, and the options that they were read with. Raises: as open_records."""
+    options = Options(
+        class_attribute=arguments.class_attribute, empty=arguments.empty, crowds=arguments.crowds,
+        split_parts=arguments.split_parts, filling=arguments.filling,
+    )  # fmt: skip
+    return open_records(arguments.dataset, arguments.format, options), options
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Checks a data set, prints and writes what it found. Returns the exit code."""
+    records, options = open_dataset(arguments)
+    report = check(records, options)
+    print(report.text())
+    write_report(report, records, arguments.output)
+    print(f"\n{arguments.output / 'check.html'} shows pictures with their labels; check.json has all names")
+    return int(report.has_errors)
+
+
+def write_report(report: Report, records: Records, folder: Path) -> None:
+    """Writes check.json and check.html into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "check.json": json.dumps(report.to_json(), indent=1),
+        "check.html": data_page.render(report, records),
+    }
+    for name, text in files.items():
+        data = text.encode("utf-8", "backslashreplace")
+        runtime.write_atomically(folder / name, lambda file, data=data: file.write(data))
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Writes a data set in COCO's format. Returns the exit code."""
+    records, options = open_dataset(arguments)
+    check_orphans(records, options)
+    check_objects(records, options)
+    path = write_coco(records, arguments.output, arguments.copy_pictures)
+    objects = [parsed for picture in records.pictures for parsed in picture.objects]
+    crowds = sum(parsed.is_crowd for parsed in objects)
+    print(f"{path}: {len(records.pictures):,} pictures, {len(objects):,} objects")
+    if not arguments.copy_pictures:
+        print(f"file names are relative to {utils.printable(records.root)}")
+    if crowds > _CROWD_SHARE * len(objects):
+        print(f"{crowds:,} of them are crowds, so many that --crowds ignore must say so when the file is read here")
+    faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
+    print("\n".join(fault_lines(faults)))
+    return int(bool(faults[ERROR]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    with cli.plain_output():  # the handler keeps the stream that it finds
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for name in ("data.formats.coco", "data.images"):  # their warnings are findings, which are printed
+        logging.getLogger(name).setLevel(logging.ERROR)
+    commands = {"check": run_check, "convert": run_convert}
+    return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""COCO's json in the dialects of the tools that write it, as records. data/formats/coco.py reads and checks the files.
+
+COCO's own layout, Roboflow, CVAT and datumaro, Label Studio, labelme2coco, supervision, LVIS. A file is known by its
+lists images, annotations and categories, not by its name.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import utils
+from data.file_names import find_files, name_in_entry
+from data.formats.coco import CocoDataset
+from data.formats.coco_file import CocoFile, read_file
+from data.images import image_size
+from data.label_table import POLYGONS
+from data.listing import ENCODING, folder_of, stem_of
+from data.reading import UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file
+from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
+
+NAME = "coco"
+TITLE = "COCO json"
+WHOLE_NUMBERS_ARE_CONTOURS = True
+
+_CROWD_SHARE = 0.05
+_FALLBACK = "cp1252"
+_NO_INSTANCES = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_")
+_CROWDS = Fault(
+    WARNING,
+    "objects carry iscrowd 1, as CVAT and supervision write it for masks",
+    "taken as objects",
+    "--crowds ignore",
+)
+_STRETCHED = Fault(REMARK, "pictures are turned by EXIF, and Label Studio stretched their labels", "labels rescaled")
+
+
+def is_coco(value: Any) -> bool:
+    """Whether a JSON value is a file of instances."""
+    return isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys()
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The json files with images, annotations and categories."""
+    values = reading.looked_into(is_coco)
+    folders = {folder_of(name) for name in values if stem_of(name).startswith("instances_")}
+    for name in list(values):  # COCO's own download has keypoints and captions of the same pictures
+        if folder_of(name) in folders and stem_of(name).startswith(_NO_INSTANCES):
+            del values[name]
+    if not values:
+        return None
+    pictures = sum(len(value["images"]) or 1 for value in values.values() if isinstance(value["images"], list))
+    return Claim(list(values), pictures, f"{utils.listed(list(values), 3)}: images, annotations and categories")
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each image of the files."""
+    problems = []
+    for label in labels:
+        try:
+            yield from _read_file(reading, label)
+        except (ValueError, OSError) as error:
+            if "boxes without any segmentation" in str(error):
+                raise NoMasks(TITLE, 1, label) from None
+            reading.findings.add(UNREADABLE, utils.printable(error, 1000))
+            problems.append(error)
+    if len(problems) == len(labels):
+        raise problems[0]
+
+
+def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
+    path = reading.listing.path(label)
+    with _without_log():
+        file = read_file(path, fallback_encoding=_FALLBACK)
+        folder = _image_folder(reading, label, file)
+        dataset = _Dialect(reading, file, path)
+        dataset.load_annotations(path, folder)
+        dataset.prepare()
+        names = [name_in_entry(entry) for entry in file.images if isinstance(entry, dict)]
+        for name, match in zip(names, find_files(folder, names), strict=True):
+            if match.path is not None:
+                reading.note_name(name, match.path, match.rules)
+    if not _is_utf8(path):
+        reading.findings.add(ENCODING, label)
+    for problem, places in dataset.skipped.items():
+        what, _, done = problem.rpartition(" (")
+        severity = ERROR if done.startswith(("skipped", "left out")) else WARNING
+        severity = REMARK if "with new ids" in done else severity  # nothing here asks for an annotation by its id
+        named = _with_pictures(file, places) if problem.startswith("annotations") else places
+        reading.findings.add(
+            Fault(severity, what or problem, done.rstrip(")")), *(f"{label}: {place}" for place in named)
+        )
+    is_stretched = re.search(rb'"contributor"\s*:\s*"Label Studio', _ends_of(path)) is not None
+    for image_id in dataset.image_ids.tolist():
+        picture = _picture(reading, label, dataset, image_id)
+        if is_stretched and _unstretch(picture):
+            reading.findings.add(_STRETCHED, reading.listing.relative(picture.path))
+        yield picture
+
+
+def _with_pictures(file: CocoFile, ids: list) -> list[str]:
+    """The ids of annotations, each with the name of its picture where the file says it."""
+    names = {entry.get("id"): name_in_entry(entry) for entry in file.images if isinstance(entry, dict)}
+    images = dict(zip(file.table.ids.tolist(), file.table.image_ids.tolist(), strict=True))
+    pictures = [names.get(images.get(number)) for number in ids]
+    return [f"id {number}" + (f" of {name}" if name else "") for number, name in zip(ids, pictures, strict=True)]
+
+
+def _image_folder(reading: Reading, label: str, file: CocoFile) -> Path:
+    """The folder that the file names start from: the one below which most of some names lie."""
+    root, folder = reading.listing.root, folder_of(label)
+    split = stem_of(label).rpartition("_")[2]
+    choices = [folder, f"{folder}/images", split, f"images/{split}", f"{split}/images", "images", ""]
+    above = folder_of(folder)
+    choices += [f"{above}/{choice}" for choice in (split, f"images/{split}", "images", "") if above]
+    names = [name_in_entry(entry) for entry in file.images[:50] if isinstance(entry, dict)]
+    names = [name for name in names if isinstance(name, str)]
+    known = set(reading.listing.files)
+
+    def count(choice: str) -> int:
+        return sum(f"{choice}/{name}".strip("/") in known for name in names)
+
+    best = max(dict.fromkeys(choice.strip("/") for choice in choices), key=count)
+    return root / best if count(best) else root
+
+
+class _Dialect(CocoDataset):
+    """CocoDataset with what each tool does otherwise."""
+
+    FALLBACK_ENCODING = _FALLBACK
+    IMAGE_FACTS = ("split",)  # custom.py convert writes it
+
+    def __init__(self, reading: Reading, file: CocoFile, path: Path) -> None:
+        super().__init__()
+        self.crowds_are_objects = reading.options.crowds == "objects" or (
+            reading.options.crowds == "auto" and _crowds_are_objects(file, path)
+        )
+
+
+def _crowds_are_objects(file: CocoFile, path: Path) -> bool:
+    """Whether iscrowd marks masks instead of crowds: in files of CVAT, and where more than 5 % have it.
+
+    Never in COCO's own files.
+    """
+    text = _ends_of(path)
+    if b"cocodataset" in text or b"mscoco" in text:
+        return False
+    marked = (file.table.crowds == 1) & ~file.ignored
+    is_cvat = re.search(rb'"attributes"\s*:\s*\{[^{}]*"occluded"', text) is not None
+    return bool(len(marked) and (is_cvat or marked.mean() > _CROWD_SHARE))
+
+
+def _ends_of(path: Path) -> bytes:
+    """The first and last 64 KB of a file, where a tool says its name."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        file.seek(max(len(head), path.stat().st_size - (1 << 16)))
+        return head + file.read()
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a JSON file is in one of the encodings of JSON."""
+    data = path.read_bytes()
+    return data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4] or _decodes(data)
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Silences the warnings of CocoDataset, because the same goes to the findings."""
+    loggers = [logging.getLogger(name) for name in ("data.formats.coco", "data.file_names", "data.label_checks")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _unstretch(picture: Picture) -> bool:
+    """Rescales the labels of a picture that EXIF turns from its stored size to its shown one. Returns whether it is."""
+    size = image_size(picture.path)
+    if size.orientation < 5 or picture.label_size != size.stored:
+        return False
+    scale = np.array([size.shown[1] / size.stored[1], size.shown[0] / size.stored[0]])
+    for parsed in picture.objects:
+        if parsed.rle is not None:
+            mask = utils.resize_pixels(utils.rle_to_mask(parsed.rle).astype(np.uint8)[:, :, None] * 255, size.shown)
+            parsed.rle = utils.mask_to_rle(mask.reshape(size.shown) > 127)
+        parsed.rings = [ring * scale for ring in parsed.rings]
+        parsed.box = None
+    picture.label_size = size.shown
+    return True
+
+
+def _picture(reading: Reading, label: str, dataset: CocoDataset, image_id: int) -> Picture:
+    info = dataset.image_info[image_id]
+    path = Path(info["path"])
+    split = dataset.image_facts(image_id).get("split")
+    if split not in SPLITS:
+        split = split_of_file(label) or split_of(reading.listing.relative(path))
+    picture = Picture(path, label, (info["height"], info["width"]), split)
+    table, rows = dataset._find_annotations(image_id)
+    for row in rows:
+        name = dataset.class_names[dataset.map_source_class_id(f"own.{int(table.category_ids[row])}")]
+        parsed = Object(
+            name, f"id {int(table.ids[row])}", is_crowd=bool(table.crowds[row]), box=tuple(table.boxes[row].tolist())
+        )
+        if table.kinds[row] == POLYGONS:
+            parsed.rings = [np.reshape(ring, (-1, 2)) for ring in table.polygons(row)]
+        else:
+            parsed.rle = table.rle(row, info["height"], info["width"])
+        if parsed.is_crowd and dataset.crowds_are_objects:
+            parsed.is_crowd = False
+            reading.findings.add(_CROWDS, f"{label}: {parsed.place}")
+        picture.objects.append(parsed)
+    return picture

@@ -1,0 +1,153 @@
+"""ImageJ's regions of interest: NAME.zip, NAME_RoiSet.zip, or NAME.roi beside the picture NAME.
+
+Polygons, freehand and traced regions, ovals, rectangles and composites are objects; points and lines are not. Whole
+coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; a name of digits has
+none. Source: the package roifile, and ij/io/RoiDecoder.java.
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import roifile
+
+import utils
+from data.listing import folder_of, stem_of
+from data.reading import NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
+
+NAME = "imagej"
+TITLE = "ImageJ ROIs"
+
+_NO_AREA = Fault(REMARK, "ROIs are points or lines", "left out")
+_MAX_BYTES = 1 << 28  # of all ROIs of a file, unpacked
+_ENDING = re.compile(r"[_ .-]?(roiset|rois?)$", re.IGNORECASE)
+_BEGINNING = re.compile(r"^(roiset|rois?)[_ .-]", re.IGNORECASE)
+_NUMBERS = re.compile(r"([_ .-]+(roi)?\d+)+$", re.IGNORECASE)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The .roi files, and the .zip files that hold only these."""
+    labels = reading.listing.of(".roi")
+    labels += [name for name in reading.listing.of(".zip") if _has_rois(reading.listing.path(name))]
+    labels = [label for label in labels if _find_picture(reading, label) is not None] or labels
+    if not labels:
+        return None
+    return Claim(labels, len(labels), f"{len(labels)} files of ROIs, such as {labels[0]}")
+
+
+def _has_rois(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if not name.endswith("/")]
+    except _ZIP_ERRORS:
+        return False
+    return any(map(_is_roi, names)) and all(_is_roi(name) or "__MACOSX" in name for name in names)
+
+
+def _is_roi(name: str) -> bool:
+    """Whether a member of a zip file is a ROI, and not what macOS adds."""
+    return name.lower().endswith(".roi") and not name.startswith("__MACOSX")
+
+
+def _find_picture(reading: Reading, label: str) -> Path | None:
+    """The picture of a file: of its name without RoiSet and number, of its folder's name, or the only one there."""
+    stem, folder = stem_of(label), folder_of(label)
+    names = dict.fromkeys((stem, _ENDING.sub("", stem), _BEGINNING.sub("", stem), _NUMBERS.sub("", stem)))
+    folders = [name for name in folder.split("/") if name]
+    for choice in [*filter(None, names), *reversed(folders)]:
+        path = reading.find_stem(choice, folder) or reading.find_stem(stem_of(choice), folder)
+        if path is not None:
+            return path
+    pictures = [name for name in reading.listing.pictures if folder_of(name) == folder]
+    return reading.listing.path(pictures[0]) if len(pictures) == 1 else None
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each file of ROIs, or for all .roi files of a picture."""
+    groups: dict[Path, list[str]] = {}
+    for label in labels:
+        path = _find_picture(reading, label)
+        if path is None:
+            reading.findings.add(NO_PICTURE, label)
+        else:
+            groups.setdefault(path, []).append(label)
+    for path, names in groups.items():
+        picture = Picture(path, names[0], split=split_of(reading.listing.relative(path)))
+        size = reading.size_of(picture)
+        if size is None:
+            continue
+        for label in names:
+            picture.objects += _objects(reading, label, size)
+        yield picture
+
+
+def _objects(reading: Reading, label: str, size: tuple[int, int]) -> Iterator[Object]:
+    for name, data in _contents(reading, label):
+        place = f"{label}: {utils.printable(name)}"
+        try:
+            parsed = _object(data, utils.printable(name), size)
+        except Exception as error:  # roifile raises errors of many kinds for damaged bytes
+            reading.findings.add(UNUSABLE, f"{place}: {utils.printable(error)}")
+            continue
+        if parsed is None:
+            reading.findings.add(_NO_AREA, place)
+        else:
+            yield parsed
+
+
+def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each ROI of a file."""
+    path = reading.listing.path(label)
+    if label.lower().endswith(".roi"):
+        if path.stat().st_size <= _MAX_BYTES:
+            yield stem_of(label), path.read_bytes()
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = [member for member in file.infolist() if _is_roi(member.filename)]
+            if sum(member.file_size for member in members) > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES >> 20} MB of ROIs")
+            for member in members:
+                try:
+                    yield Path(member.filename).stem, file.read(member)
+                except _ZIP_ERRORS as error:
+                    place = f"{label}: {utils.printable(member.filename)}"
+                    reading.findings.add(UNUSABLE, f"{place}: {utils.printable(error)}")
+    except _ZIP_ERRORS as error:
+        reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
+
+
+def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a ROI; None for one without an area."""
+    roi = roifile.ImagejRoi.frombytes(data)
+    name = class_of(roi.name or place)
+    kinds = roifile.ROI_TYPE
+    if roi.composite:
+        rings = [point_array(ring) for ring in roi.coordinates(multi=True)]
+        rings = [ring for ring in rings if len(ring) >= 3]
+        if not rings:
+            raise ValueError("has no ring of 3 points")
+        return Object(name, place, rle=even_odd(rings, *size))
+    if roi.roitype in (kinds.POLYGON, kinds.FREEHAND, kinds.TRACED):
+        return Object(name, place, [closed_ring(point_array(roi.coordinates()))])
+    if roi.roitype in (kinds.OVAL, kinds.RECT):
+        if roi.subpixelrect:
+            x, y, width, height = (float(v) for v in (roi.xd, roi.yd, roi.widthd, roi.heightd))
+        else:
+            x, y, width, height = (float(v) for v in (roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top))
+        if not min(width, height) > 0:
+            raise ValueError(f"is {width:g} x {height:g} pixels large")
+        is_oval = roi.roitype == kinds.OVAL
+        oval = ellipse(x + width / 2, y + height / 2, width / 2, height / 2)
+        return Object(name, place, [oval if is_oval else rectangle(x, y, x + width, y + height)])
+    return None
+
+
+def class_of(name: str) -> str:
+    """The class in the name of a ROI: letters before or after its number; empty for a name of digits and signs."""
+    text = re.sub(r"^[\d\s._-]+|[\d\s._-]+$", "", name)
+    return "" if text.lower() in ("", "roi") else text

@@ -1,0 +1,216 @@
+"""Label images: a picture of numbers beside each picture, 0 for the background and another number for each object.
+
+    Cellpose, StarDist, napari, QuPath    NAME_masks.tif, NAME_masks.png, NAME_labels.tif, NAME_cp_masks.png
+                                          or images/NAME.tif and masks/NAME.tif (labels/, label/, mask/)
+
+Numbers may have gaps. 8, 16 and 32 bits, whole or float. There are no classes. NAME_seg.npy of Cellpose is a pickle and
+is never loaded. Source: cellpose, docs/train.rst and io.py; stardist, README.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from skimage import measure
+
+import utils
+from data.images import read_numbers
+from data.listing import folder_of, stem_of, suffix_of
+from data.reading import DERIVED, UNREADABLE, Claim, Reading, split_of
+from data.records import ERROR, REMARK, WARNING, Bitmap, Fault, Object, Picture, bitmap_to_rle
+
+NAME = "label_images"
+TITLE = "label images"
+
+# The end of a label image's name. Of several for one picture the first counts: hand-made ones before Cellpose's output.
+_ENDINGS = re.compile(
+    r"[_ .-](masks?|labels?|lbl|label_?image|instances?|instance_?masks?|seg|gt|cp_masks)$", re.IGNORECASE
+)
+_FOLDERS = (
+    "masks", "labels", "label", "mask", "gt", "annotations", "groundtruth", "ground_truth", "instances",
+    "instance_masks", "label_images", "labelimages", "labels_instance",
+)  # fmt: skip
+_PICTURE_FOLDERS = ("images", "image", "imgs", "img", "raw", "pictures")
+_MOST_COLOURS = 1000
+_JPEG = Fault(ERROR, "label images are JPEG, which changes their numbers", "left out", "export them as PNG or TIFF")
+_SPLIT = Fault(REMARK, "objects are of several parts that do not touch", "kept as single objects")
+_PICKLE = Fault(REMARK, "_seg.npy files are pickles, which can run programs", "not read: the masks beside them are")
+_SECOND = Fault(REMARK, "pictures have another label image", "left out")
+_PARTS = Fault(
+    WARNING, "label images have one number for all objects", "each connected part taken as an object, by --split-parts"
+)
+
+
+class ForegroundMasks(ValueError):
+    """Every mask has a single number: foreground, in which objects that touch are one."""
+
+
+def label_stem(name: str) -> str:
+    """The stem of the picture that a label image belongs to, without _masks and the like, and without .ome."""
+    stem = stem_of(name)
+    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
+    stem = _ENDINGS.sub("", stem)
+    return stem[:-3] if stem.lower().endswith("_cp") else stem
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The pictures of numbers that have a picture each."""
+    pairs = find_pairs(Reading(reading.listing.root))
+    if not pairs:
+        return None
+    samples = list(pairs)[:: max(1, len(pairs) // 5)][:5]
+    looks = [_are_numbers(reading.listing.path(name)) for name in samples]
+    if not any(looks) or False in looks:
+        return None
+    return Claim(list(pairs), len(pairs), f"{len(pairs)} pictures of numbers, such as {samples[0]}")
+
+
+def find_pairs(reading: Reading) -> dict[str, Path]:
+    """{name of a label image: path of its picture}. Each picture has one."""
+    chosen: dict[Path, str] = {}
+    for name in sorted(reading.listing.pictures, key=lambda name: ("_cp_" in name.lower(), name)):
+        path = _picture_of(reading, name)
+        if path is None or path == reading.listing.path(name):
+            continue
+        if chosen.setdefault(path, name) != name:
+            reading.findings.add(_SECOND, name)
+    return {name: path for path, name in sorted(chosen.items(), key=lambda item: item[1])}
+
+
+def _picture_of(reading: Reading, name: str) -> Path | None:
+    """The picture of a label image: NAME of NAME_masks beside it, or the same name in images/ or above masks/."""
+    folder, stem = folder_of(name), label_stem(name)
+    if DERIVED.search(stem_of(name)):
+        return None
+    parts, folders = folder.split("/"), []
+    if _ENDINGS.search(stem_of(name).removesuffix(".ome")):
+        folders.append(folder)
+    place = next((i for i in reversed(range(len(parts))) if parts[i].lower() in _FOLDERS), None)
+    if place is not None:
+        above, below = parts[:place], parts[place + 1 :]
+        folders += ["/".join([*above, images, *below]) for images in _PICTURE_FOLDERS]
+        folders.append("/".join([*above, *below]))
+    for choice in folders:
+        for ending in ("", ".ome", "_img", "_image", "_raw"):
+            path = reading.find_stem(stem + ending, choice, anywhere=False)
+            if path is not None:
+                return path
+    return None
+
+
+def _are_numbers(path: Path) -> bool | None:
+    """Whether a picture looks like one of numbers: one channel, or a few flat colours. None: it cannot be read."""
+    try:
+        values = one_channel(read_numbers(path))
+    except (ValueError, OSError):
+        return None
+    return values.ndim == 2 or len(np.unique(_packed(values))) <= _MOST_COLOURS
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each label image. Raises: ForegroundMasks if no label image tells objects apart."""
+    pairs = find_pairs(reading)
+    reading.findings.add(_PICKLE, *(name for name in reading.listing.of(".npy") if name.endswith("_seg.npy")))
+    parsed, parts = [], 0
+    for label in labels:
+        if suffix_of(label) in (".jpg", ".jpeg"):
+            reading.findings.add(_JPEG, label)
+            continue
+        try:
+            numbers = numbers_of(read_numbers(reading.listing.path(label)))
+        except (ValueError, OSError) as error:
+            text = utils.printable(error, 500)
+            reading.findings.add(UNREADABLE, text if label in text else f"{label} {text}")
+            continue
+        path = pairs[label]
+        picture = Picture(path, label, numbers.shape, split_of(reading.listing.relative(path)))
+        picture.objects = list(objects_of(numbers))
+        count = _count_parts(numbers)
+        if count > len(picture.objects):
+            reading.findings.add(_SPLIT, f"{label}: {count - len(picture.objects)} parts more than objects")
+        parts += count
+        parsed.append(picture)
+    if parsed and parts > len(parsed) and all(len(picture.objects) <= 1 for picture in parsed):
+        reading.findings.places.pop(_SPLIT, None)
+        _split_all(reading, parsed, parts)
+    yield from parsed
+
+
+def _split_all(reading: Reading, pictures: list[Picture], parts: int) -> None:
+    """Makes an object of each connected part, if the user says so. Raises: ForegroundMasks otherwise."""
+    if not reading.options.split_parts:
+        numbers = sorted({parsed.place.removeprefix("number ") for picture in pictures for parsed in picture.objects})
+        raise ForegroundMasks(
+            f"every label image has a single number beside 0 ({utils.listed(numbers, 3)}), as in {pictures[0].label}: "
+            f"they are foreground masks, in which objects that touch are one. They have {parts:,} connected parts; "
+            "--split-parts takes each as an object"
+        )
+    for picture in pictures:
+        picture.objects = list(_parts_of(picture))
+        reading.findings.add(_PARTS, picture.label)
+
+
+def _count_parts(numbers: np.ndarray) -> int:
+    """How many connected regions of one number a label image has; pixels that touch at a corner are connected."""
+    return int(measure.label(numbers, background=0, connectivity=2, return_num=True)[1])
+
+
+def one_channel(values: np.ndarray) -> np.ndarray:
+    """The values without the channels that say the same again, as of a gray picture: [H, W], else [H, W, C]."""
+    if values.ndim == 3 and (values == values[:, :, :1]).all():
+        return values[:, :, 0]
+    return values
+
+
+def _packed(values: np.ndarray) -> np.ndarray:
+    """int64 [H, W] of colours [H, W, C], equal for equal colours of the first three channels."""
+    packed = np.zeros(values.shape[:2], np.int64)
+    for channel in range(min(values.shape[2], 3)):
+        packed = (packed << 16) | values[:, :, channel].astype(np.int64)
+    return packed
+
+
+def numbers_of(values: np.ndarray) -> np.ndarray:
+    """int64 [H, W] of a label image. Colours [H, W, C] become a number each, black is 0.
+
+    Raises: ValueError for values that are not whole, negative ones, and for more than 1,000 colours.
+    """
+    values = one_channel(values)
+    if values.ndim == 3:
+        colours, numbers = np.unique(_packed(values), return_inverse=True)
+        if len(colours) > _MOST_COLOURS:
+            raise ValueError(f"has {len(colours):,} colours, so it is no label image")
+        return (numbers + (colours[0] != 0)).reshape(values.shape[:2])
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
+        raise ValueError("has numbers that are not whole, so it is no label image")
+    if values.dtype.kind not in "uifb" or (values.size and values.min() < 0):
+        raise ValueError("has negative numbers, so it is no label image")
+    return values.astype(np.int64)
+
+
+def objects_of(numbers: np.ndarray) -> Iterator[Object]:
+    """The objects of a label image: int64 [H, W]."""
+    if not numbers.size:
+        return
+    present = np.unique(numbers)
+    dense = np.searchsorted(present, numbers)  # ndimage.find_objects takes memory by the largest number
+    if present[0] != 0:
+        dense += 1
+    for number, box in enumerate(ndimage.find_objects(dense), 1):
+        if box is not None:
+            crop = dense[box] == number
+            value = int(present[number - (present[0] != 0)])
+            yield Object(
+                "", f"number {value}", rle=bitmap_to_rle(Bitmap(box[0].start, box[1].start, crop), *numbers.shape)
+            )
+
+
+def _parts_of(picture: Picture) -> Iterator[Object]:
+    """Each connected part of a picture's objects, as an object."""
+    for parent in picture.objects:
+        labels, _ = ndimage.label(utils.rle_to_mask(parent.rle), np.ones((3, 3)))
+        for part in objects_of(labels.astype(np.int64)):
+            part.place = f"{parent.place}, part {part.place.removeprefix('number ')}"
+            yield part

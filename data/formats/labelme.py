@@ -1,0 +1,138 @@
+"""labelme's json, one file for each picture; AnyLabeling and X-AnyLabeling write the same keys and more.
+
+    {"version", "flags", "shapes": [{"label", "points": [[x, y]], "group_id", "shape_type", "flags", "mask"}],
+     "imagePath", "imageData", "imageHeight", "imageWidth"}
+
+Points are pixels of the picture as EXIF turns it. Version 3 has neither shape_type (all are polygons) nor sizes. Shapes
+of the same label and group_id are one object. Source: wkentaro/labelme 7.1, _label_file.py and _utils/shape.py.
+"""
+
+import functools
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import utils
+from data.images import read_image_bytes
+from data.listing import decode_base64, decode_text, folder_of, stem_of
+from data.reading import FLAWS, OTHER_FILES, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of, whole_size
+from data.records import ERROR, REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse, rectangle
+
+NAME = "labelme"
+TITLE = "labelme json"
+
+_WITHOUT_AREA = ("line", "linestrip", "point", "points")
+_NO_AREA = Fault(REMARK, "shapes are lines or points", "left out")
+_NO_PICTURE = Fault(
+    ERROR, "label files name a picture that is not there", "not used", "put the picture beside its json"
+)
+
+
+def is_labelme(value: Any) -> bool:
+    """Whether a JSON value is a labelme file."""
+    return isinstance(value, dict) and isinstance(value.get("shapes"), list) and "imagePath" in value
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The json files, if those looked into are of labelme."""
+    return reading.claim_json(is_labelme, "shapes and imagePath")
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each label file."""
+    for label in labels:
+        value = reading.json(label)
+        if not is_labelme(value):
+            reading.findings.add(OTHER_FILES, *([label] if value is not None else []))
+            continue
+        path, embedded = _find_picture(reading, label, value)
+        if path is None and embedded is None:
+            reading.findings.add(_NO_PICTURE, f"{label}: {utils.printable(value['imagePath'])}")
+            continue
+        picture = Picture(path, label, whole_size(value.get("imageHeight"), value.get("imageWidth")), embedded=embedded)
+        picture.split = split_of(label if path is None else reading.listing.relative(path))
+        size = picture.label_size or reading.size_of(picture)
+        if size is not None:
+            picture.objects = list(_objects(reading, label, value["shapes"], size))
+            yield picture
+
+
+def _find_picture(reading: Reading, label: str, value: dict) -> tuple[Path | None, Any]:
+    """The picture's file; without one, a function that reads imageData."""
+    name = value["imagePath"]
+    parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
+    path = reading.find("/".join(parts), folder_of(label)) or reading.find_stem(stem_of(label), folder_of(label))
+    if path is None and isinstance(value.get("imageData"), str):
+        return None, functools.partial(embedded_picture, reading.listing.path(label))
+    return path, None
+
+
+def embedded_picture(path: Path) -> np.ndarray:
+    """The picture in the imageData of a label file, uint8 [H, W, 3]. Raises: ValueError if it is damaged."""
+    text, _ = decode_text(path.read_bytes(), path.name)
+    try:
+        data = decode_base64(json.loads(text)["imageData"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{utils.printable(path, 500)}: imageData is no base64") from None
+    return read_image_bytes(data, f"imageData of {path}")
+
+
+def _objects(reading: Reading, label: str, shapes: list, size: tuple[int, int]) -> Iterator[Object]:
+    """The objects of a file: shapes of one label and group_id together, others one by one."""
+    groups: dict[Any, Object] = {}
+    for number, shape in enumerate(shapes, start=1):
+        place = f"shape {number}"
+        try:
+            parsed = _object(shape, place, size)
+            if parsed is None:
+                reading.findings.add(_NO_AREA, f"{label}: {place}")
+                continue
+            group = shape.get("group_id")
+            key = (parsed.name, group) if type(group) in (int, str) and group != "" else number
+            if key in groups:
+                groups[key].join(parsed, size)
+            else:
+                groups[key] = parsed
+        except FLAWS as error:
+            reading.findings.add(UNUSABLE, f"{label}: {place}: {utils.printable(error)}")
+    yield from groups.values()
+
+
+def _object(shape: Any, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a shape; None for one without an area."""
+    if not isinstance(shape, dict):
+        raise ValueError("is no object")
+    label = shape.get("label")
+    kind = shape.get("shape_type") or "polygon"
+    if kind in _WITHOUT_AREA:
+        return None
+    points = point_array(shape["points"])
+    found = Object(label if isinstance(label, str) else "", place)
+    if kind == "mask":
+        found.rle = _mask(shape.get("mask"), points, size)
+    elif kind == "circle" and len(points) == 2:
+        radius = math.dist(*points)
+        found.rings = [closed_ring(ellipse(*points[0], radius, radius))]
+    elif kind == "rectangle" and len(points) == 2:
+        found.rings = [closed_ring(rectangle(*points.min(axis=0), *points.max(axis=0)))]
+    elif kind in ("polygon", "oriented_rectangle", "rectangle", "rotation"):
+        found.rings = [closed_ring(points)]
+    else:
+        raise ValueError(f"has the shape_type {str(kind)[:40]!r} with {len(points)} points")
+    return found
+
+
+def _mask(text: Any, points: np.ndarray, size: tuple[int, int]) -> dict:
+    """The RLE of a mask: a PNG of the box whose corners are the points, both inside."""
+    with Image.open(io.BytesIO(decode_base64(text)), formats=["PNG"]) as image:
+        if image.width > size[1] or image.height > size[0]:
+            raise ValueError(f"has a mask of {image.width} x {image.height} pixels, larger than the picture")
+        mask = np.asarray(image.convert("L")) > 0
+    x, y = np.round(points.min(axis=0)).astype(int).tolist()
+    return bitmap_to_rle(Bitmap(y, x, mask), *size)

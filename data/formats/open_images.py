@@ -1,0 +1,96 @@
+"""Open Images' segmentation: a csv with a row for each mask file, and class-descriptions csv.
+
+    MaskPath, ImageID, LabelName, BoxID, BoxXMin, BoxXMax, BoxYMin, BoxYMax, PredictedIoU, Clicks
+
+Mask files are smaller or larger than their pictures. LabelName is /m/..., whose words the class descriptions have.
+Source: storage.googleapis.com/openimages, the description of V7.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+import utils
+from data.images import read_numbers
+from data.listing import folder_of, stem_of
+from data.reading import NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, split_of, split_of_file
+from data.records import Object, Picture
+
+NAME = "open_images"
+TITLE = "Open Images csv"
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The csv files whose header has MaskPath and ImageID."""
+    labels = [name for name in reading.listing.of(".csv") if {"MaskPath", "ImageID"} <= _header(reading, name)]
+    if not labels:
+        return None
+    quiet = Reading(reading.listing.root)  # what is wrong with the files is said when they are read
+    pictures = {row["ImageID"] for label in labels for row in _rows(quiet, label)}
+    return Claim(labels, len(pictures), f"{labels[0]}: MaskPath and ImageID")
+
+
+def _header(reading: Reading, name: str) -> set[str]:
+    with reading.listing.path(name).open("rb") as file:
+        return set(file.read(1 << 12).decode("utf-8", "replace").partition("\n")[0].strip().split(","))
+
+
+def _rows(reading: Reading, label: str) -> Iterator[dict[str, str]]:
+    try:
+        for row in csv.DictReader(io.StringIO(reading.text(label))):
+            if row.get("MaskPath") and row.get("ImageID"):
+                yield row
+    except csv.Error as error:
+        reading.findings.add(UNREADABLE, f"{label}: {error}")
+
+
+def _class_names(reading: Reading) -> dict[str, str]:
+    """{"/m/01yrx": "Cat"} of the files of class descriptions."""
+    names = {}
+    for name in reading.listing.of(".csv"):
+        if "class-descriptions" in stem_of(name):
+            names |= {row[0]: row[1] for row in csv.reader(io.StringIO(reading.text(name))) if len(row) == 2}
+    return names
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each ImageID."""
+    names = _class_names(reading)
+    masks = {PurePosixPath(name).name: name for name in reading.listing.of(".png")}
+    for label in labels:
+        groups = defaultdict(list)
+        for row in _rows(reading, label):
+            groups[row["ImageID"]].append(row)
+        for image, rows in groups.items():
+            path = reading.find_stem(image, folder_of(label))
+            if path is None:
+                reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(image)}")
+                continue
+            picture = Picture(path, label, split=split_of_file(label) or split_of(reading.listing.relative(path)))
+            size = reading.size_of(picture)
+            for row in rows if size else ():
+                name = masks.get(PurePosixPath(row["MaskPath"]).name)
+                if name is None:
+                    reading.findings.add(UNUSABLE, f"{label}: {utils.printable(row['MaskPath'])} is not there")
+                    continue
+                try:
+                    mask = _mask(read_numbers(reading.listing.path(name)), size)
+                except (ValueError, OSError) as error:
+                    reading.findings.add(UNREADABLE, str(error))
+                    continue
+                code = row.get("LabelName") or ""
+                name = names.get(code, code)
+                picture.objects.append(Object(name, row["MaskPath"], rle=utils.mask_to_rle(mask)))
+            yield picture
+
+
+def _mask(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] of a mask file, in the size of its picture: the nearest pixels."""
+    mask = values.any(axis=2) if values.ndim == 3 else values != 0
+    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized) > 0

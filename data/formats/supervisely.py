@@ -1,0 +1,111 @@
+"""Supervisely's projects: meta.json, DATASET/img/NAME, DATASET/ann/NAME.json.
+
+    {"size": {"height", "width"}, "objects": [{"classTitle", "geometryType": "polygon" | "bitmap" | "rectangle" ...,
+       "points": {"exterior": [[x, y]], "interior": [[[x, y]]]}, "bitmap": {"origin": [x, y], "data"}}]}
+
+data is base64 of zlib of a PNG, whose alpha, or whose only channel, is the mask.
+Source: supervisely 6.74, geometry/bitmap.py.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import utils
+from data.listing import decode_base64, folder_of, stem_of
+from data.reading import (
+    FLAWS,
+    NO_PICTURE,
+    OTHER_FILES,
+    UNUSABLE,
+    Claim,
+    Reading,
+    closed_ring,
+    point_array,
+    split_of,
+    whole_size,
+)
+from data.records import REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle
+
+NAME = "supervisely"
+TITLE = "Supervisely json"
+
+_NO_AREA = Fault(REMARK, "figures are boxes, points or lines", "left out")
+_MAX_BYTES = 1 << 26  # of an unpacked PNG
+
+
+def is_supervisely(value: Any) -> bool:
+    """Whether a JSON value is the annotation of a picture."""
+    return isinstance(value, dict) and isinstance(value.get("objects"), list) and isinstance(value.get("size"), dict)
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The json files with objects and a size."""
+    return reading.claim_json(is_supervisely, "objects and size")
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each annotation."""
+    for label in labels:
+        value = reading.json(label)
+        if not is_supervisely(value):
+            reading.findings.add(OTHER_FILES, *([label] if value is not None else []))
+            continue
+        folder = PurePosixPath(folder_of(label))
+        name, images = stem_of(label), (folder.parent / "img").as_posix()
+        path = reading.find_stem(name, images, anywhere=False) or reading.find(name, images)
+        if path is None:
+            reading.findings.add(NO_PICTURE, label)
+            continue
+        size = whole_size(value["size"].get("height"), value["size"].get("width"))
+        picture = Picture(path, label, size, split_of(reading.listing.relative(path)) or _split_of_tags(value))
+        size = size or reading.size_of(picture)
+        for number, entry in enumerate(value["objects"] if size else (), 1):
+            try:
+                parsed = _object(entry, f"object {number}", size)
+            except (*FLAWS, zlib.error) as error:
+                reading.findings.add(UNUSABLE, f"{label}: object {number}: {utils.printable(error)}")
+                continue
+            if parsed is None:
+                reading.findings.add(_NO_AREA, f"{label}: object {number}")
+            else:
+                picture.objects.append(parsed)
+        yield picture
+
+
+def _split_of_tags(value: dict) -> str | None:
+    """The split that a picture's tags name."""
+    tags = value.get("tags") if isinstance(value.get("tags"), list) else []
+    splits = (split_of(f"{tag.get('name')}/x") for tag in tags if isinstance(tag, dict))
+    return next(filter(None, splits), None)
+
+
+def _object(entry: dict, place: str, size: tuple[int, int]) -> Object | None:
+    kind = entry.get("geometryType")
+    parsed = Object(str(entry.get("classTitle") or ""), place)
+    if kind == "polygon":
+        parsed.rings = [closed_ring(point_array(entry["points"]["exterior"]))]
+        parsed.holes = [point_array(ring) for ring in entry["points"].get("interior") or []]
+    elif kind == "bitmap":
+        x, y = entry["bitmap"]["origin"]
+        parsed.rle = bitmap_to_rle(Bitmap(int(y), int(x), bitmap_mask(entry["bitmap"]["data"], size)), *size)
+    else:
+        return None
+    return parsed
+
+
+def bitmap_mask(text: str, size: tuple[int, int]) -> np.ndarray:
+    """The mask in a bitmap's data: bool [height, width]. size: of the picture, which no mask may exceed."""
+    png = zlib.decompressobj().decompress(decode_base64(text), _MAX_BYTES)
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if image.width > size[1] or image.height > size[0]:
+            raise ValueError(f"has a bitmap of {image.width} x {image.height} pixels, larger than its picture")
+        values = np.asarray(image)
+    if values.ndim == 3:
+        return values[:, :, -1] > 0
+    return values > 0

@@ -1,0 +1,248 @@
+"""Pascal VOC's segmentation: numbers of objects in SegmentationObject/ID.png, of classes in SegmentationClass/ID.png.
+
+    JPEGImages/ID.jpg, ImageSets/Segmentation/{train,val}.txt, labelmap.txt
+
+The PNGs have a palette, whose numbers count, or are RGB in VOC's colours, as datumaro and CVAT write them. 0 is the
+background, 255 void: the border of about 5 pixels around objects, which is neither object nor background. The class of
+an object is the commonest number of SegmentationClass below it. supervision writes XML with polygons instead, 1-based.
+Source: the development kit of VOC2012; datumaro, plugins/data_formats/voc.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from PIL import Image
+
+import utils
+from data.formats.label_images import objects_of
+from data.listing import folder_of, parse_xml, stem_of
+from data.reading import (
+    FLAWS,
+    NO_PICTURE,
+    UNREADABLE,
+    UNUSABLE,
+    Claim,
+    NoMasks,
+    Reading,
+    closed_ring,
+    point_array,
+    split_of,
+    whole_size,
+)
+from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
+
+NAME = "voc"
+TITLE = "Pascal VOC"
+WHOLE_NUMBERS_ARE_CONTOURS = True
+
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255
+_OBJECTS = "SegmentationObject"
+_VOID = Fault(REMARK, "pictures have pixels of void, 255", "taken as background")
+_NO_CLASS = Fault(WARNING, "objects lie on no class of SegmentationClass", "called object")
+_BOXES = Fault(ERROR, "objects of XML files are boxes among polygons", "left out: a box is no mask")
+_NO_MASKS = Fault(
+    REMARK, "pictures of ImageSets/Segmentation have no SegmentationObject", "taken as pictures without objects"
+)
+
+
+def palette() -> np.ndarray:
+    """VOC's colours of the numbers 0 to 255: uint8 [256, 3]. Bits of the number go to the channels in turn."""
+    numbers, colours = np.arange(256), np.zeros((256, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def claim(reading: Reading) -> Claim | None:
+    """The PNGs of SegmentationObject, or the XML files with polygons."""
+    labels = [name for name in reading.listing.of(".png") if _OBJECTS in folder_of(name).split("/")]
+    if labels:
+        return Claim(labels, len(labels), f"{len(labels)} files in {_OBJECTS}")
+    xmls = reading.listing.of(".xml")
+    samples = reading.listing.samples(xmls)
+    good = [name for name in samples if _is_annotation(reading, name)]
+    if not good:
+        return None
+    folders = {folder_of(name) for name in good}
+    labels = [name for name in xmls if folder_of(name) in folders]
+    evidence = f"{len(good)} of {len(samples)} xml files looked into are <annotation> with <object>"
+    return Claim(labels, len(labels), evidence)
+
+
+def _is_annotation(reading: Reading, name: str) -> bool:
+    with reading.listing.path(name).open("rb") as file:
+        head = file.read(1 << 14).decode("utf-8", "replace")
+    is_voc = "<annotation" in head and "<annotations" not in head and ("<size" in head or "<filename" in head)
+    return is_voc and "<pt>" not in head  # which LabelMe of 2008 writes
+
+
+def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    """A picture for each label, and for each of ImageSets/Segmentation that has none."""
+    if labels[0].lower().endswith(".xml"):
+        yield from _read_xml(reading, labels)
+        return
+    splits = _splits(reading)
+    names, colours = read_label_map(reading)
+    done = set()
+    for label in labels:
+        path = _find_picture(reading, label)
+        if path is None:
+            reading.findings.add(NO_PICTURE, label)
+            continue
+        done.add(path)
+        try:
+            numbers = _numbers(reading.listing.path(label), palette())
+        except (ValueError, OSError) as error:
+            reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
+            continue
+        classes = _read_classes(reading, label, colours)
+        split = splits.get(path.stem) or split_of(reading.listing.relative(path))
+        picture = Picture(path, label, numbers.shape, split)
+        if (numbers == VOID).any():
+            reading.findings.add(_VOID, label)
+        for parsed in objects_of(np.where(numbers == VOID, 0, numbers)):
+            parsed.name = _class_of(parsed, classes, names)
+            if parsed.name == "object":
+                reading.findings.add(_NO_CLASS, f"{label}: {parsed.place}")
+            picture.objects.append(parsed)
+        yield picture
+    for stem, split in splits.items():
+        path = reading.find_stem(stem, _beside(labels[0], "JPEGImages"))
+        if path is not None and path not in done:
+            reading.findings.add(_NO_MASKS, stem)
+            yield Picture(path, "", split=split)
+
+
+def _beside(label: str, folder: str) -> str:
+    """The folder of a label in another folder than SegmentationObject: images, JPEGImages."""
+    parts = folder_of(label).split("/")
+    parts[parts.index(_OBJECTS)] = folder
+    return "/".join(parts)
+
+
+def _find_picture(reading: Reading, label: str) -> Path | None:
+    choices = (_beside(label, folder) for folder in ("JPEGImages", "images"))
+    paths = (reading.find_stem(stem_of(label), choice, anywhere=False) for choice in choices)
+    return next(filter(None, paths), None) or reading.find_stem(stem_of(label), "", anywhere=True)
+
+
+def _read_classes(reading: Reading, label: str, colours: np.ndarray) -> np.ndarray | None:
+    """The class numbers beside a file of object numbers; None, with a finding, if they are not there."""
+    name = f"{_beside(label, 'SegmentationClass')}/{label.rpartition('/')[2]}"
+    try:
+        return _numbers(reading.listing.path(name), colours)
+    except (ValueError, OSError) as error:
+        reading.findings.add(UNREADABLE, f"{name}: {utils.printable(error)}")
+        return None
+
+
+def _splits(reading: Reading) -> dict[str, str | None]:
+    """{stem: split} of ImageSets/Segmentation; a list such as default.txt says no split."""
+    splits: dict[str, str | None] = {}
+    for name in reading.listing.of(".txt"):
+        path = PurePosixPath(name)
+        if path.parent.name == "Segmentation" and path.stem != "trainval":
+            for line in reading.text(name).splitlines():
+                text = PurePosixPath(line.strip().strip('"')).name
+                if text:
+                    stem = stem_of(text) if text.lower().endswith(tuple(utils.IMAGE_SUFFIXES)) else text
+                    splits[stem] = split_of(f"{path.stem}/x") or splits.get(stem)
+    return splits
+
+
+def read_label_map(reading: Reading) -> tuple[list[str], np.ndarray]:
+    """Names of the class numbers, and their colours uint8 [N, 3]: of labelmap.txt, else VOC's own."""
+    for name in reading.listing.of(".txt"):
+        if PurePosixPath(name).name == "labelmap.txt":
+            rows = [line.split(":") for line in reading.text(name).splitlines() if line.strip() and line[:1] != "#"]
+            names = [row[0].strip() for row in rows]
+            colours = [row[1].split(",") if len(row) > 1 and row[1].count(",") == 2 else None for row in rows]
+            default = palette()
+            try:
+                values = [default[i % 256] if c is None else np.array(c, np.int64) for i, c in enumerate(colours)]
+                return names, np.array(values).reshape(-1, 3).clip(0, 255).astype(np.uint8)
+            except ValueError:
+                return names, default[: len(names)]
+    return list(CLASSES), palette()[: len(CLASSES)]
+
+
+def _numbers(path: Path, colours: np.ndarray) -> np.ndarray:
+    """int64 [H, W] of a PNG: its palette's numbers, or the numbers of its colours. VOID for any other colour.
+
+    Raises: ValueError or OSError if it cannot be read.
+    """
+    with Image.open(path, formats=["PNG"]) as image:
+        if image.width * image.height > utils.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{path} has {image.width} x {image.height} pixels, which are too many")
+        if image.mode in ("P", "L", "1", "I;16", "I"):
+            return np.asarray(image).astype(np.int64)
+        pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+    keys = (pixels << [16, 8, 0]).sum(axis=2)
+    of_colour = {
+        int(key): number
+        for number, key in reversed(list(enumerate((colours.astype(np.int64) << [16, 8, 0]).sum(axis=1))))
+    }
+    present, inverse = np.unique(keys, return_inverse=True)
+    return np.array([of_colour.get(int(key), VOID) for key in present])[inverse].reshape(keys.shape)
+
+
+def _class_of(parsed: Object, classes: np.ndarray | None, names: list[str]) -> str:
+    """The name of the commonest class below an object."""
+    mask = utils.rle_to_mask(parsed.rle)
+    if classes is None or mask.shape != classes.shape:
+        return "object"
+    values, counts = np.unique(classes[mask & (classes != VOID) & (classes != 0)], return_counts=True)
+    number = int(values[counts.argmax()]) if len(values) else 0
+    return names[number] if 0 < number < len(names) else "object"
+
+
+############################################################
+#  XML with polygons
+############################################################
+
+
+def _read_xml(reading: Reading, labels: list[str]) -> Iterator[Picture]:
+    pictures, boxes = [], 0
+    for label in labels:
+        try:
+            root = parse_xml(reading.text(label), label)
+        except ValueError as error:
+            reading.findings.add(UNREADABLE, utils.printable(error))
+            continue
+        name = root.findtext("filename") or stem_of(label)
+        path = reading.find(name, folder_of(label)) or reading.find_stem(stem_of(label), folder_of(label))
+        if path is None:
+            reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(name)}")
+            continue
+        picture = Picture(path, label, whole_size(root.findtext("size/height"), root.findtext("size/width")))
+        picture.split = split_of(reading.listing.relative(path))
+        for number, entry in enumerate(root.iter("object"), 1):
+            ring = entry.find("polygon")
+            if ring is None:
+                boxes += 1
+                reading.findings.add(_BOXES, f"{label}: object {number}")
+            try:
+                if ring is not None:
+                    picture.objects.append(Object(entry.findtext("name") or "", f"object {number}", [_xml_ring(ring)]))
+            except FLAWS as error:
+                reading.findings.add(UNUSABLE, f"{label}: object {number}: {utils.printable(error)}")
+        pictures.append(picture)
+    if boxes and not any(picture.objects for picture in pictures):
+        raise NoMasks(TITLE, boxes, labels[0])
+    yield from pictures
+
+
+def _xml_ring(polygon: Element) -> np.ndarray:
+    """The ring of <x1><y1><x2><y2> ..., which count from 1."""
+    xs = [element.text for element in polygon if element.tag.startswith("x")]
+    ys = [element.text for element in polygon if element.tag.startswith("y")]
+    if len(xs) != len(ys):
+        raise ValueError(f"has {len(xs)} x and {len(ys)} y")
+    return closed_ring(point_array(list(zip(xs, ys, strict=True)))) - 1

@@ -1,0 +1,302 @@
+"""What the readers of all formats share while they look at a data set: its files, options, pictures and faults.
+
+A format is a module of data/formats/ with
+
+    NAME, TITLE                     what --format takes, and what messages say
+    claim(reading) -> Claim | None  the label files that it explains, by looking into some of them
+    read(reading, labels)           yields a Picture for each image of these label files
+
+A reader raises nothing for a fault in the data. It adds the fault to reading.findings, and loses the label alone.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import mmap
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import utils
+from data.file_names import CASE, FOLDERS, SUFFIX, FileIndex
+from data.images import ImageSize, image_size
+from data.listing import Listing, folded, folder_of, stem_of
+from data.records import ERROR, REMARK, WARNING, Fault, Findings, Picture
+
+UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
+UNREADABLE = Fault(ERROR, "label files cannot be read", "left out", "mend or delete them")
+OTHER_FILES = Fault(REMARK, "files beside the labels are of another kind", "left out")
+NO_PICTURE = Fault(ERROR, "labels name a picture that is not there", "left out", "put it back, or remove its entry")
+AMBIGUOUS = Fault(
+    ERROR, "labels name a picture that several files could be", "left out", "give each picture a name of its own"
+)
+
+# What tools write beside pictures that is no picture: Cellpose's flows and outlines, Cityscapes' colours.
+DERIVED = re.compile(r"_(flows|cellprob|cp_output|cp_outlines|outlines|labelIds|instanceIds|color)$")
+# What a reader may meet in a label that is not as it should be: it loses this label alone.
+FLAWS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, SyntaxError)
+
+_DAMAGED = Fault(ERROR, "pictures cannot be read", "left out", "replace them")
+
+_LONGEST_NAME = 2000  # characters; a longer text is no name of a file
+_LARGE = 64 << 20  # bytes; a larger JSON object is not parsed to recognise it
+_LOOKED_INTO = 8  # JSON files of a folder; if one of them has a format, all of the folder are looked into
+_KEYS = (
+    "images", "annotations", "categories", "_via_img_metadata", "metadata", "project", "view", "features", "type",
+    "shapes", "imagePath",
+)  # fmt: skip
+
+
+class NoMasks(ValueError):
+    """The labels are boxes, and masks cannot be learned from boxes."""
+
+    def __init__(self, title: str, count: int, example: str) -> None:
+        super().__init__(
+            f"these {title} labels are boxes, {count:,} of them (the first in {utils.printable(example)}): there are "
+            "no masks to learn. Label outlines, or let a tool such as Segment Anything turn boxes into masks first"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user may decide where a format leaves it open."""
+
+    class_attribute: str = ""  # VIA: the attribute that is the class; empty: as class_attribute_of says
+    empty: str = "skip"  # pictures without a label file: skip, or label: they have no objects
+    crowds: str = "auto"  # objects that are marked as crowds: auto, ignore, objects
+    split_parts: bool = False  # foreground masks: each connected part is an object
+    filling: str = "auto"  # of polygons: auto, or centres or contour of data/records.py for all
+
+
+class Claim(NamedTuple):
+    """What a format explains of a data set."""
+
+    labels: list[str]  # names of label files
+    pictures: int  # that these label, as far as names tell
+    evidence: str  # what was seen: "31 of 31 json files have shapes and imagePath"
+
+
+class Reading:
+    """A data set while it is read."""
+
+    def __init__(self, root: str | Path, options: Options | None = None) -> None:
+        """Raises: as Listing."""
+        self.listing = Listing(root)
+        self.options = options or Options()
+        self.findings = Findings()
+        self._pictures = set(self.listing.pictures)
+        self._stems: dict[tuple[str, str], list[str]] = defaultdict(list)  # (folder, stem), folded: names
+        self._anywhere: dict[str, list[str]] = defaultdict(list)  # stem, folded: names
+        for name in self.listing.pictures:
+            self._stems[folded(folder_of(name)), folded(stem_of(name))].append(name)
+            self._anywhere[folded(stem_of(name))].append(name)
+        self._sizes: dict[Path, ImageSize | None] = {}
+        self._noted: set[tuple[str, str]] = set()  # names that note_name has told of
+
+    ############################################################
+    #  Label files
+    ############################################################
+
+    def json(self, label: str) -> Any:
+        """The value of a JSON file; None, with a finding, if it cannot be read."""
+        try:
+            return self.listing.json(label, self.findings)
+        except (ValueError, OSError) as error:
+            self.findings.add(UNREADABLE, str(error))
+            return None
+
+    def text(self, label: str) -> str:
+        """The text of a file; empty, with a finding, if it cannot be read."""
+        try:
+            return self.listing.text(label, self.findings)
+        except (ValueError, OSError) as error:
+            self.findings.add(UNREADABLE, str(error))
+            return ""
+
+    def look(self, name: str) -> Any:
+        """What recognising a JSON file needs: its value; of a large one a dict of the keys that it holds; else None."""
+        with contextlib.suppress(ValueError, OSError):
+            path = self.listing.path(name)
+            if path.stat().st_size <= _LARGE:
+                return self.listing.json(name)
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+                found = {key: [] for key in _KEYS if text.find(json.dumps(key).encode()) >= 0}
+            return found or self.listing.json(name)
+        return None
+
+    def looked_into(self, is_format: Callable[[Any], bool], *suffixes: str) -> dict[str, Any]:
+        """{name: value as look() gives it} of the JSON files of a format, in the folders whose samples have some."""
+        names = self.listing.of(*(suffixes or (".json",)))
+        samples = set(self.listing.samples(names, _LOOKED_INTO))
+        found = {name: value for name in sorted(samples) if is_format(value := self.look(name))}
+        folders = {folder_of(name) for name in found}
+        others = [name for name in names if folder_of(name) in folders and name not in samples]
+        found |= {name: value for name in others if is_format(value := self.look(name))}
+        return dict(sorted(found.items()))
+
+    def claim_json(self, is_format: Callable[[Any], bool], words: str, *suffixes: str) -> Claim | None:
+        """A claim of the JSON files in all folders in which some that were looked into are of a format.
+
+        is_format: says whether a value is of the format. words: what it looks for.
+        """
+        names = self.listing.of(*(suffixes or (".json",)))
+        samples = self.listing.samples(names, _LOOKED_INTO)
+        good = [name for name in samples if is_format(self.look(name))]
+        folders = {folder_of(name) for name in good}
+        labels = [name for name in names if folder_of(name) in folders]
+        if not labels:
+            return None
+        return Claim(labels, len(labels), f"{len(good)} of {len(samples)} files looked into have {words}")
+
+    ############################################################
+    #  Pictures
+    ############################################################
+
+    @functools.cached_property
+    def _index(self) -> FileIndex:
+        return FileIndex(self.listing.root)
+
+    @functools.cached_property
+    def text_files(self) -> set[str]:
+        """The names of the .txt files."""
+        return set(self.listing.of(".txt"))
+
+    def find(self, name: str, folder: str = "", *others: str) -> Path | None:
+        """The image file that a label file means by a name, by the rules of data/file_names.py.
+
+        folder: of the label file, relative to the data set; names are tried from there first.
+        others: further names for the same file, tried in this order. Those that are exact come before all guesses.
+        """
+        names = [choice for choice in (name, *others) if choice and len(choice) < _LONGEST_NAME]
+        for choice in names:
+            for path in (posixpath.normpath(f"{folder}/{choice}") if folder else choice, choice):
+                if path in self._pictures:
+                    return self.listing.path(path)
+        for choice in names:
+            found = self._index.find(f"{folder}/{choice}" if folder else choice)
+            candidates = [path for path in found.candidates or [found.path] if path in self._pictures]
+            near = [path for path in candidates if folder_of(path) == folder]
+            if len(candidates) == 1 or len(near) == 1:
+                rules = [rule for rule in found.rules if rule != FOLDERS]  # the folder of the label may be one too many
+                self.note_name(choice, (near or candidates)[0], rules)
+                return self.listing.path((near or candidates)[0])
+            if candidates:
+                self.findings.add(AMBIGUOUS, f"{utils.printable(choice)}: {utils.listed(candidates, 3)}")
+                return None
+        return None
+
+    def note_name(self, name: str, path: str, rules: Sequence[str]) -> None:
+        """Adds a finding if a picture was found under another name than its label says.
+
+        name: in the label file. path: of the picture. rules: of data/file_names.py, by which it was found.
+        """
+        if rules and (name, path) not in self._noted:
+            self._noted.add((name, path))
+            severity = WARNING if CASE in rules or SUFFIX in rules else REMARK
+            what = f"pictures were found under another name than their labels say, {', '.join(rules)}"
+            self.findings.add(Fault(severity, what, "used"), f"{utils.printable(name)} is {utils.printable(path)}")
+
+    def find_stem(self, stem: str, folder: str = "", anywhere: bool = True) -> Path | None:
+        """The image file with this name without suffix, in a folder; else, if it is the only one, anywhere."""
+        names = self._stems.get((folded(folder), folded(stem)), [])
+        if not names and anywhere:
+            names = self._anywhere.get(folded(stem), [])
+        if len(names) > 1:
+            names = [name for name in names if stem_of(name) == stem]
+        if len(names) != 1:
+            return None
+        if _composed(stem_of(names[0])) != _composed(stem):
+            self.note_name(stem, names[0], (CASE,))
+        return self.listing.path(names[0])
+
+    def size_of(self, picture: Picture) -> tuple[int, int] | None:
+        """(height, width) of a picture as it is shown, from its file's header; None, with a finding, if it has none."""
+        if picture.path is None:
+            try:
+                return picture.embedded().shape[:2]
+            except (ValueError, OSError) as error:
+                self.findings.add(_DAMAGED, str(error))
+            return None
+        size = self.image_size(picture.path)
+        return None if size is None else size.shown
+
+    def image_size(self, path: Path) -> ImageSize | None:
+        """What the header of an image file says; None, with a finding, if it cannot be read."""
+        if path not in self._sizes:
+            try:
+                self._sizes[path] = image_size(path)
+            except (ValueError, OSError) as error:
+                self._sizes[path] = None
+                self.findings.add(_DAMAGED, str(error))
+        return self._sizes[path]
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+############################################################
+#  Splits
+############################################################
+
+_SPLITS = {
+    "train": ("train", "training", "train2017", "train2014", "stage1_train"),
+    "val": ("val", "valid", "validation", "val2017", "val2014", "dev"),
+    "test": ("test", "testing", "test2017", "test2014"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
+
+
+def split_of(name: str) -> str | None:
+    """train, val or test, if a folder of a path says so. The file's name does not: it may show a train."""
+    for part in reversed(PurePosixPath(name.lower()).parts[:-1]):
+        if part in _SPLIT_OF:
+            return _SPLIT_OF[part]
+    return None
+
+
+def split_of_file(name: str) -> str | None:
+    """train, val or test, if the first or last word of a label file's stem says so, or else a folder of its path."""
+    words = re.split(r"[-_. ]+", stem_of(name).lower())
+    return _SPLIT_OF.get(words[-1]) or _SPLIT_OF.get(words[0]) or split_of(name)
+
+
+############################################################
+#  Shapes
+############################################################
+
+
+def point_array(points: Any) -> np.ndarray:
+    """Points of a file as float64 [N, (x, y)]. Raises: ValueError for anything else, and for absurd numbers."""
+    try:
+        array = np.asarray(points, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("has points that are no numbers") from None
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array):
+        raise ValueError("has points that are no list of [x, y]")
+    if not (np.abs(array) <= utils.MAX_COORDINATE).all():
+        raise ValueError("has points that are not finite, or absurd")
+    return array
+
+
+def whole_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) as a label file says it, as numbers or text; None if that is no size of a picture."""
+    try:
+        size = int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 and size[0] * size[1] <= utils.MAX_IMAGE_PIXELS else None
+
+
+def closed_ring(points: np.ndarray) -> np.ndarray:
+    """The points, checked to enclose something. Raises: ValueError for fewer than 3 different ones."""
+    if len(np.unique(points, axis=0)) < 3:
+        raise ValueError(f"has a polygon of {len(points)} points, which encloses nothing")
+    return points

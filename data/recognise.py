@@ -1,0 +1,266 @@
+"""Recognises the format of a data set by looking at its files, and reads it.
+
+open_records("my_data") finds the format, and yields pictures with objects whose masks are in the pixels of the picture
+as it is loaded. All that was decided and all that is wrong with the data is in its findings.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+import utils
+from data.formats import (
+    binary_masks,
+    cityscapes,
+    coco_records,
+    cvat,
+    geojson,
+    imagej,
+    label_images,
+    label_studio,
+    labelme,
+    open_images,
+    sa1b,
+    supervisely,
+    via,
+    voc,
+    yolo,
+)
+from data.listing import stem_of
+from data.reading import DERIVED, Claim, Options, Reading, split_of
+from data.records import CENTRES, CONTOUR, ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
+
+# The order in which formats look. Label images and masks are pictures, which other formats have too: they look last.
+FORMATS: tuple[ModuleType, ...] = (
+    coco_records, sa1b, labelme, via, cvat, label_studio, supervisely, geojson, yolo, open_images, cityscapes, voc,
+    imagej, binary_masks, label_images,
+)  # fmt: skip
+FORMAT_NAMES = tuple(module.NAME for module in FORMATS)
+_PICTURES_ONLY = (binary_masks, label_images)
+WINNING_SHARE = 0.9
+
+_NO_LABELS = (
+    "--dataset {}: {:,} pictures and no labels of any format that is known here ({}); are the labels in another folder?"
+)
+
+_PICKLES = (
+    ". Cellpose's _seg.npy files are pickles, which can run programs: they are never read. Its menu File, Save masks "
+    "as PNG/tif writes label images, which are"
+)
+
+
+@dataclasses.dataclass
+class Records:
+    """A data set as its label files have it."""
+
+    root: Path
+    title: str  # of the format
+    evidence: str  # by which it was recognised
+    pictures: list[Picture]
+    findings: Findings
+
+
+def open_records(root: str | Path, format_name: str | None = None, options: Options | None = None) -> Records:
+    """Reads a data set of any format. Raises: ValueError or FileNotFoundError if there is nothing that can be used.
+
+    format_name: one of FORMAT_NAMES; None: recognise it.
+    """
+    reading = Reading(root, options)
+    module, claim = recognise(reading, format_name)
+    pictures = list(module.read(reading, claim.labels))
+    if not pictures:
+        raise ValueError(f"--dataset {root}: no picture of the {module.TITLE} labels can be used{_first(reading)}")
+    pictures = _join_same_files(pictures, reading)
+    pictures += _without_labels(pictures, claim.labels, reading)
+    if getattr(module, "WHOLE_NUMBERS_ARE_CONTOURS", False) or reading.options.filling != "auto":
+        settle_filling(pictures, reading.findings, reading.options.filling)
+    settle_sizes(pictures, reading)
+    if not pictures:
+        raise ValueError(f"--dataset {root}: no picture of the {module.TITLE} labels can be used{_first(reading)}")
+    return Records(reading.listing.root, module.TITLE, claim.evidence, pictures, reading.findings)
+
+
+def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleType, Claim]:
+    """The format that explains the labels, and what it explains.
+
+    Raises: ValueError if no format does, or if two do.
+    """
+    claims = {}
+    for module in FORMATS:
+        if format_name is not None and format_name != module.NAME:
+            continue
+        if module in _PICTURES_ONLY and format_name is None:
+            most = max((claim.pictures for claim in claims.values()), default=0)
+            if most * 10 > len(reading.listing.pictures):
+                continue  # the masks of another format, such as those of VOC
+        claim = module.claim(reading)
+        if claim is not None and claim.pictures:
+            claims[module] = claim
+    if not claims:
+        if format_name is not None:
+            raise ValueError(f"--format {format_name}: --dataset {reading.listing.root} has no such labels")
+        names = ", ".join(module.TITLE for module in FORMATS)
+        message = _NO_LABELS.format(reading.listing.root, len(reading.listing.pictures), names)
+        if any(name.endswith("_seg.npy") for name in reading.listing.of(".npy")):
+            message += _PICKLES
+        raise ValueError(message + _first(reading))
+    most = max(claim.pictures for claim in claims.values())
+    winners = {module: claim for module, claim in claims.items() if claim.pictures >= WINNING_SHARE * most}
+    if len(winners) > 1:
+        choices = " and ".join(f"{module.TITLE} ({claim.pictures:,} pictures)" for module, claim in winners.items())
+        flags = " or ".join(f"--format {module.NAME}" for module in winners)
+        raise ValueError(f"--dataset {reading.listing.root} has labels of two formats: {choices}; choose by {flags}")
+    module, claim = next(iter(winners.items()))
+    for other, ignored in claims.items():
+        if other is not module:
+            what = f"label files look like {other.TITLE}"
+            reading.findings.add(Fault(WARNING, what, "not used", f"--format {other.NAME}"), *ignored.labels)
+    return module, claim
+
+
+def _first(reading: Reading) -> str:
+    """The first error, for a message."""
+    for fault, places in reading.findings.of(ERROR).items():
+        return f": {len(places)} {fault.what}: {utils.listed(places, 3)}"
+    return ""
+
+
+############################################################
+#  Decisions about the whole data set
+############################################################
+
+_TWICE = Fault(
+    WARNING, "pictures have two entries or label files", "their objects joined, equal ones once", "remove one of them"
+)
+_UNLABELLED = Fault(
+    REMARK, "pictures have no label", "not used", "--empty label takes them as pictures without objects"
+)
+_EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects, by --empty label")
+
+
+def _join_same_files(pictures: Iterable[Picture], reading: Reading) -> list[Picture]:
+    """One Picture for each file."""
+    joined: dict = {}
+    for number, picture in enumerate(pictures):
+        key = picture.path or number
+        if key not in joined:
+            joined[key] = picture
+            continue
+        first = joined[key]
+        name = reading.listing.relative(first.path)
+        reading.findings.add(_TWICE, f"{name} ({first.label or 'no label'}, {picture.label or 'no label'})")
+        known = {parsed.content for parsed in first.objects}
+        first.objects += [parsed for parsed in picture.objects if parsed.content not in known]
+        first.split = first.split or picture.split
+        first.is_labelled |= picture.is_labelled
+    return list(joined.values())
+
+
+def _without_labels(pictures: list[Picture], labels: Sequence[str], reading: Reading) -> list[Picture]:
+    """The pictures that lie beside labelled ones, and of which no label says anything. Nobody knows what they show."""
+    folders = {picture.path.parent for picture in pictures if picture.path is not None}
+    known = {picture.path for picture in pictures} | {reading.listing.path(label) for label in labels}
+    names = [
+        name for name in reading.listing.pictures
+        if not DERIVED.search(stem_of(name)) and (path := reading.listing.path(name)).parent in folders
+        and path not in known
+    ]  # fmt: skip
+    is_empty = reading.options.empty == "label"
+    unlabelled = [picture for picture in pictures if not picture.is_labelled]
+    for picture in unlabelled:
+        picture.is_labelled = is_empty
+        names.append(reading.listing.relative(picture.path) if picture.path is not None else picture.label)
+    reading.findings.add(_EMPTY if is_empty else _UNLABELLED, *names)
+    names = names[: len(names) - len(unlabelled)]
+    return [Picture(reading.listing.path(name), "", split=split_of(name), is_labelled=is_empty) for name in names]
+
+
+_CONTOURS = Fault(REMARK, "polygons have whole numbers throughout, as contours through pixel centres have",
+                  "filled with their outline")  # fmt: skip
+
+
+def settle_filling(pictures: Sequence[Picture], findings: Findings, filling: str = "auto") -> None:
+    """Fills the polygons of a set with their outline, if all their coordinates are whole numbers, within 0.02 px.
+
+    OpenCV's contours go through the centres of pixels. Without the outline they lose half a pixel on each side.
+
+    filling: CENTRES or CONTOUR of data/records.py for all polygons, or auto.
+    """
+    objects = [parsed for picture in pictures for parsed in picture.objects]
+    rings = [ring for parsed in objects for ring in parsed.rings]
+    if filling == "auto":
+        if not rings or any((np.abs(ring - np.round(ring)) > 0.02).any() for ring in rings):
+            return
+        filling = CONTOUR
+        findings.add(_CONTOURS, f"{len(rings):,} polygons")
+        for parsed in objects:
+            parsed.rings = [np.round(ring) for ring in parsed.rings]
+    for parsed in objects:
+        parsed.filling = filling
+
+
+_SCALED = Fault(WARNING, "pictures have another size than their labels say, by one factor", "labels scaled")
+_MISFIT = Fault(
+    ERROR, "pictures have another size than their labels say", "left out", "use the pictures that were labelled"
+)
+_TURNED = Fault(REMARK, "pictures are turned by EXIF, and their labels are of the stored pixels", "loaded as stored")
+_UNKNOWN = Fault(
+    REMARK, "pictures are turned by EXIF, which their labels do not show", "labels taken as drawn on the turned picture"
+)
+
+
+def settle_sizes(pictures: list[Picture], reading: Reading) -> None:
+    """Gives each picture its size and frame, from its header and what the labels say. Drops those that misfit."""
+    kept = []
+    for picture in pictures:
+        if picture.path is None:
+            size = reading.size_of(picture)
+            picture.height, picture.width = size or (0, 0)
+            kept += [picture] if size else []
+            continue
+        size = reading.image_size(picture.path)
+        if size is None:
+            continue
+        picture.height, picture.width = size.shown
+        name = reading.listing.relative(picture.path)
+        said = picture.label_size
+        if said is None or said == size.shown:
+            if size.orientation > 1 and picture.objects and (said is None or size.is_ambiguous):
+                reading.findings.add(_UNKNOWN, name)
+        elif said == size.stored:
+            picture.is_stored, (picture.height, picture.width) = True, size.stored
+            reading.findings.add(_TURNED, name)
+        elif not _rescale(picture, said):
+            reading.findings.add(_MISFIT, f"{name}: {size.shown[1]} x {size.shown[0]} instead of {said[1]} x {said[0]}")
+            continue
+        else:
+            place = f"{name}: {size.shown[1]} x {size.shown[0]} instead of {said[1]} x {said[0]}"
+            reading.findings.add(_SCALED, place)
+        kept.append(picture)
+    pictures[:] = kept
+
+
+def _rescale(picture: Picture, said: tuple[int, int]) -> bool:
+    """Scales the objects to the picture's size, if both sides differ by one factor, within 1 %. Returns whether so."""
+    y, x = picture.height / said[0], picture.width / said[1]
+    if abs(y / x - 1) > 0.01:
+        return False
+    for parsed in picture.objects:
+        _rescale_object(parsed, said, (picture.height, picture.width))
+    return True
+
+
+def _rescale_object(parsed: Object, said: tuple[int, int], size: tuple[int, int]) -> None:
+    scale = np.array([size[1] / said[1], size[0] / said[0]])
+    if parsed.rle is not None:
+        mask = utils.rle_to_mask(parsed.rle)
+        rows = (np.arange(size[0]) + 0.5) * said[0] / size[0]
+        columns = (np.arange(size[1]) + 0.5) * said[1] / size[1]
+        parsed.rle = utils.mask_to_rle(mask[np.ix_(rows.astype(int), columns.astype(int))])
+    parsed.rings, parsed.holes = [ring * scale for ring in parsed.rings], [hole * scale for hole in parsed.holes]
+    parsed.filling = CENTRES
+    if parsed.box is not None:
+        parsed.box = tuple(value * factor for value, factor in zip(parsed.box, np.tile(scale, 2), strict=True))

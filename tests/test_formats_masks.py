@@ -1,0 +1,397 @@
+"""Label images, binary masks, VOC, Cityscapes, Open Images and ImageJ's ROIs: small sets read to the same masks."""
+
+import numpy as np
+import pytest
+import roifile
+import tifffile
+from own_sets import (
+    FLAT,
+    HEIGHT,
+    HOLED,
+    PLAIN,
+    WIDTH,
+    check,
+    corners,
+    faults,
+    numbers,
+    picture,
+    rle_text,
+    roi,
+    write_json,
+    write_png,
+    write_text,
+    write_zip,
+    xml,
+)
+from PIL import Image
+
+import utils
+from data.formats import binary_masks, imagej, label_images, voc
+from data.reading import Options
+from data.recognise import open_records
+
+
+def with_tiff(path, values, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, **options)
+
+
+def image_tiffs(folder, **options):
+    for stem in "abc":
+        with_tiff(
+            folder / f"{stem}.tif", np.random.default_rng(0).integers(0, 60000, (HEIGHT, WIDTH), np.uint16), **options
+        )
+
+
+############################################################
+#  Label images
+############################################################
+
+
+def test_cellpose(tmp_path):
+    for split, stems in {"train": "ac", "test": "b"}.items():
+        for stem in stems:
+            picture(tmp_path / split / f"{stem} 01.tif")
+            suffix = "png" if stem == "a" else "tif"
+            with_png = numbers(FLAT[stem]) * 7  # numbers with gaps
+            write_png(tmp_path / split / f"{stem} 01_masks.{suffix}", with_png)
+            write_png(tmp_path / split / f"{stem} 01_cp_masks.png", with_png)
+            write_png(tmp_path / split / f"{stem} 01_flows.tif", with_png)
+    (tmp_path / "train" / "a 01_seg.npy").write_bytes(b"\x93NUMPY a pickle")
+    records = check(tmp_path, {f"{stem} 01": FLAT[stem] for stem in FLAT}, names=False)
+    assert {p.split for p in records.pictures} == {"train", "test"}
+    assert not faults(records)
+    assert "_seg.npy files are pickles, which can run programs" in faults(records, "remark")
+
+
+KINDS = {
+    "uint8": (np.uint8, {}),
+    "uint16": (np.uint16, {}),
+    "int32": (np.int32, {}),
+    "float32": (np.float32, {}),
+    "big endian": (np.uint16, {"byteorder": ">"}),
+    "BigTIFF": (np.uint32, {"bigtiff": True}),
+    "deflate": (np.uint16, {"compression": "zlib"}),
+    "ImageJ": (np.float32, {"imagej": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stardist_label_images_of_any_type(tmp_path, kind):
+    dtype, options = KINDS[kind]
+    image_tiffs(tmp_path / "images")
+    for stem, objects in FLAT.items():
+        with_tiff(tmp_path / "masks" / f"{stem}.tif", numbers(objects, dtype), **options)
+    assert not faults(check(tmp_path, FLAT, names=False))
+
+
+@pytest.mark.parametrize(("image", "label"), [
+    ("{}.ome.tif", "masks/{}.tif"), ("{}.tif", "masks/{}.ome.tif"), ("images/{}.ome.tif", "labels/{}_labels.ome.tif"),
+    ("{}.tif", "{}-labels.tif"), ("images/{}.tif", "masks/{}_mask.tif"), ("x/images/{}.tif", "x/Labels/{}.tif"),
+])  # fmt: skip
+def test_names_of_label_images(tmp_path, image, label):
+    for stem, objects in FLAT.items():
+        with_tiff(tmp_path / image.format(f"{stem}_1"), np.zeros((HEIGHT, WIDTH), np.uint8))
+        with_tiff(tmp_path / label.format(f"{stem}_1"), numbers(objects))
+        picture(tmp_path / image.format(stem).replace(".ome.tif", ".png").replace(".tif", ".png"))
+    records = open_records(tmp_path)
+    labelled = {p.path.name.partition(".")[0]: len(p.objects) for p in records.pictures if p.is_labelled}
+    assert labelled == {"a_1": 2, "b_1": 2, "c_1": 0}
+
+
+def test_pictures_with_many_channels(tmp_path):
+    for stem, shape in zip("abc", [(2, HEIGHT, WIDTH), (HEIGHT, WIDTH, 4), (5, HEIGHT, WIDTH)], strict=True):
+        with_tiff(tmp_path / "images" / f"{stem}.tif", np.zeros(shape, np.uint16), photometric="minisblack")
+        with_tiff(tmp_path / "masks" / f"{stem}.tif", numbers(FLAT[stem]))
+    check(tmp_path, FLAT, names=False)
+
+
+def test_label_images_of_colours_and_palettes(tmp_path):
+    colours = np.array([[0, 0, 0], [250, 3, 9], [250, 3, 10]], np.uint8)
+    for stem, objects in FLAT.items():
+        picture(tmp_path / f"{stem}.jpg")
+        if stem == "b":
+            image = Image.fromarray(numbers(objects, np.uint8), mode="P") if False else Image.fromarray(
+                numbers(objects, np.uint8))  # fmt: skip
+            image.putpalette([0, 0, 0, 9, 9, 9, 9, 9, 9])  # the numbers count, not the colours
+            image.save(tmp_path / "b_masks.png")
+        else:
+            write_png(tmp_path / f"{stem}_masks.png", colours[numbers(objects)])
+    check(tmp_path, FLAT, names=False)
+
+
+def test_label_images_that_are_none(tmp_path):
+    image_tiffs(tmp_path / "images")
+    with_tiff(tmp_path / "masks" / "a.tif", numbers(FLAT["a"]))
+    with_tiff(tmp_path / "masks" / "b.tif", numbers(FLAT["b"], np.float32) + 0.5)
+    with_tiff(tmp_path / "masks" / "c.tif", numbers(FLAT["b"], np.int32) - 1)
+    found = faults(check(tmp_path, {"a": FLAT["a"]}, names=False), "error")
+    assert "not whole" in found["label files cannot be read"][0]
+    assert "negative" in found["label files cannot be read"][1]
+
+
+def test_jpeg_label_images_are_refused(tmp_path):
+    for stem in "abc":
+        picture(tmp_path / "images" / f"{stem}.png")
+        write_png(tmp_path / "masks" / f"{stem}.jpg", numbers(FLAT[stem], np.uint8) * 20)
+    with pytest.raises(ValueError, match=r"label images are JPEG, which changes their numbers: masks/a\.jpg"):
+        open_records(tmp_path)
+
+
+def test_foreground_masks(tmp_path):
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / "images" / f"{stem}.png")
+        write_png(tmp_path / "masks" / f"{stem}.png", (numbers(objects) > 0).astype(np.uint8) * 255)
+    with pytest.raises(label_images.ForegroundMasks, match=r"\(255\), as in masks/a.png.* have 4 connected parts"):
+        open_records(tmp_path)
+    records = open_records(tmp_path, options=Options(split_parts=True))
+    assert {p.path.stem: len(p.objects) for p in records.pictures} == {"a": 2, "b": 2, "c": 0}
+    assert "label images have one number for all objects" in faults(records)
+
+
+def test_objects_of_several_parts_are_counted(tmp_path):
+    for stem, objects in HOLED.items():
+        picture(tmp_path / "images" / f"{stem}.png")
+        write_png(tmp_path / "masks" / f"{stem}.png", numbers(objects))
+    truth = {"a": HOLED["a"], "b": HOLED["b"][1:], "c": []}
+    records = open_records(tmp_path)
+    assert faults(records, "remark") == {label_images._SPLIT.what: ["masks/a.png: 1 parts more than objects"]}
+    assert len(records.pictures) == len(truth)
+
+
+def test_numbers_of_and_objects_of():
+    values = numbers(FLAT["a"]).astype(np.int64)
+    values[values == 2] = 2**40  # memory does not grow with the largest number
+    found = list(label_images.objects_of(values))
+    assert [parsed.place for parsed in found] == ["number 1", f"number {2**40}"]
+    assert (utils.rle_to_mask(found[0].rle) == FLAT["a"][0].mask()).all()
+    assert list(label_images.objects_of(np.zeros((0, 4), np.int64))) == []
+    with pytest.raises(ValueError, match="colours"):
+        label_images.numbers_of(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    assert label_images.label_stem("x/cell 1_cp_masks.tif") == "cell 1"
+    assert label_images.one_channel(np.ones((2, 3, 3), np.uint8)).shape == (2, 3)
+
+
+def test_pickles_are_never_read(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a_seg.npy").write_bytes(b"cos\nsystem\n(S'touch /tmp/harm'\ntR.")
+    with pytest.raises(ValueError, match="Save masks as PNG/tif"):
+        open_records(tmp_path)
+
+
+############################################################
+#  Binary masks
+############################################################
+
+
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_data_science_bowl(tmp_path, has_masks):
+    rows = ["ImageId,EncodedPixels"]
+    for stem, objects in PLAIN.items():
+        name = stem * 64
+        image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 4), np.uint8)
+        write_png(tmp_path / "stage1_train" / name / "images" / f"{name}.png", image)
+        for number, item in enumerate(objects):
+            if has_masks:
+                mask = item.mask().astype(np.uint8) * 255
+                write_png(tmp_path / "stage1_train" / name / "masks" / f"{number:x}{'0f' * 31}.png", mask)
+            rows.append(f"{name},{rle_text(item.mask())}")
+        if not objects:
+            rows.append(f"{name},")
+    write_text(tmp_path / "stage1_train_labels.csv", "\n".join([*rows, f"{'a' * 64},5 99999", f"{'a' * 64},x y"]))
+    records = check(tmp_path, {stem * 64: objects for stem, objects in PLAIN.items()}, names=False)
+    assert {p.split for p in records.pictures} == {"train"}
+    assert len(records.pictures) == 3
+    assert len(faults(records, "error").get("objects cannot be used", [])) == (0 if has_masks else 2)
+
+
+def test_rle_of_columns():
+    mask = PLAIN["a"][0].mask()
+    assert (binary_masks.rle_of_columns(rle_text(mask), HEIGHT, WIDTH) == mask).all()
+    with pytest.raises(ValueError, match="beyond"):
+        binary_masks.rle_of_columns("1 9223372036854775807", HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("layout", ["{stem}/{name}_{number:03}", "{stem}_{name}_{number}", "{name}/{stem}_{number}",
+                                    "{stem}/{name}/{number}", "{stem}/mask_{number}_{name}"])  # fmt: skip
+def test_binary_masks_by_hand(tmp_path, layout):
+    for stem, objects in HOLED.items():
+        picture(tmp_path / "images" / f"im 1.{stem}.jpg")
+        for number, item in enumerate(objects, 1):
+            name = layout.format(stem=f"im 1.{stem}", name=item.name, number=number)
+            values = item.mask().astype(np.uint8) * (1 if number == 1 else 255)
+            write_png(tmp_path / "masks" / f"{name}.png", np.stack([values] * 3, 2) if number == 2 else values)
+    name = layout.format(stem="im 1.a", name="cat", number=9)
+    write_png(tmp_path / "masks" / f"{name}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    records = check(tmp_path, {f"im 1.{stem}": objects for stem, objects in HOLED.items()})
+    assert faults(records) == {"mask files are all black": [f"masks/{name}.png"]}
+
+
+def test_binary_masks_of_another_size_and_jpeg(tmp_path):
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / "images" / f"{stem}.png")
+        for number, item in enumerate(objects):
+            write_png(tmp_path / "masks" / stem / f"{item.name}{number}.jpg", item.mask().astype(np.uint8) * 255)
+    write_png(tmp_path / "masks" / "a" / "cat_9.png", np.full((9, 9), 255, np.uint8))
+    records = check(tmp_path, PLAIN, 0.95)
+    assert faults(records, "error") == {"mask files are of another size than their picture":
+                                        ["masks/a/cat_9.png: 9 x 9 instead of 48 x 40"]}  # fmt: skip
+
+
+############################################################
+#  VOC, Cityscapes, Open Images
+############################################################
+
+LABEL_MAP = {
+    "plain": "# label:color_rgb:parts:actions\nbackground:::\ndog:::\ncat:::\n",
+    "coloured": "background:0,0,0::\ndog:10,20,30::\ncat:200,100,0::\nvoid:1,1,1::\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["palette", "plain", "coloured"])
+def test_voc(tmp_path, kind):
+    names = list(voc.CLASSES) if kind == "palette" else ["background", "dog", "cat"]
+    colours = np.array([[0, 0, 0], [10, 20, 30], [200, 100, 0]], np.uint8) if kind == "coloured" else voc.palette()
+    for stem, objects in FLAT.items():
+        picture(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        if not objects:
+            continue
+        classes = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for item in objects:
+            classes[item.mask()] = names.index(item.name)
+        things = numbers(objects, np.uint8)
+        if kind == "palette":
+            things[0], classes[0] = 255, 255  # void
+        for folder, values, table in (("Object", things, voc.palette()), ("Class", classes, colours)):
+            image = Image.fromarray(values if kind == "palette" else table[values])
+            if kind == "palette":
+                image.putpalette(voc.palette().ravel().tolist())
+            path = tmp_path / f"Segmentation{folder}" / f"{stem}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+    if kind != "palette":
+        write_text(tmp_path / "labelmap.txt", LABEL_MAP[kind])
+    picture(tmp_path / "JPEGImages" / "not_listed.jpg")
+    write_text(tmp_path / "ImageSets" / "Segmentation" / "train.txt", "a\nc\n")
+    write_text(tmp_path / "ImageSets" / "Segmentation" / "val.txt", "b\n")
+    write_text(tmp_path / "ImageSets" / "Segmentation" / "trainval.txt", "a\nb\nc\n")
+    write_text(tmp_path / "Annotations" / "a.xml", "<annotation><filename>a.jpg</filename><size/></annotation>")
+    records = check(tmp_path, FLAT)
+    labelled = {p.path.stem: p.split for p in records.pictures if p.is_labelled}
+    assert labelled == {"a": "train", "b": "val", "c": "train"}
+    assert not faults(records)
+    assert ("pictures have pixels of void, 255" in faults(records, "remark")) == (kind == "palette")
+
+
+def test_voc_palette():
+    assert voc.palette()[[0, 1, 2, 15, 255]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192],
+    ]  # fmt: skip
+
+
+def test_voc_xml_of_supervision(tmp_path):
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / "images" / f"{stem}.jpg")
+        write_text(tmp_path / "annotations" / f"{stem}.xml", xml(stem, objects, True))
+    write_text(
+        tmp_path / "annotations" / "d.xml",
+        "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation><filename>a</filename></annotation>",
+    )
+    write_text(tmp_path / "annotations" / "e.xml", "<annotation><filename>a.jpg")
+    found = faults(check(tmp_path, PLAIN), "error")["label files cannot be read"]
+    assert "DOCTYPE" in found[0]
+    assert "cut off" in found[1]
+
+
+def test_voc_boxes_are_no_masks(tmp_path):
+    picture(tmp_path / "a.jpg")
+    write_text(tmp_path / "a.xml", xml("a", PLAIN["a"], False))
+    with pytest.raises(ValueError, match="boxes, 2 of them"):
+        open_records(tmp_path)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_cityscapes(tmp_path, own):
+    classes = {"cat": 1, "dog": 2} if own else {"cat": 24, "dog": 26}
+    for stem, objects in FLAT.items():
+        picture(tmp_path / "leftImg8bit" / "train" / "city" / f"{stem}_000_leftImg8bit.png")
+        values = np.full((HEIGHT, WIDTH), 7, np.uint16)  # road
+        for number, item in enumerate(objects):
+            values[item.mask()] = classes[item.name] * 1000 + number
+        values[0, :5] = classes["cat"]  # a group
+        write_png(tmp_path / "gtFine" / "train" / "city" / f"{stem}_000_gtFine_instanceIds.png", values)
+    if own:
+        write_text(tmp_path / "label_colors.txt", "0 0 0 background\n1 2 3 cat\n4 5 6 dog\n")
+    records = open_records(tmp_path)
+    assert {p.split for p in records.pictures} == {"train"}
+    names = {"cat": "cat", "dog": "dog"} if own else {"cat": "person", "dog": "car"}
+    for found in records.pictures:
+        truth = FLAT[found.path.name[0]]
+        read = sorted(o.name for o in found.objects if not o.is_crowd)
+        assert read == sorted(names[item.name] for item in truth)
+        assert sum(o.is_crowd for o in found.objects) == 1
+        masks = [utils.rle_to_mask(o.mask(HEIGHT, WIDTH)) for o in found.objects if not o.is_crowd]
+        assert sorted(m.sum() for m in masks) == sorted(item.mask().sum() for item in truth)
+
+
+def test_open_images(tmp_path):
+    rows = ["MaskPath,ImageID,LabelName,BoxID"]
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / "train" / f"{stem}.jpg")
+        for number, item in enumerate(objects):
+            values = np.repeat(np.repeat(item.mask(), 2, 0), 2, 1)  # twice as large as the picture
+            write_png(tmp_path / "masks" / f"{stem}_{number}.png", values.astype(np.uint8) * 255)
+            rows.append(f"{stem}_{number}.png,{stem},/m/{item.name},x")
+    write_text(tmp_path / "train-annotations-object-segmentation.csv", "\n".join([*rows, "gone.png,a,/m/cat,x"]))
+    write_text(tmp_path / "class-descriptions.csv", "/m/cat,cat\n/m/dog,dog\n")
+    records = check(tmp_path, PLAIN)
+    assert {p.split for p in records.pictures if p.objects} == {"train"}
+    assert "gone.png is not there" in faults(records)["objects cannot be used"][0]
+
+
+############################################################
+#  ImageJ's ROIs
+############################################################
+
+
+@pytest.mark.parametrize("layout", ["{}_RoiSet.zip", "{}.zip", "rois/RoiSet_{}.zip", "{}.tif.zip"])
+def test_imagej(tmp_path, layout):
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / f"im {stem}.tif")
+        members = {f"{n}.roi": roi(item.parts[0], f"{item.name}-{n:04}") for n, item in enumerate(objects)}
+        point = roifile.ImagejRoi.frompoints(np.array([[3, 4]]), name="dot")
+        point.roitype = roifile.ROI_TYPE.POINT
+        members |= {"__MACOSX/._0.roi": b"x", "bad.roi": b"Iout no", "dot.roi": point.tobytes()}
+        write_zip(tmp_path / layout.format(f"im {stem}"), members)
+    records = check(tmp_path, {f"im {stem}": objects for stem, objects in PLAIN.items()})
+    assert len(faults(records)["objects cannot be used"]) == 3
+    assert len(faults(records, "remark")["ROIs are points or lines"]) == 3
+
+
+def test_imagej_shapes(tmp_path):
+    picture(tmp_path / "a.tif")
+    kinds = roifile.ROI_TYPE
+    options = {"version": 227, "left": 4, "top": 6, "right": 24, "bottom": 16}
+    oval, rect = (roifile.ImagejRoi(roitype=kind, name="", **options) for kind in (kinds.OVAL, kinds.RECT))
+    points = np.array(corners((4.5, 6.5, 24.5, 16.5)), np.float32)
+    fine = roifile.ImagejRoi.frompoints(points, name="fine")
+    for number, item in enumerate((oval, rect, fine)):
+        (tmp_path / f"a-{number}.roi").write_bytes(item.tobytes())
+    found = open_records(tmp_path).pictures[0].objects
+    areas = [utils.rle_area(parsed.mask(HEIGHT, WIDTH)) for parsed in found]
+    assert areas == pytest.approx([np.pi * 50, 200, 200], rel=0.06)
+    assert [parsed.name for parsed in found] == ["a", "a", "fine"]
+
+
+def test_imagej_class_of():
+    names = {"0001-0234": "", "nucleus-0012": "nucleus", "12 cell": "cell", "cell": "cell", "roi 7": "", "": ""}
+    assert {name: imagej.class_of(name) for name in names} == names
+
+
+def test_zip_files_of_other_things_are_no_labels(tmp_path):
+    picture(tmp_path / "a.tif")
+    write_zip(tmp_path / "a.zip", {"a.txt": b"x"})
+    (tmp_path / "b.zip").write_bytes(b"PK no zip")
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="1 pictures and no labels"):
+        open_records(tmp_path)
