@@ -2045,6 +2045,7 @@ class MaskRCNN(nn.Module):
                 if verbose:
                     log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
                 detections = self._infer(chunk, dtype, seconds, weights) if chunk.indices else None
+                runtime.limit_kept_memory()
                 unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
                 while len(unfinished) > 2 or (unfinished and unfinished[0].done()):
                     yield from unfinished.popleft().result()

@@ -31,6 +31,7 @@ from benchmarks import (
     measure_gain,
     overfit_nuclei,
     reproduce,
+    soak,
 )
 from config import Config
 from samples import nucleus
@@ -680,3 +681,41 @@ def test_table_of_ablations():
     value, low, high = measure_gain.mean_gain([0.01, 0.02, 0.03])
     assert detached[6] == f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) |"
     assert logit[6] == "-2.00 |"
+
+
+############################################################
+#  soak.py
+############################################################
+
+
+def test_soak_ends_with_a_json_line(tmp_path):
+    done = run("benchmarks/soak.py", "--quick", "--threads", "1", "--output", str(tmp_path), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    assert (tmp_path / "soak.json").read_text() == line + "\n"
+    facts = json.loads(line)
+    assert facts["columns"] == list(soak.COLUMNS)
+    for kind in ("detection", "training"):
+        rows = np.array(facts["curves"][kind])
+        assert (rows > 0).all()
+        assert (np.diff(rows[:, :2], axis=0) >= 0).all(), "time and count go up"
+        assert (rows[:, soak.COLUMNS.index("used")] < rows[:, soak.COLUMNS.index("resident")]).all()
+        assert f"{kind}: " in done.stdout
+    assert len(facts["curves"]["training"]) == 10
+    assert (tmp_path / "soak.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fifths_of_a_soak():
+    rows = [[second, second, 100 + second, 50, 10, 7] for second in range(10)]
+    assert soak.fifths(rows, "resident") == [(100, 101), (102, 103), (104, 105), (106, 107), (108, 109)]
+    assert soak.fifths(rows, "used") == [(50, 50)] * 5
+    assert soak.fifths(rows[:1], "objects") == [(7, 7)]
+
+
+def test_a_curve_of_memory_follows_what_is_allocated():
+    curve, blocks = soak.Curve(), []
+    curve.add(0)
+    blocks.append(np.ones(20_000_000 // 8))
+    curve.add(1)
+    used = soak.COLUMNS.index("used")
+    assert curve.rows[1][used] - curve.rows[0][used] == pytest.approx(20, abs=2)

@@ -1,5 +1,6 @@
 """What any process needs: files written whole, memory, devices, the code's revision."""
 
+import ctypes
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ import torch
 from conftest import needs_cuda
 from helpers import files_of_at_most
 
+import native
 import runtime
 
 ROOT = Path(__file__).parent.parent
@@ -259,6 +261,31 @@ def test_the_owner_of_a_lock_is_printed_as_text(tmp_path):
 ############################################################
 #  Memory
 ############################################################
+
+
+LIMITED = """
+import numpy, runtime
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+assert runtime.keep_memory()
+runtime.KEPT_BYTES = 500 << 20
+blocks = [numpy.ones(1 << 17) for _ in range(800)]
+del blocks[::2]
+before = resident()
+runtime.limit_kept_memory()
+assert resident() > before - 50, "400 MB and less are kept"
+runtime.KEPT_BYTES = 300 << 20
+runtime.limit_kept_memory()
+assert resident() < before - 300, (before, resident())
+assert all(block.sum() == 1 << 17 for block in blocks)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library has no mallinfo2")
+def test_kept_memory_has_a_limit():
+    """Free blocks between others count: the C library alone would keep them for ever."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=native.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runtime.limit_kept_memory()  # without keep_memory() it does nothing
 
 
 KEEPS = "import runtime; print(runtime.keep_memory(), runtime.keep_memory())"
