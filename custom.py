@@ -21,7 +21,7 @@ import runtime
 import utils
 from data.check import Report, check, check_orphans, fault_lines
 from data.object_checks import check_objects
-from data.reading import Options
+from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.write_coco import write_coco
@@ -137,10 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name in ("data.formats.coco", "data.images"):  # their warnings are findings, which are printed
-        logging.getLogger(name).setLevel(logging.ERROR)
     commands = {"check": run_check, "convert": run_convert}
-    return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
+    with without_log("data.formats.coco", "data.images"):
+        return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
 
 
 if __name__ == "__main__":

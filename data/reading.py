@@ -13,12 +13,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import mmap
 import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -240,6 +241,20 @@ class Reading:
 
 def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
+
+
+@contextlib.contextmanager
+def without_log(*names: str) -> Iterator[None]:
+    """A context without the warnings of these loggers, because the same goes to the findings."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 ############################################################

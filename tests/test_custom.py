@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -281,3 +282,11 @@ def test_how_polygons_are_filled_can_be_said(tmp_path, capsys):
         (entry,) = json.loads((out / "annotations.json").read_text())["annotations"]
         areas[filling] = entry["area"]
     assert areas == {"auto": 41 * 41, "contour": 41 * 41, "centres": 40 * 40}
+
+
+def test_the_log_of_others_speaks_again_afterwards(tmp_path, capsys):
+    """Whoever calls main from Python still hears the warnings of data sets."""
+    levels = [logging.getLogger(name).level for name in ("data.formats.coco", "data.images", "data.file_names")]
+    data = write_coco_set(tmp_path / "data")
+    assert custom.main(["check", "--dataset", str(data), "--output", str(tmp_path / "out")]) == 0
+    assert levels == [logging.getLogger(name).level for name in ("data.formats.coco", "data.images", "data.file_names")]

@@ -158,7 +158,7 @@ def test_two_names_do_not_mean_one_file(folder):
 
 def test_the_files_are_listed_only_if_a_name_is_missing(folder, monkeypatch):
     root = folder("a/1.png", "a/2.png", "b/3.png")
-    monkeypatch.setattr(file_names, "_Index", lambda folder: pytest.fail("was listed"))
+    monkeypatch.setattr(file_names, "FileIndex", lambda folder: pytest.fail("was listed"))
     assert [match.path for match in find_files(root, ["a/1.png", "b/3.png"])] == ["a/1.png", "b/3.png"]
 
 

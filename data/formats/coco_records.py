@@ -4,8 +4,6 @@ COCO's own layout, Roboflow, CVAT and datumaro, Label Studio, labelme2coco, supe
 lists images, annotations and categories, not by its name.
 """
 
-import contextlib
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from data.formats.coco_file import CocoFile, read_file
 from data.images import image_size
 from data.label_table import POLYGONS
 from data.listing import ENCODING, folder_of, stem_of
-from data.reading import UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file
+from data.reading import UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file, without_log
 from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "coco"
@@ -74,7 +72,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
 
 def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
     path = reading.listing.path(label)
-    with _without_log():
+    with without_log("data.formats.coco", "data.file_names", "data.label_checks"):
         file = read_file(path, fallback_encoding=_FALLBACK)
         folder = _image_folder(reading, label, file)
         dataset = _Dialect(reading, file, path)
@@ -174,20 +172,6 @@ def _decodes(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """Silences the warnings of CocoDataset, because the same goes to the findings."""
-    loggers = [logging.getLogger(name) for name in ("data.formats.coco", "data.file_names", "data.label_checks")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _unstretch(picture: Picture) -> bool:
