@@ -570,6 +570,7 @@ def test_correlation_on_objects_leaves_out_what_is_on_none(monkeypatch):
     nowhere = [segm_result(image, 1, rectangle(80, 80, 99, 99), 0.6, 0.9) for image in range(4)]
     monkeypatch.setattr(measure_gain, "detect_dataset", lambda *_, **__: ([], masks + nowhere))
     monkeypatch.setattr(measure_gain, "ground_truth", lambda *_: contents)
+    monkeypatch.setattr(measure_gain, "known_truth", lambda *_: contents)
     numbers = measure_gain.measure(None, None, 100, samples=5)
     predicted, true = [each["mask_iou"] for each in masks], [0.55, 1.0] * 4
     assert numbers["correlation on objects"] == pytest.approx(np.corrcoef(predicted, true)[0, 1])
