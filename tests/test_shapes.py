@@ -228,8 +228,8 @@ def test_train_is_given_data_settings_and_evaluation(weights, tmp_path, monkeypa
     assert [info["stream"] for info in train_data.image_info] == [(0, 4, i) for i in range(6)]
     assert {info["stream"][:2] for info in val_data.image_info} == {(1, 0)}
     assert named["epochs"] == 3
-    monkeypatch.setattr("evaluation.run.evaluate_dataset", lambda model, dataset, *_: (model, dataset))
-    assert named["evaluate"](model) == (model, val_data)
+    assert named["evaluate"].dataset is val_data
+    assert named["evaluate"](model)["images"] == val_data.num_images
     progress.interrupted = 15
     assert shapes.main([*arguments, "--model", str(weights), "--set", *settings]) == 143
 
