@@ -20,6 +20,7 @@ import cli
 import runtime
 import utils
 from data.check import Report, check, check_orphans, fault_lines
+from data.formats.coco_records import CROWD_SHARE
 from data.object_checks import check_objects
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
@@ -28,7 +29,6 @@ from data.write_coco import write_coco
 from evaluation import data_page
 
 CHECK_FOLDER = "output/check"
-_CROWD_SHARE = 0.05  # of the objects, above which data/formats/coco_records.py takes crowds as objects
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,7 +125,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     print(f"{path}: {len(records.pictures):,} pictures, {len(objects):,} objects")
     if not arguments.copy_pictures:
         print(f"file names are relative to {utils.printable(records.root)}")
-    if crowds > _CROWD_SHARE * len(objects):
+    if crowds > CROWD_SHARE * len(objects):
         print(f"{crowds:,} of them are crowds, so many that --crowds ignore must say so when the file is read here")
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     print("\n".join(fault_lines(faults)))

@@ -74,6 +74,7 @@ from training.loop import Hooks, Progress
 from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
 from training.state_checks import check_state
 from weights.checkpoint import (
+    Checkpoint,
     config_of,
     is_backbone,
     make_checkpoint,
@@ -2203,14 +2204,7 @@ class MaskRCNN(nn.Module):
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over, of
             another shape or of other classes.
         """
-        if isinstance(filepath, Mapping):
-            checkpoint = read_checkpoint(filepath)
-        else:
-            checkpoint, conversion = convert(filepath, network_shapes, eps=eps, model_config=self.config)
-            checkpoint.name = str(filepath)
-            if conversion.folded:
-                print(conversion.text(len(checkpoint["model"])))
-        self._check_meaning(checkpoint)
+        checkpoint = self._read(filepath, eps)
         source, target = checkpoint["model"], self.state_dict()
         excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
         takes_part = bool(by_name or excluded or copy_classes)
@@ -2248,6 +2242,18 @@ class MaskRCNN(nn.Module):
             initialise(self, initialised)
         self.source = checkpoint["source"]
         _print_loaded(fitting, initialised, target, source)
+
+    def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None) -> Checkpoint:
+        """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights."""
+        if isinstance(filepath, Mapping):
+            checkpoint = read_checkpoint(filepath)
+        else:
+            checkpoint, conversion = convert(filepath, network_shapes, eps=eps, model_config=self.config)
+            checkpoint.name = str(filepath)
+            if conversion.folded:
+                print(conversion.text(len(checkpoint["model"])))
+        self._check_meaning(checkpoint)
+        return checkpoint
 
     def _continues(self, checkpoint: Mapping[str, Any], filepath: Any) -> bool:
         """Whether a checkpoint is of a training in a log folder of this model."""

@@ -237,7 +237,22 @@ def keep_memory() -> bool:
 class _Mallinfo(ctypes.Structure):
     """The answer of glibc's mallinfo2: bytes."""
 
-    _fields_ = [(f"field{number}", ctypes.c_size_t) for number in range(10)]
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")] + [
+        (name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def allocated_memory() -> tuple[int, int] | None:
+    """Bytes of the blocks that are in use, and of the free ones in the C library's heap, whether it keeps them or not.
+
+    None for a C library that does not tell: glibc does since 2.33.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if not hasattr(libc, "mallinfo2"):
+        return None
+    libc.mallinfo2.restype = _Mallinfo
+    info = libc.mallinfo2()
+    return info.uordblks + info.hblkhd, info.fordblks
 
 
 def limit_kept_memory() -> None:
@@ -246,13 +261,12 @@ def limit_kept_memory() -> None:
     The C library's own limit counts the end of its heap alone. Images of ever other sizes leave free blocks in the
     middle, too, so that a process would grow for hours.
     """
-    libc = ctypes.CDLL(None) if _keeps_memory else None
-    if libc is None or not hasattr(libc, "mallinfo2"):
+    allocated = allocated_memory() if _keeps_memory else None
+    if allocated is None:
         return
-    libc.mallinfo2.restype = _Mallinfo
     _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
-    if (resident - of_files) * os.sysconf("SC_PAGE_SIZE") - libc.mallinfo2().field7 > KEPT_BYTES:
-        libc.malloc_trim(0)
+    if (resident - of_files) * os.sysconf("SC_PAGE_SIZE") - allocated[0] > KEPT_BYTES:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 KEPT_BYTES = (1 << 31) - 1

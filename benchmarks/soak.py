@@ -17,7 +17,6 @@ fifth are a leak; "kept" that grows alone is the C library's. The last line prin
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import subprocess
@@ -45,27 +44,16 @@ FIFTHS = 5
 COLUMNS = ("seconds", "count", "resident", "used", "kept", "objects")
 
 
-class _Mallinfo(ctypes.Structure):
-    """The answer of glibc's mallinfo2: bytes."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")] + [
-        (name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    ]
-
-
 class Curve:
     """Rows of COLUMNS: seconds since the start, calls or steps so far, megabytes, objects."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.rows: list[list[float]] = []
-        self.mallinfo = ctypes.CDLL(None).mallinfo2
-        self.mallinfo.restype = _Mallinfo
 
     def add(self, count: int) -> None:
         """Adds a row. count: the calls or steps so far."""
-        info = self.mallinfo()
-        used, kept = (info.uordblks + info.hblkhd) / 1e6, info.fordblks / 1e6
+        used, kept = (size / 1e6 for size in runtime.allocated_memory())
         seconds = time.perf_counter() - self.start
         self.rows.append([round(seconds, 1), count, machine.resident_mb(), round(used, 1), round(kept, 1), _objects()])
         print(*zip(COLUMNS, self.rows[-1], strict=True), file=sys.stderr, flush=True)

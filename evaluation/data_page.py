@@ -1,11 +1,9 @@
 """The page of a check of a data set: data_page.html.j2 has its text, this file makes the values that it shows."""
 
-import functools
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -17,7 +15,7 @@ from data.object_checks import ObjectTable, class_name, picture_name
 from data.recognise import Records
 from data.records import SEVERITIES, Object, Picture
 
-from .page import Cell, Table, inline_picture
+from .page import Cell, Table, inline_picture, template
 from .page import Picture as Shown
 
 CONTACT_PICTURES = 24
@@ -27,25 +25,13 @@ _SIDE = 480  # pixels of the longer side of a picture on the page
 _LEAST_OBJECTS = 8  # of a class, to say what is odd in it
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # class names, file names and error messages come from outside
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("data_page.html.j2")
-
-
 def render(report: Report, records: Records) -> str:
     """The page as one HTML document, which loads nothing and has no script.
 
     report: of data.check.check. records: those that were checked.
     """
     style = Path(__file__).with_name("report.css").read_text("utf-8")
-    return _template().render(page_view(report, records), style=style)
+    return template("data_page.html.j2").render(page_view(report, records), style=style)
 
 
 def page_view(report: Report, records: Records) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Picture(NamedTuple):
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template, a file of this folder. What it shows is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # class names, file names and error messages come from outside
@@ -72,7 +73,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"count_of": words.count_of, "percent": "{:.1%}".format}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def render(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) -> str:
@@ -84,7 +85,7 @@ def render(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) -> s
     style, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     view = page_view(evaluation, load_image)
-    return _template().render(view, colors=_colors(), style=style, script=script, script_digest=digest)
+    return template("page.html.j2").render(view, colors=_colors(), style=style, script=script, script_digest=digest)
 
 
 def _colors() -> dict[str, str]:

@@ -277,6 +277,12 @@ runtime.KEPT_BYTES = 300 << 20
 runtime.limit_kept_memory()
 assert resident() < before - 300, (before, resident())
 assert all(block.sum() == 1 << 17 for block in blocks)
+used, free = runtime.allocated_memory()
+large = numpy.empty(600 << 20, numpy.uint8)  # mapped by itself, outside of the heap
+assert runtime.allocated_memory()[0] - used >= 600 << 20, "it is in use, and not kept"
+del large, blocks
+assert runtime.allocated_memory()[0] < used - (300 << 20)
+assert runtime.allocated_memory()[1] > free + (300 << 20)
 """
 
 

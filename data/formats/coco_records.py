@@ -25,7 +25,7 @@ NAME = "coco"
 TITLE = "COCO json"
 WHOLE_NUMBERS_ARE_CONTOURS = True
 
-_CROWD_SHARE = 0.05
+CROWD_SHARE = 0.05  # of the objects; above it, crowds are taken as objects
 _FALLBACK = "cp1252"
 _NO_INSTANCES = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_")
 _CROWDS = Fault(
@@ -149,7 +149,7 @@ def _crowds_are_objects(file: CocoFile, path: Path) -> bool:
         return False
     marked = (file.table.crowds == 1) & ~file.ignored
     is_cvat = re.search(rb'"attributes"\s*:\s*\{[^{}]*"occluded"', text) is not None
-    return bool(len(marked) and (is_cvat or marked.mean() > _CROWD_SHARE))
+    return bool(len(marked) and (is_cvat or marked.mean() > CROWD_SHARE))
 
 
 def _ends_of(path: Path) -> bytes:
