@@ -273,6 +273,21 @@ class Length(Range):
 
 
 @dataclass(frozen=True)
+class OfEachClass(Range):
+    """Tuples of this many numbers for each class, one class after another, background first."""
+
+    count: int
+
+    def problem(self, value: Any, config: "Config") -> str | None:
+        expected = self.count * config.NUM_CLASSES
+        return (
+            None
+            if len(value) == expected
+            else f"must have {expected} numbers, {self.count} for each class, not {len(value)}"
+        )
+
+
+@dataclass(frozen=True)
 class Keys(Range):
     """Dicts that have no other keys than these."""
 
@@ -631,6 +646,15 @@ class Config:
 
     # Detections of a class that overlap a better one by more than this IoU are dropped.
     DETECTION_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION] = 0.5
+
+    # Least score of an object that `custom.py detect` keeps: mask score, without a MaskIoU head class score. Training
+    # with custom.py stores the one with the best F1 on the validation data. None: nobody chose one, and 0.5 is taken.
+    SCORE_THRESHOLD: Annotated[float | None, SHARE, RUN] = None
+
+    # Chance that a mask is good, from class score and predicted IoU: the factors of their two logits and a constant,
+    # for a true IoU of 0.7 and of 0.8, so six numbers for each class, background first. Evaluation on the validation
+    # data fits them (evaluation/accept.py). None: nobody did.
+    ACCEPT_CALIBRATION: Annotated[tuple[float, ...] | None, OfEachClass(6), RUN] = None
 
     ### Optimiser
 

@@ -25,10 +25,15 @@ from data.object_checks import check_objects
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
-from data.write_coco import write_coco
+from data.writers.coco import write_coco
 from evaluation import data_page
 
 CHECK_FOLDER = "output/check"
+
+
+############################################################
+#  Arguments
+############################################################
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,6 +97,11 @@ def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
     return open_records(arguments.dataset, arguments.format, options), options
 
 
+############################################################
+#  Check
+############################################################
+
+
 def run_check(arguments: argparse.Namespace) -> int:
     """Checks a data set, prints and writes what it found. Returns the exit code."""
     records, options = open_dataset(arguments)
@@ -114,6 +124,11 @@ def write_report(report: Report, records: Records, folder: Path) -> None:
         runtime.write_atomically(folder / name, lambda file, data=data: file.write(data))
 
 
+############################################################
+#  Convert
+############################################################
+
+
 def run_convert(arguments: argparse.Namespace) -> int:
     """Writes a data set in COCO's format. Returns the exit code."""
     records, options = open_dataset(arguments)
@@ -130,6 +145,31 @@ def run_convert(arguments: argparse.Namespace) -> int:
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     print("\n".join(fault_lines(faults)))
     return int(bool(faults[ERROR]))
+
+
+############################################################
+#  Train
+############################################################
+
+
+############################################################
+#  Evaluate
+############################################################
+
+
+############################################################
+#  Detect
+############################################################
+
+
+############################################################
+#  Review and suggest
+############################################################
+
+
+############################################################
+#  Command line
+############################################################
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,6 +44,7 @@ class Object:
     is_crowd: bool = False  # a group that nobody separated: ignored in training and evaluation
     box: tuple[float, float, float, float] | None = None  # x, y, width, height, if the file says it
     filling: str = CENTRES  # of the rings
+    attributes: dict[str, float | str] = dataclasses.field(default_factory=dict)  # what a writer adds: scores, notes
 
     def mask(self, height: int, width: int) -> dict:
         """The compressed RLE of the mask in an image of this size. What lies outside of the image is cut off."""

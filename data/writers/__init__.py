@@ -1,0 +1,1 @@
+"""One file a format: writes records as labels that other tools read."""
