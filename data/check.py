@@ -87,6 +87,8 @@ class Report:
     leaks: list[tuple[str, str]]  # pictures of two splits that show the same
     seconds: float
     table: ObjectTable  # of the objects that are left in the records
+    alike: list[tuple[int, int]]  # places in Records.pictures of all pairs that show the same, leaks included
+    thumbnails: list[Thumbnail]  # of Records.pictures
 
     @property
     def has_errors(self) -> bool:
@@ -94,7 +96,7 @@ class Report:
         return bool(self.faults[ERROR])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the table, in types that json.dump takes."""
+        """Everything but the table and the thumbnails, in types that json.dump takes."""
         return {
             "format": self.title,
             "evidence": self.evidence,
@@ -256,15 +258,20 @@ def check(records: Records, options: Options | None = None) -> Report:
     table = check_objects(records, options)
     if not len(table.classes):
         records.findings.add(_NO_OBJECTS, "")
-    leaks = _check_likeness(records, thumbnails)
+    alike, leaks = _check_likeness(records, thumbnails)
     if len(records.pictures) < _FEW_PICTURES:
         few = dataclasses.replace(_FEW, what=f"{_count(len(records.pictures), 'picture')} are few")
         records.findings.add(few, "")
-    return _report(records, thumbnails, table, leaks, time.perf_counter() - start)
+    return _report(records, thumbnails, table, alike, leaks, time.perf_counter() - start)
 
 
 def _report(
-    records: Records, thumbnails: list[Thumbnail], table: ObjectTable, leaks: list[tuple[str, str]], seconds: float
+    records: Records,
+    thumbnails: list[Thumbnail],
+    table: ObjectTable,
+    alike: list[tuple[int, int]],
+    leaks: list[tuple[str, str]],
+    seconds: float,
 ) -> Report:
     pictures = records.pictures
     sides = np.sqrt((table.boxes[:, 2:] - table.boxes[:, :2]).prod(axis=1))[~table.crowds]
@@ -284,6 +291,8 @@ def _report(
         leaks,
         seconds,
         table,
+        alike,
+        thumbnails,
     )
 
 
@@ -425,11 +434,13 @@ def _thumbnail(picture: Picture) -> Thumbnail | str:
         return str(error)
 
 
-def _check_likeness(records: Records, thumbnails: list[Thumbnail]) -> list[tuple[str, str]]:
-    """Finds pictures that show the same. Returns: the names of those of two splits."""
+def _check_likeness(
+    records: Records, thumbnails: list[Thumbnail]
+) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
+    """Finds pictures that show the same. Returns: the places of all pairs, and the names of those of two splits."""
     pictures = records.pictures
     if not pictures:
-        return []
+        return [], []
     pairs = find_alike(np.stack([thumbnail.pixels for thumbnail in thumbnails]))
     names = functools.partial(picture_name, records)
     leaks = []
@@ -441,7 +452,7 @@ def _check_likeness(records: Records, thumbnails: list[Thumbnail]) -> list[tuple
             records.findings.add(_LEAK, place)
         else:
             records.findings.add(_SAME_FILE if _are_equal(first, second) else _ALIKE, place)
-    return leaks
+    return pairs, leaks
 
 
 def _are_equal(first: Picture, second: Picture) -> bool:
