@@ -1,6 +1,7 @@
 """Your own data, in whatever format it is.
 
     python custom.py check   --dataset DIR                   what is in it, and what is wrong with it
+    python custom.py train   --dataset DIR                   a model, from a plan that fits to the data
     python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
 
 The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
@@ -9,6 +10,7 @@ what is checked.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -22,11 +24,13 @@ import utils
 from data.check import Report, check, check_orphans, fault_lines
 from data.formats.coco_records import CROWD_SHARE
 from data.object_checks import check_objects
+from data.plan import AUGMENTATIONS, Plan, facts_of, make_plan
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.writers.coco import write_coco
 from evaluation import data_page
+from own_training import Request, open_job_together
 
 CHECK_FOLDER = "output/check"
 
@@ -40,11 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = cli.Parser("custom.py", __doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="check | convert",
+        dest="command", required=True, metavar="check | train | convert",
         parser_class=lambda prog, description, **options: cli.Parser(prog, description, **options),
     )  # fmt: skip
     checking = _add_command(commands, "check", "say what a data set holds, and what is wrong with it")
     cli.add_output(checking, "check.json and check.html, a page with pictures and their labels", CHECK_FOLDER)
+    _add_train(commands)
     converting = _add_command(commands, "convert", "write a data set in another format")
     converting.add_argument("--to", choices=["coco"], required=True, help="the format to write")
     converting.add_argument("output", type=Path, metavar="OUT", help="folder for annotations.json")
@@ -88,6 +93,32 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
     return parser
 
 
+def _add_train(commands: Any) -> None:
+    """The command train, with its arguments."""
+    parser = _add_command(commands, "train", "plan a training, train a model, and say how good it is")
+    cli.add_output(parser, "the plan, the model and the report; default: output/ and the name of DIR")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the plan, with the time that it takes on this machine, and stop"
+    )
+    parser.add_argument(
+        "--minutes", type=cli.positive_number, metavar="N", help="plan a training of this time, evaluations included"
+    )
+    parser.add_argument(
+        "--augment", choices=AUGMENTATIONS,
+        help="how pictures are varied: microscopy (no upright direction, no change of hue), natural, top (photographs "
+        "from above), none; default: by the data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val-share", type=cli.share, metavar="SHARE",
+        help="the share of the pictures that validate; default: the data set's own split val, else 0.2",
+    )  # fmt: skip
+    cli.add_model(parser, "random weights; last continues, as the same command does", trains=True)
+    cli.add_checkpoint_options(parser)
+    cli.add_seed(parser)
+    cli.add_device(parser)
+    cli.add_set(parser)
+
+
 def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
     """The records of --dataset, and the options that they were read with. Raises: as open_records."""
     options = Options(
@@ -107,16 +138,21 @@ def run_check(arguments: argparse.Namespace) -> int:
     records, options = open_dataset(arguments)
     report = check(records, options)
     print(report.text())
-    write_report(report, records, arguments.output)
+    facts = facts_of(records, report)
+    suggestion = make_plan(facts) if len(facts.boxes) else None
+    if suggestion is not None:
+        print(f"\nSuggested settings, as train takes them\n{suggestion.text()}")
+    write_report(report, records, arguments.output, suggestion)
     print(f"\n{arguments.output / 'check.html'} shows pictures with their labels; check.json has all names")
     return int(report.has_errors)
 
 
-def write_report(report: Report, records: Records, folder: Path) -> None:
-    """Writes check.json and check.html into a folder."""
+def write_report(report: Report, records: Records, folder: Path, suggestion: Plan | None = None) -> None:
+    """Writes check.json and check.html into a folder. suggestion: the settings that fit to the data."""
     folder.mkdir(parents=True, exist_ok=True)
+    suggested = {} if suggestion is None else {"suggested_settings": suggestion.to_json()}
     files = {
-        "check.json": json.dumps(report.to_json(), indent=1),
+        "check.json": json.dumps({**report.to_json(), **suggested}, indent=1),
         "check.html": data_page.render(report, records),
     }
     for name, text in files.items():
@@ -152,6 +188,37 @@ def run_convert(arguments: argparse.Namespace) -> int:
 ############################################################
 
 
+def run_train(arguments: argparse.Namespace) -> int:
+    """Plans, trains and evaluates; continues what an earlier call began. Returns the exit code."""
+    runtime.setup_distributed(arguments.device)
+    is_main = runtime.rank() == 0
+    say = print if is_main else (lambda text: None)
+    records, options = open_dataset(arguments)
+    report = check(records, options)
+    folder = arguments.output or Path("output") / records.root.resolve().name
+    say(report.text())
+    if is_main and not arguments.plan:
+        write_report(report, records, folder / "check")
+    request = Request(
+        arguments.model, arguments.minutes, arguments.augment, arguments.val_share, arguments.seed, arguments.device,
+        cli.settings_of(arguments), {"dataset": str(records.root.resolve()), **dataclasses.asdict(options)},
+    )  # fmt: skip
+    chosen = cli.checkpoint_options(arguments)
+    job = open_job_together(folder, records, report, request, chosen, arguments.plan, say)
+    say("\n".join(["", "Plan", *(f"  {note}" for note in job.notes), job.plan.text(), ""]))
+    if arguments.plan:
+        return 0
+    if is_main:
+        say(f"Self-check: {job.self_check()}\n")
+    progress = job.train()
+    if progress.interrupted:
+        return 128 + progress.interrupted
+    if is_main:
+        say(f"\n{job.finish(progress)} holds the model, its classes and its settings")
+    runtime.close_distributed()
+    return 0
+
+
 ############################################################
 #  Evaluate
 ############################################################
@@ -177,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    commands = {"check": run_check, "convert": run_convert}
+    commands = {"check": run_check, "train": run_train, "convert": run_convert}
     with without_log("data.formats.coco", "data.images"):
         return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
 

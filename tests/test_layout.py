@@ -22,6 +22,7 @@ LAYERS = [
     {"weights.load"},
     {"evaluation", "stages"},
     {"cli"},
+    {"own_training"},
     {"coco", "convert_weights", "custom"},
     {"demo", "samples"},
     {"assets", "benchmarks", "notebooks"},

@@ -1,0 +1,470 @@
+"""A training on a person's own data, from its plan to its result. custom.py train is its command line.
+
+    job = open_job(...)       the pictures of both sides, and the plan: chosen and measured, or read where one exists
+    job.self_check()          first_batch.jpg, what the network sees
+    job.train()               all phases; continues where an earlier call stopped
+    job.finish()              model.pth, from the best checkpoint
+
+The folder of a job holds plan.json, split.json, first_batch.jpg, logs/, and at the end model.pth. plan.json says what
+was asked for: the same command continues, and another one is refused.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import cli
+import runtime
+import utils
+import visualize
+from config import SmallConfig
+from data.check import Report
+from data.object_checks import picture_name
+from data.plan import Choice, Plan, facts_of, fit_to_minutes, head_batches, make_plan, seconds_of, set_length
+from data.recognise import Records
+from data.record_dataset import RecordDataset
+from data.samples import TrainingData, collate
+from data.split import FILE_NAME, Split, apply_split, make_split, read_split, write_split
+from evaluation.run import evaluation_callback
+from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
+from training.checkpoints import best_path
+from training.guards import is_out_of_memory
+from training.loop import Progress
+from weights.checkpoint import is_backbone, read_checkpoint, with_settings, write_checkpoint
+from weights.load import network_shapes
+
+PLAN_NAME, MODEL_NAME, PICTURE_NAME = "plan.json", "model.pth", "first_batch.jpg"
+FORMAT, VERSION = "mask-scoring-rcnn plan", 1
+EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluation at the end takes all
+_TIMED_STEPS = 2
+_LOOKED_AT = 64  # pictures whose brightness is measured
+
+
+class OwnConfig(SmallConfig):
+    """What a plan does not choose: the small network, and how often it is saved."""
+
+    NAME = "own"
+    VALIDATION_STEPS = 8
+    CHECKPOINT_MINUTES = 10.0
+
+
+@dataclasses.dataclass
+class Job:
+    """A training on own data."""
+
+    folder: Path
+    plan: Plan
+    split: Split
+    train_dataset: RecordDataset
+    val_dataset: RecordDataset | None
+    start: cli.Start  # of a new training
+    settings: dict[str, Any]  # of the plan, the data set and --set
+    notes: list[str]
+
+    @property
+    def logs(self) -> Path:
+        """The folder of log folders."""
+        return self.folder / "logs"
+
+    @property
+    def network_settings(self) -> dict[str, Any]:
+        """Settings with which a model is made."""
+        return {**self.plan.settings, **self.settings}
+
+    def new_model(self) -> MaskRCNN:
+        """The model before its first step."""
+        return cli.starting_model(self.start, OwnConfig, self.logs, self.network_settings, network_only=True)
+
+    def current_model(self) -> MaskRCNN:
+        """The model of the last checkpoint of this job, or a new one."""
+        try:
+            start = cli.find_start("last", OwnConfig, self.logs, {})
+        except FileNotFoundError:
+            return self.new_model()
+        return cli.starting_model(start, OwnConfig, self.logs, {"GPU_COUNT": self.settings["GPU_COUNT"]})
+
+    ############################################################
+    #  Before the training
+    ############################################################
+
+    def self_check(self) -> str:
+        """Draws what the network sees in its first batch into first_batch.jpg. Returns: a sentence.
+
+        The loop checks one batch forward and backward by itself.
+        """
+        config = OwnConfig(**self.network_settings)
+        count = min(config.IMAGES_PER_GPU, self.train_dataset.num_images)
+        tiles, objects, met = [], 0, 0
+        for index in range(count):
+            image, _, class_ids, boxes, masks = load_image_gt(
+                self.train_dataset, config, index, augment=True, seed=index
+            )
+            names = [self.train_dataset.class_names[class_id] for class_id in class_ids]
+            tiles.append(visualize.draw_instances(_shown(image), boxes, masks, names))
+            objects += len(boxes)
+            met += int((best_anchor_ious(boxes, image.shape, config) >= 0.5).sum())
+        path = self.folder / PICTURE_NAME
+        sheet = Image.fromarray(_side_by_side(tiles))
+        runtime.write_atomically(path, lambda file: sheet.save(file, "JPEG", quality=90))
+        return (
+            f"{count} pictures read and augmented, {met} of {objects} objects can be matched by an anchor (IoU 0.5); "
+            f"{path} shows what the network sees"
+        )
+
+    ############################################################
+    #  The training
+    ############################################################
+
+    def train(self) -> Progress:
+        """All phases, from where the last call stopped. Returns: progress; its `interrupted` is a signal that came."""
+        os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # a fifth faster, and the plan chose a small batch
+        model = self.current_model()
+        evaluate = None
+        if self.val_dataset is not None:
+            most = model.config.DETECTION_MAX_INSTANCES
+            image_ids = _evenly(self.val_dataset.num_images, EVALUATED_PICTURES)
+            evaluate = evaluation_callback(self.val_dataset, image_ids, max(100, most), adapt=whole_image_detector)
+        progress = None
+        for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD):
+            if progress is None and model.epoch >= epochs and epochs < self.last_epoch(model.config.USE_MASKIOU_HEAD):
+                continue  # a training continues that is in a later phase
+            model.config.MASKIOU_REFINED_ROIS = self.settings.get("MASKIOU_REFINED_ROIS", layers == "maskiou")
+            progress = model.train_model(
+                self.train_dataset, self.val_dataset, epochs=epochs, layers=layers, evaluate=evaluate
+            )
+            if progress.interrupted or progress.stop:
+                break
+        return progress
+
+    def phases(self, has_head: bool) -> list[tuple[str, int]]:
+        """(layers, the epoch after which the phase ends). At last, the MaskIoU head learns from masks that rest."""
+        epochs = self.plan.epochs
+        first = [("heads", 1)] if self.plan.heads_first else []
+        return [*first, ("all", epochs), *([("maskiou", epochs + 1)] if has_head else [])]
+
+    def last_epoch(self, has_head: bool) -> int:
+        """The epoch after which the training ends."""
+        return self.phases(has_head)[-1][1]
+
+    def finish(self, progress: Progress) -> Path:
+        """Writes model.pth: the weights of the best checkpoint, set to detect in whole pictures. Returns: its path."""
+        best = best_path(progress.log_dir, OwnConfig.NAME)
+        checkpoint = read_checkpoint(best if best.is_file() else progress.checkpoint)
+        config = OwnConfig.from_dict(checkpoint["config"])
+        detection = config.for_detection()
+        changed = {
+            name: value for name, value in detection.to_dict().items() if value != config.to_dict()[name]
+        }  # fmt: skip
+        path = self.folder / MODEL_NAME
+        write_checkpoint(path, with_settings(checkpoint, changed, network_shapes))
+        return path
+
+
+def whole_image_detector(model: MaskRCNN) -> MaskRCNN:
+    """A copy of a model in training that sees whole pictures, where training takes crops."""
+    detector = MaskRCNN(model.config.for_detection())
+    detector.load_state_dict(model.state_dict())
+    detector.class_names, detector.category_ids = list(model.class_names), list(model.category_ids)
+    detector.source = model.source
+    return detector.to(model.device).eval()
+
+
+def best_anchor_ious(boxes: np.ndarray, shape: Sequence[int], config: Any) -> np.ndarray:
+    """The IoU of each box with its best anchor, float [N]. boxes: [N, 4]. shape: of the network's input."""
+    anchors = torch.cat(generate_pyramid_anchors(config.backbone_shapes(shape), shape[:2], config)).numpy()
+    if not len(boxes):
+        return np.zeros(0)
+    return utils.compute_overlaps(anchors, np.asarray(boxes, np.float32)).max(axis=0)
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """An image of any number of channels as uint8 [H, W, 3]."""
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    if image.shape[2] == 2:
+        return np.concatenate([image, np.zeros_like(image[..., :1])], axis=2)
+    return np.ascontiguousarray(image[..., :3])
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures in a row, uint8 [H, W, 3], with a white line between them."""
+    height = max(picture.shape[0] for picture in pictures)
+    columns = []
+    for picture in pictures:
+        padding = ((0, height - picture.shape[0]), (0, 8), (0, 0))
+        columns.append(np.pad(picture, padding, constant_values=255))
+    return np.concatenate(columns, axis=1)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below count, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
+############################################################
+#  Open a job
+############################################################
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for. Fields that are None or empty were not given."""
+
+    model: str | None = None  # as --model
+    minutes: float | None = None
+    augment: str | None = None
+    val_share: float | None = None
+    seed: int | None = None
+    device: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of --set
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how the data set is read
+
+
+def open_job(
+    folder: Path,
+    records: Records,
+    report: Report,
+    request: Request,
+    options: Mapping[str, Any] | None = None,
+    is_trial: bool = False,
+    say: Callable[[str], None] = print,
+) -> Job:
+    """The job of a folder: a new one, or the one that the same request has begun.
+
+    records: of data.recognise, after check, whose report this is; their splits are set.
+    options: of cli.checkpoint_options, for the checkpoint that a training starts from.
+    is_trial: measure and plan, and write nothing. say: prints what takes long.
+
+    Raises: ValueError if the folder holds a training of other data or another request; as make_plan and cli.find_start.
+    """
+    stored = _read_plan(folder / PLAN_NAME)
+    digest = _digest(records)
+    wanted = json.loads(json.dumps(dataclasses.asdict(request)))
+    if stored is not None:
+        _check_same(folder, stored, wanted, digest)
+    path = folder / FILE_NAME
+    split = read_split(path) if path.is_file() else make_split(records, report, request.val_share, request.seed or 0)
+    facts_of_all = list(records.pictures)
+    notes = [*split.notes, *apply_split(records, split)]
+    train_dataset = RecordDataset(records, "train", report.table.class_names)
+    has_val = any(picture.split == "val" for picture in records.pictures)
+    val_dataset = RecordDataset(records, "val", report.table.class_names) if has_val else None
+    settings = {
+        "NUM_CLASSES": train_dataset.num_classes,
+        "CLASS_NAMES": tuple(train_dataset.class_names),
+        "CATEGORY_IDS": tuple(train_dataset.category_ids),
+        "SEED": request.seed or 0,
+        "GPU_COUNT": int(runtime.find_device(request.device).type == "cuda"),
+        **request.settings,
+    }
+    model = None if request.model in (None, "last") else request.model
+    start = cli.find_start(model or "none", OwnConfig, folder / "logs", settings, **(options or {}))
+    job = Job(folder, Plan({}, [], 0, False, 1), split, train_dataset, val_dataset, start, settings, notes)
+    if stored is not None:
+        job.plan = Plan.from_json(stored["plan"])
+        return job
+    facts = facts_of(Records(records.root, records.title, records.evidence, facts_of_all, records.findings), report)
+    device = "cuda" if settings["GPU_COUNT"] else "cpu"
+    checkpoint = None if start.checkpoint is None else start.checkpoint["config"]
+    is_detector = start.checkpoint is not None and not is_backbone(start.checkpoint)
+    job.plan = make_plan(facts, device, request.augment, checkpoint, is_detector)
+    _complete(job, request, model, say)
+    if not is_trial:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_split(split, path)
+        contents = {"format": FORMAT, "version": VERSION, "request": wanted, "data": digest, "plan": job.plan.to_json()}
+        text = json.dumps(contents, indent=1).encode()
+        runtime.write_atomically(folder / PLAN_NAME, lambda file: file.write(text))
+    return job
+
+
+def open_job_together(folder: Path, *arguments: Any) -> Job:
+    """open_job in all processes of torchrun: the first one plans, the others read its plan. Arguments: as open_job."""
+    if runtime.world_size() == 1 or runtime.rank() == 0:
+        job = open_job(folder, *arguments)
+    if runtime.world_size() > 1:
+        torch.distributed.barrier()
+    return job if runtime.rank() == 0 else open_job(folder, *arguments)
+
+
+def _digest(records: Records) -> str:
+    """Changes when pictures or objects come or go."""
+    lines = [f"{picture_name(records, picture)} {len(picture.objects)}" for picture in records.pictures]
+    return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """The contents of plan.json; None if there is none. Raises: ValueError if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        contents = json.loads(path.read_bytes())
+        if contents["format"] != FORMAT or contents["version"] != VERSION:
+            raise ValueError("its format or version is another")
+        Plan.from_json(contents["plan"])
+        dict(contents["request"]), str(contents["data"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        problem = utils.printable(error, 300)
+        raise ValueError(
+            f"{path} is no plan of a training ({problem}); choose another --output, or delete it"
+        ) from None
+    return contents
+
+
+def _check_same(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], digest: str) -> None:
+    """Raises ValueError if a folder holds a training of another request or of other data."""
+    flags = {"val_share": "--val-share", "settings": "--set", "reading": "how the data are read"}
+    ignored = {"device"} | ({"model"} if wanted["model"] == "last" else set())
+    changes = [
+        f"{flags.get(name, f'--{name}')} was {_said(stored['request'].get(name))}, and is {_said(value)} now"
+        for name, value in wanted.items()
+        if name not in ignored and stored["request"].get(name) != value
+    ]
+    if digest != stored["data"]:
+        changes.append("pictures or objects of the data set came or went since then")
+    if changes:
+        raise ValueError(
+            f"{folder} holds a training that was begun otherwise: {'; '.join(changes)}. The same command continues it; "
+            "another --output begins a new one"
+        )
+
+
+def _said(value: Any) -> str:
+    return utils.printable(value, 200) if value or value == 0 else "not given"
+
+
+def _complete(job: Job, request: Request, model: str | None, say: Callable[[str], None]) -> None:
+    """Adds to a plan what has to be measured: the brightness of pictures, the numbers' type, and the time.
+
+    Raises: ValueError if --minutes and --set contradict each other, or the time is too short.
+    """
+    plan, given = job.plan, request.settings
+    if job.start.checkpoint is None:
+        mean, deviation = measure_pixels(job.train_dataset)
+        plan.settings |= {"MEAN_PIXEL": mean, "STD_PIXEL": deviation}
+    plan.choices.insert(0, _weights_choice(job, model))
+    changed = [f"{name}={given[name]}, not {plan.settings[name]}" for name in given if name in plan.settings]
+    if changed:
+        plan.choices.append(Choice("--set", utils.printable(", ".join(changed), 300), "instead of what the plan chose"))
+    plan.settings |= given
+    steps = given.get("STEPS_PER_EPOCH")
+    if steps and request.minutes is not None:
+        raise ValueError("--minutes and --set STEPS_PER_EPOCH both say how long to train; give one of them")
+    set_length(plan, steps * plan.epochs if steps else plan.batches)
+    say("measuring the time of a step ...")
+    dtype, step, image = measure(job, say)
+    plan.settings["TRAIN_DTYPE"] = dtype
+    images = 0 if job.val_dataset is None else min(EVALUATED_PICTURES, job.val_dataset.num_images)
+    if request.minutes is not None:
+        fit_to_minutes(plan, request.minutes, step, image, images)
+    plan.settings |= {name: given[name] for name in given if name in plan.settings}
+    _tell_time(job, request.minutes, step, image, images)
+
+
+def _tell_time(job: Job, minutes: float | None, step: float, image: float, images: int) -> None:
+    """Writes steps and minutes into the choices of a plan. step, image, images: as for seconds_of."""
+    plan = job.plan
+    training, evaluation = (seconds / 60 for seconds in seconds_of(plan, step, image, images))
+    learned = plan.settings["STEPS_PER_EPOCH"] * plan.epochs
+    views = learned * plan.settings["IMAGES_PER_GPU"]
+    row = next(i for i, choice in enumerate(plan.choices) if choice.what == "length")
+    start = plan.choices[row].why.partition(", ")[2].rpartition(", ")[2]
+    why = f"{views:,} views, {views / job.train_dataset.num_images:.0f} of each picture, {start}"
+    plan.choices[row] = Choice("length", f"{learned + head_batches(plan):,} steps", why)
+    words = f"{step:.2f} s a step on this machine, in {plan.settings['TRAIN_DTYPE']}"
+    if images:
+        words += f", and {plan.epochs + 1} evaluations of {images} pictures ({_minutes(evaluation)})"
+    words += "; asked for by --minutes" if minutes is not None else "; --minutes N plans for less"
+    plan.choices.insert(row + 1, Choice("time", _minutes(training + evaluation), words))
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(1, math.ceil(minutes))} min"
+
+
+def _weights_choice(job: Job, model: str | None) -> Any:
+    """The first line of a plan: what the training starts from."""
+    config = OwnConfig(**job.network_settings)
+    if job.start.checkpoint is None:
+        why = "no --model; --model coco is better for photographs, --model nuclei may be for cells, imagenet is between"
+        return Choice("start", f"random weights, {config.BACKBONE} of half the width", why)
+    return Choice("start", utils.printable(model, 60), utils.printable(job.start.checkpoint["source"], 100))
+
+
+############################################################
+#  Measure
+############################################################
+
+
+def measure_pixels(dataset: RecordDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean of each channel over some pictures, and the deviation from it, as MEAN_PIXEL and STD_PIXEL."""
+    dataset.inspect_images()
+    sums, squares, count = 0.0, 0.0, 0
+    for image_id in _evenly(dataset.num_images, _LOOKED_AT):
+        pixels = dataset.load_image(image_id).astype(np.float64)
+        pixels = pixels.reshape(-1, pixels.shape[-1])
+        sums, squares, count = sums + pixels.sum(axis=0), squares + (pixels**2).sum(axis=0), count + len(pixels)
+    mean = sums / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
+    return tuple(np.round(mean, 2).tolist()), tuple(np.round(deviation, 2).tolist())
+
+
+def measure(job: Job, say: Callable[[str], None]) -> tuple[str, float, float]:
+    """The type of numbers in which training is faster here, the seconds of a step, and those of detection in a picture.
+
+    Trains a copy of the model for a few steps. If memory runs out, the batch of the plan is halved until it fits.
+
+    Raises: as the model, if not even one image fits into memory.
+    """
+    with runtime.random_states_kept():
+        while True:
+            try:
+                return _measured(job)
+            except (RuntimeError, MemoryError) as error:
+                count = job.plan.settings["IMAGES_PER_GPU"]
+                if not is_out_of_memory(error) or count == 1:
+                    raise
+                job.plan.settings["IMAGES_PER_GPU"] = count // 2
+                set_length(job.plan, 2 * job.plan.batches)
+                say(f"memory does not hold {count} images at a time: {count // 2} are taken")
+
+
+def _measured(job: Job) -> tuple[str, float, float]:
+    chosen = job.settings.get("TRAIN_DTYPE")
+    seconds = {}
+    for dtype in [chosen] if chosen else ["float32", "bfloat16"]:
+        config = copy.copy(OwnConfig(**{**job.network_settings, "TRAIN_DTYPE": dtype}))
+        model = MaskRCNN(config)
+        device = runtime.training_device(config.GPU_COUNT)
+        model.to(device).set_trainable("all")
+        data = TrainingData(job.train_dataset, config)
+        for number in range(_TIMED_STEPS + 1):
+            start = time.perf_counter()
+            places = [(number * config.IMAGES_PER_GPU + i) % len(data) for i in range(config.IMAGES_PER_GPU)]
+            batch = collate([data.sample(place, number) for place in places])
+            model.train()
+            losses = model(*mold_batch(batch, device, config))
+            sum(losses.values()).backward()
+            model.zero_grad()
+            runtime.wait_for(device)
+            seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - start)
+    dtype = min(seconds, key=seconds.get)
+    dataset = job.val_dataset or job.train_dataset
+    detector = whole_image_detector(model)
+    dataset.inspect_images()
+    start = time.perf_counter()
+    image_ids = _evenly(dataset.num_images, 2)
+    for image_id in image_ids:
+        detector.detect([dataset.load_image(image_id)], masks="rle")
+    return dtype, seconds[dtype], (time.perf_counter() - start) / len(image_ids)

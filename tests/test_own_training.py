@@ -1,0 +1,168 @@
+"""A training on own data, by the command line."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import custom
+import own_training
+from data.plan import Plan
+from own_training import OwnConfig, best_anchor_ious, measure_pixels
+
+TINY = [
+    "BACKBONE_WIDTH=0.125", "TOP_DOWN_PYRAMID_SIZE=16", "RPN_CHANNELS=16", "FPN_CLASSIF_FC_LAYERS_SIZE=16",
+    "MASK_HEAD_CHANNELS=8", "MASKIOU_HEAD_CHANNELS=8", "MASKIOU_FC_LAYERS_SIZE=16", "MASK_HEAD_CONVS=1",
+    "IMAGES_PER_GPU=1", "IMAGE_MIN_DIM=64", "IMAGE_MAX_DIM=64", "IMAGE_MIN_SCALE=1",
+]  # fmt: skip
+
+
+def write_set(folder: Path, count: int = 12, kind: str = "gray") -> Path:
+    """Label images as StarDist has them: bright squares on noise, three in a picture."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        pixels = rng.integers(0, 60, (64, 64), dtype=np.uint8)
+        labels = np.zeros((64, 64), np.uint16)
+        for label, (y, x) in enumerate([(4, 6), (30, 8), (20, 36)], start=1):
+            side = int(rng.integers(14, 22))
+            pixels[y : y + side, x : x + side] += 150
+            labels[y : y + side, x : x + side] = label
+        if kind == "16 bit":
+            pixels = pixels.astype(np.uint16) * 16
+        Image.fromarray(pixels).save(folder / "images" / f"cell{number:02}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"cell{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Trainings of two epochs, the last one of the MaskIoU head."""
+    monkeypatch.setattr("data.plan.VALIDATIONS", 1)
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+
+def train(dataset: Path, output: Path, *more: str) -> int:
+    words = ["train", "--dataset", str(dataset), "--output", str(output), "--device", "cpu"]
+    return custom.main([*words, "--set", *TINY, "STEPS_PER_EPOCH=2", *more])
+
+
+def test_the_bare_command_plans_trains_and_writes_a_model(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells"), tmp_path / "out"
+    before = sorted(path.name for path in dataset.rglob("*"))
+    assert train(dataset, output) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"length +4 steps\n +2 views", printed)
+    assert "s a step on this machine" in printed
+    assert re.search(r"Self-check: 1 pictures read and augmented, \d of \d objects can be matched", printed)
+    assert {"plan.json", "split.json", "first_batch.jpg", "model.pth", "logs", "check"} <= {
+        path.name for path in output.iterdir()
+    }
+    assert sorted(path.name for path in dataset.rglob("*")) == before, "the data stay as they are"
+    from model import MaskRCNN
+
+    model = MaskRCNN.from_checkpoint(output / "model.pth")
+    assert model.class_names == ["BG", "object"]
+    assert model.config.IMAGE_RESIZE_MODE == "pad64", "it sees whole pictures"
+    split = json.loads((output / "split.json").read_text())
+    assert len(split["val"]) == 5 - 1 or len(split["val"]) >= 3
+
+
+def test_the_same_command_continues_and_another_is_refused(tmp_path, capsys, short, monkeypatch):
+    dataset, output = write_set(tmp_path / "cells"), tmp_path / "out"
+    calls = []
+    original = own_training.Job.phases
+    monkeypatch.setattr(own_training.Job, "phases", lambda self, has_head: original(self, False))
+    assert train(dataset, output) == 0
+    plan = (output / "plan.json").read_text()
+    monkeypatch.setattr(own_training.Job, "phases", original)
+    monkeypatch.setattr(own_training, "measure", lambda *_: calls.append(1))
+    capsys.readouterr()
+    assert train(dataset, output, "--model", "last") == 0
+    assert "from epoch 1, step 0, to epoch 2" in capsys.readouterr().out
+    assert (output / "plan.json").read_text() == plan
+    assert calls == [], "a plan that exists is not made anew"
+    assert train(dataset, output, "--minutes", "3") == 1
+    error = capsys.readouterr().err
+    assert "--minutes was not given, and is 3.0 now" in error
+    assert "another --output" in error
+    (dataset / "images" / "cell00.png").unlink()
+    (dataset / "masks" / "cell00.png").unlink()
+    assert train(dataset, output) == 1
+    assert "pictures or objects of the data set came or went" in capsys.readouterr().err
+
+
+def test_plan_prints_and_writes_nothing(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells"), tmp_path / "out"
+    assert train(dataset, output, "--plan") == 0
+    printed = capsys.readouterr().out
+    assert "--set" in printed
+    assert "IMAGES_PER_GPU=1, not 4" in printed
+    assert not output.exists()
+
+
+def test_a_damaged_plan_is_refused_by_its_name(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells"), tmp_path / "out"
+    output.mkdir()
+    for text in ("{", "[]", '{"format": "x"}', '{"format": "mask-scoring-rcnn plan", "version": 1, "plan": {}}'):
+        (output / "plan.json").write_text(text)
+        assert train(dataset, output) == 1
+        assert "plan.json is no plan of a training" in capsys.readouterr().err
+
+
+def test_too_few_pictures_train_without_validation(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells", count=3), tmp_path / "out"
+    assert train(dataset, output) == 0
+    assert "no number that says how good the model is" in capsys.readouterr().out
+    assert (output / "model.pth").is_file()
+
+
+def test_a_step_that_memory_does_not_hold_halves_the_batch(tmp_path, monkeypatch):
+    sizes, told = [], []
+
+    def measured(job):
+        sizes.append(job.plan.settings["IMAGES_PER_GPU"])
+        if sizes[-1] > 1:
+            raise MemoryError("out of memory")
+        return "float32", 1.0, 1.0
+
+    monkeypatch.setattr(own_training, "_measured", measured)
+    plan = Plan({"IMAGES_PER_GPU": 4, "STEPS_PER_EPOCH": 10}, [], 80, False, 8)
+
+    @dataclasses.dataclass
+    class Stub:
+        plan: Plan
+
+    assert own_training.measure(Stub(plan), told.append) == ("float32", 1.0, 1.0)
+    assert sizes == [4, 2, 1]
+    assert plan.batches == 320, "as many views as before"
+    assert told[0] == "memory does not hold 4 images at a time: 2 are taken"
+
+
+def test_the_best_anchor_of_a_box_like_one_is_nearly_it():
+    config = OwnConfig(NUM_CLASSES=2)
+    boxes = np.array([[64 - 16, 64 - 16, 64 + 16, 64 + 16], [3, 3, 4, 4]], np.float32)
+    ious = best_anchor_ious(boxes, (128, 128, 3), config)
+    assert ious[0] == pytest.approx(1.0)
+    assert ious[1] < 0.1
+    assert best_anchor_ious(np.zeros((0, 4)), (128, 128, 3), config).shape == (0,)
+
+
+def test_pixels_are_measured_over_the_pictures(tmp_path):
+    class Pictures:
+        num_images = 2
+
+        def inspect_images(self):
+            pass
+
+        def load_image(self, image_id):
+            return np.full((4, 5, 3), (10, 20, 30 + 10 * image_id), np.uint8)
+
+    mean, deviation = measure_pixels(Pictures())
+    assert mean == (10.0, 20.0, 35.0)
+    assert deviation == (1.0, 1.0, 5.0), "a channel that never changes is not divided by 0"
