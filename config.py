@@ -646,6 +646,10 @@ class Config:
     BRIGHTNESS_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
     CONTRAST_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
 
+    # Chance that objects of another image of the training data are pasted into an image, with the same augmentation.
+    # They cover what is below. For few images and many kinds of places; crowds are not pasted.
+    COPY_PASTE: Annotated[float, SHARE, TRAINING] = 0.0
+
     ### Detection
 
     # Most instances of an image. Raise it for dense images (nuclei: 500).

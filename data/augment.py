@@ -6,14 +6,14 @@ boxes and crops of masks (crops.py).
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import utils
 
-from .crops import Crop
+from .crops import Crop, bounds, clip_boxes, shift_crop, trim
 
 ############################################################
 #  Users' code
@@ -154,6 +154,13 @@ def jitter_scale(
     return utils.ResizePlan(plan.image_shape, size, padding, (y, x, height, width), window, plan.scale * factor)
 
 
+############################################################
+#  Copy and paste
+############################################################
+
+LEAST_LEFT = 0.1  # of the pixels of an object; with less of them in sight it is no object any more
+
+
 class View(NamedTuple):
     """A picture as training sees it: loaded, scaled, cropped, flipped and jittered, but not padded."""
 
@@ -162,3 +169,83 @@ class View(NamedTuple):
     crops: list[Crop]  # N, likewise
     class_ids: np.ndarray  # [N], negative for a crowd
     plan: utils.ResizePlan  # how it became so
+
+
+def paste_objects(view: View, donor: View, chosen: Sequence[int], offset: tuple[int, int]) -> View:
+    """A view with some objects of another one.
+
+    The pixels of pasted objects cover what is below them, without a smooth edge. Objects and crowds of the view lose
+    the pixels that are covered. Those that are left with less than LEAST_LEFT of their pixels vanish, and of the
+    donor's objects those of which less lies inside of the view.
+
+    chosen: indices of the donor's objects. offset: (y, x) of the donor's corner in the view; may be negative.
+
+    Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation
+        (arXiv:2012.07177), section 3.
+    """
+    size = view.pixels.shape[:2]
+    moved = [shift_crop(donor.crops[i], *offset, size) for i in chosen]
+    is_seen = [_is_seen(crop.mask, donor.crops[i].mask) for crop, i in zip(moved, chosen, strict=True)]
+    moved = [crop for crop, seen in zip(moved, is_seen, strict=True) if seen]
+    chosen = [i for i, seen in zip(chosen, is_seen, strict=True) if seen]
+    if not moved:
+        return view
+    covers = np.zeros(size, bool)
+    for crop in moved:
+        _part(covers, crop)[...] |= crop.mask
+    boxes = donor.boxes[chosen] + np.array(offset * 2, np.float32)
+    boxes = clip_boxes(boxes, bounds(moved), size, is_cropped=True)
+    kept, crops, rest = _uncovered(view, covers)
+    return View(
+        pixels=_overlay(view.pixels, donor.pixels, covers, offset),
+        boxes=np.concatenate([rest, boxes]),
+        crops=crops + moved,
+        class_ids=np.concatenate([view.class_ids[kept], donor.class_ids[chosen]]),
+        plan=view.plan,
+    )
+
+
+def _is_seen(left: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether enough of an object is left. left, whole: masks of any shapes."""
+    count = np.count_nonzero(left)
+    return count > 0 and count >= LEAST_LEFT * np.count_nonzero(whole)
+
+
+def _part(image: np.ndarray, crop: Crop) -> np.ndarray:
+    """The part of an image [H, W, ...] in which a crop lies; not copied."""
+    height, width = crop.mask.shape
+    return image[crop.y : crop.y + height, crop.x : crop.x + width]
+
+
+def _uncovered(view: View, covers: np.ndarray) -> tuple[list[int], list[Crop], np.ndarray]:
+    """What is left of the objects of a view under others. covers: bool [h, w].
+
+    Returns: the indices of the objects that stay; their crops; their boxes float32 [N, 4], which are those around the
+        crops where an object has lost pixels.
+    """
+    kept, crops, boxes = [], [], []
+    for i, crop in enumerate(view.crops):
+        hides = _part(covers, crop) & crop.mask
+        if hides.any():
+            left = crop.mask & ~hides
+            if not _is_seen(left, crop.mask):
+                continue
+            crop = trim(crop.y, crop.x, left)
+        kept.append(i)
+        crops.append(crop)
+        boxes.append(bounds([crop])[0] if hides.any() else view.boxes[i])
+    return kept, crops, np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def _overlay(pixels: np.ndarray, others: np.ndarray, covers: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
+    """A copy of pixels [h, w, C] with those of another image where covers, bool [h, w], is True.
+
+    others: [h2, w2, C]. offset: (y, x) of its corner in the first one.
+    """
+    (y, x), (height, width) = offset, covers.shape
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = min(y + others.shape[0], height), min(x + others.shape[1], width)
+    result = pixels.copy()
+    where = covers[top:bottom, left:right]
+    result[top:bottom, left:right][where] = others[top - y : bottom - y, left - x : right - x][where]
+    return result

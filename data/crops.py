@@ -86,6 +86,14 @@ def turn_crop(crop: Crop, shape: Sequence[int], turns: int) -> Crop:
     return Crop(top, left, np.rot90(mask, turns))
 
 
+def shift_crop(crop: Crop, y: int, x: int, size: tuple[int, int]) -> Crop:
+    """The crop moved by (y, x) and cut off at the edges of an image of this size (height, width)."""
+    y, x = crop.y + y, crop.x + x
+    top, left = max(y, 0), max(x, 0)
+    mask = crop.mask[top - y : max(size[0] - y, 0), left - x : max(size[1] - x, 0)]
+    return trim(top, left, mask)
+
+
 ############################################################
 #  Boxes
 ############################################################

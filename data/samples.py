@@ -33,6 +33,7 @@ from .augment import (
     jitter_color,
     jitter_light,
     jitter_scale,
+    paste_objects,
 )
 from .classes import ClassMapping
 from .crops import (
@@ -188,7 +189,7 @@ class TrainingData:
     ) -> None:
         """
         dataset: prepared. Workers on Windows and macOS need one that can be pickled.
-        config: a Config. Its settings of augmentation, such as HORIZONTAL_FLIP, augment the images as well.
+        config: a Config. Its settings of augmentation, from HORIZONTAL_FLIP to COPY_PASTE, augment the images as well.
         no_augmentation_sources: sources of the data set whose images are not augmented in any way.
         augment: False for validation: no image is augmented.
         classes: which row of the model each class of the data set is; None: class ids are rows. Objects of classes
@@ -201,6 +202,7 @@ class TrainingData:
         self.classes = None if classes is None or classes.is_identity else classes
         self.class_notes = [] if classes is None else classes.sentences()  # on how classes were matched
         self._is_wide: np.ndarray | None = None
+        self._donors: list[int] | None = None  # the image_ids that COPY_PASTE takes objects from
         if dataset.num_images == 0:
             raise ValueError(
                 f"{type(dataset).__name__} has no images; was its load_... method called before prepare()?"
@@ -241,6 +243,9 @@ class TrainingData:
         augment = self.augment and self._may_augment(image_id)
         rng = np.random.default_rng(seed)
         view, notes = self._view(image_id, augment, seed, rng)
+        if augment and self.config.COPY_PASTE and rng.random() < self.config.COPY_PASTE:
+            view, failures = self._with_pasted(view, rng)
+            notes += failures
         boxes, crops, plan = view.boxes + np.array(view.plan.window[:2] * 2, np.float32), view.crops, view.plan
         objects, crowds = _usable(boxes, crops, view.class_ids)
         chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
@@ -299,6 +304,30 @@ class TrainingData:
                 "does load_instances return (y1, x1, y2, x2)?"
             )
         return View(pixels, boxes, crops, instances.class_ids, plan), notes
+
+    def _with_pasted(self, view: View, rng: np.random.Generator) -> tuple[View, list[str]]:
+        """A view with objects of another image, which is augmented as every image is: COPY_PASTE.
+
+        Returns: the view; why it got no objects, if an image could not be loaded.
+        """
+        if self._donors is None:
+            self._donors = [int(i) for i in self.dataset.image_ids if self._may_augment(int(i))]
+        donor_id = self._donors[rng.integers(len(self._donors))]
+        donor_seed = int(rng.integers(2**63))
+        try:
+            donor, _ = self._view(donor_id, True, donor_seed, np.random.default_rng(donor_seed))
+        except MemoryError:
+            raise
+        except Exception as error:  # as in the loader. The image counts as broken when its own turn comes
+            return view, [f"got no objects of {self.name(donor_id)}, which cannot be loaded: {utils.printable(error)}"]
+        objects, _ = _usable(donor.boxes, donor.crops, donor.class_ids)
+        if not len(objects):
+            return view, []
+        count = int(rng.integers(1, len(objects), endpoint=True))
+        chosen = np.sort(rng.choice(objects, count, replace=False)).tolist()
+        room = np.subtract(view.pixels.shape[:2], donor.pixels.shape[:2])
+        y, x = (int(rng.integers(min(side, 0), max(side, 0), endpoint=True)) for side in room)
+        return paste_objects(view, donor, chosen, (y, x)), []
 
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
         """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import utils
 from config import Config
-from data.augment import jitter_light
-from data.crops import Flips, bounds, cut_out, flip_boxes, resize_crop, turn_boxes, turn_crop
+from data.augment import LEAST_LEFT, View, jitter_light, paste_objects
+from data.crops import Crop, Flips, bounds, cut_out, flip_boxes, resize_crop, shift_crop, turn_boxes, turn_crop
 from data.dataset import Dataset, Instances
 from data.samples import Sample, TrainingData
 
@@ -202,3 +202,149 @@ def test_jitter_of_light_keeps_hue_and_depends_on_the_seed():
         np.testing.assert_allclose(sample.image, image * factor, atol=1.1)
         factors.append(factor)
     assert 0.75 < min(factors) < 0.9 < 1.1 < max(factors) < 1.25
+
+
+############################################################
+#  Copy and paste
+############################################################
+
+
+def view_of(image, masks, class_ids) -> View:
+    crops = cut_out(masks)
+    return View(image, bounds(crops), crops, np.array(class_ids), utils.plan_image(image.shape, settings()))
+
+
+def as_masks(view: View) -> np.ndarray:
+    masks = np.zeros((*view.pixels.shape[:2], len(view.crops)), bool)
+    for i, (y, x, mask) in enumerate(view.crops):
+        masks[y : y + mask.shape[0], x : x + mask.shape[1], i] = mask
+    return masks
+
+
+def test_a_pasted_object_covers_what_is_below():
+    below = np.zeros((10, 10, 3), bool)
+    below[0:4, 0:4, 0] = below[2:8, 2:8, 1] = below[6:10, 6:10, 2] = True
+    above = np.zeros((6, 6, 2), bool)
+    above[1:6, 1:6, 0] = above[0, 0, 1] = True
+    view, donor = view_of(coded(10, 10, 1), below, [1, 2, -3]), view_of(coded(6, 6, 2), above, [3, 1])
+    pasted = paste_objects(view, donor, [0], (2, 2))
+    place = np.zeros((10, 10), bool)
+    place[3:8, 3:8] = True
+    assert pasted.class_ids.tolist() == [1, 2, -3, 3]
+    np.testing.assert_array_equal(as_masks(pasted), np.dstack([below & ~place[..., None], place]))
+    np.testing.assert_array_equal(pasted.boxes, utils.extract_bboxes(as_masks(pasted)))
+    expected = coded(10, 10, 1)
+    expected[3:8, 3:8] = coded(6, 6, 2)[1:6, 1:6]
+    np.testing.assert_array_equal(pasted.pixels, expected)
+    np.testing.assert_array_equal(view.pixels, coded(10, 10, 1))  # the view itself stays
+
+
+def test_objects_with_too_little_left_vanish():
+    below = np.zeros((10, 20, 3), bool)
+    below[:, :10, 0] = below[:5, 10:20, 1] = below[9, 19, 2] = True
+    view = view_of(coded(10, 20, 1), below, [1, 2, 3])
+    for hidden, stays in ((90, True), (91, False)):  # of 100 pixels
+        above = np.zeros((10, 20, 1), bool)
+        above[:, :10, 0] = np.arange(100).reshape(10, 10) < hidden
+        pasted = paste_objects(view, view_of(coded(10, 20, 2), above, [2]), [0], (0, 0))
+        assert pasted.class_ids.tolist() == ([1] if stays else []) + [2, 3, 2]
+    assert LEAST_LEFT == 0.1
+
+
+def test_objects_are_cut_at_the_edges_of_the_view():
+    above = np.zeros((10, 10, 2), bool)
+    above[0:10, 0:10, 0] = above[0:2, 0:2, 1] = True
+    view = view_of(coded(12, 8, 1), np.zeros((12, 8, 0), bool), [])
+    pasted = paste_objects(view, view_of(coded(10, 10, 2), above, [1, 2]), [0, 1], (7, -3))
+    assert pasted.class_ids.tolist() == [1], "of the other one nothing is inside"
+    assert pasted.boxes.tolist() == [[7, 0, 12, 7]]
+    np.testing.assert_array_equal(pasted.pixels[7:, :7], coded(10, 10, 2)[:5, 3:])
+    far = paste_objects(view, view_of(coded(10, 10, 2), above, [1, 2]), [0], (11, 7))
+    assert far is view, "one pixel of 100 is none"
+    crop = shift_crop(Crop(2, 3, np.ones((4, 5), bool)), -4, -5, (12, 8))
+    assert (crop.y, crop.x, crop.mask.shape) == (0, 0, (2, 3))
+
+
+def many(broken=(), **options):
+    """Six images of other sizes with three objects and a crowd each; classes tell the images."""
+    sizes = [(30, 40), (40, 30), (25, 25), (50, 20), (33, 44), (9, 9)]
+    masks = [random_masks(*size, 4, seed) for seed, size in enumerate(sizes)]
+    classes = [[1 + number % 3] * 3 + [-1] for number in range(6)]
+    return Coded(sizes, masks, classes, boxes=True, broken=broken)
+
+
+@pytest.mark.parametrize("mode", ["none", "crop", "square"])
+def test_samples_with_pasted_objects(mode):
+    dataset = many()
+    options = {"IMAGE_RESIZE_MODE": mode, "IMAGE_MIN_DIM": 64, "IMAGE_MAX_DIM": 64, "DIALECT": "mmdet"}
+    data = TrainingData(dataset, settings(**options, COPY_PASTE=1.0, QUARTER_TURNS=True))
+    plain = TrainingData(dataset, settings(**options, QUARTER_TURNS=True))
+    more = 0
+    for index in range(5):
+        for seed in range(12):
+            sample, without = data.sample(index, seed), plain.sample(index, seed)
+            assert is_same(sample, data.sample(index, seed))
+            assert (sample.window, sample.shape) == (without.window, without.shape)
+            y1, x1, y2, x2 = sample.window
+            masks = whole(sample.targets.masks)[y1:y2, x1:x2]
+            boxes = sample.targets.boxes - torch.tensor([y1, x1, y1, x1])
+            # The data set's boxes are scaled without rounding, masks to whole pixels.
+            np.testing.assert_allclose(boxes, utils.extract_bboxes(masks), atol=0 if mode == "none" else 2.6)
+            changed = (sample.image != without.image).any(dim=2).numpy()
+            blue = sample.image[..., 2].numpy()
+            is_pasted = np.array([(blue[mask] != 10 * index).all() for mask in np.moveaxis(masks, 2, 0)], bool)
+            if is_pasted.any():  # of another image
+                covers = masks[..., is_pasted].any(axis=2)
+                assert (covers == changed).all(), "pasted pixels change, and no others"
+                assert not (masks[..., ~is_pasted].any(axis=2) & covers).any(), "nothing shows through"
+                more += is_pasted.sum()
+    assert more > 60
+
+
+def test_classes_and_pixels_come_from_the_same_image():
+    data = TrainingData(many(), settings(COPY_PASTE=1.0))
+    pairs = set()
+    for seed in range(80):
+        sample = data.sample(1, seed)
+        for mask, class_id in zip(
+            np.moveaxis(whole(sample.targets.masks), 2, 0), sample.targets.class_ids, strict=True
+        ):
+            numbers = set((sample.image.numpy()[mask][:, 2] // 10).tolist())
+            pairs |= {(number, int(class_id)) for number in numbers if len(numbers) == 1}
+    assert {number for number, _ in pairs} == set(range(5)) | {5}
+    assert all(class_id == 1 + number % 3 for number, class_id in pairs)
+
+
+def test_the_chance_of_pasting_and_sources_that_take_no_part():
+    dataset = many()
+    plain = TrainingData(dataset, settings(COPY_PASTE=1e-9))
+    sometimes = TrainingData(dataset, settings(COPY_PASTE=0.5))
+    count = sum(not is_same(sometimes.sample(0, seed), plain.sample(0, seed)) for seed in range(100))
+    assert 30 < count < 60
+    of_some = TrainingData(dataset, settings(COPY_PASTE=1.0), no_augmentation_sources=["fixed"])
+    assert all(is_same(of_some.sample(5, seed), plain.sample(5, seed)) for seed in range(10))
+    assert not any((of_some.sample(0, seed).image[..., 2] == 50).any() for seed in range(60))
+    assert (
+        TrainingData(dataset, settings(COPY_PASTE=1.0), augment=False).sample(0, 1).targets.class_ids.tolist()
+        == [1] * 3
+    )
+
+
+def test_an_image_that_cannot_be_loaded_gives_no_objects_and_is_named():
+    data = TrainingData(many(broken=(1, 2, 3, 4, 5)), settings(COPY_PASTE=1.0))
+    warnings = [data._make(0, seed)[1] for seed in range(30)]
+    assert any(warnings)
+    assert not all(warnings), "its own objects may be pasted, too"
+    warning = next(filter(None, warnings))
+    assert "image coded.0 got no objects of image" in warning
+    assert "which cannot be loaded: the disk is on fire" in warning
+    without = TrainingData(many(), settings())
+    for seed, text in enumerate(warnings):
+        assert not text or is_same(data.sample(0, seed), without.sample(0, seed))
+
+
+def test_pasted_mini_masks_fill_their_boxes():
+    data = TrainingData(many(), settings(COPY_PASTE=1.0, USE_MINI_MASK=True, MINI_MASK_SHAPE=(8, 8)))
+    sample = data.sample(0, 3)
+    assert len(sample.targets.boxes) > 3
+    assert sample.targets.masks.sizes.tolist() == [[8, 8]] * len(sample.targets.boxes)
