@@ -623,8 +623,13 @@ class Config:
 
     ### Augmentation
 
-    # Chance that an image is flipped left to right.
+    # Chance that an image is flipped left to right, and upside down. Only where a mirror image is as likely.
     HORIZONTAL_FLIP: Annotated[float, SHARE, TRAINING] = 0.5
+    VERTICAL_FLIP: Annotated[float, SHARE, TRAINING] = 0.0
+
+    # Turn each image by a random number of quarter turns, for pictures that have no upright direction: microscopy,
+    # views from above. In mode "shorter", images that are not square then take more padding.
+    QUARTER_TURNS: Annotated[bool, TRAINING] = False
 
     # Short sides to choose from for each image, instead of IMAGE_MIN_DIM (multi-scale training).
     MULTI_SCALE: Annotated[tuple[int, ...] | None, NotEmpty(), AtLeast(1), TRAINING] = None
@@ -633,8 +638,17 @@ class Config:
     # jitter): (0.1, 2.0), or (0.8, 1.25) for a mild one.
     SCALE_JITTER: Annotated[tuple[float, ...] | None, Length(2, "smallest, largest factor"), Above(0), TRAINING] = None
 
-    # Random change of brightness, contrast and saturation by up to this share, such as 0.2.
+    # Random change of brightness, contrast and saturation by up to this share, such as 0.4. For photographs.
     COLOR_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
+
+    # Random change of brightness alone and of contrast alone by up to this share, such as 0.2, with one factor for all
+    # channels: colours keep their hue. For microscopy.
+    BRIGHTNESS_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
+    CONTRAST_JITTER: Annotated[float, SHARE, TRAINING] = 0.0
+
+    # Chance that objects of another image of the training data are pasted into an image, with the same augmentation.
+    # They cover what is below. For few images and many kinds of places; crowds are not pasted.
+    COPY_PASTE: Annotated[float, SHARE, TRAINING] = 0.0
 
     ### Detection
 

@@ -14,8 +14,6 @@ Everything random about an image follows from its seed, and the seed from SEED, 
 """
 
 import functools
-import inspect
-import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +25,31 @@ import runtime
 import utils
 from roialign import MaskCrops
 
+from .augment import (
+    View,
+    call_augmentation,
+    check_augmentation,
+    checked_masks,
+    jitter_color,
+    jitter_light,
+    jitter_scale,
+    paste_objects,
+)
 from .classes import ClassMapping
+from .crops import (
+    NO_FLIPS,
+    Crop,
+    Flips,
+    bounds,
+    clip_boxes,
+    cut_out,
+    flip_boxes,
+    pack,
+    resize_crop,
+    shrink,
+    turn_boxes,
+    turn_crop,
+)
 from .dataset import Dataset, Instances, check_instances, fit_boxes
 from .images import image_size
 
@@ -137,181 +159,6 @@ def _join_masks(masks: Sequence[MaskCrops], canvas: tuple[int, int] | None) -> M
 
 
 ############################################################
-#  Masks
-############################################################
-
-
-class _Crop(NamedTuple):
-    """A mask where it is not empty."""
-
-    y: int
-    x: int
-    mask: np.ndarray  # bool [h, w]; 0 x 0 if it is empty
-
-
-def _cut_out(masks: np.ndarray | list[dict]) -> list[_Crop]:
-    """The crops of a stack [H, W, N], or of N RLEs."""
-    if isinstance(masks, list):
-        return [_Crop(*utils.rle_to_crop(rle)) for rle in masks]
-    rows, columns = masks.any(axis=1).T, masks.any(axis=0).T  # [N, H], [N, W]
-    crops = []
-    for i in range(masks.shape[2]):
-        (y1, y2), (x1, x2) = _span(rows[i]), _span(columns[i])
-        crops.append(_Crop(y1, x1, masks[y1:y2, x1:x2, i]))
-    return crops
-
-
-def _span(filled: np.ndarray) -> tuple[int, int]:
-    """The index of the first True in bool [n], and the index after the last one; (0, 0) if there is none."""
-    indices = np.flatnonzero(filled)
-    return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
-
-
-def _trim(y: int, x: int, mask: np.ndarray) -> _Crop:
-    """The crop without its empty rows and columns."""
-    (top, bottom), (left, right) = _span(mask.any(axis=1)), _span(mask.any(axis=0))
-    return _Crop(y + top, x + left, mask[top:bottom, left:right])
-
-
-def _resize_crop(crop: _Crop, rows: np.ndarray, columns: np.ndarray, flip: bool) -> _Crop:
-    """The crop of the resized mask: as utils.resize_mask resizes a whole mask, but only the part that is not empty.
-
-    rows, columns: int64 [h] and [w], ascending: which row and column of the mask each of the result copies.
-    flip: mirror the result, left to right.
-    """
-    y, x, mask = crop
-    top, bottom = np.searchsorted(rows, (y, y + mask.shape[0])).tolist()
-    left, right = np.searchsorted(columns, (x, x + mask.shape[1])).tolist()
-    mask = mask[rows[top:bottom] - y][:, columns[left:right] - x]
-    if flip:
-        mask, left = mask[:, ::-1], len(columns) - right
-    return _trim(top, left, mask)
-
-
-def _bounds(crops: Sequence[_Crop]) -> np.ndarray:
-    """float32 [N, 4]: the box around each crop."""
-    boxes = [(y, x, y + mask.shape[0], x + mask.shape[1]) for y, x, mask in crops]
-    return np.array(boxes, np.float32).reshape(-1, 4)
-
-
-def _shrink(crop: _Crop, shape: tuple[int, int]) -> _Crop:
-    """The mini mask of a crop: resized to a shape, with (0, 0) as its corner."""
-    height, width = crop.mask.shape
-    return _Crop(0, 0, utils.minimize_mask(np.array([[0, 0, height, width]]), crop.mask[..., None], shape)[..., 0])
-
-
-def _pack(crops: Sequence[_Crop], canvas: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> MaskCrops:
-    """All crops as one MaskCrops. origin: (y, x) in the canvas of the point that the crops' y and x count from."""
-    pixels = np.concatenate([np.zeros(0, bool), *(crop.mask.ravel() for crop in crops)])
-    sizes = torch.tensor([crop.mask.shape for crop in crops], dtype=torch.int64).view(-1, 2)
-    origins = torch.tensor([(crop.y, crop.x) for crop in crops], dtype=torch.int64).view(-1, 2)
-    areas = sizes.prod(dim=1)
-    return MaskCrops(
-        pixels=torch.from_numpy(pixels.view(np.uint8)),
-        offsets=areas.cumsum(0) - areas,
-        sizes=sizes,
-        origins=origins + torch.tensor(origin),
-        canvases=torch.tensor(canvas).expand(len(crops), 2).contiguous(),
-    )
-
-
-############################################################
-#  Augmentation
-############################################################
-
-# Augmenters of imgaug that move pixels. All others change colours only, and must not be applied to masks.
-_MOVING_AUGMENTERS = {
-    *("Sequential", "SomeOf", "OneOf", "Sometimes", "Fliplr", "Flipud", "CropAndPad", "Affine"),
-    *("PiecewiseAffine", "PerspectiveTransform", "ElasticTransformation", "Rot90", "Resize", "CropToFixedSize"),
-    *("PadToFixedSize", "KeepSizeByResize", "WithPolarWarping", "Jigsaw"),
-}
-
-
-def _call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarray, seed: int) -> tuple[Any, Any]:
-    """(image, masks) as the augmentation returns them. masks: bool [H, W, N].
-
-    It may be of any style that TrainingData describes. It gets copies: the data set may keep its own arrays.
-    """
-    for method in ("set_random_seed", "seed_"):  # albumentations' and imgaug's own generators
-        if hasattr(augmentation, method):
-            getattr(augmentation, method)(seed % 2**32)
-    if hasattr(augmentation, "to_deterministic"):
-        fixed = augmentation.to_deterministic()
-        image = fixed.augment_image(image.copy())
-        if masks.shape[2]:
-            masks = fixed.augment_image(masks.astype(np.uint8), **_mask_hooks(augmentation))
-        return image, masks
-    if not _takes_keywords(augmentation):
-        return augmentation(image.copy(), masks.copy("K"))
-    planes = list(np.ascontiguousarray(np.moveaxis(masks, 2, 0), np.uint8))
-    if not planes:
-        return augmentation(image=image.copy())["image"], None
-    result = augmentation(image=image.copy(), masks=planes)
-    return result["image"], np.stack(list(result["masks"]), axis=-1)
-
-
-def _takes_keywords(augmentation: Callable) -> bool:
-    """Whether it takes image= and masks=, as albumentations does, instead of (image, masks)."""
-    try:
-        parameters = inspect.signature(augmentation).parameters.values()
-    except (TypeError, ValueError):  # a built-in function has no signature
-        return False
-    positional = sum(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
-    )
-    return positional < 2 and any(
-        parameter.kind in (parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY) for parameter in parameters
-    )
-
-
-def _mask_hooks(augmentation: Any) -> dict[str, Any]:
-    """Arguments of imgaug's augment_image that keep it from changing the values of masks."""
-    package = sys.modules.get(type(augmentation).__module__.partition(".")[0])
-    return {"hooks": package.HooksImages(activator=_moves_pixels)} if hasattr(package, "HooksImages") else {}
-
-
-def _moves_pixels(images: Any, augmenter: Any, parents: Any, default: Any) -> bool:
-    return any(base.__name__ in _MOVING_AUGMENTERS for base in type(augmenter).__mro__)
-
-
-def _jitter_color(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, saturation (of RGB) and contrast changed, each by a factor in 1 - amount .. 1 + amount."""
-    brightness, saturation, contrast = rng.uniform(1 - amount, 1 + amount, 3)
-    mixture = np.eye(image.shape[2])  # [C, C]; with less saturation, each channel comes closer to the gray value
-    if image.shape[2] == 3:
-        mixture = saturation * mixture + (1 - saturation) * np.array([0.299, 0.587, 0.114])
-    pixels = image.astype(np.float32) @ (brightness * mixture.T).astype(np.float32)  # [h, w, C]
-    mean = pixels.mean()
-    pixels -= mean
-    pixels *= np.float32(contrast)
-    pixels += mean
-    pixels.clip(0, 255, out=pixels)
-    return np.rint(pixels, out=pixels).astype(np.uint8) if image.dtype == np.uint8 else pixels
-
-
-def _jitter_scale(
-    plan: utils.ResizePlan, factor: float, mode: str, divisor: int, rng: np.random.Generator
-) -> utils.ResizePlan:
-    """The plan with the image scaled by one more factor.
-
-    An image that is then larger than the plan's padded input is cropped to it, at random. A smaller one is padded by
-    the rule of its resize mode; modes "crop" and "none" pad at the bottom and right, to the plan's padded input.
-    """
-    canvas = plan.padded_shape
-    size = tuple(max(1, round(side * factor)) for side in plan.size)
-    height, width = (min(side, limit) for side, limit in zip(size, canvas, strict=True))
-    y, x = (int(rng.integers(side - kept, endpoint=True)) for side, kept in zip(size, (height, width), strict=True))
-    multiple = {"shorter": divisor, "pad64": 64}.get(mode)  # of which the padded sides are multiples
-    missing = [
-        -kept % multiple if multiple else side - kept for side, kept in zip(canvas, (height, width), strict=True)
-    ]
-    top, left = (count // 2 if mode in ("square", "pad64") else 0 for count in missing)
-    padding = (top, missing[0] - top), (left, missing[1] - left)
-    window = (top, left, top + height, left + width)
-    return utils.ResizePlan(plan.image_shape, size, padding, (y, x, height, width), window, plan.scale * factor)
-
-
-############################################################
 #  TrainingData
 ############################################################
 
@@ -342,7 +189,7 @@ class TrainingData:
     ) -> None:
         """
         dataset: prepared. Workers on Windows and macOS need one that can be pickled.
-        config: a Config. Its HORIZONTAL_FLIP, MULTI_SCALE, SCALE_JITTER and COLOR_JITTER augment the images as well.
+        config: a Config. Its settings of augmentation, from HORIZONTAL_FLIP to COPY_PASTE, augment the images as well.
         no_augmentation_sources: sources of the data set whose images are not augmented in any way.
         augment: False for validation: no image is augmented.
         classes: which row of the model each class of the data set is; None: class ids are rows. Objects of classes
@@ -355,6 +202,7 @@ class TrainingData:
         self.classes = None if classes is None or classes.is_identity else classes
         self.class_notes = [] if classes is None else classes.sentences()  # on how classes were matched
         self._is_wide: np.ndarray | None = None
+        self._donors: list[int] | None = None  # the image_ids that COPY_PASTE takes objects from
         if dataset.num_images == 0:
             raise ValueError(
                 f"{type(dataset).__name__} has no images; was its load_... method called before prepare()?"
@@ -365,7 +213,7 @@ class TrainingData:
                 f"{config.NUM_CLASSES}; they are {utils.listed(dataset.class_names)}"
             )
         if augmentation is not None:
-            _check_augmentation(augmentation)
+            check_augmentation(augmentation)
         dataset.inspect_images(config.BIT_DEPTH)
 
     def __len__(self) -> int:
@@ -390,23 +238,22 @@ class TrainingData:
         return f"image {info['source']}.{info['id']}" + (f" ({reference})" if reference else "")
 
     def _make(self, index: int, seed: int) -> tuple[Sample, str | None]:
-        """The sample, and a warning if there is one."""
+        """The sample of an image, and a warning if there is one."""
         image_id = int(self.dataset.image_ids[index])
-        augment = self.augment and self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources
+        augment = self.augment and self._may_augment(image_id)
         rng = np.random.default_rng(seed)
-        with runtime.seeded(seed):  # users' code may draw from the generators that all modules share
-            image, instances = self._load(image_id, augment, seed)
-        plan = self._plan(image.shape, augment, rng)
-        flip = augment and rng.random() < self.config.HORIZONTAL_FLIP
-        pixels = self._pixels(image, plan, flip)
-        if augment and self.config.COLOR_JITTER:
-            pixels = _jitter_color(pixels, self.config.COLOR_JITTER, rng)
-        boxes, crops, misfits = self._place(instances, plan, flip)
-        objects, crowds = _usable(boxes, crops, instances.class_ids)
+        view, notes = self._view(image_id, augment, seed, rng)
+        if augment and self.config.COPY_PASTE and rng.random() < self.config.COPY_PASTE:
+            view, failures = self._with_pasted(view, rng)
+            notes += failures
+        boxes, crops, plan = view.boxes + np.array(view.plan.window[:2] * 2, np.float32), view.crops, view.plan
+        objects, crowds = _usable(boxes, crops, view.class_ids)
         chosen = _largest(crops, objects, self.config.MAX_GT_INSTANCES)
+        if len(objects) > len(chosen):
+            notes.append(f"has {len(objects)} objects; MAX_GT_INSTANCES leaves the {len(chosen)} largest")
         targets = Targets(
             boxes=torch.from_numpy(boxes[chosen]),
-            class_ids=torch.from_numpy(instances.class_ids[chosen].astype(np.int64)),
+            class_ids=torch.from_numpy(view.class_ids[chosen].astype(np.int64)),
             batch_index=torch.zeros(len(chosen), dtype=torch.int64),
             masks=self._masks([crops[i] for i in chosen], plan),
             crowd_boxes=torch.from_numpy(boxes[crowds]),
@@ -415,25 +262,72 @@ class TrainingData:
             mini_masks=bool(self.config.USE_MINI_MASK),
         )
         sample = Sample(
-            image=torch.from_numpy(np.array(pixels, order="C")),  # a copy: the data set may keep what it returned
+            image=torch.from_numpy(np.array(view.pixels, order="C")),  # a copy: the data set may keep what it returned
             window=plan.window,
             shape=plan.padded_shape,
             targets=targets,
             image_id=image_id,
         )
-        return sample, self._warning(image_id, len(boxes), misfits, len(objects))
+        return sample, f"{self.name(image_id)} " + "; it ".join(notes) if notes else None
 
-    def _warning(self, image_id: int, count: int, misfits: int, objects: int) -> str | None:
-        """What to say of an image: of count boxes, misfits do not fit their masks; it has so many usable objects."""
-        problems, limit = [], self.config.MAX_GT_INSTANCES
+    def _may_augment(self, image_id: int) -> bool:
+        return self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources
+
+    def _view(self, image_id: int, augment: bool, seed: int, rng: np.random.Generator) -> tuple[View, list[str]]:
+        """A picture with its objects, augmented and scaled, and what is to be said of it.
+
+        A setting that is off draws no random number, so that all others draw the same.
+        """
+        config, flips = self.config, NO_FLIPS
+        with runtime.seeded(seed):  # users' code may draw from the generators that all modules share
+            image, instances = self._load(image_id, augment, seed)
+        crops = cut_out(instances.masks)
+        boxes, misfits = self._given_boxes(instances.boxes, crops)
+        if augment and config.QUARTER_TURNS and (turns := int(rng.integers(4))):
+            crops = [turn_crop(crop, image.shape, turns) for crop in crops]
+            boxes = None if boxes is None else turn_boxes(boxes, image.shape, turns)
+            image = np.ascontiguousarray(np.rot90(image, turns))
+        plan = self._plan(image.shape, augment, rng)
+        if augment:
+            horizontal = rng.random() < config.HORIZONTAL_FLIP
+            flips = Flips(bool(config.VERTICAL_FLIP) and rng.random() < config.VERTICAL_FLIP, horizontal)
+        pixels = self._pixels(image, plan, flips)
+        if augment and config.COLOR_JITTER:
+            pixels = jitter_color(pixels, config.COLOR_JITTER, rng)
+        if augment and (config.BRIGHTNESS_JITTER or config.CONTRAST_JITTER):
+            pixels = jitter_light(pixels, config.BRIGHTNESS_JITTER, config.CONTRAST_JITTER, rng)
+        boxes, crops = self._place(boxes, crops, plan, flips)
+        notes = []
         if misfits:
-            problems.append(
-                f"has {misfits} boxes, of {count}, that do not fit their masks, whose boxes are taken instead; "
+            notes.append(
+                f"has {misfits} boxes, of {len(boxes)}, that do not fit their masks, whose boxes are taken instead; "
                 "does load_instances return (y1, x1, y2, x2)?"
             )
-        if objects > limit:
-            problems.append(f"has {objects} objects; MAX_GT_INSTANCES leaves the {limit} largest")
-        return f"{self.name(image_id)} " + "; it ".join(problems) if problems else None
+        return View(pixels, boxes, crops, instances.class_ids, plan), notes
+
+    def _with_pasted(self, view: View, rng: np.random.Generator) -> tuple[View, list[str]]:
+        """A view with objects of another image, which is augmented as every image is: COPY_PASTE.
+
+        Returns: the view; why it got no objects, if an image could not be loaded.
+        """
+        if self._donors is None:
+            self._donors = [int(i) for i in self.dataset.image_ids if self._may_augment(int(i))]
+        donor_id = self._donors[rng.integers(len(self._donors))]
+        donor_seed = int(rng.integers(2**63))
+        try:
+            donor, _ = self._view(donor_id, True, donor_seed, np.random.default_rng(donor_seed))
+        except MemoryError:
+            raise
+        except Exception as error:  # as in the loader. The image counts as broken when its own turn comes
+            return view, [f"got no objects of {self.name(donor_id)}, which cannot be loaded: {utils.printable(error)}"]
+        objects, _ = _usable(donor.boxes, donor.crops, donor.class_ids)
+        if not len(objects):
+            return view, []
+        count = int(rng.integers(1, len(objects), endpoint=True))
+        chosen = np.sort(rng.choice(objects, count, replace=False)).tolist()
+        room = np.subtract(view.pixels.shape[:2], donor.pixels.shape[:2])
+        y, x = (int(rng.integers(min(side, 0), max(side, 0), endpoint=True)) for side in room)
+        return paste_objects(view, donor, chosen, (y, x)), []
 
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
         """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
@@ -449,9 +343,9 @@ class TrainingData:
         masks = instances.masks
         if isinstance(masks, list):
             masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
-        image, masks = _call_augmentation(self.augmentation, image, masks, seed)
+        image, masks = call_augmentation(self.augmentation, image, masks, seed)
         image = utils.check_channels(image, self.config.IMAGE_CHANNEL_COUNT, f"{name}, what augmentation returned,")
-        return image, Instances(instances.class_ids, _checked_masks(masks, image, len(instances.class_ids), name))
+        return image, Instances(instances.class_ids, checked_masks(masks, image, len(instances.class_ids), name))
 
     def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:
         config = self.config
@@ -459,40 +353,46 @@ class TrainingData:
         plan = utils.plan_image(shape, config, min_dim, rng)
         if augment and config.SCALE_JITTER:
             factor = rng.uniform(*config.SCALE_JITTER)
-            plan = _jitter_scale(plan, factor, config.IMAGE_RESIZE_MODE, config.IMAGE_SIZE_DIVISOR, rng)
+            plan = jitter_scale(plan, factor, config.IMAGE_RESIZE_MODE, config.IMAGE_SIZE_DIVISOR, rng)
         return plan
 
-    def _pixels(self, image: np.ndarray, plan: utils.ResizePlan, flip: bool) -> np.ndarray:
+    def _pixels(self, image: np.ndarray, plan: utils.ResizePlan, flips: Flips) -> np.ndarray:
         """[h, w, C]: the image scaled, cropped and flipped, as large as the plan's window."""
         pixels = utils.resize_pixels(image, plan.size, self.config.dialect.resampling)
         y, x, height, width = plan.region
         pixels = pixels[y : y + height, x : x + width]
-        return pixels[:, ::-1] if flip else pixels
+        return pixels[:: -1 if flips.vertical else 1, :: -1 if flips.horizontal else 1]
 
-    def _place(self, instances, plan: utils.ResizePlan, flip: bool) -> tuple[np.ndarray, list[_Crop], int]:
-        """The boxes and masks of instances in the network's input.
+    def _given_boxes(self, boxes: np.ndarray | None, crops: Sequence[Crop]) -> tuple[np.ndarray | None, int]:
+        """The boxes of the data set, and how many of them do not fit their masks, and are replaced.
 
-        Returns: boxes float32 [N, 4], clipped to the window; N crops, whose y and x count from the window's corner; how
-            many boxes do not fit their masks, and are replaced.
+        None: the boxes around the masks are to be taken. Mini masks fill these.
+        """
+        if boxes is None or self.config.USE_MINI_MASK:
+            return None, 0
+        return (boxes, 0) if self.dataset.boxes_are_checked else fit_boxes(boxes, bounds(crops))
+
+    def _place(
+        self, boxes: np.ndarray | None, crops: Sequence[Crop], plan: utils.ResizePlan, flips: Flips
+    ) -> tuple[np.ndarray, list[Crop]]:
+        """The boxes, as of _given_boxes, and masks of an image in the plan's window: float32 [N, 4], and N crops.
+
+        Both count from the window's corner. Boxes are clipped to the window.
         """
         nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
         rows, columns = plan.rows(nearest), plan.columns(nearest)
-        whole = _cut_out(instances.masks)
-        crops, misfits = [_resize_crop(crop, rows, columns, flip) for crop in whole], 0
-        boxes = _bounds(crops)
-        if instances.boxes is not None and not self.config.USE_MINI_MASK:  # mini masks fill their boxes
-            given = instances.boxes
-            if not self.dataset.boxes_are_checked:
-                given, misfits = fit_boxes(given, _bounds(whole))
-            given = plan.boxes_in_region(given)
-            boxes = _fit_boxes(given, boxes, plan.region[2:], flip, plan.crop is not None)
-        return boxes + np.array(plan.window[:2] * 2, np.float32), crops, misfits
+        crops = [resize_crop(crop, rows, columns, flips) for crop in crops]
+        if boxes is None:
+            return bounds(crops), crops
+        size = plan.region[2:]
+        boxes = flip_boxes(plan.boxes_in_region(boxes), size, flips)
+        return clip_boxes(boxes, bounds(crops), size, plan.crop is not None), crops
 
-    def _masks(self, crops: Sequence[_Crop], plan: utils.ResizePlan) -> MaskCrops:
+    def _masks(self, crops: Sequence[Crop], plan: utils.ResizePlan) -> MaskCrops:
         if not self.config.USE_MINI_MASK:
-            return _pack(crops, plan.padded_shape, plan.window[:2])
+            return pack(crops, plan.padded_shape, plan.window[:2])
         shape = tuple(self.config.MINI_MASK_SHAPE)
-        return _pack([_shrink(crop, shape) for crop in crops], shape)
+        return pack([shrink(crop, shape) for crop in crops], shape)
 
     def is_wide(self) -> np.ndarray:
         """bool [len(self)]: whether each image is at least as wide as it is high. BatchOrder batches by this.
@@ -509,59 +409,19 @@ class TrainingData:
         return self._is_wide
 
 
-def _fit_boxes(
-    boxes: np.ndarray, bounds: np.ndarray, size: tuple[int, int], flip: bool, is_cropped: bool
-) -> np.ndarray:
-    """Boxes of a data set, flipped and clipped to the image: float32 [N, 4].
-
-    bounds: [N, 4], the boxes around the masks, flipped already. They replace boxes that a crop cuts: the rest of an
-        object may be smaller than the rest of its box. size: (height, width) of the image.
-    """
-    height, width = size
-    if flip:
-        boxes = np.stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1]], axis=1)
-    inside = boxes.clip(0, np.array([height, width] * 2, np.float32))
-    is_cut = (inside != boxes).any(axis=1, keepdims=True) & is_cropped
-    return np.where(is_cut, bounds, inside)
-
-
-def _usable(boxes: np.ndarray, crops: Sequence[_Crop], class_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _usable(boxes: np.ndarray, crops: Sequence[Crop], class_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The indices of the objects and of the crowds that still have a pixel, and a box of at least one pixel a side."""
     has_pixels = np.array([crop.mask.size > 0 for crop in crops], bool)
     is_usable = has_pixels & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
     return np.flatnonzero(is_usable & (class_ids > 0)), np.flatnonzero(is_usable & (class_ids < 0))
 
 
-def _largest(crops: Sequence[_Crop], objects: np.ndarray, limit: int) -> np.ndarray:
+def _largest(crops: Sequence[Crop], objects: np.ndarray, limit: int) -> np.ndarray:
     """The objects with the most pixels, at most `limit` of them, in their old order. objects: indices of crops."""
     if len(objects) <= limit:
         return objects
     areas = np.array([np.count_nonzero(crops[i].mask) for i in objects])
     return objects[np.sort(np.argsort(-areas, kind="stable")[:limit])]
-
-
-def _checked_masks(masks: Any, image: np.ndarray, count: int, name: str) -> np.ndarray:
-    """The masks that an augmentation returned, as bool [H, W, N]. image: as it returned it. count: N."""
-    masks = np.zeros((*image.shape[:2], 0), bool) if masks is None or count == 0 else np.asarray(masks)
-    if masks.shape != (*image.shape[:2], count):
-        raise ValueError(
-            f"{name}: augmentation must return masks [{image.shape[0]}, {image.shape[1]}, {count}], of its image's "
-            f"size, not {list(masks.shape)}; were only the image or only the masks moved?"
-        )
-    return masks if masks.dtype == bool else masks > 0.5
-
-
-def _check_augmentation(augmentation: Any) -> None:
-    if not callable(augmentation) and not hasattr(augmentation, "to_deterministic"):
-        raise ValueError(
-            "augmentation must be a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, "
-            f"not {type(augmentation).__name__}"
-        )
-    if "bboxes" in getattr(augmentation, "processors", {}):
-        raise ValueError(
-            "augmentation has bbox_params, but it gets no boxes: these are computed from the masks it returns. "
-            "Leave bbox_params out"
-        )
 
 
 def _is_wide(info: dict[str, Any]) -> bool:

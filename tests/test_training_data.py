@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 import utils
 from config import Config
+from data.augment import jitter_color
 from data.classes import UNKNOWN, ClassMapping
 from data.dataset import Dataset, Instances, check_instances
 from data.loader import BatchOrder, make_loader, worker_count
-from data.samples import Targets, TrainingData, _jitter_color, collate, join_targets
+from data.samples import Targets, TrainingData, collate, join_targets
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -590,14 +591,14 @@ def test_color_jitter():
             return self.factors
 
     image = np.array([[[40, 80, 120], [200, 200, 200]]], np.uint8)
-    brighter = _jitter_color(image, 0.25, Factors(1.25, 1, 1))
+    brighter = jitter_color(image, 0.25, Factors(1.25, 1, 1))
     assert brighter.tolist() == [[[50, 100, 150], [250, 250, 250]]]
     gray = 0.299 * 40 + 0.587 * 80 + 0.114 * 120
-    paler = _jitter_color(image, 0.25, Factors(1, 0.75, 1))
+    paler = jitter_color(image, 0.25, Factors(1, 0.75, 1))
     assert paler.tolist() == [[[round(0.75 * v + 0.25 * gray) for v in (40, 80, 120)], [200, 200, 200]]]
-    duller = _jitter_color(image[..., :2].astype(np.float32), 0.25, Factors(1, 1, 0.75))
+    duller = jitter_color(image[..., :2].astype(np.float32), 0.25, Factors(1, 1, 0.75))
     assert duller.tolist() == [[[62.5, 92.5], [182.5, 182.5]]]  # the mean is 130
-    assert _jitter_color(image, 0.25, Factors(1.25, 1, 1.25)).max() == 255  # not 0 by overflow
+    assert jitter_color(image, 0.25, Factors(1.25, 1, 1.25)).max() == 255  # not 0 by overflow
     data = TrainingData(Drawn([drawn(9, 9)]), as_it_is(COLOR_JITTER=0.25))
     assert not equal(data.sample(0, 1).image, data.sample(0, 2).image)
 
