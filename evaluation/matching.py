@@ -1,4 +1,4 @@
-"""Detections matched with objects at a score threshold, and the numbers that biologists report: F1 and panoptic quality.
+"""Detections matched with objects at a score threshold: F1 and panoptic quality, as biologists report them.
 
 A detection and an object of its class are a pair if their masks overlap by at least an IoU. Pairs are one to one, as
 many as possible, and among those with the largest sum of IoUs (StarDist's matching). A detection without an object is
@@ -174,7 +174,7 @@ class Quality(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """Pairs / (pairs + false positives + false negatives): StarDist's accuracy, the Data Science Bowl's precision."""
+        """Pairs among pairs, false positives and false negatives: StarDist's accuracy."""
         return self._share(self.true_positives + self.false_positives + self.false_negatives)
 
     @property

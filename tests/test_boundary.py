@@ -21,7 +21,7 @@ from evaluation.metrics import as_coco, average_precision
 
 def plain_boundary(mask: np.ndarray) -> np.ndarray:
     """As mask_to_boundary of boundary-iou-api: a frame of zeros, then one erosion after the other."""
-    dilation = max(int(round(0.02 * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))), 1)
+    dilation = max(round(0.02 * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2)), 1)
     eroded = ndimage.binary_erosion(np.pad(mask, 1), np.ones((3, 3)), iterations=dilation, border_value=1)
     return mask & ~eroded[1:-1, 1:-1]
 
@@ -73,7 +73,7 @@ def plain_boundary_ap(contents, results) -> float:
     """COCOeval with its overlaps replaced, as boundary-iou-api does."""
 
     class Evaluation(COCOeval):
-        def computeIoU(self, image, category):  # noqa: N802
+        def computeIoU(self, image, category):
             overlaps = super().computeIoU(image, category)
             objects, found = self._gts[image, category], self._dts[image, category]
             if not objects or not found:
