@@ -4,12 +4,13 @@ Every detection without an object, and every object without a detection, belongs
 add up to the false positives and false negatives at an IoU of 0.5.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from .examples import Example, choose_largest
 from .matching import Scene, match
 
 ERROR_IOU = 0.5  # from which on a detection and an object are a pair
@@ -140,3 +141,55 @@ def count_errors(errors: Iterable[Error]) -> dict[str, KindCount]:
             former.false_negatives + len(error.missed),
         )
     return counts
+
+
+############################################################
+#  Pictures
+############################################################
+
+
+def error_examples(
+    errors: Sequence[Error], class_names: Mapping[int, str], titles: Mapping[int, str]
+) -> dict[str, list[Example]]:
+    """Choose at most EXAMPLES errors of each kind, as find_examples chooses detections.
+
+    Detections that the model is sure of come first, and large ones of the missed objects.
+
+    class_names: by category id. titles: of the images, by id.
+    """
+    examples: dict[str, list[Example]] = {}
+    for kind in KINDS:
+        of_kind = [error for error in errors if error.kind == kind]
+        worth = np.array([_worth(error) for error in of_kind])
+        images = [{"image_id": error.image} for error in of_kind]
+        examples[kind] = [_describe_error(of_kind[i], class_names, titles) for i in choose_largest(worth, images)]
+    return examples
+
+
+def _worth(error: Error) -> float:
+    if error.detections:
+        return 1e-9 + max(entry["score"] for entry in error.detections)
+    return max(entry["area"] for entry in error.objects)
+
+
+def _describe_error(error: Error, class_names: Mapping[int, str], titles: Mapping[int, str]) -> Example:
+    masks, truths = ([entry["segmentation"] for entry in each] for each in (error.detections, error.objects))
+    first = error.detections[0] if error.detections else None
+    overlaps = coco_mask.iou(masks[:1], truths, [0] * len(truths))[0] if masks and truths else np.zeros(0)
+    categories = {entry["category_id"]: None for entry in (*error.objects, *error.detections)}
+    boxes = np.array([coco_mask.toBbox(code) for code in (*masks, *truths)])
+    (x, y), (right, bottom) = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    return Example(
+        image_id=error.image,
+        title=titles[error.image],
+        class_name=" taken for ".join(class_names[category] for category in categories),
+        class_score=first and first["class_score"],
+        mask_iou=first and first["mask_iou"],
+        mask_score=first and first["score"],
+        true_iou=float(overlaps.max()) if overlaps.size else None if first is None else 0.0,
+        box=(float(y), float(x), float(bottom), float(right)),
+        mask=masks[0] if masks else None,
+        truth=truths[0] if truths else None,
+        more_masks=tuple(masks[1:]),
+        more_truths=tuple(truths[1:]),
+    )
