@@ -1,6 +1,7 @@
 """A Dataset of records: trains and evaluates on labels of any format."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -71,6 +72,10 @@ class RecordDataset(Dataset):
     def category_ids(self) -> list[int]:
         """The category id of each class id: 0 for the background, 1, 2 ..."""
         return list(range(self.num_classes))
+
+    def image_facts(self, image_id: int) -> dict[str, Any]:
+        """The name of the picture, relative to the data set: reports show it."""
+        return {"file_name": self.image_info[image_id]["id"]}
 
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, 3], in the frame that its labels were drawn in. Raises: as Dataset.load_image."""

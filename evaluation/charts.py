@@ -114,16 +114,16 @@ def density(predicted: np.ndarray, true: np.ndarray, label: str) -> bytes:
     return _png(figure)
 
 
-def reliability(calibration: Calibration, label: str) -> bytes:
-    """The mean true IoU in each bin of the prediction and, below, the number of detections in it.
+def reliability(calibration: Calibration, label: str, truth: str = "mean true IoU") -> bytes:
+    """The mean of the truth in each bin of the prediction and, below, the number of detections in it.
 
-    calibration: of calibrate(). label: names the prediction.
+    calibration: of calibrate(). label: names the prediction. truth: names the mean of the truth.
 
     Returns: a PNG.
     """
     figure = _figure(360, 380)
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    _label(upper, f"is the {label} right?", "", "mean true IoU")
+    _label(upper, f"is the {label} right?", "", truth)
     _label(lower, "", label, "detections")
     _unit_square(upper)
     edges = np.array(calibration.edges)
@@ -141,6 +141,60 @@ def reliability(calibration: Calibration, label: str) -> bytes:
     lower.set_yticks([0, most], ["0", f"{most:,}"])
     if not filled.any():
         _write(upper, "no detections")
+    return _png(figure)
+
+
+############################################################
+#  Threshold and chance
+############################################################
+
+
+def threshold_plot(thresholds: np.ndarray, curves: Mapping[str, np.ndarray], chosen: float) -> bytes:
+    """F1, precision and recall over the threshold, which is marked.
+
+    thresholds: float64 [C]. curves: [C] by label, in the order F1, precision, recall.
+
+    Returns: a PNG.
+    """
+    figure = _figure(360, 320)
+    axes = figure.subplots()
+    _label(axes, "what a threshold keeps, IoU .50", "threshold of the score", "share")
+    _unit_square(axes)
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)
+    styles = ((BLUE, "-"), (VERMILION, "--"), (DARK_GRAY, ":"))
+    for (label, values), (color, dashes) in zip(curves.items(), styles, strict=True):
+        axes.plot(thresholds, values, color=color, linestyle=dashes, linewidth=1.8, label=label)
+    axes.axvline(chosen, color="black", linewidth=1.2, label=f"{chosen:.2f}")
+    if len(thresholds):
+        axes.legend(fontsize=_SMALL, loc="lower center", framealpha=0.8)
+    else:
+        _write(axes, "no objects, or no detections")
+    return _png(figure)
+
+
+def marked_precision_recall(precision: np.ndarray, recall: np.ndarray, mark: tuple[float, float] | None) -> bytes:
+    """Precision over recall of all classes together, at each threshold, with the chosen one marked.
+
+    precision, recall: float64 [C]. mark: (recall, precision) at the threshold; None without detections.
+
+    Returns: a PNG.
+    """
+    figure = _figure(360, 320)
+    axes = figure.subplots()
+    _label(axes, "precision over recall, IoU .50", "recall", "precision")
+    _unit_square(axes)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.grid(alpha=0.3)
+    if len(recall):
+        axes.plot(recall, precision, color=BLUE, linewidth=1.8, label="all thresholds")
+    if mark is not None:
+        axes.plot(*mark, "o", color=VERMILION, markersize=9, label="the threshold")
+    if axes.lines:
+        axes.legend(fontsize=_SMALL, loc="lower left", framealpha=0.8)
+    else:
+        _write(axes, "no objects, or no detections")
     return _png(figure)
 
 
@@ -194,7 +248,7 @@ def _short(name: str, limit: int = 16) -> str:
 
 
 def picture(example: Example, image: np.ndarray) -> bytes:
-    """The surroundings of a detection: its mask tinted blue, the true object outlined in yellow.
+    """The surroundings of detections and objects: masks tinted blue, true objects outlined in yellow.
 
     image: uint8 [H, W, 3].
 
@@ -202,7 +256,8 @@ def picture(example: Example, image: np.ndarray) -> bytes:
     Raises: ValueError if a mask is damaged or has another size than the image.
     """
     image = utils.to_rgb(image)
-    masks = [utils.rle_to_mask(code) for code in (example.mask, example.truth) if code is not None]
+    found, truths = _codes(example)
+    masks = [utils.rle_to_mask(code) for code in (*found, *truths)]
     for mask in masks:
         if mask.shape != image.shape[:2]:
             raise ValueError(
@@ -214,18 +269,28 @@ def picture(example: Example, image: np.ndarray) -> bytes:
     size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
     crop = np.array(Image.fromarray(image[y1:y2, x1:x2]).resize(size, Image.Resampling.BICUBIC))
     masks = [np.asarray(Image.fromarray(mask[y1:y2, x1:x2]).resize(size, Image.Resampling.NEAREST)) for mask in masks]
-    visualize.apply_mask(crop, masks[0], SKY_BLUE, alpha=0.55)
-    for mask in masks[1:]:
-        _outline(crop, mask)
+    for mask in masks[: len(found)]:
+        visualize.apply_mask(crop, mask, SKY_BLUE, alpha=0.55)
+    for mask in masks[1 : len(found)]:
+        _outline(crop, mask, SKY_BLUE)
+    for mask in masks[len(found) :]:
+        _outline(crop, mask, YELLOW)
     file = io.BytesIO()
     Image.fromarray(crop).save(file, format="JPEG", quality=82)
     return file.getvalue()
 
 
+def _codes(example: Example) -> tuple[list[dict], list[dict]]:
+    """The RLEs of the detections and of the objects of an example."""
+    found = [code for code in (example.mask, *example.more_masks) if code is not None]
+    return found, [code for code in (example.truth, *example.more_truths) if code is not None]
+
+
 def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]:
     """The part of an image to show: box and masks with a margin, at least 32 pixels, sides at most 2 to 1."""
     boxes = [example.box]
-    boxes += [utils.rle_to_bbox(code) for code in (example.mask, example.truth) if code and utils.rle_area(code)]
+    found, truths = _codes(example)
+    boxes += [utils.rle_to_bbox(code) for code in (*found, *truths) if utils.rle_area(code)]
     lows, highs = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
     sides = 1.3 * (highs - lows) + 8
     sides = np.maximum(sides, [max(32, sides[1] / 2), max(32, sides[0] / 2)])
@@ -236,7 +301,7 @@ def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]
     return int(lows[0]), int(lows[1]), int(highs[0]), int(highs[1])
 
 
-def _outline(image: np.ndarray, mask: np.ndarray) -> None:
-    """Draw in place a yellow line along the inside of a mask and a black line around it, to be seen on any image."""
+def _outline(image: np.ndarray, mask: np.ndarray, color: Sequence[float]) -> None:
+    """Draw in place a line along the inside of a mask and a black line around it, to be seen on any image."""
     image[ndimage.binary_dilation(mask) & ~mask] = 0
-    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = np.round(255 * np.array(YELLOW)).astype(np.uint8)
+    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = np.round(255 * np.array(color)).astype(np.uint8)

@@ -16,13 +16,15 @@ class Example(NamedTuple):
     image_id: int  # as in the results
     title: str  # of the image
     class_name: str
-    class_score: float
+    class_score: float | None  # None of an object that was missed
     mask_iou: float | None  # predicted; None without a MaskIoU head
-    mask_score: float
-    true_iou: float  # largest IoU with an object of the class
+    mask_score: float | None
+    true_iou: float | None  # largest IoU with an object of the class
     box: tuple[float, float, float, float]  # (y1, x1, y2, x2) around the mask
-    mask: dict  # RLE
+    mask: dict | None  # RLE; None of an object that was missed
     truth: dict | None  # RLE of the object of the class that the mask overlaps most; None if it overlaps none
+    more_masks: tuple[dict, ...] = ()  # RLEs of further detections that take part
+    more_truths: tuple[dict, ...] = ()  # RLEs of further objects that take part
 
 
 def find_examples(truth: COCO, masks: list[dict[str, Any]], ious: np.ndarray) -> dict[str, list[Example]]:
@@ -46,12 +48,12 @@ def find_examples(truth: COCO, masks: list[dict[str, Any]], ious: np.ndarray) ->
         "best": mask_scores * ious,
     }
     return {
-        kind: [_describe(truth, masks[i], float(ious[i])) for i in _largest(worth, masks)]
+        kind: [_describe(truth, masks[i], float(ious[i])) for i in choose_largest(worth, masks)]
         for kind, worth in worths.items()
     }
 
 
-def _largest(worth: np.ndarray, masks: list[dict[str, Any]]) -> list[int]:
+def choose_largest(worth: np.ndarray, masks: list[dict[str, Any]]) -> list[int]:
     """The places of the largest values above 0, few of any image."""
     chosen: list[int] = []
     counts: dict[int, int] = defaultdict(int)

@@ -105,6 +105,15 @@ CLASS_COLUMNS = {
     "mask AP75": Metric("mask", "AP75", "mask score"),
 }
 
+# Further columns where a data set of somebody's own was evaluated: title, and the name of the number
+OWN_CLASS_COLUMNS = {
+    "F1": "F1 at IoU 0.5",
+    "precision": "precision at IoU 0.5",
+    "recall": "recall at IoU 0.5",
+    "PQ": "PQ at IoU 0.5",
+    "boundary AP": "boundary AP",
+}
+
 COUNTS = ("images", "detections", "objects", "max_dets")
 # The correlation of a score with the true IoU of the masks: the score, and the name of the number
 CORRELATIONS = {"predicted IoU": "IoU correlation", "class score": "class score correlation"}

@@ -76,15 +76,17 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def render(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) -> str:
-    """The page as one HTML document, which loads nothing.
+def render(
+    evaluation: Evaluation, load_image: Callable[[int], np.ndarray], own: Mapping[str, Any] | None = None
+) -> str:
+    """The page as one HTML document, which loads nothing. own: of own_page.own_view.
 
     The page's policy lets the browser run the page's own script only and fetch nothing, whatever a class or a file is
     called.
     """
     style, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    view = page_view(evaluation, load_image)
+    view = {**page_view(evaluation, load_image), "own": own}
     return template("page.html.j2").render(view, colors=_colors(), style=style, script=script, script_digest=digest)
 
 
@@ -140,7 +142,8 @@ def inline_picture(data: bytes, alt: str, density: int = 1) -> Picture:
     return Picture(f"data:{kind};base64,{base64.b64encode(data).decode()}", alt, width // density, height // density)
 
 
-def _plot(data: bytes, alt: str) -> Picture:
+def plot_picture(data: bytes, alt: str) -> Picture:
+    """The image of a plot of charts."""
     return inline_picture(data, alt, charts.DENSITY)
 
 
@@ -215,7 +218,7 @@ def _curves(evaluation: Evaluation) -> list[Picture]:
         return []
     titles = {"AP50": "IoU of .50 or more", "AP75": "IoU of .75 or more", "AP": "mean over IoU .50 to .95"}
     return [
-        _plot(
+        plot_picture(
             charts.precision_recall(evaluation.curves, measure, title),
             f"Precision over recall, {title}: boxes, masks by class score, masks by mask score",
         )
@@ -239,7 +242,7 @@ def _confusion(evaluation: Evaluation) -> dict[str, Any]:
     if is_small:
         return view | {"whole": _whole_confusion(confusion, names)}
     alt = "Confusion matrix as shades: the table has its largest cells"
-    plot = _plot(charts.confusion_matrix(confusion, names), alt)
+    plot = plot_picture(charts.confusion_matrix(confusion, names), alt)
     return view | {"whole": None, "plot": plot, "largest": _largest_confusions(confusion, names)}
 
 
@@ -303,8 +306,10 @@ def _calibrations(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "correlation": evaluation.metrics[CORRELATIONS[name]],
                 "expected_error": calibration.expected_error,
                 "plots": [
-                    _plot(density, f"Density of detections by {name} and true IoU"),
-                    _plot(reliability, f"Mean true IoU in each bin of the {name}, and how many detections are in it"),
+                    plot_picture(density, f"Density of detections by {name} and true IoU"),
+                    plot_picture(
+                        reliability, f"Mean true IoU in each bin of the {name}, and how many detections are in it"
+                    ),
                 ],
                 "bins": _bins(calibration, name),
             }
@@ -341,13 +346,14 @@ def _galleries(evaluation: Evaluation, load_image: Callable[[int], np.ndarray]) 
             "name": name,
             "title": title,
             "meaning": meaning,
-            "examples": [_example(example, load_image) for example in evaluation.examples.get(name, [])],
+            "examples": [show_example(example, load_image) for example in evaluation.examples.get(name, [])],
         }
         for name, (title, meaning) in GALLERIES.items()
     ]
 
 
-def _example(example: Example, load_image: Callable[[int], np.ndarray]) -> dict[str, Any]:
+def show_example(example: Example, load_image: Callable[[int], np.ndarray]) -> dict[str, Any]:
+    """What the template shows of an example: the picture, or why there is none, and the scores."""
     image, message = None, ""
     try:
         data = charts.picture(example, load_image(example.image_id))

@@ -19,11 +19,18 @@ import utils
 
 from .calibration import calibrate
 from .metrics import Evaluation
-from .names import CLASS_COLUMNS, CORRELATIONS, COUNTS, MEASURES, ROWS, known_value, recall_measures
+from .names import CLASS_COLUMNS, CORRELATIONS, COUNTS, MEASURES, OWN_CLASS_COLUMNS, ROWS, known_value, recall_measures
+from .own_page import own_view
+from .own_words import OwnReport
 from .page import render
 
 
-def write_report(evaluation: Evaluation, folder: str | Path, load_image: Callable[[int], np.ndarray]) -> Path:
+def write_report(
+    evaluation: Evaluation,
+    folder: str | Path,
+    load_image: Callable[[int], np.ndarray],
+    own: OwnReport | None = None,
+) -> Path:
     """Write report.html, metrics.json, metrics.csv and classes.csv, each of them atomically.
 
     All four are made before the first is written, so that an error leaves a former report as it was. The page needs no
@@ -37,10 +44,10 @@ def write_report(evaluation: Evaluation, folder: str | Path, load_image: Callabl
     """
     check_evaluation(evaluation)
     contents = {
-        "metrics.json": json.dumps(to_json(evaluation), indent=1, allow_nan=False),
+        "metrics.json": json.dumps(to_json(evaluation, own), indent=1, allow_nan=False),
         "metrics.csv": _csv(metrics_rows(evaluation.metrics)),
         "classes.csv": _csv(class_rows(evaluation.classes)),
-        "report.html": render(evaluation, load_image),
+        "report.html": render(evaluation, load_image, own and own_view(own, load_image)),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,16 +98,17 @@ def metrics_rows(metrics: Mapping[str, float]) -> list[list[Any]]:
 
 
 def class_rows(classes: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """AP of each class at full precision: a head, then a row a class."""
+    """AP of each class at full precision, and of own data what holds at the threshold: a head, then a row a class."""
     head = ["name", "category_id", "objects"]
-    rows = [
-        [row[name] for name in head] + [known_value(row, metric) for metric in CLASS_COLUMNS.values()]
-        for row in classes
-    ]
-    return [head + [str(metric) for metric in CLASS_COLUMNS.values()], *rows]
+    own = [name for name in OWN_CLASS_COLUMNS.values() if classes and name in classes[0]]
+    rows = []
+    for row in classes:
+        cells = [known_value(row, metric) for metric in CLASS_COLUMNS.values()]
+        rows.append([row[name] for name in head] + cells + [row[name] if row[name] >= 0 else None for name in own])
+    return [head + [str(metric) for metric in CLASS_COLUMNS.values()] + own, *rows]
 
 
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
+def to_json(evaluation: Evaluation, own: OwnReport | None = None) -> dict[str, Any]:
     """Every number of the report at full precision, as json.dump takes it."""
     confusion = {
         "rule": evaluation.confusion_rule,
@@ -120,6 +128,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             "facts": evaluation.facts,
             "seconds": evaluation.seconds,
             "dataset_images": evaluation.dataset_images,
+            **({} if own is None else {"own": own.to_json()}),
         }
     )
 

@@ -182,13 +182,16 @@ def evaluate_to_folder(
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
     identity: dict[str, Any] | None = None,
+    add_own: Callable[[Evaluation, dict[str, Any], list[dict[str, Any]]], Any] | None = None,
 ) -> Evaluation | None:
     """Evaluate on the disk, with a report. An interrupted evaluation continues; processes of a group share the work.
 
     folder: gets detections/, bbox.json and segm.json (COCO's submission format), metrics.json, metrics.csv,
         classes.csv and report.html. A folder takes one evaluation.
     dtype: of detect(). workers: threads that read images. facts: further rows of the report's table of what was
-        evaluated. identity: of identify(), for callers that have it. The others as in evaluate_dataset.
+        evaluated. identity: of identify(), for callers that have it.
+    add_own: computes further numbers from the evaluation, the ground truth and the results of masks, as own.py does,
+        and returns what write_report shall show of them. The others as in evaluate_dataset.
 
     Returns: every number; None in all processes but the first.
     Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, after all
@@ -211,7 +214,8 @@ def evaluate_to_folder(
     evaluation.dataset_images = dataset.num_images
     evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
     evaluation.facts |= {"classes": "; ".join(notes)} if notes else {}
-    report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]))
+    own = None if add_own is None else add_own(evaluation, contents, masks)
+    report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]), own)
     if verbose:
         print("\n".join([metrics_table(evaluation.metrics), *notes]))
         print(f"report: {report}")
