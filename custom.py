@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,10 +214,14 @@ def run_train(arguments: argparse.Namespace) -> int:
     progress = job.train()
     if progress.interrupted:
         return 128 + progress.interrupted
-    if is_main:
-        say(f"\n{job.finish(progress)} holds the model, its classes and its settings")
+    job.finish(progress, {"command": command_of(arguments), "data": utils.printable(records.root)})
     runtime.close_distributed()
     return 0
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command line, for a shell."""
+    return shlex.join(["python", "custom.py", *arguments.words])
 
 
 ############################################################
@@ -242,6 +247,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
     commands = {"check": run_check, "train": run_train, "convert": run_convert}

@@ -3,10 +3,10 @@
     job = open_job(...)       the pictures of both sides, and the plan: chosen and measured, or read where one exists
     job.self_check()          first_batch.jpg, what the network sees
     job.train()               all phases; continues where an earlier call stopped
-    job.finish()              model.pth, from the best checkpoint
+    job.finish()              model.pth, from the best checkpoint, and its evaluation
 
-The folder of a job holds plan.json, split.json, first_batch.jpg, logs/, and at the end model.pth. plan.json says what
-was asked for: the same command continues, and another one is refused.
+The folder of a job holds plan.json, split.json, first_batch.jpg, logs/, and at the end model.pth and evaluation/.
+plan.json says what was asked for: the same command continues, and another one is refused.
 """
 
 import copy
@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from data.recognise import Records
 from data.record_dataset import RecordDataset
 from data.samples import TrainingData, collate
 from data.split import FILE_NAME, Split, apply_split, make_split, read_split, write_split
+from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import evaluation_callback
 from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
 from training.checkpoints import best_path
@@ -44,7 +46,7 @@ from training.loop import Progress
 from weights.checkpoint import is_backbone, read_checkpoint, with_settings, write_checkpoint
 from weights.load import network_shapes
 
-PLAN_NAME, MODEL_NAME, PICTURE_NAME = "plan.json", "model.pth", "first_batch.jpg"
+PLAN_NAME, MODEL_NAME, PICTURE_NAME, CURVES_NAME = "plan.json", "model.pth", "first_batch.jpg", "losses.png"
 FORMAT, VERSION = "mask-scoring-rcnn plan", 1
 EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluation at the end takes all
 _TIMED_STEPS = 2
@@ -157,18 +159,77 @@ class Job:
         """The epoch after which the training ends."""
         return self.phases(has_head)[-1][1]
 
-    def finish(self, progress: Progress) -> Path:
-        """Writes model.pth: the weights of the best checkpoint, set to detect in whole pictures. Returns: its path."""
+    ############################################################
+    #  After the training
+    ############################################################
+
+    def finish(self, progress: Progress, facts: Mapping[str, str] | None = None) -> OwnEvaluation | None:
+        """Writes model.pth and losses.png, evaluates the model, stores the threshold in it, and prints the result.
+
+        facts: rows of the report. Returns: None without validation, and in all processes but the first.
+        """
+        path = self.folder / MODEL_NAME
+        if runtime.rank() == 0:
+            self.write_model(progress, path)
+            curves = progress.log_dir / CURVES_NAME
+            if curves.is_file():
+                data = curves.read_bytes()
+                runtime.write_atomically(self.folder / CURVES_NAME, lambda file: file.write(data))
+        if runtime.world_size() > 1:
+            torch.distributed.barrier()
+        if self.val_dataset is None:
+            self._say(f"\n{path} holds the model. No picture validated it, so nobody knows how good it is: label more")
+            return None
+        model = MaskRCNN.from_checkpoint(path, progress_device(progress))
+        self._say(f"\nEvaluation on {self.val_dataset.num_images} pictures that the model has not learned from")
+        rows = {f"plan: {what}": f"{value} ({why})" for what, value, why in self.plan.choices}
+        result = evaluate_own(
+            model, self.val_dataset, self.folder / "evaluation", facts={**(facts or {}), **rows}, leaks=[],
+            model_name=str(path),
+        )  # fmt: skip
+        if result is not None:
+            store_settings(path, result.settings)
+            self._say("\n".join(["", *self.contents(result), "", *self.how_to_use(path)]))
+        return result
+
+    def write_model(self, progress: Progress, path: Path) -> None:
+        """Writes the weights of the best checkpoint, set to detect in whole pictures."""
         best = best_path(progress.log_dir, OwnConfig.NAME)
         checkpoint = read_checkpoint(best if best.is_file() else progress.checkpoint)
         config = OwnConfig.from_dict(checkpoint["config"])
-        detection = config.for_detection()
-        changed = {
-            name: value for name, value in detection.to_dict().items() if value != config.to_dict()[name]
-        }  # fmt: skip
-        path = self.folder / MODEL_NAME
+        before, after = config.to_dict(), config.for_detection().to_dict()
+        changed = {name: value for name, value in after.items() if value != before[name]}
         write_checkpoint(path, with_settings(checkpoint, changed, network_shapes))
-        return path
+
+    def contents(self, result: OwnEvaluation) -> list[str]:
+        """What the folder holds, in lines."""
+        return [
+            f"{self.folder}/",
+            f"  {MODEL_NAME:<18} the model, with its classes, settings and threshold",
+            f"  {'evaluation/':<18} {result.report.name}, the numbers as json and csv, the detections",
+            f"  {'losses.png':<18} losses and accuracy during the training",
+            f"  {PICTURE_NAME:<18} what the network sees",
+            f"  {'check/':<18} what is in the data, and what is wrong with it",
+            f"  {f'{PLAN_NAME}, {FILE_NAME}':<18} how it was trained, and on which pictures",
+        ]
+
+    def how_to_use(self, path: Path) -> list[str]:
+        """Commands for what one does next."""
+        model = shlex.quote(str(path))
+        return [
+            f"Use it:        python custom.py detect --dataset NEW_PICTURES --model {model}",
+            f"Doubt labels:  python custom.py review --dataset DIR --model {model}",
+        ]
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if runtime.rank() == 0:
+            print(text, flush=True)
+
+
+def progress_device(progress: Progress) -> torch.device:
+    """Where a training ran."""
+    return next(progress.module.parameters()).device
 
 
 def whole_image_detector(model: MaskRCNN) -> MaskRCNN:

@@ -58,10 +58,12 @@ def test_the_bare_command_plans_trains_and_writes_a_model(tmp_path, capsys, shor
     before = sorted(path.name for path in dataset.rglob("*"))
     assert train(dataset, output) == 0
     printed = capsys.readouterr().out
+    assert "python custom.py detect --dataset NEW_PICTURES --model" in printed
+    assert (output / "evaluation" / "report.html").is_file()
     assert re.search(r"length +4 steps\n +2 views", printed)
     assert "s a step on this machine" in printed
     assert re.search(r"Self-check: 1 pictures read and augmented, \d of \d objects can be matched", printed)
-    assert {"plan.json", "split.json", "first_batch.jpg", "model.pth", "logs", "check"} <= {
+    assert {"plan.json", "split.json", "first_batch.jpg", "model.pth", "logs", "check", "evaluation", "losses.png"} <= {
         path.name for path in output.iterdir()
     }
     assert sorted(path.name for path in dataset.rglob("*")) == before, "the data stay as they are"
