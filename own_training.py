@@ -458,7 +458,9 @@ def _weights_choice(job: Job, model: str | None) -> Any:
     """The first line of a plan: what the training starts from."""
     config = OwnConfig(**job.network_settings)
     if job.start.checkpoint is None:
-        why = "no --model; --model coco is better for photographs, --model nuclei may be for cells, imagenet is between"
+        why = (
+            "no --model; --model coco starts from photographs, --model nuclei from stained cells, both already trained"
+        )
         return Choice("start", f"random weights, {config.BACKBONE} of half the width", why)
     return Choice("start", utils.printable(model, 60), utils.printable(job.start.checkpoint["source"], 100))
 

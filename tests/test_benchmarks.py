@@ -30,6 +30,8 @@ from benchmarks import (
     machine,
     measure_gain,
     overfit_nuclei,
+    plan_against_sample,
+    plan_defaults,
     reproduce,
     soak,
 )
@@ -721,3 +723,46 @@ def test_a_curve_of_memory_follows_what_is_allocated():
     curve.add(1)
     used = soak.COLUMNS.index("used")
     assert curve.rows[2][used] - curve.rows[1][used] == pytest.approx(200, abs=20)
+
+
+def test_plan_defaults_compares_each_variant_with_the_plan(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def train(words):
+        commands.append(words)
+        folder = Path(words[words.index("--output") + 1]) / "evaluation"
+        folder.mkdir(parents=True)
+        value = (
+            0.4
+            + 0.1 * any(word.startswith("COPY_PASTE") for word in words)
+            + 0.01 * int(words[words.index("--seed") + 1])
+        )
+        (folder / "metrics.json").write_text(json.dumps({"metrics": {"mask AP": value}}))
+        return 0
+
+    monkeypatch.setattr(plan_defaults.custom, "main", train)
+    words = ["--dataset", "cells", "--folder", str(tmp_path), "--variants", "as planned", "copy-paste", "--steps", "80"]
+    assert plan_defaults.main(words) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["mask AP"] == {"as planned": {"0": 40.0, "1": 41.0}, "copy-paste": {"0": 50.0, "1": 51.0}}
+    assert "copy-paste             50.5   +10.0  +10.0" in table
+    assert all("STEPS_PER_EPOCH=10" in words for words in commands)
+    assert plan_defaults.main(words) == 0
+    assert len(commands) == 4, "what is finished stays"
+
+
+def test_plan_against_sample_trains_both_alike(tmp_path, monkeypatch, capsys):
+    commands = {"planned": [], "by hand": []}
+    monkeypatch.setattr(plan_against_sample.custom, "main", lambda words: commands["planned"].append(words) or 0)
+    monkeypatch.setattr(plan_against_sample.nucleus, "main", lambda words: commands["by hand"].append(words) or 0)
+    monkeypatch.setattr(plan_against_sample.nucleus, "make_dataset", lambda *_: None)
+    monkeypatch.setattr(plan_against_sample, "find_last", lambda folder, name: folder / "log" / "last.pth")
+    monkeypatch.setattr(plan_against_sample, "mask_ap", lambda path, _: 50.0 if path.name == "model.pth" else 49.0)
+    words = ["--dataset", "nuclei", "--folder", str(tmp_path), "--seeds", "0", "2", "--steps", "900"]
+    assert plan_against_sample.main(words) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["seed"] for row in facts["rows"]] == [0, 2]
+    assert facts["rows"][0]["planned, mask AP"] == 50.0
+    assert facts["rows"][0]["by hand, mask AP"] == 49.0
+    for name in commands:
+        assert all("STEPS_PER_EPOCH=100" in each for each in commands[name])
