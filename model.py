@@ -53,6 +53,7 @@ from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Diale
 from data.classes import UNKNOWN, Classes, map_classes, map_to_model, match_rows, unnamed
 from data.dataset import Dataset
 from data.headers import check_headers
+from data.images import reading_settings
 from data.inputs import check_images, image_array
 from data.loader import make_loader
 from data.object_counts import describe_objects
@@ -1766,7 +1767,7 @@ class MaskRCNN(nn.Module):
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
         self._begin_training()
-        self._decide(BIT_DEPTH=train_dataset.inspect_images(self.config.BIT_DEPTH))
+        self._decide(BIT_DEPTH=train_dataset.inspect_for(self.config))
         train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources, classes=classes)
         if (objects := describe_objects(train_dataset, self.config)) and runtime.rank() == 0:
             print(objects)
@@ -2074,9 +2075,9 @@ class MaskRCNN(nn.Module):
                 start = time.perf_counter()
 
     def _checked(self, images: Sequence[Any]) -> list[np.ndarray]:
-        channels, bit_depth = self.config.IMAGE_CHANNEL_COUNT, self.config.BIT_DEPTH
+        bit_depth, pixel_range, channels = reading_settings(self.config)
         named = {f"images[{i}]": image for i, image in enumerate(check_images(images))}
-        return [image_array(image, channels, name, bit_depth) for name, image in named.items()]
+        return [image_array(image, channels, name, bit_depth, pixel_range) for name, image in named.items()]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""
