@@ -5,20 +5,25 @@ import logging
 import numpy as np
 import pytest
 import tifffile
+import torch
 from helpers import TrainConfig, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn.functional import conv2d
 
+import cli
 import utils
 import visualize
-from config import Config
+from config import Config, for_channels
 from data.dataset import Dataset
 from data.images import count_channels, fit_channels, read_image
 from data.recognise import open_records
 from data.record_dataset import RecordDataset
 from evaluation.detect import detect_dataset
 from model import MaskRCNN
+from weights.checkpoint import Checkpoint, write_checkpoint
+from weights.stem import fit_images, inflate, settings_for_channels
 
 PLANES = np.random.default_rng(0).integers(0, 256, (12, 24, 30)).astype(np.uint8)  # [C, H, W]
 
@@ -219,6 +224,143 @@ def test_arrays_for_a_network_of_one_or_more_channels():
     np.testing.assert_array_equal(gray, picture)
     (colour,) = model._checked([Image.fromarray(np.moveaxis(PLANES[:3], 0, -1))])
     assert colour.shape == (24, 30, 1)
+
+
+############################################################
+#  Weights
+############################################################
+
+
+@pytest.mark.parametrize("before", [1, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_inflated_filters_answer_equal_channels_as_before(before, count):
+    weight = torch.randn(8, before, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inflated = inflate(weight, count)
+    assert inflated.shape == (8, count, 7, 7)
+    torch.testing.assert_close(inflated.sum(dim=1), weight.sum(dim=1))
+    image = torch.randn(1, 1, 20, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = conv2d(image.expand(1, before, 20, 20), weight)
+    torch.testing.assert_close(conv2d(image.expand(1, count, 20, 20), inflated), expected)
+
+
+def test_the_rule_of_inflation():
+    weight = torch.tensor([1.0, 2.0, 6.0]).view(1, 3, 1, 1)
+    assert inflate(weight, 3).flatten().tolist() == [1, 2, 6]
+    assert inflate(weight, 1).flatten().tolist() == [9]
+    assert inflate(weight, 2).flatten().tolist() == [4.5, 4.5]
+    assert inflate(weight, 6).flatten().tolist() == [0.5, 1, 3, 1.5, 1.5, 1.5]
+    assert for_channels((1.0, 2.0, 6.0), 5) == (1, 2, 6, 3, 3)
+    assert for_channels((1.0, 2.0, 6.0), 2) == (3, 3)
+    stored = {"MEAN_PIXEL": [1.0, 2.0, 6.0], "STD_PIXEL": [2.0, 2.0, 2.0], "NAME": "a"}
+    assert settings_for_channels(stored, 4) == {
+        "IMAGE_CHANNEL_COUNT": 4, "MEAN_PIXEL": (1, 2, 6, 3), "STD_PIXEL": (2, 2, 2, 2),
+    }  # fmt: skip
+
+
+def test_settings_of_channels_follow_their_number():
+    class Cells(Config):
+        MEAN_PIXEL = (10.0, 20.0)
+        STD_PIXEL = (5.0, 5.0)
+        IMAGE_CHANNEL_COUNT = 2
+
+    assert Cells().MEAN_PIXEL == (10, 20)
+    config = Config(IMAGE_CHANNEL_COUNT=5)
+    assert (*Config.MEAN_PIXEL, *[pytest.approx(sum(Config.MEAN_PIXEL) / 3)] * 2) == config.MEAN_PIXEL
+    assert len(Config(IMAGE_CHANNEL_COUNT=1, DIALECT="torchvision").STD_PIXEL) == 1
+    with pytest.raises(ValueError, match="MEAN_PIXEL must have 5 entries"):
+        Config(IMAGE_CHANNEL_COUNT=5, MEAN_PIXEL=(1, 2, 3))
+    assert Config.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def stored(tmp_path, **settings):
+    model = MaskRCNN(TrainConfig(**settings))
+    model.source = "trained by a test"
+    model.save(tmp_path / "rgb.pth")
+    return tmp_path / "rgb.pth", model
+
+
+def test_load_weights_inflates_by_name(tmp_path, capsys):
+    path, rgb = stored(tmp_path, MEAN_PIXEL=(10.0, 20.0, 60.0))
+    model = MaskRCNN(TrainConfig(IMAGE_CHANNEL_COUNT=5))
+    before = model.backbone.stem.weight.clone()
+    with pytest.raises(ValueError, match=r"for images of 3 channels, but the model takes 5 .*by_name=True\) inflates"):
+        model.load_weights(path)
+    assert torch.equal(model.backbone.stem.weight, before)
+    model.load_weights(path, by_name=True)
+    out = capsys.readouterr().out
+    assert (
+        f"images have 5 channels, those of {path} 3: the new ones get their mean, and all are multiplied by 3/5" in out
+    )
+    assert "initialised anew" not in out
+    assert torch.equal(model.backbone.stem.weight, inflate(rgb.backbone.stem.weight, 5))
+    assert torch.equal(model.box_head.class_logits.weight, rgb.box_head.class_logits.weight)
+    assert model._frozen_stages() == 0, "new channels have to learn"
+    same = MaskRCNN(TrainConfig(MEAN_PIXEL=(10.0, 20.0, 60.0)))
+    same.load_weights(path, by_name=True)
+    assert same._frozen_stages() == 1
+    assert "channels" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other_classes", [False, True])
+@pytest.mark.parametrize("network_only", [False, True])
+def test_a_training_on_other_channels_starts_from_a_checkpoint(tmp_path, capsys, other_classes, network_only):
+    path, rgb = stored(tmp_path, MEAN_PIXEL=(10.0, 20.0, 60.0))
+    settings = {"IMAGE_CHANNEL_COUNT": 2, "PIXEL_RANGE": "percentiles"}
+    settings |= {"CLASS_NAMES": ("BG", "cell", "dog", "x")} if other_classes else {}
+    start = cli.find_start(str(path), TrainConfig, tmp_path, settings)
+    model = cli.starting_model(start, TrainConfig, tmp_path / "logs", settings, network_only)
+    assert (model.config.MEAN_PIXEL, model.config.IMAGE_CHANNEL_COUNT) == ((30, 30), 2)
+    assert model.config.PIXEL_RANGE == "percentiles"
+    assert torch.equal(model.backbone.stem.weight, inflate(rgb.backbone.stem.weight, 2))
+    assert torch.equal(model.fpn.state_dict()[next(iter(model.fpn.state_dict()))],
+                       rgb.fpn.state_dict()[next(iter(model.fpn.state_dict()))])  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.count("images have 2 channels") == out.count("from now on it is percentiles") == 1
+    assert model._frozen_stages() == 0
+    model.save(tmp_path / "two.pth")
+    again = cli.find_start(str(tmp_path / "two.pth"), TrainConfig, tmp_path, {})
+    continued = cli.starting_model(again, TrainConfig, tmp_path / "logs", {})
+    assert (continued.config.IMAGE_CHANNEL_COUNT, continued.config.PIXEL_RANGE) == (2, "percentiles")
+    assert "channels" not in capsys.readouterr().out
+
+
+def test_a_class_says_its_channels_and_their_mean(tmp_path):
+    class Cells(TrainConfig):
+        IMAGE_CHANNEL_COUNT = 4
+
+    class Measured(Cells):
+        MEAN_PIXEL = (1.0, 2.0, 3.0, 4.0)
+
+    path, _ = stored(tmp_path)
+    start = cli.find_start(str(path), Cells, tmp_path, {})
+    assert for_channels(TrainConfig().MEAN_PIXEL, 4) == cli.training_config(start, Cells, {}).MEAN_PIXEL
+    assert cli.training_config(start, Measured, {}).MEAN_PIXEL == (1, 2, 3, 4)
+    assert len(cli.training_config(start, Measured, {}).STD_PIXEL) == 4
+    assert cli.training_config(start, Measured, {"IMAGE_CHANNEL_COUNT": 3}).MEAN_PIXEL == TrainConfig().MEAN_PIXEL
+    assert cli.starting_model(start, Measured, tmp_path, {}).config.MEAN_PIXEL == (1, 2, 3, 4)
+
+
+def test_a_backbone_alone_is_inflated(tmp_path, monkeypatch):
+    rgb = MaskRCNN(TrainConfig())
+    contents = {**rgb.to_checkpoint(), "class_names": None, "category_ids": None}
+    contents["model"] = {name: tensor for name, tensor in contents["model"].items() if name.startswith("backbone.")}
+    write_checkpoint(tmp_path / "backbone.pth", contents)
+    monkeypatch.setattr("weights.published.find_weights", lambda *names: tmp_path / "backbone.pth")
+    settings = {"IMAGE_CHANNEL_COUNT": 1}
+    start = cli.find_start("imagenet", TrainConfig, tmp_path, settings)
+    model = cli.starting_model(start, TrainConfig, tmp_path, settings)
+    assert torch.equal(model.backbone.stem.weight, inflate(rgb.backbone.stem.weight, 1))
+    torch.testing.assert_close(model.backbone.stem.weight[:, 0], rgb.backbone.stem.weight.sum(dim=1))
+
+
+def test_a_backbone_of_ones_own_starts_its_first_layer_anew():
+    contents = Checkpoint({"config": Config().to_dict(), "model": {"backbone.first.weight": torch.zeros(1)}})
+    fitted, sentences = fit_images(contents, Config(IMAGE_CHANNEL_COUNT=2))
+    assert fitted["model"] == contents["model"]
+    assert fitted["config"]["MEAN_PIXEL"] == Config(IMAGE_CHANNEL_COUNT=2).MEAN_PIXEL
+    assert sentences == ["images have 2 channels, those of the checkpoint 3: the backbone is not this project's, and "
+                         "its first layer starts anew"]  # fmt: skip
+    assert fit_images(contents, Config()) == (contents, [])
 
 
 def test_a_data_set_in_another_class_has_as_many_channels(tmp_path):

@@ -171,3 +171,17 @@ def test_what_an_augmentation_returns_is_not_scaled_again(tmp_path):
     config = Config(NUM_CLASSES=4, PIXEL_RANGE="percentiles", IMAGE_RESIZE_MODE="none", HORIZONTAL_FLIP=0.0, WORKERS=0)
     data = TrainingData(files(tmp_path), config, augmentation=lambda image, masks: (image // 2, masks))
     np.testing.assert_array_equal(data.sample(0).image, stretch_percentiles(deep(64, 64, 3)) // 2)
+
+
+def test_the_model_keeps_it(tmp_path, capsys):
+    model = tiny_model(PIXEL_RANGE="percentiles")
+    model.source = "made by a test"
+    model.save(tmp_path / "a.pth")
+    assert MaskRCNN.from_checkpoint(tmp_path / "a.pth").config.PIXEL_RANGE == "percentiles"
+    by_depth = MaskRCNN(TinyConfig())
+    with pytest.raises(ValueError, match="weights were made for PIXEL_RANGE = percentiles, but the model has depth"):
+        by_depth.load_weights(tmp_path / "a.pth")
+    by_depth.load_weights(tmp_path / "a.pth", by_name=True)
+    line = "learned from pixels scaled by PIXEL_RANGE percentiles; from now on it is depth"
+    assert capsys.readouterr().out.count(line) == 1
+    assert by_depth._frozen_stages() == 1, "the stem is as it was"
