@@ -32,7 +32,7 @@ import torch
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
+from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
@@ -40,6 +40,7 @@ from weights.convert import read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
 from weights.published import MODEL_NAMES, imagenet_weights
+from weights.stem import fit_images, settings_for_channels
 
 LOGS = Path("logs")
 
@@ -465,7 +466,8 @@ def training_config(
 
     A training that continues takes all settings from its checkpoint, except the choice between CPU and GPU. A new
     training takes from a backbone what its weights mean, and its width. From a detector it takes everything but the
-    settings of a training's run, such as the learning rate.
+    settings of a training's run, such as the learning rate. An IMAGE_CHANNEL_COUNT of the command line, or of a class
+    that sets another one than 3, counts more than the checkpoint's; MEAN_PIXEL and STD_PIXEL follow it.
 
     network_only: take only the network from a detector; classes, anchor sizes, the choice of a MaskIoU head, image
         sizes and thresholds stay config_class's.
@@ -481,7 +483,14 @@ def training_config(
         names = {*settings_that(WEIGHTS, SHAPE)} - {*_OF_THE_CLASS}
     else:
         names = stored.keys() - {*settings_that(RUN)}
-    return config_class.from_dict({name: stored[name] for name in stored if name in names}, **settings)
+    taken = {name: stored[name] for name in stored if name in names}
+    of_class = config_class.IMAGE_CHANNEL_COUNT
+    own_count = settings.get("IMAGE_CHANNEL_COUNT", of_class if of_class != Config.IMAGE_CHANNEL_COUNT else None)
+    if start.path is None and own_count not in (None, stored.get("IMAGE_CHANNEL_COUNT", 3)):
+        taken |= settings_for_channels(stored, own_count)
+        has_own = [name for name in PER_CHANNEL_SETTINGS if len(getattr(config_class, name)) == own_count != 3]
+        taken = {name: value for name, value in taken.items() if name not in has_own}
+    return config_class.from_dict(taken, **settings)
 
 
 def starting_model(
@@ -503,5 +512,6 @@ def starting_model(
         fits = start.checkpoint["class_names"] == model.class_names
         fits = fits and set(start.checkpoint["model"]) == set(model.state_dict())
         copies = not fits and not is_backbone(start.checkpoint)
-        model.load_weights(start.checkpoint, by_name=not fits, copy_classes=copies)
+        _, changes = fit_images(read_checkpoint(start.checkpoint), config)
+        model.load_weights(start.checkpoint, by_name=not fits or bool(changes), copy_classes=copies)
     return model

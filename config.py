@@ -398,6 +398,17 @@ REMOVED = {
 }
 
 
+# Settings that have an entry for each channel of an image.
+PER_CHANNEL_SETTINGS = ("MEAN_PIXEL", "STD_PIXEL")
+
+
+def for_channels(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """Values of each channel, for another number of channels: new ones get the mean of the others. Of fewer channels
+    than before nobody knows which they are, and all get the mean. weights/stem.py treats the weights alike."""
+    mean = sum(values) / len(values) if values else 0.0
+    return (*values, *[mean] * (count - len(values))) if count >= len(values) else (mean,) * count
+
+
 class Config:
     """Settings of a model, its training and its detection. Subclass it for each data set.
 
@@ -458,6 +469,10 @@ class Config:
     # the data set and takes the fewest of 8, 10, 12, 14 and 16 bits that hold their values; training stores the number.
     BIT_DEPTH: Annotated[int | str, OneOf(("auto", *range(8, 17))), DETECTION, TRAINING] = "auto"
 
+    # How values become 0 to 255. "depth": as BIT_DEPTH says. "percentiles": in each image and channel, the percentiles
+    # 0.1 and 99.9 become 0 and 255, whatever the type of its values. For microscopy, where exposure varies.
+    PIXEL_RANGE: Annotated[str, OneOf(("depth", "percentiles")), WEIGHTS, TRAINING] = "depth"
+
     # Pixels; what they mean depends on the mode. Smaller images are faster and lose small objects.
     IMAGE_MIN_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 800
     IMAGE_MAX_DIM: Annotated[int, AtLeast(1), DETECTION, TRAINING, MEMORY] = 1333
@@ -468,7 +483,7 @@ class Config:
     # Mode "shorter": the padded sides are multiples of this.
     IMAGE_SIZE_DIVISOR: Annotated[int, AtLeast(1), DETECTION, TRAINING] = 32
 
-    # Channels of an image: 3 is RGB. For others set MEAN_PIXEL and STD_PIXEL too.
+    # Channels of an image: 3 is RGB, 1 gray. Where MEAN_PIXEL and STD_PIXEL are not set, they follow it: for_channels.
     IMAGE_CHANNEL_COUNT: Annotated[int, AtLeast(1), SHAPE] = 3
 
     ### Backbone and pyramid
@@ -490,7 +505,7 @@ class Config:
     BACKBONE_NORM: Annotated[str, OneOf(("batch", "group")), SHAPE] = "batch"
 
     # Stages of the backbone that never learn, up to 4: 1 is the stem and the first stage. None: 1 if training starts
-    # from weights, 0 if it starts from random ones.
+    # from weights, 0 if it starts from random ones or from weights for another number of channels.
     FROZEN_STAGES: Annotated[int | None, Between(0, 4), RUN] = None
 
     # Factor on the channels of every stage; below 1 for small models trained from random weights.
@@ -765,6 +780,9 @@ class Config:
             if name not in chosen:
                 value = DIALECTS[dialect].defaults.get(name, value)
             self.__dict__[name] = _convert(name, overrides.get(name, value))
+        for name in PER_CHANNEL_SETTINGS:
+            if name not in chosen and name not in overrides:  # the values of RGB
+                self.__dict__[name] = for_channels(self.__dict__[name], self.IMAGE_CHANNEL_COUNT)
         self.validate()
 
     def __setattr__(self, name: str, value: Any) -> None:

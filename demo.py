@@ -46,7 +46,7 @@ import utils
 import video
 import visualize
 from captions import LABELS
-from data.images import ImageReader
+from data.images import ImageReader, reading_settings
 from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
@@ -259,15 +259,13 @@ class Stopwatch:
 ############################################################
 
 
-def read_frames(
-    sources: Sequence[Source], every: int, failures: list[str], bit_depth: int | str = "auto"
-) -> Iterator[Frame]:
+def read_frames(sources: Sequence[Source], every: int, failures: list[str], *settings: Any) -> Iterator[Frame]:
     """All images and frames, one after another.
 
-    failures: gets a message for each source that cannot be read. bit_depth: Config.BIT_DEPTH.
+    failures: gets a message for each source that cannot be read. settings: of data.images.reading_settings.
     """
     reader = ImageReader()
-    reader.inspect([source.name for source in sources if source.kind == "image"], bit_depth)
+    reader.inspect([source.name for source in sources if source.kind == "image"], *settings)
     for index, source in enumerate(sources):
         try:
             if source.kind == "image":
@@ -309,7 +307,7 @@ def detect_all(
     paths: of the picture or video of each source. total: images, or None. window: video.Window, or None.
     """
     watch, failures, taken = Stopwatch(), [], deque()
-    frames = read_frames(sources, arguments.every, failures, model.config.BIT_DEPTH)
+    frames = read_frames(sources, arguments.every, failures, *reading_settings(model.config))
     is_live = any(source.kind in ("camera", "stream") for source in sources)
     size = 1 if is_live else model.config.IMAGES_PER_GPU
     with contextlib.ExitStack() as stack:
@@ -390,7 +388,7 @@ def plan_results(arguments: argparse.Namespace, sources: Sequence[Source]) -> Pa
 def write_stages(model: MaskRCNN, source: Source, output: Path) -> None:
     """Write the pictures of an image's stages, or of the first frame's."""
     failures: list[str] = []
-    frame = next(read_frames([source], 1, failures, model.config.BIT_DEPTH), None)
+    frame = next(read_frames([source], 1, failures, *reading_settings(model.config)), None)
     if frame is None:
         raise ValueError(f"--stages has no image to look at: {', '.join(failures) or f'{source} has no frames'}")
     for name, picture in stages.draw_stages(model, frame.image).items():

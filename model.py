@@ -53,6 +53,7 @@ from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Diale
 from data.classes import UNKNOWN, Classes, map_classes, map_to_model, match_rows, unnamed
 from data.dataset import Dataset
 from data.headers import check_headers
+from data.images import reading_settings
 from data.inputs import check_images, image_array
 from data.loader import make_loader
 from data.object_counts import describe_objects
@@ -83,6 +84,7 @@ from weights.checkpoint import (
     write_checkpoint,
 )
 from weights.convert import convert
+from weights.stem import fit_images
 
 ############################################################
 #  Images In
@@ -1506,6 +1508,7 @@ class MaskRCNN(nn.Module):
         self.seconds: dict[str, float] = {}  # of each part of the last detect() that ended, which wrote it whole
         self.log_dir: Path | None = None  # where training writes
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
+        self._has_new_stem = False  # its first convolution was inflated for other channels, and has to learn
         # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
         numbers = list(range(config.NUM_CLASSES))
         self._open_classes = {"CLASS_NAMES"} if self.class_names == unnamed(config.NUM_CLASSES) else set()
@@ -1766,7 +1769,7 @@ class MaskRCNN(nn.Module):
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
         self._begin_training()
-        self._decide(BIT_DEPTH=train_dataset.inspect_images(self.config.BIT_DEPTH))
+        self._decide(BIT_DEPTH=train_dataset.inspect_for(self.config))
         train_data = TrainingData(train_dataset, self.config, augmentation, no_augmentation_sources, classes=classes)
         if (objects := describe_objects(train_dataset, self.config)) and runtime.rank() == 0:
             print(objects)
@@ -1952,7 +1955,7 @@ class MaskRCNN(nn.Module):
 
     def _frozen_stages(self) -> int:
         count = self.config.FROZEN_STAGES
-        return (0 if self._from_nothing() else 1) if count is None else count
+        return (0 if self._from_nothing() or self._has_new_stem else 1) if count is None else count
 
     def _trains_bn(self) -> bool:
         return self._from_nothing() if self.config.TRAIN_BN is None else self.config.TRAIN_BN
@@ -2074,9 +2077,9 @@ class MaskRCNN(nn.Module):
                 start = time.perf_counter()
 
     def _checked(self, images: Sequence[Any]) -> list[np.ndarray]:
-        channels, bit_depth = self.config.IMAGE_CHANNEL_COUNT, self.config.BIT_DEPTH
+        bit_depth, pixel_range, channels = reading_settings(self.config)
         named = {f"images[{i}]": image for i, image in enumerate(check_images(images))}
-        return [image_array(image, channels, name, bit_depth) for name, image in named.items()]
+        return [image_array(image, channels, name, bit_depth, pixel_range) for name, image in named.items()]
 
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""
@@ -2187,8 +2190,8 @@ class MaskRCNN(nn.Module):
             the contents of a checkpoint of this project. Foreign weights are converted in memory, and what the
             conversion assumed is printed.
         by_name: take the tensors that fit by name and shape. Tensors of another shape, such as heads for other
-            classes, start from random weights; tensors that the file lacks stay as they are. Without by_name,
-            everything must fit.
+            classes, start from random weights; tensors that the file lacks stay as they are. The first convolution is
+            inflated if images have another number of channels (weights/stem.py). Without by_name, everything must fit.
         exclude: layers to leave as they are ("box_head.class_logits", or Matterport's names such as
             "mrcnn_class_logits"); turns by_name on.
         copy_classes: in the layers that have rows for classes, copy the rows of classes of the same name; turns
@@ -2204,10 +2207,10 @@ class MaskRCNN(nn.Module):
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over, of
             another shape or of other classes.
         """
-        checkpoint = self._read(filepath, eps)
-        source, target = checkpoint["model"], self.state_dict()
         excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
         takes_part = bool(by_name or excluded or copy_classes)
+        checkpoint = self._read(filepath, eps, takes_part)
+        source, target = checkpoint["model"], self.state_dict()
         has_all = all(name in source and source[name].shape == target[name].shape for name in target)
         continues = self._continues(checkpoint, filepath) and (not takes_part or (has_all and not excluded))
         takes = set() if copy_classes else self._open_classes
@@ -2243,8 +2246,11 @@ class MaskRCNN(nn.Module):
         self.source = checkpoint["source"]
         _print_loaded(fitting, initialised, target, source)
 
-    def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None) -> Checkpoint:
-        """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights."""
+    def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool) -> Checkpoint:
+        """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights.
+
+        takes_part: also take weights that learned from images of other channels or another PIXEL_RANGE.
+        """
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
         else:
@@ -2252,6 +2258,11 @@ class MaskRCNN(nn.Module):
             checkpoint.name = str(filepath)
             if conversion.folded:
                 print(conversion.text(len(checkpoint["model"])))
+        channels = checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
+        if takes_part:
+            checkpoint, sentences = fit_images(checkpoint, self.config)
+            print(*sentences, sep="\n", end="\n" if sentences else "")
+        self._has_new_stem = channels != checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
         self._check_meaning(checkpoint)
         return checkpoint
 
@@ -2272,6 +2283,12 @@ class MaskRCNN(nn.Module):
     def _check_meaning(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises ValueError for weights that would compute something else in this model."""
         stored, own = checkpoint["config"], self.config.to_dict()
+        counts = [settings.get("IMAGE_CHANNEL_COUNT", 3) for settings in (stored, own)]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"these weights were made for images of {counts[0]} channels, but the model takes {counts[1]} "
+                "(IMAGE_CHANNEL_COUNT); load_weights(by_name=True) inflates the first convolution"
+            )
         for name in settings_that(BACKBONE_WEIGHTS if is_backbone(checkpoint) else WEIGHTS):
             if name in stored and not _same(stored[name], own[name]):
                 raise ValueError(

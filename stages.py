@@ -99,7 +99,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None 
     Raises: as detect() and, with instances, as TrainingData.
     """
     config, out = model.config, {}
-    image = image_array(image, config.IMAGE_CHANNEL_COUNT, "image", config.BIT_DEPTH)
+    image = image_array(image, config.IMAGE_CHANNEL_COUNT, "image", config.BIT_DEPTH, config.PIXEL_RANGE)
     molded, _, windows = model.mold_inputs([image])
     pixels = torch.from_numpy(molded).to(model.device).permute(0, 3, 1, 2)
     windows = torch.from_numpy(windows).to(pixels)

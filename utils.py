@@ -265,12 +265,12 @@ def image_files(folder: str | os.PathLike, hint: str = "") -> list[Path]:
     return paths
 
 
-def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
+def to_rgb(image: np.ndarray, name: str = "image", pixel_range: str = "depth") -> np.ndarray:
     """Converts an array to an image, uint8 RGB.
 
     image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], whose alpha is dropped. uint8; bool; uint16, scaled by 1/257;
         or floating in [0, 1], scaled by 255.
-    name: what errors call it.
+    name: what errors call it. pixel_range: as Config.PIXEL_RANGE; "percentiles" takes numbers of every kind.
 
     Returns: uint8 [H, W, 3]; the image itself if it is that already.
     Raises: ValueError for other types, shapes and values.
@@ -285,27 +285,94 @@ def to_rgb(image: np.ndarray, name: str = "image") -> np.ndarray:
     if image.size == 0:
         raise ValueError(f"{name} has no pixels: {shape}")
     image = image[..., None] if image.ndim == 2 else image[..., :3]
-    image = _eight_bits(image, name)
+    image = _eight_bits(image, name, pixel_range)
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def check_channels(image: Any, channels: int, name: str = "image") -> np.ndarray:
-    """An image with the channels that a network takes. With 3 channels, to_rgb() makes it uint8 RGB.
+def check_channels(image: Any, channels: int, name: str = "image", pixel_range: str = "depth") -> np.ndarray:
+    """An image with the channels that a network takes, in 8 bits. With 3 channels, to_rgb() makes it RGB.
 
-    Returns: [H, W, channels]; the image itself if it is that already.
-    Raises: ValueError, which calls the image by its name, for other types and shapes.
+    pixel_range: as Config.PIXEL_RANGE.
+
+    Returns: uint8 [H, W, channels]; the image itself if it is that already.
+    Raises: ValueError, which calls the image by its name, for other types, shapes and values.
     """
     if channels == 3:
-        return to_rgb(image, name)
+        return to_rgb(image, name, pixel_range)
+    if isinstance(image, np.ndarray) and image.ndim == 2 and channels == 1:
+        image = image[..., None]
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or image.size == 0:
+        first = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] == channels
+        hint = "; channels come last: image.transpose(1, 2, 0)" if first else ""
         raise ValueError(
             f"{name} must be an array [H, W, {channels}], as IMAGE_CHANNEL_COUNT says, "
-            f"not {getattr(image, 'shape', type(image).__name__)}"
+            f"not {getattr(image, 'shape', type(image).__name__)}{hint}"
         )
-    return image
+    return _eight_bits(image, name, pixel_range)
 
 
-def _eight_bits(image: np.ndarray, name: str) -> np.ndarray:
+def viewable(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """An image of any number of channels as people look at it: uint8 RGB [H, W, 3].
+
+    Two channels are red and green. Of more than four, the first three are red, green and blue. Values that are not
+    of 8 bits are then scaled by stretch_percentiles. Everything else: as to_rgb.
+    """
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] in (1, 3, 4) or image.size == 0:
+        return to_rgb(image, name)
+    if image.shape[2] > 4 and image.shape[0] in (1, 3, 4):
+        return to_rgb(image, name)  # says that channels come last
+    colors = stretch_percentiles(image[..., :3], name) if image.dtype != np.uint8 else image[..., :3]
+    blue = np.zeros((*colors.shape[:2], 3 - colors.shape[2]), np.uint8)
+    return np.concatenate([colors, blue], axis=2)
+
+
+PERCENTILES = (0.1, 99.9)  # of the values of a channel; they become 0 and 255
+
+
+def stretch_percentiles(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """An image whose channels are scaled, each by itself, so that its PERCENTILES become 0 and 255: uint8.
+
+    A percentile that falls between two values of the channel is the outer one. So an image that was scaled before stays
+    as it is, to the bit. A channel in which both are equal is scaled by its smallest and largest value. A constant one
+    becomes 0.
+
+    image: [H, W] or [H, W, C], of numbers of any kind. name: what errors call it.
+
+    Returns: uint8, of the same shape.
+    Raises: ValueError for NaN, infinite values and values that are too far apart, and for what are no numbers.
+    """
+    if image.dtype.kind not in "buif" or not np.isfinite(image).all():
+        wrong = f"values of type {image.dtype}" if image.dtype.kind not in "buif" else "infinite values or NaN"
+        raise ValueError(f"{name} must have finite numbers, not {wrong}")
+    if image.ndim == 2:
+        return _stretched(image, name)
+    return np.stack([_stretched(image[..., channel], name) for channel in range(image.shape[2])], axis=2)
+
+
+def _stretched(channel: np.ndarray, name: str) -> np.ndarray:
+    """stretch_percentiles of a channel [H, W]."""
+    places = math.floor(PERCENTILES[0] / 100 * (channel.size - 1)), math.ceil(PERCENTILES[1] / 100 * (channel.size - 1))
+    channel = channel.astype(np.uint8) if channel.dtype == bool else channel
+    has_table = channel.dtype in (np.uint8, np.uint16)
+    if has_table:
+        counts = np.bincount(channel.ravel(), minlength=1 << 8 * channel.dtype.itemsize).cumsum()
+        low, high = np.searchsorted(counts, places, side="right").tolist()
+    else:
+        low, high = np.partition(channel.ravel(), places)[list(places)].tolist()
+    if low == high:
+        low, high = channel.min().item(), channel.max().item()
+    span = float(high) - float(low)
+    if not math.isfinite(span):
+        raise ValueError(f"{name} has values from {low:g} to {high:g}, which are too far apart for a picture")
+    values = np.arange(len(counts)) if has_table else channel
+    scaled = (values.astype(np.float64) - low) * (255 / span if span else 0.0)
+    scaled = np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
+    return scaled[channel] if has_table else scaled
+
+
+def _eight_bits(image: np.ndarray, name: str, pixel_range: str) -> np.ndarray:
+    if pixel_range == "percentiles":
+        return stretch_percentiles(image, name)
     if image.dtype == np.uint8:
         return image
     if image.dtype == bool:

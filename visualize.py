@@ -125,7 +125,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _rgb(image: Any) -> np.ndarray:
-    return utils.to_rgb(_array(image))
+    return utils.viewable(_array(image))
 
 
 def _counted(name: str, values: Any, count: int, what: str = "box") -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import utils
-from data.images import ImageReader
+from data.images import ImageReader, reading_settings
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Dataset:
         self.class_info = [{"source": "", "id": 0, "name": "BG"}]
         self.image_info = []
         self.reader = ImageReader()
-        self._inspected: tuple[int, int | str] | None = None  # the images and the setting of inspect_images
+        self._inspected: tuple | None = None  # the number of images and the settings of inspect_images
         self._class_map = class_map
         self._class_keys = {".0": "BG"}  # source class: name
         self._image_keys = set()
@@ -235,6 +235,8 @@ class Dataset:
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.
 
+        After inspect_for(config), it has IMAGE_CHANNEL_COUNT channels; see data.images.fit_channels.
+
         Raises: ValueError if it has no path; FileNotFoundError and ValueError as data.images.read_image.
         """
         info = self.image_info[image_id]
@@ -244,18 +246,24 @@ class Dataset:
             self.inspect_images()
         return self.reader.read(info["path"])
 
-    def inspect_images(self, bit_depth: int | str = "auto") -> int | str:
-        """Decides, by some of the files, how all images are read, and logs it. Training and evaluation call it first.
+    def inspect_images(self, bit_depth: int | str = "auto", pixel_range: str = "depth", channels: int = 3) -> int | str:
+        """Decides, by some of the files, how all images are read, and logs it.
 
-        bit_depth: as Config.BIT_DEPTH; "auto" takes reader.bit_depth.
+        bit_depth: as Config.BIT_DEPTH; "auto" takes reader.bit_depth. pixel_range: as Config.PIXEL_RANGE.
+        channels: as Config.IMAGE_CHANNEL_COUNT.
 
         Returns: the number of bits that were chosen for values of 16 bits; "auto" if no image has such values.
         """
-        state = len(self.image_info), bit_depth
+        state = len(self.image_info), bit_depth, pixel_range, channels
         if self._inspected != state:
-            self.reader.inspect([info["path"] for info in self.image_info if info["path"] is not None], bit_depth)
+            paths = [info["path"] for info in self.image_info if info["path"] is not None]
+            self.reader.inspect(paths, bit_depth, pixel_range, channels)
             self._inspected = state
         return self.reader.chosen
+
+    def inspect_for(self, config: Any) -> int | str:
+        """inspect_images by the settings of a Config. Training and evaluation call it first. Returns: the same."""
+        return self.inspect_images(*reading_settings(config))
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The masks of an image's instances. Override it: this one warns, and returns no instances.

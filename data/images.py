@@ -1,9 +1,10 @@
-"""Reads image files of every kind as uint8 RGB, and their sizes. All code that opens a user's image calls this file.
+"""Reads image files of every kind as uint8, and their sizes. All code that opens a user's image calls this file.
 
 A file is data: only decoders of raster formats read it, and none of them starts another program. Whatever a file holds,
 the result is an image, or one sentence that names the file.
 """
 
+import collections
 import contextlib
 import io
 import logging
@@ -14,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -100,6 +101,8 @@ def read_image(
     max_pixels: int = MAX_IMAGE_PIXELS,
     upright: bool = True,
     bit_depth: int | str = "auto",
+    pixel_range: str = "depth",
+    channels: int = 3,
 ) -> np.ndarray:
     """Reads an image of any format in FORMATS, upright and in RGB. The content decides, not the file's suffix.
 
@@ -122,16 +125,21 @@ def read_image(
     upright: False leaves the pixels as they are stored, whatever the EXIF orientation says.
     bit_depth: how many bits of 16-bit values are in use, 8 to 16. "auto": as many as the file says, or else the fewest
         of DEPTHS that hold the image's values.
+    pixel_range: as Config.PIXEL_RANGE. "percentiles" scales all values by utils.stretch_percentiles instead of the
+        rules above, those of 8 bits, too.
+    channels: as Config.IMAGE_CHANNEL_COUNT. With another number than 3, see fit_channels.
 
-    Returns: uint8 [H, W, 3].
+    Returns: uint8 [H, W, channels].
     Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if the file is empty,
         cut off, a directory, too large, or no image, if it has NaN, or if more than MOST_CLIPPED of its values do not
         fit into bit_depth.
     """
     _check_bit_depth(bit_depth)
     with _opened(Path(path)) as file:
-        decoded = _decode(file, max_pixels)
-        pixels, decisions = _eight_bits(decoded, bit_depth)
+        decoded = _decode(file, max_pixels, channels)
+        pixels, decisions = _eight_bits(decoded, bit_depth, pixel_range)
+    if mismatch := _mismatch(pixels, channels):
+        decisions = [*decisions, mismatch]
     for decision in (*decoded.notes, *decisions):
         _say(decision, path)
     turn = decoded.orientation
@@ -139,7 +147,7 @@ def read_image(
         turn = 1 if upright else _INVERSE.get(turn, turn)
     elif not upright:
         turn = 1
-    return np.ascontiguousarray(_TURNS[turn](_to_rgb(pixels)))
+    return np.ascontiguousarray(_TURNS[turn](fit_channels(pixels, channels)))
 
 
 def read_image_bytes(data: bytes, name: str) -> np.ndarray:
@@ -221,6 +229,36 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] == 2:
         return np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=2)
     return pixels
+
+
+def fit_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """An image with as many channels as a network takes.
+
+    With 3 channels, gray is repeated. With 1, colours are mixed to gray (ITU-R 601). With another number, the first
+    channels are taken, and those that the image lacks are black.
+
+    pixels: uint8 [H, W] or [H, W, C].
+
+    Returns: uint8 [H, W, channels].
+    """
+    if channels == 3 and (pixels.ndim == 2 or pixels.shape[2] in (1, 2, 3)):
+        return _to_rgb(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if channels == 1 and pixels.shape[2] == 3:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+    missing = max(channels - pixels.shape[2], 0)
+    return np.pad(pixels, ((0, 0), (0, 0), (0, missing)))[..., :channels]
+
+
+def _mismatch(pixels: np.ndarray, channels: int) -> str:
+    """A sentence about an image that has not as many channels as a network takes; empty if that is as expected."""
+    count = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 3 or count == channels:
+        return ""
+    if channels == 1 and count == 3:
+        return "images in colour, where IMAGE_CHANNEL_COUNT is 1: their colours are mixed to gray"
+    done = f"the first {channels} are read" if count > channels else f"the other {channels - count} are black"
+    return f"images with {count} channel{'s' * (count != 1)}, where IMAGE_CHANNEL_COUNT is {channels}: {done}"
 
 
 _said: set[str] = set()  # the notes that this process has logged
@@ -372,22 +410,23 @@ def _cause(file: BinaryIO, error: Exception) -> str:
 class _Decoded(NamedTuple):
     """An image as its file has it, and what the file says of it."""
 
-    values: np.ndarray  # [H, W] or [H, W, 2 or 3], of any type
+    values: np.ndarray  # [H, W] or [H, W, C], of any type; C is 2 or 3, or up to the number of channels asked for
     bits: int | None = None  # how many bits of 16 are in use, if the file says so
     orientation: int = 1  # EXIF's
     is_turned: bool = False  # whether the values are already turned as EXIF says
     notes: list[str] = []  # noqa: RUF012  what was left out
 
 
-def _open(file: BinaryIO, max_pixels: int) -> tuple[Image.Image | None, TiffImage | None]:
-    """Reads the header. Returns: Pillow's image, or the TiffImage of a file that Pillow cannot read rightly.
+def _open(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Image | None, TiffImage | None]:
+    """Reads the header. channels: those that a network takes.
 
-    Both, if Pillow may read what tifffile cannot.
+    Returns: Pillow's image, or the TiffImage of a file that Pillow cannot read rightly. Both, if Pillow may read what
+        tifffile cannot.
     """
     if not is_tiff(file):
         image, tiff = Image.open(file, formats=FORMATS), None
     else:
-        tiff = TiffImage(file)
+        tiff = TiffImage(file, channels)
         _check_size((tiff.layout.width, tiff.layout.height), max_pixels)
         try:
             image = Image.open(file, formats=["TIFF"])
@@ -399,8 +438,9 @@ def _open(file: BinaryIO, max_pixels: int) -> tuple[Image.Image | None, TiffImag
     return image, tiff
 
 
-def _decode(file: BinaryIO, max_pixels: int) -> _Decoded:
-    image, tiff = _open(file, max_pixels)
+def _decode(file: BinaryIO, max_pixels: int, channels: int = 3) -> _Decoded:
+    """channels: those that a network takes. With another number than 3, gray stays gray."""
+    image, tiff = _open(file, max_pixels, channels)
     if image is None:
         return _Decoded(tiff.read(), tiff.bits, tiff.orientation, False, tiff.notes)
     orientation = _orientation(image)
@@ -414,6 +454,8 @@ def _decode(file: BinaryIO, max_pixels: int) -> _Decoded:
     else:
         image.load()
         values = _values(image)
+        if channels != 3 and values.ndim == 3:
+            values = _as_stored(image, values, channels)
     if image.format == "PNG" and values.dtype == np.uint16:
         bits = _png_bits(file, values)
     elif image.format in ("PPM", "JPEG2000"):  # Pillow has scaled these by what the file says.
@@ -441,6 +483,19 @@ def _values(image: Image.Image) -> np.ndarray:
     if image.mode not in ("RGB", "RGBA"):
         image = image.convert("RGB")
     return np.array(image)[..., :3]
+
+
+_GRAY = ("1", "L", "LA", "La")  # modes of Pillow
+
+
+def _as_stored(image: Image.Image, values: np.ndarray, channels: int) -> np.ndarray:
+    """The values of a decoded image for a network that takes another number of channels than 3.
+
+    Transparency counts as a channel if there are exactly as many channels. values: [H, W, 3], of _values.
+    """
+    if image.mode in ("LA", "RGBA") and channels == len(image.mode):
+        return np.array(image)
+    return values[..., 0] if image.mode in _GRAY else values
 
 
 # Pillow reads the high bytes of colours of 16 bits. With another raw mode it reads their low bytes. libtiff's bytes
@@ -506,6 +561,9 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and microscopes have
 MOST_CLIPPED = 0.01  # of the values of an image may be larger than BIT_DEPTH allows; they become white
 
 
+_NOT_FINITE = "some of its values are infinite or not numbers (NaN); replace them, for example by 0"
+
+
 def _check_bit_depth(bit_depth: int | str) -> None:
     if bit_depth != "auto" and not (type(bit_depth) is int and 8 <= bit_depth <= 16):
         raise ValueError(f"bit_depth must be 'auto' or a number of bits from 8 to 16, not {bit_depth!r}")
@@ -516,9 +574,13 @@ def _depth(high: float, bits: int | None) -> int:
     return bits if bits and high < 2**bits else next(depth for depth in DEPTHS if high < 2**depth)
 
 
-def _eight_bits(decoded: _Decoded, bit_depth: int | str) -> tuple[np.ndarray, list[str]]:
+def _eight_bits(decoded: _Decoded, bit_depth: int | str, pixel_range: str = "depth") -> tuple[np.ndarray, list[str]]:
     """Values as uint8, in the same shape, and the decisions that were taken. read_image has the rules."""
     values = decoded.values
+    if pixel_range == "percentiles" and values.size and values.dtype.kind in "buif":
+        if not np.isfinite(values).all():
+            raise _Refused(_NOT_FINITE)
+        return utils.stretch_percentiles(values), []
     if values.dtype == np.uint8:
         return values, []
     if values.dtype == bool:
@@ -527,7 +589,7 @@ def _eight_bits(decoded: _Decoded, bit_depth: int | str) -> tuple[np.ndarray, li
         raise _Refused(f"it has values of type {values.dtype} in the shape {list(values.shape)}, and is no picture")
     low, high = values.min().item(), values.max().item()
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise _Refused("some of its values are infinite or not numbers (NaN); replace them, for example by 0")
+        raise _Refused(_NOT_FINITE)
     if low < 0 or high > 65535:
         return _by_range(values, low, high)
     if values.dtype.kind == "f" and high <= 255:
@@ -590,25 +652,35 @@ class ImageReader:
 
     bit_depth: of values of 16 bits: a number, which inspect() may be told to replace; "auto" lets inspect() choose.
     chosen: what read() uses: a number of bits; "auto" takes each image by itself.
+    pixel_range, channels: what inspect() was told; read() uses them.
     """
 
     def __init__(self, bit_depth: int | str = "auto") -> None:
         _check_bit_depth(bit_depth)
         self.bit_depth = self.chosen = bit_depth
+        self.pixel_range, self.channels = "depth", 3
         self._looked_at: list = []
         self._deep: list = []  # those of them with values of more than 8 bits
 
     def read(self, path: str | os.PathLike, upright: bool = True) -> np.ndarray:
-        """read_image with the bit depth of the data set."""
-        return read_image(path, upright=upright, bit_depth=self.chosen)
+        """read_image by the rules of the data set."""
+        return read_image(
+            path, upright=upright, bit_depth=self.chosen, pixel_range=self.pixel_range, channels=self.channels
+        )
 
-    def inspect(self, paths: Sequence[str | os.PathLike], bit_depth: int | str = "auto") -> int | str:
+    def inspect(
+        self,
+        paths: Sequence[str | os.PathLike],
+        bit_depth: int | str = "auto",
+        pixel_range: str = "depth",
+        channels: int = 3,
+    ) -> int | str:
         """Decides what single images cannot tell, by some of them, and logs it.
 
         Images that cannot be read are left out here.
 
         paths: of all images; up to MOST_HEADERS of them are looked at. bit_depth: as it was set; "auto" takes
-            self.bit_depth.
+            self.bit_depth. pixel_range, channels: of read_image, for read(). "percentiles" needs no bit depth.
 
         Returns: the bit depth that was set; of "auto", the number of bits that holds the values of all 16-bit images
             that were looked at, or still "auto" if none was found.
@@ -617,7 +689,8 @@ class ImageReader:
         if self._looked_at != (looked_at := _evenly(paths, MOST_HEADERS)):
             self._look_at(looked_at)
         bit_depth = self.bit_depth if bit_depth == "auto" else bit_depth
-        self.chosen = self._choose() if bit_depth == "auto" else bit_depth
+        self.pixel_range, self.channels = pixel_range, channels
+        self.chosen = self._choose() if bit_depth == "auto" and pixel_range == "depth" else bit_depth
         return self.chosen
 
     def _look_at(self, paths: list) -> None:
@@ -657,6 +730,31 @@ class ImageReader:
             len(self._deep), len(self._looked_at), max(highs), depth, utils.printable(depths[depth], 500),
         )  # fmt: skip
         return depth
+
+
+def reading_settings(config: Any) -> tuple[int | str, str, int]:
+    """The settings of a Config that say how files are read: bit depth, pixel range and channels of ImageReader.inspect.
+
+    config: an object that has some of these attributes, or all.
+    """
+    defaults = {"BIT_DEPTH": "auto", "PIXEL_RANGE": "depth", "IMAGE_CHANNEL_COUNT": 3}
+    return tuple(getattr(config, name, value) for name, value in defaults.items())
+
+
+def count_channels(paths: Sequence[str | os.PathLike]) -> dict[int, int]:
+    """How many images have so many channels, by the headers of up to MOST_HEADERS of them; the most frequent first.
+
+    Gray has 1, colour 3, and transparency does not count. Images that cannot be read are left out.
+    """
+    counts: collections.Counter = collections.Counter()
+    for path in _evenly(paths, MOST_HEADERS):
+        with contextlib.suppress(ValueError, OSError), _opened(Path(path)) as file:
+            image, tiff = _open(file, MAX_IMAGE_PIXELS)
+            if tiff is None or (image is not None and tiff.is_plain):
+                counts[1 if image.mode in _GRAY or image.mode[0] in "IF" else 3] += 1
+            else:
+                counts[tiff.layout.channels - tiff.layout.has_alpha] += 1
+    return dict(counts.most_common())
 
 
 def _evenly(items: Sequence, limit: int) -> list:

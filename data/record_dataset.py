@@ -1,5 +1,6 @@
 """A Dataset of records: trains and evaluates on labels of any format."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,11 @@ from pycocotools import mask as coco_mask
 
 import utils
 from data.dataset import Dataset, Instances, ObjectBoxes
+from data.images import count_channels, fit_channels
 from data.object_checks import class_name, picture_name, sorted_names
 from data.recognise import Records
+
+logger = logging.getLogger(__name__)
 
 SOURCE = "own"
 
@@ -34,6 +38,7 @@ class RecordDataset(Dataset):
         Raises: ValueError if no picture is left, or class_names lacks a class.
         """
         super().__init__()
+        self._channel_count: int | None = None
         names = list(class_names) if class_names is not None else sorted_names(records.pictures)
         for number, name in enumerate(names, start=1):
             self.add_class(SOURCE, number, name)
@@ -77,11 +82,26 @@ class RecordDataset(Dataset):
         """The name of the picture, relative to the data set: reports show it."""
         return {"file_name": self.image_info[image_id]["id"]}
 
+    @property
+    def channel_count(self) -> int:
+        """The IMAGE_CHANNEL_COUNT of a network that takes what the pictures have: 3 for gray and for colour.
+
+        If the numbers differ, it is the most frequent one, and a line says so once. Pictures of fewer channels get
+        black ones, and of others the first channels are read (data.images.fit_channels).
+        """
+        if self._channel_count is None:
+            paths = [info["path"] for info in self.image_info if info["path"] is not None]
+            self._channel_count = _agree_on_channels(count_channels(paths))
+        return self._channel_count
+
     def load_image(self, image_id: int) -> np.ndarray:
-        """The image, uint8 [H, W, 3], in the frame that its labels were drawn in. Raises: as Dataset.load_image."""
+        """The image, as Dataset.load_image returns it, in the frame that its labels were drawn in.
+
+        Raises: as Dataset.load_image.
+        """
         info = self.image_info[image_id]
         if info["path"] is None:
-            return info["embedded"]()
+            return fit_channels(info["embedded"](), self.reader.channels)
         if self._inspected is None:
             self.inspect_images()
         return self.reader.read(info["path"], upright=not info["is_stored"])
@@ -107,3 +127,20 @@ class RecordDataset(Dataset):
         sizes = np.array([(info["height"], info["width"]) for info in self.image_info], np.int64)
         images = np.repeat(np.arange(self.num_images), np.diff(self._rows))
         return ObjectBoxes(images, self._object_classes, self._boxes, sizes, len(images), 0)
+
+
+def _agree_on_channels(found: dict[int, int]) -> int:
+    """The number of channels for all pictures. found: how many pictures have each number."""
+    counts: dict[int, int] = {}
+    for channels, pictures in found.items():
+        channels = 3 if channels == 1 else channels
+        counts[channels] = counts.get(channels, 0) + pictures
+    chosen = max(counts, key=lambda channels: (counts[channels], channels), default=3)
+    if len(counts) > 1:
+        listed = ", ".join(f"{pictures:,} have {channels}" for channels, pictures in sorted(found.items()))
+        logger.warning(
+            "pictures have different numbers of channels: of those that were looked at, %s. %d are read of each: the "
+            "first ones of more, and black ones where there are fewer; IMAGE_CHANNEL_COUNT sets another number",
+            listed, chosen,
+        )  # fmt: skip
+    return chosen

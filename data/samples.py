@@ -214,7 +214,7 @@ class TrainingData:
             )
         if augmentation is not None:
             check_augmentation(augmentation)
-        dataset.inspect_images(config.BIT_DEPTH)
+        dataset.inspect_for(config)
 
     def __len__(self) -> int:
         return self.dataset.num_images
@@ -332,7 +332,8 @@ class TrainingData:
     def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
         """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
         name = self.name(image_id)
-        image = utils.check_channels(self.dataset.load_image(image_id), self.config.IMAGE_CHANNEL_COUNT, name)
+        channels = self.config.IMAGE_CHANNEL_COUNT
+        image = utils.check_channels(self.dataset.load_image(image_id), channels, name, self.config.PIXEL_RANGE)
         instances = self.dataset.load_instances(image_id)
         class_count = self.config.NUM_CLASSES if self.classes is None else len(self.classes.rows)
         instances = check_instances(instances, image.shape, name, class_count)
@@ -344,7 +345,7 @@ class TrainingData:
         if isinstance(masks, list):
             masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
         image, masks = call_augmentation(self.augmentation, image, masks, seed)
-        image = utils.check_channels(image, self.config.IMAGE_CHANNEL_COUNT, f"{name}, what augmentation returned,")
+        image = utils.check_channels(image, channels, f"{name}, what augmentation returned,")
         return image, Instances(instances.class_ids, checked_masks(masks, image, len(instances.class_ids), name))
 
     def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:

@@ -1,14 +1,18 @@
 """Reads TIFF files that Pillow cannot: more or fewer than three channels, in any order of axes, and more than 8 bits.
 
-Which three channels of a file become red, green and blue:
+Which three channels of a file become red, green and blue, where a network takes three:
 
     1 channel        it is gray
     2 channels       red and green; blue is 0. If the second one is transparency, the first one is gray
     3 or more        the first three; a fourth may be transparency
 
+A network of another number of channels gets the first ones as they are. What the file calls transparency counts among
+them if the file has exactly as many channels as the network.
+
 Channels are an axis that the file calls samples or channels (ImageJ, OME). Files of one unnamed array, such as NumPy's,
 have them first or last: the outer axis, if it has at most MOST_CHANNELS entries and both others have more. Of every
-other axis (slices, times, pages, series) the first entry is read.
+other axis (slices, times, pages, series) the first entry is read; but pages of which nothing is said are channels if
+there are exactly as many as the network takes.
 """
 
 import lzma
@@ -21,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tifffile
 
-MOST_CHANNELS = 8  # in an unnamed axis; a longer one has slices or times
+MOST_CHANNELS = 10  # in an unnamed axis; a longer one has slices or times
 MOST_BYTES = 1 << 30  # of the values of an image that are read at once
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -60,16 +64,26 @@ class TiffImage:
     layout: a Layout. notes: sentences about what is left out, for messages.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        """Reads the header. Raises: errors of many kinds for a damaged file."""
+    def __init__(self, file: BinaryIO, wanted: int = 3) -> None:
+        """Reads the header. wanted: the channels that a network takes.
+
+        Raises: errors of many kinds for a damaged file.
+        """
+        self._wanted = wanted
         self._tiff = tifffile.TiffFile(file)
         self._series = self._tiff.series[0]
         self._page = self._series.keyframe
-        self.layout = _find_layout(self._series, self._page)
+        self.layout = _find_layout(self._series, self._page, wanted)
         self.dtype = np.dtype(self._series.dtype)
         value = self._page.tags.valueof(274)
         self.orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
         self.bits = _bits_in_use(self._tiff, self._page)
+
+    @property
+    def _count(self) -> int:
+        """The channels to read: of three, a network of one gets a mixture."""
+        colours = self.layout.channels - self.layout.has_alpha
+        return colours if (colours, self._wanted) == (3, 1) else min(colours, self._wanted)
 
     @property
     def is_plain(self) -> bool:
@@ -96,28 +110,31 @@ class TiffImage:
 
     @property
     def channel_pages(self) -> list[int]:
-        """The pages of the first three channels, if each channel has a page of its own; else empty."""
+        """The pages of the channels to read, if each channel has a page of its own; else empty."""
         names, axis = self._series.axes, self.layout.axes[2]
         if axis is None or self._page.samplesperpixel > 1 or not self.has_whole_pages:
             return []
         step = math.prod(self._series.shape[i] for i in range(axis + 1, len(names)) if names[i] not in "YX")
-        return [step * channel for channel in range(min(3, self.layout.channels))]
+        return [step * channel for channel in range(self._count)]
 
     @property
     def notes(self) -> list[str]:
         """What is read of the file, if that is not all of it."""
         layout, notes = self.layout, []
         colours = layout.channels - layout.has_alpha
-        if colours == 2:
+        if self._wanted != 3 and self._count < colours:
+            which = "first one is" if self._count == 1 else f"first {self._count} are"
+            notes.append(f"TIFF files with {colours} channels: the {which} read")
+        elif self._wanted == 3 and colours == 2:
             notes.append("TIFF files with 2 channels: they are read as red and green")
-        elif colours > 3:
+        elif self._wanted == 3 and colours > 3:
             notes.append(f"TIFF files with {colours} channels: the first three are read as red, green and blue")
         if layout.other:
             notes.append("TIFF files with several slices, times or pages: the first one is read")
         return notes
 
     def read(self) -> np.ndarray:
-        """The values, [H, W] or [H, W, 2 or 3], of the file's type.
+        """The values, [H, W] or [H, W, C], of the file's type. C is at most the number of wanted channels.
 
         Raises: TiffError if the file's compression is not supported, or its size is absurd; other errors if it is
             damaged.
@@ -142,7 +159,7 @@ class TiffImage:
         values = values[index].transpose([kept.index(axis) for axis in layout.axes if axis is not None])
         if layout.axes[2] is None:
             return values
-        return values[..., 0] if layout.channels - layout.has_alpha == 1 else values[..., :3]
+        return values[..., 0] if self._count == 1 else values[..., : self._count]
 
     def _array_of(self, source: Any, shape: Sequence[int]) -> np.ndarray:
         size = math.prod(shape) * self.dtype.itemsize
@@ -181,8 +198,8 @@ def _check_unpacked_sizes(series: Any, page: Any) -> None:
                 raise TiffError("a piece of it is much larger when unpacked than it says; is it a decompression bomb?")
 
 
-def _find_layout(series: Any, page: Any) -> Layout:
-    """Finds rows, columns and channels among the axes of a series."""
+def _find_layout(series: Any, page: Any, wanted: int) -> Layout:
+    """Finds rows, columns and channels among the axes of a series. wanted: the channels that a network takes."""
     names, shape = series.axes, series.shape
     rows, columns = names.index("Y"), names.index("X")
     channels = next((names.index(name) for name in "SC" if name in names and shape[names.index(name)] > 1), None)
@@ -192,11 +209,14 @@ def _find_layout(series: Any, page: Any) -> Layout:
             rows, columns, channels = 0, 1, 2
         elif 1 < first <= MOST_CHANNELS < min(middle, last):
             channels = 0
+    elif channels is None and names == "IYX" and shape[0] == wanted and wanted not in (1, 3):  # unnamed pages
+        channels = 0
     axes = (rows, columns, channels)
     other = math.prod(side for axis, side in enumerate(shape) if axis not in axes)
     count = 1 if channels is None else shape[channels]
     is_sample = channels is not None and names[channels] == "S"
     has_alpha = is_sample and count in (2, 4) and any(kind in (1, 2) for kind in page.extrasamples[-1:])
+    has_alpha = has_alpha and count != wanted
     return Layout(shape[rows], shape[columns], count, axes, other - 1, has_alpha)
 
 

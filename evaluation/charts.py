@@ -250,12 +250,12 @@ def _short(name: str, limit: int = 16) -> str:
 def picture(example: Example, image: np.ndarray) -> bytes:
     """The surroundings of detections and objects: masks tinted blue, true objects outlined in yellow.
 
-    image: uint8 [H, W, 3].
+    image: [H, W, C], as utils.viewable takes it.
 
     Returns: a JPEG of at most 320 x 320 pixels.
     Raises: ValueError if a mask is damaged or has another size than the image.
     """
-    image = utils.to_rgb(image)
+    image = utils.viewable(image)
     found, truths = _codes(example)
     masks = [utils.rle_to_mask(code) for code in (*found, *truths)]
     for mask in masks:

@@ -289,7 +289,7 @@ def detect_to_folder(
     """
     with contextlib.ExitStack() as stack:
         folder, start = Path(folder), time.perf_counter()
-        dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
+        dataset.inspect_for(model.config)
         evaluation, chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack, verbose)
         chunks = chunks[runtime.rank() :: runtime.world_size()]
         seconds = _detect_chunks(model, dataset, chunks, folder, evaluation, dtype, workers, verbose)
@@ -416,7 +416,7 @@ def detect_dataset(
     """
     chunks = plan_chunks(model, dataset.image_ids if image_ids is None else image_ids)
     image_numbers(dataset, image_ids)
-    dataset.inspect_images(getattr(model.config, "BIT_DEPTH", "auto"))
+    dataset.inspect_for(model.config)
     categories = categories_of_model(model, dataset)
     taken: deque[list[int]] = deque()
     boxes, masks = [], []

@@ -521,7 +521,7 @@ def detect(arguments: argparse.Namespace) -> None:
     if replaced:
         raise ValueError(f"--output {folder} would replace {min(replaced)} and others; choose another folder")
     detector = open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.5)
-    dataset.inspect_images(detector.config.BIT_DEPTH)
+    dataset.inspect_for(detector.config)
     folder.mkdir(parents=True, exist_ok=True)
     lines, failures = ["ImageId,EncodedPixels"], []
     with detector.prepared():

@@ -96,6 +96,9 @@ def test_damaged_images(tmp_path, kind):
         assert pixels.shape == (*size.shown, 3)
         assert pixels.flags.c_contiguous
         assert read_image(path, 1_000_000, upright=False).shape == (*size.stored, 3)
+        channels = int(rng.integers(1, 7))
+        several = read_image(path, 1_000_000, pixel_range=("depth", "percentiles")[channels % 2], channels=channels)
+        assert several.shape == (*size.shown, channels)
         assert read_mask(path, 1_000_000).shape == size.shown
 
     fuzz(case, 100, path.name)

@@ -141,7 +141,8 @@ def test_arrays_and_lists_become_tuples():
         ({"NUM_CLASSES": 0}, "NUM_CLASSES must be at least 1"),
         ({"RPN_NMS_THRESHOLD": 1.5}, r"RPN_NMS_THRESHOLD must lie in \[0, 1\]"),
         ({"RPN_NMS_THRESHOLD": float("nan")}, "RPN_NMS_THRESHOLD"),
-        ({"IMAGE_CHANNEL_COUNT": 1}, "MEAN_PIXEL must have 1 entries"),
+        ({"IMAGE_CHANNEL_COUNT": 1, "MEAN_PIXEL": (1, 2, 3)}, "MEAN_PIXEL must have 1 entries"),
+        ({"MEAN_PIXEL": (1, 2)}, "MEAN_PIXEL must have 3 entries"),
         ({"STD_PIXEL": (1, 0, 1)}, "above 0"),
         ({"IMAGE_MIN_DIM": 1500}, "IMAGE_MIN_DIM 1500 is above IMAGE_MAX_DIM 1333"),
         ({"GPU_COUNT": -1}, "GPU_COUNT must be at least 0, not -1"),
@@ -285,7 +286,7 @@ def test_what_weights_and_memory_depend_on():
     assert set(settings_that(BACKBONE_WEIGHTS)) == backbone
     boxes = {"RPN_BBOX_STD_DEV", "BBOX_STD_DEV", "BACKBONE_STRIDES"}
     anchors = {"RPN_ANCHOR_RATIOS", "RPN_ANCHOR_SCALES", "RPN_ANCHOR_STRIDE"}
-    assert set(settings_that(WEIGHTS)) == {"DIALECT"} | backbone | boxes | anchors
+    assert set(settings_that(WEIGHTS)) == {"DIALECT", "PIXEL_RANGE"} | backbone | boxes | anchors
     convolutions = ("IMAGES_PER_GPU", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "TRAIN_DTYPE", "ACTIVATION_CHECKPOINTING")
     assert set(settings_that(MEMORY)) == {*convolutions, "TRAIN_ROIS_PER_IMAGE"}
     names = settings_that(WEIGHTS, SHAPE)

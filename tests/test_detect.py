@@ -336,9 +336,10 @@ def test_images_of_pillow_that_are_not_understood():
         image_array(deep, 3, "images[0]")
     with pytest.raises(ValueError, match=r"images\[0\] is floating and must lie in \[0, 1\]"):
         image_array(Image.fromarray(np.full((4, 4), 3, np.float32)), 3, "images[0]")
-    for image in (Image.new("RGB", (4, 4)), "a.jpg"):
-        with pytest.raises(ValueError, match=r"images\[2\] must be a NumPy array \[H, W, 5\], got"):
-            image_array(image, 5, "images[2]")
+    with pytest.raises(ValueError, match=r"images\[2\] must be a NumPy array \[H, W, 5\] or a path, got Image"):
+        image_array(Image.new("RGB", (4, 4)), 5, "images[2]")
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg: there is no such file"):
+        image_array("a.jpg", 5, "images[2]")
 
 
 def test_unknown_options(model):

@@ -19,7 +19,9 @@ import demo
 import model
 from config import Config
 from weights.checkpoint import read_checkpoint
+from weights.convert import convert
 from weights.load import load_checkpoint, load_model, load_with_report
+from weights.stem import fit_images
 from weights.torch_files import load_torch_file
 
 # Names and shapes of models of torchvision 0.28.0 and Detectron2: {model: [[name, shape], ...]}. The constructors of
@@ -250,6 +252,20 @@ def test_load_weights_takes_anchors_and_eps_that_the_file_does_not_say(tmp_path,
     network.load_weights(save(tmp_path / "x.pth", with_anchors(5)), eps=1e-5)
     assert network.rpn.objectness.bias.tolist() == [4, 3, 2, 1, 0]
     assert network.backbone.stem.norm.running_var[0] == np.float32(1 + 1e-5)
+
+
+def test_a_model_of_other_images_takes_what_the_file_was_trained_with(tmp_path):
+    """A model of five channels, scaled by percentiles, starts from weights of three, scaled by depth."""
+    settings = {"DIALECT": "torchvision", "BACKBONE": "resnet50", "USE_MASKIOU_HEAD": False, "NUM_CLASSES": 91}
+    config = Config(**settings, IMAGE_CHANNEL_COUNT=5, PIXEL_RANGE="percentiles")
+    path = save(tmp_path / "x.pth", torchvision_state())
+    checkpoint, _ = convert(path, model.network_shapes, model_config=config)
+    stored = checkpoint["config"]
+    assert (stored["IMAGE_CHANNEL_COUNT"], stored["PIXEL_RANGE"]) == (3, "depth")
+    assert tuple(stored["MEAN_PIXEL"]) == Config(DIALECT="torchvision").MEAN_PIXEL
+    fitted, sentences = fit_images(checkpoint, config)
+    assert fitted["model"]["backbone.stem.weight"].shape == (64, 5, 7, 7)
+    assert len(sentences) == 2
 
 
 def test_the_command_lines_take_the_options(tmp_path, monkeypatch, capsys):

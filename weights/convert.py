@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import utils
-from config import BACKBONES, SHAPE, WEIGHTS, Config, settings_that
+from config import BACKBONES, PER_CHANNEL_SETTINGS, SHAPE, WEIGHTS, Config, settings_that
 from data.coco_files import COCO_CATEGORIES
 
 from .checkpoint import (
@@ -622,7 +622,8 @@ def _config(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     found = _settings(path, source, shapes)
     if source.name != "imagenet" and model_config is not None:
-        known = {"MEAN_PIXEL", "STD_PIXEL"} if source.dialect == "mmdet" else set()
+        has_own_pixels = source.dialect == "mmdet" or found["IMAGE_CHANNEL_COUNT"] != model_config.IMAGE_CHANNEL_COUNT
+        known = {"PIXEL_RANGE", *(PER_CHANNEL_SETTINGS if has_own_pixels else ())}
         found |= {name: getattr(model_config, name) for name in _MEANING if name not in known}
     names = {*_MEANING, *settings_that(SHAPE)} - {"DIALECT", "BACKBONE", "BACKBONE_STYLE"}
     found |= {name: value for name, value in settings.items() if name in names}
