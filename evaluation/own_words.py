@@ -99,7 +99,7 @@ _MISSED = {
 _WRONG = {
     "invention": "nothing there",
     "merge": "several objects taken as one",
-    "split": "parts of one object or the same object twice",
+    "split": "parts or repeats of one object",
     "sloppy": "outlined badly",
     "wrong class": "of another class",
 }
@@ -120,10 +120,9 @@ def _errors(numbers: OwnNumbers) -> list[str]:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """The counts that are not 0, the largest first."""
-    return ", ".join(
-        f"{number:,} {text}" for text, number in sorted(counts.items(), key=lambda item: -item[1]) if number
-    )
+    """The counts that are not 0, the largest first: "not found at all (15), outlined badly (3)"."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{text} ({count:,})" for text, count in ranked if count)
 
 
 def small_misses(numbers: OwnNumbers) -> tuple[int, int] | None:
