@@ -18,7 +18,7 @@ import runtime
 import utils
 from config import Config
 from data.check import Report
-from data.object_checks import picture_name
+from data.object_checks import NO_NAME, picture_name
 from data.recognise import Records
 from data.record_dataset import RecordDataset
 from data.records import ERROR, WARNING
@@ -146,6 +146,23 @@ def choose_pictures(records: Records, report: Report, wanted: str | None, path: 
     return Subset(dataset, name, notes, leaks)
 
 
+def name_objects(records: Records, report: Report, model: MaskRCNN) -> str | None:
+    """Lets objects of which no label says the class be of the model's class, if it knows one only.
+
+    Returns: a sentence on it; None if there is nothing to say.
+    """
+    objects = [parsed for picture in records.pictures for parsed in picture.objects]
+    if len(model.class_names) != 2 or not objects or any(parsed.name for parsed in objects):
+        return None
+    name = str(model.class_names[1])
+    for parsed in objects:
+        parsed.name = name
+    report.table = report.table._replace(class_names=[name])
+    if name == NO_NAME:
+        return None
+    return f"the labels say no class: all objects count as {utils.printable(name)}, the only class of the model"
+
+
 def fault_sentence(report: Report, folder: Path) -> str:
     """What is wrong with the data, in a line; nothing if all is well. folder: of check.html."""
     counts = {
@@ -247,7 +264,10 @@ def open_evaluation(
     Raises: ValueError or FileNotFoundError for a model, a split or a file to store into that cannot be used.
     """
     checkpoint = find_model(arguments.model, arguments.dataset)
+    model = open_detector(arguments, checkpoint, device)
+    note = name_objects(records, report, model)
     subset = choose_pictures(records, report, arguments.subset, split_file(checkpoint))
+    subset.notes += [note] if note else []
     if arguments.store is not None:
         if problem := storing_problem(subset.name, checkpoint, arguments.store):
             raise ValueError(problem)
@@ -257,4 +277,4 @@ def open_evaluation(
             raise FileNotFoundError(f"--store {arguments.store}: there is no such folder")
     if runtime.rank() == 0:
         print(f"evaluates {checkpoint}")
-    return Evaluating(arguments, checkpoint, open_detector(arguments, checkpoint, device), subset)
+    return Evaluating(arguments, checkpoint, model, subset)

@@ -52,6 +52,8 @@ class OwnEvaluation:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that were chosen on these pictures, for store_settings."""
+        if not self.numbers.is_fit:
+            return {}
         settings = {"SCORE_THRESHOLD": self.threshold} if self.numbers.threshold_source == CHOSEN_HERE else {}
         return settings | ({"ACCEPT_CALIBRATION": self.calibration} if self.calibration else {})
 

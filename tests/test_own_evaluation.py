@@ -128,7 +128,7 @@ def test_the_result_in_sentences(evaluated):
     quality = result.numbers.quality
     assert missed.startswith(f"Misses {quality.false_negatives} objects")
     assert "taken as one with a neighbour (" in missed
-    assert wrong.startswith(f"Wrong are {quality.false_positives} finds: ")
+    assert wrong.startswith(f"{quality.false_positives} finds are wrong: ")
     assert re.fullmatch(rf"{number}% of the finds .* {number}% of these have it \(cross-validated\)\.", accept)
     assert "best F1 on the pictures of val themselves" in threshold
     assert leaks == "No picture of val looks like one of another split."
@@ -205,12 +205,23 @@ def test_what_the_model_has_is_taken_without_fit(evaluated, tmp_path, no_page):
     assert usual.sentences[0].startswith("On 40 pictures (200 objects): ")
 
 
+def test_what_was_stored_from_these_pictures_is_known(evaluated, tmp_path, no_page):
+    """Figures on the pictures that a calibration was fitted to would be too good: they are cross-validated again."""
+    dataset, _, result, _ = evaluated
+    again = evaluate_own(Spots(**result.settings), dataset, tmp_path, fit=False, leaks=[], verbose=False)
+    assert again.sentences == result.sentences
+    assert (again.numbers.accept.source, again.settings) == ("cross-validated", {})
+    half = list(range(20))
+    other = evaluate_own(Spots(**result.settings), dataset, tmp_path / "half", fit=False, image_ids=half, verbose=False)
+    assert other.numbers.accept.source == "stored in the model"
+
+
 def test_leaks_are_said(evaluated, tmp_path, no_page):
     dataset, *_ = evaluated
     leaks = [("val/val1.png", "train/<b>.png"), ("a.png", "b.png")]
     result = evaluate_own(Spots(), dataset, tmp_path, leaks=leaks, verbose=False)
     assert result.sentences[-1] == (
-        "These figures are too good: 1 pair of pictures in two splits show the same, such as val/val1.png and "
+        "These figures are too good: a pair of pictures in two splits shows the same, such as val/val1.png and "
         "train/<b>.png."
     )
 
@@ -554,3 +565,24 @@ def test_more_objects_than_the_model_can_find(trained, capsys, no_page):
     assert "a picture has 5 objects, and the model finds at most 3: --set DETECTION_MAX_INSTANCES=7" in (
         capsys.readouterr().out
     )
+
+
+def test_labels_without_a_class_are_of_the_models_only_class(tmp_path, capsys, monkeypatch, no_page):
+    """Label images say no class, and a model of nuclei knows one only."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "masks"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    labels = np.zeros((SIDE, SIDE), np.uint16)
+    for label, (y, x, side) in enumerate(SQUARES[:3], start=1):
+        labels[y : y + side, x : x + side] = label
+    for number in range(2):
+        Image.fromarray((150 + number) * (labels > 0).astype(np.uint8)).save(f"set/images/{number}.png")
+        Image.fromarray(labels).save(f"set/masks/{number}.png")
+    monkeypatch.setattr(own_evaluation, "open_detector", lambda *_: Spots())
+    assert evaluate("--model", "spots.pth") == 0
+    printed = capsys.readouterr().out
+    assert "the labels say no class: all objects count as cell, the only class of the model\n" in printed
+    assert "On 2 pictures (6 objects): mask AP " in printed
+    monkeypatch.setattr(own_evaluation, "open_detector", lambda *_: Spots(("cell", "dog")))
+    assert evaluate("--model", "spots.pth") == 2
+    assert "the model has 'cell', 'dog', and the data set has 'object'" in capsys.readouterr().err
