@@ -30,7 +30,7 @@ from data.dataset import Dataset
 from data.formats.coco import CocoDataset
 from evaluation.detect import digest_of, identify
 from evaluation.results import category_numbers
-from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
+from evaluation.run import count_weak_detections, evaluate_dataset, evaluate_to_folder, evaluation_callback
 from model import TRAINABLE, MaskRCNN
 from training.optimizer import SCHEDULES
 from weights.published import PUBLISHED
@@ -350,8 +350,7 @@ def evaluated_model(arguments: argparse.Namespace, device: torch.device) -> Mask
     batch = {} if arguments.batch_size is None else {"IMAGES_PER_GPU": arguments.batch_size}
     model = cli.open_model(arguments, "last", CocoConfig, device, **batch)
     if "DETECTION_MIN_CONFIDENCE" not in cli.settings_of(arguments):
-        least = 0.0 if model.config.DIALECT == "matterport" else 0.05
-        model.config.DETECTION_MIN_CONFIDENCE = min(model.config.DETECTION_MIN_CONFIDENCE, least)
+        count_weak_detections(model.config)
     return model
 
 

@@ -2,6 +2,7 @@
 
     python custom.py check   --dataset DIR                   what is in it, and what is wrong with it
     python custom.py train   --dataset DIR                   a model, from a plan that fits to the data
+    python custom.py evaluate --dataset DIR                  how good the model is, in sentences, and a report
     python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
 
 The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
@@ -31,7 +32,8 @@ from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.writers.coco import write_coco
 from evaluation import data_page
-from own_training import Request, open_job_together
+from own_evaluation import SUBSETS, fault_sentence, open_evaluation
+from own_training import MODEL_NAME, Request, open_job_together
 
 CHECK_FOLDER = "output/check"
 
@@ -45,12 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = cli.Parser("custom.py", __doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="check | train | convert",
+        dest="command", required=True, metavar="check | train | evaluate | convert",
         parser_class=lambda prog, description, **options: cli.Parser(prog, description, **options),
     )  # fmt: skip
     checking = _add_command(commands, "check", "say what a data set holds, and what is wrong with it")
     cli.add_output(checking, "check.json and check.html, a page with pictures and their labels", CHECK_FOLDER)
     _add_train(commands)
+    _add_evaluate(commands)
     converting = _add_command(commands, "convert", "write a data set in another format")
     converting.add_argument("--to", choices=["coco"], required=True, help="the format to write")
     converting.add_argument("output", type=Path, metavar="OUT", help="folder for annotations.json")
@@ -117,6 +120,35 @@ def _add_train(commands: Any) -> None:
     cli.add_checkpoint_options(parser)
     cli.add_seed(parser)
     cli.add_device(parser)
+    cli.add_set(parser)
+
+
+def _add_evaluate(commands: Any) -> None:
+    """The command evaluate, with its arguments."""
+    parser = _add_command(commands, "evaluate", "say how good a model is on labelled pictures")
+    cli.add_model(parser, f"last, which is output/NAME/{MODEL_NAME} of train, NAME being the name of DIR")
+    cli.add_checkpoint_options(parser)
+    parser.add_argument(
+        "--subset", choices=SUBSETS,
+        help="the pictures: those of a split, or all; default: val, as train divided the data or as they are; where "
+        "there is none test, else all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", nargs="?", const="", metavar="FILE",
+        help="write the threshold with the best F1, and the calibration of the chance that a mask is good, into the "
+        "model, or into FILE, a copy of it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-dets", type=cli.whole_number(1), metavar="N",
+        help="how many of a picture's best results of a class count for average precision; default: 100, or "
+        "DETECTION_MAX_INSTANCES if that is larger",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=cli.whole_number(0), default=0, metavar="N", help="the first N pictures only; default: all"
+    )
+    cli.add_output(parser, "results and report, one evaluation each; default: a folder of its own in output/NAME")
+    cli.add_device(parser)
+    cli.add_dtype(parser)
     cli.add_set(parser)
 
 
@@ -229,6 +261,23 @@ def command_of(arguments: argparse.Namespace) -> str:
 ############################################################
 
 
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluates a model and writes the report; interrupted, the same command continues. Returns the exit code."""
+    cli.check_shared_device(arguments.device)
+    device = runtime.setup_distributed(arguments.device)
+    records, options = open_dataset(arguments)
+    report = check(records, options)
+    evaluating = open_evaluation(arguments, records, report, device)
+    folder, faults = evaluating.folder, fault_sentence(report, evaluating.folder / "check")
+    if runtime.rank() == 0:
+        write_report(report, records, folder / "check")
+        print("\n".join([*filter(None, [faults]), *evaluating.notes(), f"results go to {folder}"]))
+    facts = {"command": shlex.join(["python", "custom.py", *arguments.words])}
+    evaluating.run(facts | ({"faults": faults} if faults else {}))
+    runtime.close_distributed()
+    return 0
+
+
 ############################################################
 #  Detect
 ############################################################
@@ -250,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    commands = {"check": run_check, "train": run_train, "convert": run_convert}
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
+    commands = {"check": run_check, "train": run_train, "evaluate": run_evaluate, "convert": run_convert}
     with without_log("data.formats.coco", "data.images"):
         return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import runtime
 from data.dataset import Dataset
 from model import MaskRCNN, network_shapes
 from weights.checkpoint import read_checkpoint, with_settings, write_checkpoint
+from weights.load import load_checkpoint
 
 from .metrics import Evaluation
 from .own_numbers import CHOSEN_HERE, OwnNumbers, own_numbers
@@ -52,6 +52,8 @@ class OwnEvaluation:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that were chosen on these pictures, for store_settings."""
+        if not self.numbers.is_fit:
+            return {}
         settings = {"SCORE_THRESHOLD": self.threshold} if self.numbers.threshold_source == CHOSEN_HERE else {}
         return settings | ({"ACCEPT_CALIBRATION": self.calibration} if self.calibration else {})
 
@@ -70,6 +72,7 @@ def evaluate_own(
     leaks: Sequence[tuple[str, str]] | None = None,
     model_name: str | None = None,
     verbose: bool = True,
+    identity: dict[str, Any] | None = None,
 ) -> OwnEvaluation | None:
     """Evaluates, chooses the threshold, calibrates, and writes the report. Interrupted, it continues.
 
@@ -98,7 +101,7 @@ def evaluate_own(
         return reports[0]
 
     evaluation = evaluate_to_folder(
-        model, dataset, folder, image_ids, max_dets, dtype, workers, facts, verbose, add_own=add_own
+        model, dataset, folder, image_ids, max_dets, dtype, workers, facts, verbose, identity, add_own
     )
     if evaluation is None:
         return None
@@ -119,16 +122,18 @@ def _leaks_of(
     return [tuple(pair) for pair in leaks if names & set(pair)]
 
 
-def store_settings(path: str | Path, settings: Mapping[str, Any], target: str | Path | None = None) -> Path:
+def store_settings(
+    model: str | Path, settings: Mapping[str, Any], target: str | Path | None = None, **options: Any
+) -> Path:
     """Writes settings into a checkpoint of this project, whole or not at all. A training in it can still continue.
 
-    path: the checkpoint. target: the file to write; None: the checkpoint itself.
+    model: the checkpoint; with a target, any model that weights.load knows. target: the file to write; None: the
+    checkpoint itself. options: of load_checkpoint, for a target.
 
     Returns: the file that was written.
-    Raises: FileNotFoundError, ValueError as read_checkpoint; OSError as write_checkpoint.
+    Raises: FileNotFoundError, ValueError as read_checkpoint or load_checkpoint; OSError as write_checkpoint.
     """
-    checkpoint, target = read_checkpoint(path), Path(path if target is None else target)
-    contents = {**checkpoint, **with_settings(checkpoint, settings, network_shapes)}
-    if runtime.rank() == 0:
-        write_checkpoint(target, contents)
-    return target
+    checkpoint = read_checkpoint(model) if target is None else load_checkpoint(model, **options)
+    path = Path(model if target is None else target)
+    write_checkpoint(path, {**checkpoint, **with_settings(checkpoint, settings, network_shapes)})
+    return path

@@ -82,6 +82,7 @@ class OwnNumbers:
     errors: list[Error]
     object_areas: np.ndarray  # float64 [objects], pixels
     accept: AcceptNumbers
+    is_fit: bool  # whether threshold and chances were chosen on these pictures just now
     titles: dict[int, str]  # file names by image id
 
     @property
@@ -188,13 +189,15 @@ def own_numbers(
         errors=find_errors(scenes),
         object_areas=np.array([entry["area"] for scene in scenes for entry in scene.objects], np.float64),
         accept=_accept_numbers(make_scenes(truth, boundary.entries, threshold / 2), threshold, config, class_ids, fit),
+        is_fit=fit,
         titles={number: image.get("file_name", f"image {number}") for number, image in truth.imgs.items()},
     )
 
 
 def _choose_threshold(curve: ThresholdCurve, config: Config, fit: bool) -> tuple[float, str]:
-    best = best_threshold(curve) if fit else None
-    if best is not None:
+    """A stored threshold that is the best one here was chosen on these pictures, by an earlier evaluation."""
+    best, stored = best_threshold(curve), config.SCORE_THRESHOLD
+    if best is not None and (fit or (stored is not None and abs(best - stored) < 1e-9)):
         return best, CHOSEN_HERE
     return score_threshold(config), USUAL if config.SCORE_THRESHOLD is None else STORED
 
@@ -229,8 +232,11 @@ def _accept_numbers(
     )
     kept = columns[1] >= threshold
     result, source = None, VALIDATED
-    if fit:
-        result, predicted = fit_accept(sample, config.NUM_CLASSES), cross_validated(sample, config.NUM_CLASSES)
+    fitted, stored = fit_accept(sample, config.NUM_CLASSES), config.ACCEPT_CALIBRATION
+    # A stored calibration that these pictures give was fitted to them, by an earlier evaluation
+    is_from_here = bool(stored and fitted.calibration) and np.allclose(stored, fitted.calibration, rtol=0, atol=1e-6)
+    if fit or is_from_here:
+        result, predicted = fitted if fit else None, cross_validated(sample, config.NUM_CLASSES)
     else:
         predicted, source = chances(config, sample.class_ids, sample.scores, sample.mask_ious), STORED_FIT
     if predicted is None:

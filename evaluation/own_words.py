@@ -99,7 +99,7 @@ _MISSED = {
 _WRONG = {
     "invention": "nothing there",
     "merge": "several objects taken as one",
-    "split": "parts of one object or the same object twice",
+    "split": "parts or repeats of one object",
     "sloppy": "outlined badly",
     "wrong class": "of another class",
 }
@@ -115,15 +115,15 @@ def _errors(numbers: OwnNumbers) -> list[str]:
         sizes = f", {small[0]:,} of them under {small[1]} px" if small else ""
         parts.append(f"Misses {count_of(quality.false_negatives, 'object')}{sizes}: {_listed(missed)}.")
     if quality.false_positives:
-        parts.append(f"Wrong are {count_of(quality.false_positives, 'find')}: {_listed(wrong)}.")
+        verb = "is" if quality.false_positives == 1 else "are"
+        parts.append(f"{count_of(quality.false_positives, 'find')} {verb} wrong: {_listed(wrong)}.")
     return parts
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """The counts that are not 0, the largest first."""
-    return ", ".join(
-        f"{number:,} {text}" for text, number in sorted(counts.items(), key=lambda item: -item[1]) if number
-    )
+    """The counts that are not 0, the largest first: "not found at all (15), outlined badly (3)"."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{text} ({count:,})" for text, count in ranked if count)
 
 
 def small_misses(numbers: OwnNumbers) -> tuple[int, int] | None:
@@ -166,7 +166,7 @@ def _accept(numbers: OwnNumbers) -> str:
 def _threshold(numbers: OwnNumbers, split: str | None) -> str:
     if numbers.threshold_source == CHOSEN_HERE:
         of = "these pictures" if split is None else f"the pictures of {split}"
-        return f"The threshold has the best F1 on {of} themselves, so that others may give slightly lower figures."
+        return f"The threshold has the best F1 on {of} themselves, so that figures on others may be slightly lower."
     if numbers.threshold_source == STORED:
         return "The threshold is the one that is stored in the model."
     return "Nobody has chosen a threshold for this model: it is the usual one."
@@ -175,11 +175,13 @@ def _threshold(numbers: OwnNumbers, split: str | None) -> str:
 def leak_sentence(leaks: Sequence[tuple[str, str]], split: str | None) -> str:
     """Whether evaluated pictures show the same as pictures of another split."""
     if leaks:
-        pictures = count_of(len(leaks), "pair")
-        return (
-            f"These figures are too good: {pictures} of pictures in two splits show the same, such as {leaks[0][0]} "
-            f"and {leaks[0][1]}."
+        is_one = len(leaks) == 1
+        pairs = (
+            "a pair of pictures in two splits shows"
+            if is_one
+            else f"{len(leaks):,} pairs of pictures in two splits show"
         )
+        return f"These figures are too good: {pairs} the same, such as {leaks[0][0]} and {leaks[0][1]}."
     return f"No picture of {split} looks like one of another split." if split else ""
 
 

@@ -10,6 +10,7 @@ import torch
 
 import runtime
 import utils
+from config import Config
 from data.dataset import Dataset
 
 from .detect import detect_dataset, detect_to_folder, load_results, write_submission
@@ -66,6 +67,12 @@ def _max_dets(model: Detector, max_dets: int | None) -> int:
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
     return max_dets
+
+
+def count_weak_detections(config: Config) -> None:
+    """Lets detections count from a class score of 0.05 on, under the dialect matterport from 0 on: AP needs them."""
+    least = 0.0 if config.DIALECT == "matterport" else 0.05
+    config.DETECTION_MIN_CONFIDENCE = min(config.DETECTION_MIN_CONFIDENCE, least)
 
 
 class EvaluationCallback:

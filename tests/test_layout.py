@@ -23,6 +23,7 @@ LAYERS = [
     {"evaluation", "stages"},
     {"cli"},
     {"own_training"},
+    {"own_evaluation"},
     {"coco", "convert_weights", "custom"},
     {"demo", "samples"},
     {"assets", "benchmarks", "notebooks"},
