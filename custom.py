@@ -25,10 +25,12 @@ import runtime
 import utils
 from data.check import Report, check, check_orphans, fault_lines
 from data.formats.coco_records import CROWD_SHARE
+from data.images import count_channels
 from data.object_checks import check_objects
 from data.plan import AUGMENTATIONS, Plan, facts_of, make_plan
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
+from data.record_dataset import agree_on_channels
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.writers.coco import write_coco
 from evaluation import data_page
@@ -171,7 +173,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     records, options = open_dataset(arguments)
     report = check(records, options)
     print(report.text())
-    facts = facts_of(records, report)
+    channels = agree_on_channels(count_channels([p.path for p in records.pictures if p.path is not None]))
+    facts = facts_of(records, report, channels)
     suggestion = make_plan(facts) if len(facts.boxes) else None
     if suggestion is not None:
         print(f"\nSuggested settings, as train takes them\n{suggestion.text()}")

@@ -113,7 +113,7 @@ class Job:
                 self.train_dataset, config, index, augment=True, seed=index
             )
             names = [self.train_dataset.class_names[class_id] for class_id in class_ids]
-            tiles.append(visualize.draw_instances(_shown(image), boxes, masks, names))
+            tiles.append(visualize.draw_instances(utils.viewable(image), boxes, masks, names))
             objects += len(boxes)
             met += int((best_anchor_ious(boxes, image.shape, config) >= 0.5).sum())
         path = self.folder / PICTURE_NAME
@@ -249,15 +249,6 @@ def best_anchor_ious(boxes: np.ndarray, shape: Sequence[int], config: Any) -> np
     return utils.compute_overlaps(anchors, np.asarray(boxes, np.float32)).max(axis=0)
 
 
-def _shown(image: np.ndarray) -> np.ndarray:
-    """An image of any number of channels as uint8 [H, W, 3]."""
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    if image.shape[2] == 2:
-        return np.concatenate([image, np.zeros_like(image[..., :1])], axis=2)
-    return np.ascontiguousarray(image[..., :3])
-
-
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures in a row, uint8 [H, W, 3], with a white line between them."""
     height = max(picture.shape[0] for picture in pictures)
@@ -335,7 +326,11 @@ def open_job(
     if stored is not None:
         job.plan = Plan.from_json(stored["plan"])
         return job
-    facts = facts_of(Records(records.root, records.title, records.evidence, facts_of_all, records.findings), report)
+    facts = facts_of(
+        Records(records.root, records.title, records.evidence, facts_of_all, records.findings),
+        report,
+        train_dataset.channel_count,
+    )
     device = "cuda" if settings["GPU_COUNT"] else "cpu"
     checkpoint = None if start.checkpoint is None else start.checkpoint["config"]
     is_detector = start.checkpoint is not None and not is_backbone(start.checkpoint)
@@ -412,7 +407,7 @@ def _complete(job: Job, request: Request, model: str | None, say: Callable[[str]
     """
     plan, given = job.plan, request.settings
     if job.start.checkpoint is None:
-        mean, deviation = measure_pixels(job.train_dataset)
+        mean, deviation = measure_pixels(job.train_dataset, plan.settings)
         plan.settings |= {"MEAN_PIXEL": mean, "STD_PIXEL": deviation}
     plan.choices.insert(0, _weights_choice(job, model))
     changed = [f"{name}={given[name]}, not {plan.settings[name]}" for name in given if name in plan.settings]
@@ -470,12 +465,18 @@ def _weights_choice(job: Job, model: str | None) -> Any:
 ############################################################
 
 
-def measure_pixels(dataset: RecordDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean of each channel over some pictures, and the deviation from it, as MEAN_PIXEL and STD_PIXEL."""
-    dataset.inspect_images()
+def measure_pixels(dataset: RecordDataset, settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean of each channel over some pictures, and the deviation from it, as MEAN_PIXEL and STD_PIXEL.
+
+    settings: of Config, which say how pictures are read.
+    """
+    pixel_range, channels = settings.get("PIXEL_RANGE", "depth"), settings["IMAGE_CHANNEL_COUNT"]
+    dataset.inspect_images("auto", pixel_range, channels)
     sums, squares, count = 0.0, 0.0, 0
     for image_id in _evenly(dataset.num_images, _LOOKED_AT):
-        pixels = dataset.load_image(image_id).astype(np.float64)
+        pixels = utils.check_channels(dataset.load_image(image_id), channels, pixel_range=pixel_range).astype(
+            np.float64
+        )
         pixels = pixels.reshape(-1, pixels.shape[-1])
         sums, squares, count = sums + pixels.sum(axis=0), squares + (pixels**2).sum(axis=0), count + len(pixels)
     mean = sums / count
@@ -525,7 +526,7 @@ def _measured(job: Job) -> tuple[str, float, float]:
     dtype = min(seconds, key=seconds.get)
     dataset = job.val_dataset or job.train_dataset
     detector = whole_image_detector(model)
-    dataset.inspect_images()
+    dataset.inspect_for(config)
     start = time.perf_counter()
     image_ids = _evenly(dataset.num_images, 2)
     for image_id in image_ids:

@@ -401,6 +401,10 @@ def _plan_pixels(
     facts: Facts, start: Mapping[str, Any] | None, settings: dict[str, Any], choices: list[Choice]
 ) -> None:
     settings["IMAGE_CHANNEL_COUNT"] = facts.channels
+    if facts.bits > 8:
+        settings["PIXEL_RANGE"] = "percentiles"
+        why = f"{facts.bits} bit: the percentiles 0.1 and 99.9 of each picture and channel become black and white"
+        choices.append(Choice("brightness", "by percentiles", why))
     if facts.channels != 3:
         why = "the first layer takes the mean of the weights of three" if start else "as the pictures have them"
         choices.append(Choice("channels", str(facts.channels), why))

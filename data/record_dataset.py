@@ -91,7 +91,7 @@ class RecordDataset(Dataset):
         """
         if self._channel_count is None:
             paths = [info["path"] for info in self.image_info if info["path"] is not None]
-            self._channel_count = _agree_on_channels(count_channels(paths))
+            self._channel_count = agree_on_channels(count_channels(paths))
         return self._channel_count
 
     def load_image(self, image_id: int) -> np.ndarray:
@@ -129,7 +129,7 @@ class RecordDataset(Dataset):
         return ObjectBoxes(images, self._object_classes, self._boxes, sizes, len(images), 0)
 
 
-def _agree_on_channels(found: dict[int, int]) -> int:
+def agree_on_channels(found: dict[int, int]) -> int:
     """The number of channels for all pictures. found: how many pictures have each number."""
     counts: dict[int, int] = {}
     for channels, pictures in found.items():

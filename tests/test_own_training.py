@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import custom
@@ -35,9 +36,13 @@ def write_set(folder: Path, count: int = 12, kind: str = "gray") -> Path:
             side = int(rng.integers(14, 22))
             pixels[y : y + side, x : x + side] += 150
             labels[y : y + side, x : x + side] = label
-        if kind == "16 bit":
-            pixels = pixels.astype(np.uint16) * 16
-        Image.fromarray(pixels).save(folder / "images" / f"cell{number:02}.png")
+        if kind == "4 channels":
+            values = np.stack([pixels.astype(np.uint16) * factor for factor in (16, 8, 4, 2)])
+            tifffile.imwrite(
+                folder / "images" / f"cell{number:02}.tif", values, photometric="minisblack", metadata={"axes": "CYX"}
+            )
+        else:
+            Image.fromarray(pixels).save(folder / "images" / f"cell{number:02}.png")
         Image.fromarray(labels).save(folder / "masks" / f"cell{number:02}.png")
     return folder
 
@@ -123,6 +128,18 @@ def test_too_few_pictures_train_without_validation(tmp_path, capsys, short):
     assert (output / "model.pth").is_file()
 
 
+def test_pictures_of_16_bit_and_four_channels(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells", kind="4 channels"), tmp_path / "out"
+    assert train(dataset, output) == 0
+    printed = capsys.readouterr().out
+    assert "brightness" in printed
+    model = MaskRCNN.from_checkpoint(output / "model.pth")
+    assert model.config.IMAGE_CHANNEL_COUNT == 4
+    assert model.config.PIXEL_RANGE == "percentiles"
+    assert len(set(model.config.MEAN_PIXEL)) > 0
+    assert (output / "first_batch.jpg").is_file()
+
+
 def test_a_step_that_memory_does_not_hold_halves_the_batch(tmp_path, monkeypatch):
     sizes, told = [], []
 
@@ -158,12 +175,12 @@ def test_pixels_are_measured_over_the_pictures(tmp_path):
     class Pictures:
         num_images = 2
 
-        def inspect_images(self):
-            pass
+        def inspect_images(self, *settings):
+            assert settings == ("auto", "depth", 3)
 
         def load_image(self, image_id):
             return np.full((4, 5, 3), (10, 20, 30 + 10 * image_id), np.uint8)
 
-    mean, deviation = measure_pixels(Pictures())
+    mean, deviation = measure_pixels(Pictures(), {"IMAGE_CHANNEL_COUNT": 3})
     assert mean == (10.0, 20.0, 35.0)
     assert deviation == (1.0, 1.0, 5.0), "a channel that never changes is not divided by 0"

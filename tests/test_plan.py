@@ -174,6 +174,11 @@ def test_classes_that_a_mirror_would_change_are_not_flipped(names):
     assert make_plan(facts(class_names=["leftover", "bright"])).settings["HORIZONTAL_FLIP"] == 0.5
 
 
+def test_16_bit_pictures_are_scaled_by_percentiles():
+    assert make_plan(facts(bits=16)).settings["PIXEL_RANGE"] == "percentiles"
+    assert "PIXEL_RANGE" not in make_plan(facts()).settings
+
+
 def test_the_network_has_the_channels_of_the_pictures():
     assert make_plan(facts(channels=5)).settings["IMAGE_CHANNEL_COUNT"] == 5
 
