@@ -341,7 +341,7 @@ def stretch_percentiles(image: np.ndarray, name: str = "image") -> np.ndarray:
     Returns: uint8, of the same shape.
     Raises: ValueError for NaN, infinite values and values that are too far apart, and for what are no numbers.
     """
-    if image.dtype.kind not in "buif" or not np.isfinite(image).all():
+    if image.dtype.kind not in "buif" or (image.dtype.kind == "f" and not np.isfinite(image).all()):
         wrong = f"values of type {image.dtype}" if image.dtype.kind not in "buif" else "infinite values or NaN"
         raise ValueError(f"{name} must have finite numbers, not {wrong}")
     if image.ndim == 2:
@@ -353,6 +353,10 @@ def _stretched(channel: np.ndarray, name: str) -> np.ndarray:
     """stretch_percentiles of a channel [H, W]."""
     places = math.floor(PERCENTILES[0] / 100 * (channel.size - 1)), math.ceil(PERCENTILES[1] / 100 * (channel.size - 1))
     channel = channel.astype(np.uint8) if channel.dtype == bool else channel
+    if channel.dtype == np.uint8:
+        black, white = (np.count_nonzero(channel == value) for value in (0, 255))
+        if black > places[0] and white >= channel.size - places[1]:
+            return channel  # it was scaled before
     has_table = channel.dtype in (np.uint8, np.uint16)
     if has_table:
         counts = np.bincount(channel.ravel(), minlength=1 << 8 * channel.dtype.itemsize).cumsum()

@@ -555,9 +555,9 @@ def display_images(
 
 def _pixels(image: Any, name: str) -> np.ndarray:
     """An image as imshow takes it: with one channel or three, and floats in [0, 1]."""
-    image = _array(image)
-    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+    if (image := _array(image)).ndim == 3 and image.shape[2] not in (3, 4):
+        image = image[..., 0] if image.shape[2] == 1 else utils.viewable(image, name)
+    if image.size == 0 or image.ndim not in (2, 3):
         raise ValueError(f"{name} must be [H, W] or [H, W, 1, 3 or 4], got {list(image.shape)}; are channels first?")
     if image.ndim == 3 and image.dtype != np.uint8 and image.max() > 1:
         return image.clip(0, 255).astype(np.uint8)

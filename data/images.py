@@ -578,7 +578,7 @@ def _eight_bits(decoded: _Decoded, bit_depth: int | str, pixel_range: str = "dep
     """Values as uint8, in the same shape, and the decisions that were taken. read_image has the rules."""
     values = decoded.values
     if pixel_range == "percentiles" and values.size and values.dtype.kind in "buif":
-        if not np.isfinite(values).all():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise _Refused(_NOT_FINITE)
         return utils.stretch_percentiles(values), []
     if values.dtype == np.uint8:

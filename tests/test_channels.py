@@ -208,6 +208,7 @@ def test_pictures_to_look_at():
     np.testing.assert_array_equal(utils.viewable(PLANES[0]), np.repeat(PLANES[0][..., None], 3, axis=2))
     deep = np.moveaxis(PLANES[:5], 0, -1).astype(np.float32) * 99 - 7
     np.testing.assert_array_equal(utils.viewable(deep), utils.stretch_percentiles(deep[..., :3]))
+    assert visualize.display_images([two, np.moveaxis(PLANES[:5], 0, -1)]) is not None
     with pytest.raises(ValueError, match=r"picture .*channels come last"):
         utils.viewable(PLANES[:3], "picture")
 

@@ -58,9 +58,10 @@ def fit_images(checkpoint: Checkpoint, config: Config) -> tuple[Checkpoint, list
             planes = "the new ones get their mean" if count > before else "each gets their mean"
             done = f"{planes}, and all are multiplied by {before}/{count}"
         sentences.append(f"images have {count} channels, those of {checkpoint.name} {before}: {done}")
-    if stored.get("PIXEL_RANGE", config.PIXEL_RANGE) != config.PIXEL_RANGE:
+    pixel_range = stored.get("PIXEL_RANGE", "depth")  # older releases had no other
+    if pixel_range != config.PIXEL_RANGE:
         sentences.append(
-            f"{checkpoint.name} learned from pixels scaled by PIXEL_RANGE {stored['PIXEL_RANGE']}; from now on it is "
+            f"{checkpoint.name} learned from pixels scaled by PIXEL_RANGE {pixel_range}; from now on it is "
             f"{config.PIXEL_RANGE}"
         )
         stored["PIXEL_RANGE"] = config.PIXEL_RANGE
