@@ -83,6 +83,11 @@ _TURNS = {
 _INVERSE = {6: 8, 8: 6}  # The other turns are their own inverses.
 
 
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels [H, W, ...] as EXIF's orientation, 1 to 8, wants them to be shown."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels))
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8. Damaged EXIF data do not make the image unusable."""
     try:
