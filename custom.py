@@ -3,7 +3,7 @@
     python custom.py check   --dataset DIR                   what is in it, and what is wrong with it
     python custom.py train   --dataset DIR                   a model, from a plan that fits to the data
     python custom.py evaluate --dataset DIR                  how good the model is, in sentences, and a report
-    python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
+    python custom.py convert --dataset DIR --to coco OUT     the same labels in another format
 
 The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
 1 there are errors in the data, which were left out and are named, 2 the data cannot be used. docs/own_data.md explains
@@ -22,15 +22,14 @@ from typing import Any
 
 import cli
 import runtime
-import utils
 from data.check import Report, check, check_orphans, fault_lines
-from data.formats.coco_records import CROWD_SHARE
+from data.converting import check_place, convert
 from data.object_checks import check_objects
 from data.plan import AUGMENTATIONS, Plan, facts_of, make_plan
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
-from data.writers.coco import write_coco
+from data.writers.all import WRITERS
 from evaluation import data_page
 from own_evaluation import SUBSETS, fault_sentence, open_evaluation
 from own_training import MODEL_NAME, Request, open_job_together
@@ -54,14 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_output(checking, "check.json and check.html, a page with pictures and their labels", CHECK_FOLDER)
     _add_train(commands)
     _add_evaluate(commands)
-    converting = _add_command(commands, "convert", "write a data set in another format")
-    converting.add_argument("--to", choices=["coco"], required=True, help="the format to write")
-    converting.add_argument("output", type=Path, metavar="OUT", help="folder for annotations.json")
-    converting.add_argument(
-        "--copy-pictures",
-        action="store_true",
-        help="copy the pictures into OUT, too; file names are then relative to it",
-    )
+    _add_convert(commands)
     return parser
 
 
@@ -95,6 +87,17 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
         "--split-parts", action="store_true", help="masks of foreground alone: each connected part is an object"
     )
     return parser
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(commands, "convert", "write a data set in another format")
+    parser.add_argument("--to", choices=list(WRITERS), required=True, help="the format to write")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the labels, outside of DIR")
+    parser.add_argument(
+        "--copy-pictures",
+        action="store_true",
+        help="copy the pictures into OUT, too, so that it is a data set of its own; yolo and voc always do",
+    )
 
 
 def _add_train(commands: Any) -> None:
@@ -199,18 +202,12 @@ def write_report(report: Report, records: Records, folder: Path, suggestion: Pla
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """Writes a data set in COCO's format. Returns the exit code."""
+    """Writes a data set in another format. Returns the exit code."""
     records, options = open_dataset(arguments)
+    check_place(arguments.output, records.root)  # before the work
     check_orphans(records, options)
     check_objects(records, options)
-    path = write_coco(records, arguments.output, arguments.copy_pictures)
-    objects = [parsed for picture in records.pictures for parsed in picture.objects]
-    crowds = sum(parsed.is_crowd for parsed in objects)
-    print(f"{path}: {len(records.pictures):,} pictures, {len(objects):,} objects")
-    if not arguments.copy_pictures:
-        print(f"file names are relative to {utils.printable(records.root)}")
-    if crowds > CROWD_SHARE * len(objects):
-        print(f"{crowds:,} of them are crowds, so many that --crowds ignore must say so when the file is read here")
+    print("\n".join(convert(records, arguments.to, arguments.output, arguments.copy_pictures)))
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     print("\n".join(fault_lines(faults)))
     return int(bool(faults[ERROR]))
