@@ -114,12 +114,17 @@ class Labelled(NamedTuple):
 
 
 def labelled(records: Records, names: list[str]) -> Iterator[Labelled]:
-    """Each picture in the frame that tools show, turned as EXIF says, without crowds. names: of each."""
+    """Each picture in the frame that tools show, turned as EXIF says. Objects without a pixel are left out.
+
+    names: of each picture.
+    """
     for picture, name in zip(records.pictures, names, strict=True):
         orientation = image_size(picture.path).orientation if picture.is_stored else 1
         objects = []
         for parsed in picture.objects:
             rle = parsed.mask(picture.height, picture.width)
+            if not utils.rle_area(rle):
+                continue
             if orientation > 1:
                 rle = utils.mask_to_rle(turned(utils.rle_to_mask(rle), orientation))
             objects.append((parsed, rle))

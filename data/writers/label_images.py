@@ -48,6 +48,8 @@ def write_label_images(
     if copy_pictures:
         copy_all(records, folder / "images", names)
     classes = class_names(records)
+    present = {class_name(parsed) for picture in records.pictures for parsed in picture.objects}
+    divided = [name for name in classes if name in present] if len(present) > 1 else []
     folders = dict(zip(classes, number_names(map(_folder_name, classes)), strict=True))
     attributes = list({name: None for p in records.pictures for parsed in p.objects for name in parsed.attributes})
     rows, overlaps, others = [["file", "number", "class", *attributes]], Overlaps(), Overlaps()
@@ -58,13 +60,13 @@ def write_label_images(
         for number, (parsed, _) in enumerate(found.objects, 1):
             texts = attribute_text(parsed)
             rows.append([f"masks/{name}", number, of_objects[number - 1], *(texts.get(key, "") for key in attributes)])
-        for chosen in classes if len(classes) > 1 else ():
+        for chosen in divided:
             mine = [number for number, of_object in enumerate(of_objects, 1) if of_object == chosen]
             part = number_pixels(found._replace(objects=[found.objects[number - 1] for number in mine]), others)
             _write(folder / "classes" / folders[chosen] / name, np.array([0, *mine])[part])
     overlaps.note(notes)
-    if len(classes) > 1:
-        note(notes, len(classes), f"classes: label images know none, so {CLASS_TABLE} and classes/ tell them apart")
+    if divided:
+        note(notes, len(divided), f"classes: label images know none, so {CLASS_TABLE} and classes/ tell them apart")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(folder / CLASS_TABLE, text.getvalue())
