@@ -36,6 +36,7 @@ from data.recognise import FORMAT_NAMES, Records, open_records
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.sources import PictureFile, find_pictures
 from data.writers.all import WRITERS
+from data.writers.common import counted
 from evaluation import data_page
 from evaluation.accept import USUAL_THRESHOLD, score_threshold
 from evaluation.detect import LISTED
@@ -349,7 +350,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     model = cli.open_model(arguments, "last", device=device, adapt=adapt)
     threshold = score_threshold(model.config) if arguments.threshold is None else arguments.threshold
     say = print if runtime.rank() == 0 else (lambda text: None)
-    say(f"weights: {utils.printable(model.source)}\n{len(pictures):,} pictures; threshold: class score {threshold:g}")
+    say(f"weights: {utils.printable(model.source)}")
+    say(f"{counted(len(pictures), 'pictures')}; threshold: class score {threshold:g}")
     dataset = PictureSet(pictures)
     try:
         run = detect_pictures(model, dataset, found.sources, folder, arguments.dtype or "float32", arguments.workers)
@@ -364,7 +366,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     say(summary(outcome, request, folder))
     if failures and runtime.rank() == 0:
         texts = "".join(f"\nnot read: {utils.printable(text, 500)}" for text in list(failures.values())[:LISTED])
-        print(f"{len(failures):,} pictures could not be read, and are in no result{texts}", file=sys.stderr)
+        what = counted(len(failures), "pictures cannot be read and had to be left out")
+        print(f"{what}{texts}", file=sys.stderr)
     runtime.close_distributed()
     return int(bool(failures))
 

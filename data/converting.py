@@ -7,6 +7,7 @@ from data.formats.coco_records import CROWD_SHARE
 from data.listing import IGNORED_FOLDERS
 from data.recognise import Records
 from data.writers.all import WRITERS
+from data.writers.common import counted
 
 
 def check_place(folder: Path, root: Path, argument: str = "OUT") -> None:
@@ -40,7 +41,8 @@ def convert(records: Records, name: str, folder: Path, copy_pictures: bool) -> l
     objects = [parsed for picture in records.pictures for parsed in picture.objects]
     notes: list[str] = []
     path = WRITERS[name](records, folder, copy_pictures, notes)
-    lines = [f"{utils.printable(path, 500)}: {len(records.pictures):,} pictures, {len(objects):,} objects"]
+    counts = f"{counted(len(records.pictures), 'pictures')}, {counted(len(objects), 'objects')}"
+    lines = [f"{utils.printable(path, 500)}: {counts}"]
     lines += [utils.printable(text, 500) for text in notes]
     if name == "coco":
         lines += _notes_of_coco(records, copy_pictures)

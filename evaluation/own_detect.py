@@ -25,6 +25,7 @@ import utils
 from config import DETECTION, Config, settings_that
 from data.dataset import Dataset
 from data.sources import PictureFile, evenly, is_address, local_copy
+from data.writers.common import counted
 from detections import ImageDetections
 
 from .accept import chances
@@ -62,17 +63,17 @@ class PictureSet(Dataset):
         address = self.pictures[image_id].address
         return int(hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:15], 16)
 
-    def inspect_images(self, bit_depth: int | str = "auto") -> int | str:
+    def inspect_images(self, *settings: Any) -> int | str:
         """As Dataset.inspect_images. Of pictures in an object store, some are copied for it."""
         if not self.pictures or not is_address(self.pictures[0].address):
-            return super().inspect_images(bit_depth)
+            return super().inspect_images(*settings)
         with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
             copies = []
             for number, picture in enumerate(evenly(self.pictures, _SAMPLED_COPIES)):
                 with contextlib.suppress(OSError, ValueError), local_copy(picture.address) as path:
                     copies.append(Path(folder) / f"{number}{path.suffix}")
                     copies[-1].write_bytes(path.read_bytes())
-            return self.reader.inspect(copies, bit_depth)
+            return self.reader.inspect(copies, *settings)
 
 
 ############################################################
@@ -114,7 +115,7 @@ class Run(NamedTuple):
 
     def notes(self) -> list[str]:
         """What a user should know, a sentence each."""
-        notes = [f"taken over from an earlier run: {self.taken_over:,} pictures"] if self.taken_over else []
+        notes = [f"taken over from an earlier run: {counted(self.taken_over, 'pictures')}"] if self.taken_over else []
         if self.bits != "auto":
             notes.append(f"pictures of 16 bits are read as numbers of {self.bits} bits; --set BIT_DEPTH=N changes it")
         return notes
@@ -134,7 +135,7 @@ def detect_pictures(
     Raises: ValueError if the folder holds another run, or another process uses it.
     """
     with contextlib.ExitStack() as stack:
-        bits = dataset.inspect_images(model.config.BIT_DEPTH)
+        bits = dataset.inspect_for(model.config)
         numbers = {image_id: dataset.number(image_id) for image_id in dataset.image_ids.tolist()}
         answer: list[Any] = [None]
         if runtime.rank() == 0:
@@ -187,7 +188,8 @@ def _remaining(
             changed.append(utils.printable(address))
     keep_lines(folder, {image.span for image in stored.values()})
     if changed:
-        print(f"detected again, because their files have changed: {len(changed)} pictures: {utils.listed(changed, 5)}")
+        count = counted(len(changed), "pictures")
+        print(f"detected again, because their files have changed: {count}: {utils.listed(changed, 5)}")
     chunks = [[i for i in chunk if numbers[i] not in stored] for chunk in plan_chunks(model, list(numbers))]
     remaining = list(filter(None, chunks))
     return remaining, len(numbers) - sum(map(len, remaining))

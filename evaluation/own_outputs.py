@@ -30,7 +30,7 @@ from data.recognise import Records
 from data.records import Findings, Object, Picture
 from data.sources import is_address, local_copy
 from data.writers.all import WRITERS
-from data.writers.common import number_names, write_json, write_text
+from data.writers.common import counted, number_names, write_json, write_text
 from data.writers.pictures import LONGEST_JPEG, comment_of, save_picture
 
 from .own_detect import PictureResults, PictureSet, find_results, gathered, results_of
@@ -318,7 +318,8 @@ def summary(outcome: Outcome, request: Request, folder: Path) -> str:
     counts = Counter(request.class_names[i] for entry in outcome.results for i in entry.found.class_ids.tolist())
     total = counts.total()
     classes = utils.listed((f"{utils.printable(name)} {count:,}" for name, count in counts.most_common()), 10)
-    words = f"{len(outcome.results):,} pictures, {total:,} objects" + (f" ({classes})" if total else "")
+    words = f"{counted(len(outcome.results), 'pictures')}, {counted(total, 'objects')}"
+    words += f" ({classes})" if total else ""
     has_ious = any(entry.found.mask_ious is not None for entry in outcome.results)
     is_calibrated = request.config.ACCEPT_CALIBRATION is not None
     if total and (has_ious or is_calibrated):

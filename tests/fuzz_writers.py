@@ -85,7 +85,7 @@ def write_and_read(rng: np.random.Generator, name: str) -> None:
             read = open_records(Path(folder) / "out", name)
         except (ValueError, OSError) as error:
             raise AssertionError(f"{name}: {error}") from error
-        with_classes = not any("classes have another name" in note for note in notes)
+        with_classes = not any("class name" in note for note in notes)
         assert content(read, with_classes) == content(records, with_classes), (name, notes)
 
 

@@ -277,7 +277,7 @@ def test_pictures_may_be_added_and_changed(pictures, finder, tmp_path, capsys):
     save_blobs(pictures / "a.png", (1, 0.9, 4, 5, 12, 25))
     assert detect(pictures) == 0
     assert len(finder.seen) == 5
-    assert "detected again, because their files have changed: 1 pictures" in capsys.readouterr().out
+    assert "detected again, because their files have changed: 1 picture: " in capsys.readouterr().out
     assert [row["file"] for row in rows_of(tmp_path / "out")] == ["0.png", "a.png", "plate 1/b.png"]
 
 
@@ -303,7 +303,7 @@ def test_a_picture_that_cannot_be_read_costs_itself_only(pictures, finder, tmp_p
     assert detect(pictures) == 1
     printed = capsys.readouterr()
     assert "3 pictures, 3 objects" in printed.out
-    assert "1 pictures could not be read, and are in no result\nnot read: image " in printed.err
+    assert "1 picture cannot be read and had to be left out\nnot read: image " in printed.err
     assert "broken.png" in printed.err
     assert len(finder.seen) == 3
     assert detect(pictures) == 1

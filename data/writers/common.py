@@ -16,6 +16,7 @@ from PIL import Image
 
 import runtime
 import utils
+from data.check import singular
 from data.images import image_size, turned
 from data.listing import folded
 from data.object_checks import picture_name, sorted_names
@@ -41,7 +42,7 @@ def renamed_classes(records: Records, is_bad: Any, reason: str, notes: list[str]
     names = class_names(records)
     changed = number_names("".join("_" if is_bad(c) else c for c in name) or "_" for name in names)
     count = sum(new != name for new, name in zip(changed, names, strict=True))
-    note(notes, count, f"classes have another name: {reason}")
+    note(notes, count, f"class names are changed: {reason}")
     return dict(zip(names, changed, strict=True))
 
 
@@ -73,6 +74,14 @@ def file_names(records: Records, are_copied: bool) -> list[str]:
     return names
 
 
+def as_unicode(names: Iterable[str], notes: list[str] | None) -> list[str]:
+    """The names of copies for formats whose texts are Unicode, which the names of files on Linux need not be."""
+    names = list(names)
+    changed = ["".join("_" if "\ud800" <= c <= "\udfff" else c for c in name) for name in names]
+    note(notes, sum(map(str.__ne__, names, changed)), "pictures have another name, because theirs is no Unicode")
+    return changed
+
+
 def plan_names(records: Records, are_copied: bool, notes: list[str] | None) -> list[str]:
     """A name for each picture, as file_names, in a folder that says its split, and with a stem of its own there."""
     names = []
@@ -93,9 +102,14 @@ def unique_stems(names: Iterable[PurePosixPath], notes: list[str] | None) -> lis
 
 
 def note(notes: list[str] | None, count: int, words: str) -> None:
-    """Adds "COUNT words" to notes, if there are any."""
+    """Adds "COUNT words" to notes, if there are any. words: in the plural, as those of a Fault."""
     if notes is not None and count:
-        notes.append(f"{count:,} {words}")
+        notes.append(counted(count, words))
+
+
+def counted(count: int, words: str) -> str:
+    """ "3 pictures have no label", or "1 picture has no label". words: in the plural."""
+    return f"{count:,} {singular(words) if count == 1 else words}"
 
 
 ############################################################
@@ -192,7 +206,7 @@ class Overlaps:
 
     def note(self, notes: list[str] | None) -> None:
         """Adds what was lost to the notes."""
-        note(notes, self.pixels, "pixels are of several objects: they went to the better score, or the smaller object")
+        note(notes, self.pixels, "pixels are of several objects: the better score got them, or the smaller object")
         note(notes, self.objects, "objects have no pixel left, because others cover them")
 
 
@@ -242,5 +256,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
-    """write_text of JSON, its letters unescaped."""
-    return write_text(path, json.dumps(value, ensure_ascii=False, indent=indent))
+    """write_text of JSON. Its letters are unescaped, unless a file's name is no Unicode, which JSON must escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    is_unicode = as_unicode([text], None) == [text]
+    return write_text(path, text if is_unicode else json.dumps(value, indent=indent))

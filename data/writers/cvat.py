@@ -15,6 +15,7 @@ from data.recognise import Records
 
 from .common import (
     Labelled,
+    as_unicode,
     attribute_text,
     check_embedded,
     class_names,
@@ -40,6 +41,7 @@ def write_cvat(records: Records, folder: Path, copy_pictures: bool = False, note
     renamed = renamed_classes(records, _is_no_xml, "XML cannot hold some of its characters", notes)
     names = file_names(records, copy_pictures)
     if copy_pictures:
+        names = as_unicode(names, notes)
         copy_all(records, folder / "images", names)
     attributes = {name: None for p in records.pictures for parsed in p.objects for name in parsed.attributes}
     root = Element("annotations")

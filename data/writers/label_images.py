@@ -18,6 +18,7 @@ from data.recognise import Records
 
 from .common import (
     Overlaps,
+    as_unicode,
     attribute_text,
     check_embedded,
     class_names,
@@ -46,6 +47,7 @@ def write_label_images(
     records = without_crowds(records, notes)
     names = [_findable(PurePosixPath(name)) for name in plan_names(records, copy_pictures, notes)]
     if copy_pictures:
+        names = as_unicode(names, notes)
         copy_all(records, folder / "images", names)
     classes = class_names(records)
     present = {class_name(parsed) for picture in records.pictures for parsed in picture.objects}

@@ -80,7 +80,7 @@ def _data_yaml(records: Records, number_of: dict[str, int], notes: list[str] | N
     places = {split: f"images/{split}" for split in splits}
     if not splits:
         places = {"train": "images", "val": "images"}
-        note(notes, len(records.pictures), "pictures have no split: data.yaml names them all for train and for val")
+        note(notes, len(records.pictures), "pictures have no split: data.yaml has all for train and for val")
     elif any(picture.split is None for picture in records.pictures):
         count = sum(picture.split is None for picture in records.pictures)
         note(notes, count, "pictures have no split, and data.yaml does not lead to them")
