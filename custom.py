@@ -3,7 +3,8 @@
     python custom.py check   --dataset DIR                   what is in it, and what is wrong with it
     python custom.py train   --dataset DIR                   a model, from a plan that fits to the data
     python custom.py evaluate --dataset DIR                  how good the model is, in sentences, and a report
-    python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
+    python custom.py detect  --dataset FILES|FOLDER|GLOB     finds objects: pictures, tables, labels for tools
+    python custom.py convert --dataset DIR --to coco OUT     the same labels in another format
 
 The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
 1 there are errors in the data, which were left out and are named, 2 the data cannot be used. docs/own_data.md explains
@@ -12,9 +13,12 @@ what is checked.
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
+import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +28,7 @@ import cli
 import runtime
 import utils
 from data.check import Report, check, check_orphans, fault_lines
-from data.formats.coco_records import CROWD_SHARE
+from data.converting import check_place, convert
 from data.images import count_channels
 from data.object_checks import check_objects
 from data.plan import AUGMENTATIONS, Plan, facts_of, make_plan
@@ -32,12 +36,21 @@ from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.record_dataset import agree_on_channels
 from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
-from data.writers.coco import write_coco
+from data.sources import PictureFile, find_pictures
+from data.writers.all import WRITERS
+from data.writers.common import counted
 from evaluation import data_page
+from evaluation.accept import USUAL_THRESHOLD, score_threshold
+from evaluation.detect import LISTED
+from evaluation.own_detect import PictureSet, detect_pictures, detection_settings
+from evaluation.own_outputs import DEFAULT_KINDS, KINDS, summary, write_outputs
+from evaluation.own_outputs import Request as DetectRequest
 from own_evaluation import SUBSETS, fault_sentence, open_evaluation
 from own_training import MODEL_NAME, Request, open_job_together
 
 CHECK_FOLDER = "output/check"
+RESULTS = Path("output")  # of trainings and detections, a folder each
+GPU_BATCH = 4  # pictures that a GPU detects in together
 
 
 ############################################################
@@ -49,21 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = cli.Parser("custom.py", __doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="check | train | evaluate | convert",
+        dest="command", required=True, metavar="check | train | evaluate | detect | convert",
         parser_class=lambda prog, description, **options: cli.Parser(prog, description, **options),
     )  # fmt: skip
     checking = _add_command(commands, "check", "say what a data set holds, and what is wrong with it")
     cli.add_output(checking, "check.json and check.html, a page with pictures and their labels", CHECK_FOLDER)
     _add_train(commands)
     _add_evaluate(commands)
-    converting = _add_command(commands, "convert", "write a data set in another format")
-    converting.add_argument("--to", choices=["coco"], required=True, help="the format to write")
-    converting.add_argument("output", type=Path, metavar="OUT", help="folder for annotations.json")
-    converting.add_argument(
-        "--copy-pictures",
-        action="store_true",
-        help="copy the pictures into OUT, too; file names are then relative to it",
-    )
+    _add_convert(commands)
+    _add_detect(commands)
     return parser
 
 
@@ -97,6 +104,17 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
         "--split-parts", action="store_true", help="masks of foreground alone: each connected part is an object"
     )
     return parser
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(commands, "convert", "write a data set in another format")
+    parser.add_argument("--to", choices=list(WRITERS), required=True, help="the format to write")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the labels, outside of DIR")
+    parser.add_argument(
+        "--copy-pictures",
+        action="store_true",
+        help="copy the pictures into OUT, too, so that it is a data set of its own; yolo and voc always do",
+    )
 
 
 def _add_train(commands: Any) -> None:
@@ -154,6 +172,46 @@ def _add_evaluate(commands: Any) -> None:
     cli.add_set(parser)
 
 
+def _add_detect(commands: Any) -> None:
+    words = "find objects in pictures: pictures, tables and labels for tools"
+    parser = commands.add_parser("detect", description=f"{words.capitalize()}.", help=words)
+    parser.add_argument(
+        "--dataset", nargs="+", required=True, metavar="FILES|FOLDER|GLOB",
+        help="pictures, folders with all folders inside, patterns, or addresses such as s3://bucket/folder",
+    )  # fmt: skip
+    cli.add_model(parser, f"last, the newest {RESULTS / '*' / 'model.pth'} that custom.py train has written")
+    cli.add_checkpoint_options(parser)
+    parser.add_argument(
+        "--to", type=_kinds, default=list(DEFAULT_KINDS), metavar="KIND,KIND,...",
+        help=f"what to write, of {', '.join(KINDS)}; default: {','.join(DEFAULT_KINDS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=cli.share,
+        help=f"the least class score of an object; default: the model's own, or {USUAL_THRESHOLD:g}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pixel-size", type=cli.positive_number, metavar="UM",
+        help="side of a pixel in micrometres, for the table; default: by the metadata of each TIFF",
+    )  # fmt: skip
+    cli.add_output(parser, f"all results; default: {RESULTS / 'detect'}/ and the name of the first FOLDER")
+    parser.add_argument("--limit", type=cli.whole_number(1), metavar="N", help="the first N pictures; default: all")
+    parser.add_argument(
+        "--workers", type=cli.whole_number(1), default=2, metavar="N", help="threads that read pictures; default: 2"
+    )
+    cli.add_device(parser)
+    cli.add_dtype(parser)
+    cli.add_set(parser)
+
+
+def _kinds(text: str) -> list[str]:
+    """The kinds of output of --to, each once."""
+    kinds = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(KINDS)}, with commas between, not {text!r}")
+    return kinds
+
+
 def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
     """The records of --dataset, and the options that they were read with. Raises: as open_records."""
     options = Options(
@@ -202,18 +260,12 @@ def write_report(report: Report, records: Records, folder: Path, suggestion: Pla
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """Writes a data set in COCO's format. Returns the exit code."""
+    """Writes a data set in another format. Returns the exit code."""
     records, options = open_dataset(arguments)
+    check_place(arguments.output, records.root)  # before the work
     check_orphans(records, options)
     check_objects(records, options)
-    path = write_coco(records, arguments.output, arguments.copy_pictures)
-    objects = [parsed for picture in records.pictures for parsed in picture.objects]
-    crowds = sum(parsed.is_crowd for parsed in objects)
-    print(f"{path}: {len(records.pictures):,} pictures, {len(objects):,} objects")
-    if not arguments.copy_pictures:
-        print(f"file names are relative to {utils.printable(records.root)}")
-    if crowds > CROWD_SHARE * len(objects):
-        print(f"{crowds:,} of them are crowds, so many that --crowds ignore must say so when the file is read here")
+    print("\n".join(convert(records, arguments.to, arguments.output, arguments.copy_pictures)))
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     print("\n".join(fault_lines(faults)))
     return int(bool(faults[ERROR]))
@@ -286,6 +338,71 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 ############################################################
 
 
+def run_detect(arguments: argparse.Namespace) -> int:
+    """Detects in pictures without labels; continues what an earlier call began. Returns the exit code."""
+    cli.check_shared_device(arguments.device)
+    device = runtime.setup_distributed(arguments.device)
+    folder = arguments.output or detect_folder(arguments.dataset)
+    found = find_pictures(arguments.dataset, folder)
+    pictures = found.pictures[: arguments.limit]
+    check_output(folder, pictures)
+    if arguments.model in (None, "last"):
+        arguments.model = str(newest_model())
+    batch = {} if device.type == "cpu" else {"IMAGES_PER_GPU": GPU_BATCH}
+    adapt = functools.partial(detection_settings, threshold=arguments.threshold, **batch | cli.settings_of(arguments))
+    model = cli.open_model(arguments, "last", device=device, adapt=adapt)
+    threshold = score_threshold(model.config) if arguments.threshold is None else arguments.threshold
+    say = print if runtime.rank() == 0 else (lambda text: None)
+    say(f"weights: {utils.printable(model.source)}")
+    say(f"{counted(len(pictures), 'pictures')}; threshold: class score {threshold:g}")
+    dataset = PictureSet(pictures)
+    try:
+        run = detect_pictures(model, dataset, found.sources, folder, arguments.dtype or "float32", arguments.workers)
+        for text in run.notes():
+            say(text)
+        request = DetectRequest(arguments.to, threshold, arguments.pixel_size, model.class_names, model.config)
+        outcome = write_outputs(dataset, folder, run.evaluation, request, found.root)
+    except KeyboardInterrupt:
+        print(f"\ncustom.py detect: interrupted; the same command continues in {folder}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    failures = run.failures | outcome.failures
+    say(summary(outcome, request, folder))
+    if failures and runtime.rank() == 0:
+        texts = "".join(f"\nnot read: {utils.printable(text, 500)}" for text in list(failures.values())[:LISTED])
+        what = counted(len(failures), "pictures cannot be read and had to be left out")
+        print(f"{what}{texts}", file=sys.stderr)
+    runtime.close_distributed()
+    return int(bool(failures))
+
+
+def detect_folder(names: Sequence[str]) -> Path:
+    """Where the results of detection go by default, by the first of the names of --dataset."""
+    name = Path(names[0].rstrip("/\\").partition("://")[2] or names[0])
+    stem = name.stem if name.suffix else name.resolve().name
+    return RESULTS / "detect" / (re.sub(r"[^\w. -]+", "_", stem).strip("._ ") or "pictures")
+
+
+def check_output(folder: Path, pictures: Sequence[PictureFile]) -> None:
+    """Raises ValueError if pictures lie in the folder of the results, which could replace them."""
+    inside = [entry.address for entry in pictures if Path(entry.address).is_relative_to(folder.resolve())]
+    if inside:
+        raise ValueError(
+            f"--output {utils.printable(folder)} holds pictures of --dataset, such as {utils.printable(inside[0])}, "
+            "which results could replace; choose another --output"
+        )
+
+
+def newest_model(folder: Path = RESULTS) -> Path:
+    """The newest model that custom.py train has finished. Raises: FileNotFoundError if there is none."""
+    models = sorted(folder.glob(f"*/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise FileNotFoundError(
+            f"--model last: there is no {folder / '*' / MODEL_NAME}, which custom.py train writes; name a checkpoint "
+            "with --model"
+        )
+    return models[-1]
+
+
 ############################################################
 #  Review and suggest
 ############################################################
@@ -299,11 +416,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    arguments.words = list(sys.argv[1:] if argv is None else argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"check": run_check, "train": run_train, "evaluate": run_evaluate, "convert": run_convert}
+    commands = {
+        "check": run_check, "train": run_train, "evaluate": run_evaluate, "convert": run_convert, "detect": run_detect,
+    }  # fmt: skip
     with without_log("data.formats.coco", "data.images"):
         return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))
 

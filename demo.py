@@ -21,7 +21,6 @@ What cannot be read is named at the end, and the rest goes on. Of a damaged vide
 
 import argparse
 import contextlib
-import glob
 import itertools
 import json
 import os
@@ -35,7 +34,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 import cli
@@ -47,13 +45,14 @@ import video
 import visualize
 from captions import LABELS
 from data.images import ImageReader, reading_settings
+from data.sources import match_files
+from data.writers.pictures import LONGEST_JPEG, save_picture
 from detections import ImageDetections
 from model import MaskRCNN
 from video import Frame, Source
 from weights.published import find_weights
 
 ROOT = Path(__file__).parent
-LONGEST_JPEG = 65_500  # pixels along a side; longer pictures are PNG
 PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
 # The default images of each embedded model. No training has seen them: nuclei are of the validation split of the Data
 # Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
@@ -86,8 +85,7 @@ def find_sources(names: list[str]) -> list[Source]:
             sources[Source(name.removeprefix("camera:"), "camera")] = None
             continue
         else:
-            matches = [path] if path.is_file() else map(Path, glob.glob(name, recursive=True))
-            paths = sorted(match for match in matches if match.is_file())
+            paths = match_files(name)
         if not paths:
             raise FileNotFoundError(f"there is no file, folder or match of '{utils.printable(name)}'")
         for path in paths:
@@ -224,12 +222,6 @@ class Pictures:
         if self.video is not None:
             self.video.close()
             self.video = None
-
-
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an image [H, W, 3] atomically, in the format of its suffix."""
-    kind = {".jpg": "JPEG"}.get(path.suffix.lower(), "PNG")
-    runtime.write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind, quality=92))
 
 
 class Stopwatch:

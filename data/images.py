@@ -83,6 +83,11 @@ _TURNS = {
 _INVERSE = {6: 8, 8: 6}  # The other turns are their own inverses.
 
 
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels [H, W, ...] as EXIF's orientation, 1 to 8, wants them to be shown."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels))
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8. Damaged EXIF data do not make the image unusable."""
     try:
@@ -185,6 +190,25 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
         file.seek(0)
         decoded = _decode(file, max_pixels)
     return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))
+
+
+_ALL_CHANNELS = 1 << 16  # more than any file has
+
+
+def read_values(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """The values of a picture as its file has them, not scaled to 8 bits, upright: [H, W, C].
+
+    A picture whose channels are all equal, as of a gray one, has one. A TIFF has all of its channels, but transparency,
+    if it needs no decoder that only Pillow has; else the first three.
+
+    Raises: as read_image.
+    """
+    with _opened(Path(path)) as file:
+        decoded = _decode(file, max_pixels, _ALL_CHANNELS)
+    values = decoded.values if decoded.is_turned else turned(decoded.values, decoded.orientation)
+    if values.ndim == 2:
+        return values[..., None]
+    return values[..., :1] if (values == values[..., :1]).all() else values
 
 
 class Thumbnail(NamedTuple):

@@ -61,6 +61,7 @@ class Records:
     evidence: str  # by which it was recognised
     pictures: list[Picture]
     findings: Findings
+    class_names: Sequence[str] = ()  # of all classes, if others than those of the objects are known
 
 
 def open_records(root: str | Path, format_name: str | None = None, options: Options | None = None) -> Records:

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -229,10 +229,12 @@ def read_batches(
     failures: dict[int, str],
     workers: int = 2,
     files: dict[int, ImageFile | None] | None = None,
+    keeps_rest: bool = False,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
-    failures: a dict to be filled with the reason for each image_id that cannot be read. Its chunk is left out.
+    failures: a dict to be filled with the reason for each image_id that cannot be read. Its chunk is left out, or with
+        keeps_rest, the image alone.
     files: a dict to be filled with the file of each image_id, as it is before the image is read. So an image that is
         replaced meanwhile counts as changed in the next run.
     """
@@ -247,20 +249,22 @@ def read_batches(
         for chunk in chunks:
             waiting.append((list(chunk), [pool.submit(load, image_id) for image_id in chunk]))
             if len(waiting) > max(1, workers // len(chunk)):
-                yield from _finished(*waiting.popleft(), failures)
+                yield from _finished(*waiting.popleft(), failures, keeps_rest)
         for chunk, futures in waiting:
-            yield from _finished(chunk, futures, failures)
+            yield from _finished(chunk, futures, failures, keeps_rest)
 
 
-def _finished(chunk: list[int], futures: list, failures: dict[int, str]) -> Iterator[tuple[list[int], list[Any]]]:
-    images = []
+def _finished(
+    chunk: list[int], futures: list, failures: dict[int, str], keeps_rest: bool
+) -> Iterator[tuple[list[int], list[Any]]]:
+    images = {}
     for image_id, future in zip(chunk, futures, strict=True):
         try:
-            images.append(future.result())
+            images[image_id] = future.result()
         except (OSError, ValueError) as error:
             failures[image_id] = str(error) or type(error).__name__
-    if len(images) == len(chunk):
-        yield chunk, images
+    if len(images) == len(chunk) or (keeps_rest and images):
+        yield list(images), list(images.values())
 
 
 def detect_to_folder(
@@ -292,26 +296,37 @@ def detect_to_folder(
         dataset.inspect_for(model.config)
         evaluation, chunks = _remaining_chunks(model, dataset, image_ids, folder, dtype, identity, stack, verbose)
         chunks = chunks[runtime.rank() :: runtime.world_size()]
-        seconds = _detect_chunks(model, dataset, chunks, folder, evaluation, dtype, workers, verbose)
+        categories = categories_of_model(model, dataset)
+        numbers = {image_id: image_number(dataset, image_id) for chunk in chunks for image_id in chunk}
+        work = (numbers, categories, folder, evaluation, dtype, workers, verbose)
+        seconds, failures = detect_chunks(model, dataset, chunks, *work)
+        _check_failures(dataset, failures, folder)
     return {**seconds, "total": time.perf_counter() - start}
 
 
-def _detect_chunks(
-    model: ResumableDetector, dataset: Dataset, chunks, folder, evaluation, dtype, workers, verbose
-) -> dict[str, float]:
-    """Detect in the chunks of this process, and write the results."""
-    categories = categories_of_model(model, dataset)
+def detect_chunks(
+    model: ResumableDetector, dataset: Dataset, chunks: Sequence[Sequence[int]], numbers: Mapping[int, int],
+    categories: Sequence[int], folder: Path, evaluation: str, dtype: str, workers: int, verbose: bool,
+    keeps_rest: bool = False,
+) -> tuple[dict[str, float], dict[int, str]]:  # fmt: skip
+    """Detect in the chunks of this process, and write the results into its part of the folder.
+
+    numbers: of each image_id, for its line. categories: the category id of each class of the model. The others as in
+        detect_to_folder and read_batches.
+
+    Returns: seconds as of detect_to_folder; the reason for each image_id that could not be read.
+    """
     failures: dict[int, str] = {}
     files: dict[int, ImageFile | None] = {}
     taken: deque[list[int]] = deque()
 
     def batches() -> Iterator[list[Any]]:
-        for chunk, images in read_batches(dataset, chunks, failures, workers, files):
+        for chunk, images in read_batches(dataset, chunks, failures, workers, files, keeps_rest):
             taken.append(chunk)
             yield images
 
     def line(image_id: int, result: dict[str, Any]) -> Line:
-        number = image_number(dataset, image_id)
+        number = numbers[image_id]
         return Line(number, *to_results(result, number, categories), evaluation, files.pop(image_id))
 
     writer = _Writer(folder)
@@ -327,8 +342,7 @@ def _detect_chunks(
                 images += len(chunk)
     finally:
         writer.close()
-    _check_failures(dataset, failures, folder)
-    return {**model.seconds, "images": images}
+    return {**model.seconds, "images": images}, failures
 
 
 def _remaining_chunks(

@@ -256,13 +256,14 @@ def find_stored(
             problems.append((span, f"the evaluation has no image {line.image_id}"))
         elif line.image_id not in stored:
             stored[line.image_id] = StoredImage(span, line.file)
-        elif _read_span(stored[line.image_id].span)[:3] != line[:3]:
+        elif read_span(stored[line.image_id].span)[:3] != line[:3]:
             contradicted.add(line.image_id)
             problems.append((span, f"image {line.image_id} has other results in another line"))
     return {number: image for number, image in stored.items() if number not in contradicted}, problems
 
 
-def _read_span(span: Span) -> Line:
+def read_span(span: Span) -> Line:
+    """The line at a place that read_lines or find_stored gave. Raises: ValueError if it was changed meanwhile."""
     with runtime.open_own(span.path, "rb") as file:
         file.seek(span.start)
         return read_line(file.read(span.end - span.start))

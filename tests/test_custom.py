@@ -18,6 +18,7 @@ from data.formats.coco import CocoDataset
 from data.object_checks import check_objects
 from data.reading import Options
 from data.recognise import open_records
+from data.writers.all import WRITERS
 from evaluation.data_page import oddest
 
 EXAMPLES = Path(__file__).parents[2] / "shared" / "data" / "own_examples"
@@ -233,11 +234,39 @@ def test_convert_of_pictures_inside_labels_needs_to_copy_them(tmp_path, capsys):
     assert [len(rows) for rows in masks_of(open_records(out)).values()] == [1, 1]
 
 
-def test_convert_does_not_copy_onto_itself(tmp_path, capsys):
+@pytest.mark.parametrize(("out", "words"), [("", "is that folder"), ("deep/out", "lies in it"), ("..", "holds it")])
+def test_convert_does_not_mix_labels(tmp_path, capsys, out, words):
     dataset = write_coco_set(tmp_path / "set")
-    assert custom.main(["convert", "--dataset", str(dataset), "--to", "coco", str(dataset), "--copy-pictures"]) == 2
-    assert "where the pictures are already" in capsys.readouterr().err
-    assert not (dataset / "annotations.json").exists()
+    before = sorted(tmp_path.rglob("*"))
+    assert custom.main(["convert", "--dataset", str(dataset), "--to", "labelme", str(dataset / out)]) == 2
+    assert f"the one {words}, so that the labels of both would mix" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert custom.main(["convert", "--dataset", str(dataset), "--to", "labelme", str(dataset / "output" / "x")]) == 0
+    assert len(open_records(dataset).pictures) == 6, "nobody looks into output/"
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "coco"])
+def test_convert_to_all_formats(tmp_path, capsys, name):
+    dataset, out = write_coco_set(tmp_path / "set"), tmp_path / "out"
+    assert custom.main(["convert", "--dataset", str(dataset), "--to", name, str(out), "--copy-pictures"]) == 0
+    printed = capsys.readouterr()
+    assert ": 6 pictures, 12 objects" in printed.out
+    assert printed.err == ""
+    assert ("pictures are copied" in printed.out) == (name in ("yolo", "voc"))
+    read = open_records(out)
+    assert masks_of(read) == masks_of(open_records(dataset))
+    assert [picture.split for picture in read.pictures] == ["train"] * 3 + ["val"] * 3
+
+
+def test_convert_leaves_out_what_nobody_labelled(tmp_path, capsys):
+    dataset, out = write_coco_set(tmp_path / "set", splits=("train",)), tmp_path / "out"
+    Image.new("RGB", (9, 9)).save(dataset / "train" / "new.png")
+    arguments = ["convert", "--dataset", str(dataset), "--to", "yolo", str(out)]
+    assert custom.main(arguments) == 0
+    assert "1 picture has no label: train/new.png -- not used" in capsys.readouterr().out
+    assert not list(out.rglob("new*"))
+    assert custom.main([*arguments, "--empty", "label"]) == 0
+    assert len(list(out.rglob("new*"))) == 2
 
 
 ############################################################

@@ -199,7 +199,8 @@ def _picture(reading: Reading, label: str, dataset: CocoDataset, image_id: int) 
     picture = Picture(path, label, (info["height"], info["width"]), split)
     table, rows = dataset._find_annotations(image_id)
     for row in rows:
-        name = dataset.class_names[dataset.map_source_class_id(f"own.{int(table.category_ids[row])}")]
+        class_id = dataset.map_source_class_id(f"own.{int(table.category_ids[row])}")
+        name = dataset.class_info[class_id]["name"]  # class_names ends a name at its first comma
         parsed = Object(
             name, f"id {int(table.ids[row])}", is_crowd=bool(table.crowds[row]), box=tuple(table.boxes[row].tolist())
         )

@@ -2,9 +2,12 @@
 
 Polygons, freehand and traced regions, ovals, rectangles and composites are objects; points and lines are not. Whole
 coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; a name of digits has
-none. Source: the package roifile, and ij/io/RoiDecoder.java.
+none. A property "class" of a ROI, which our own writer adds, counts before its name. Source: the package roifile, and
+ij/io/RoiDecoder.java.
 """
 
+import contextlib
+import json
 import re
 import zipfile
 import zlib
@@ -30,7 +33,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplement
 
 
 def claim(reading: Reading) -> Claim | None:
-    """The .roi files, and the .zip files that hold only these."""
+    """The .roi files, and the .zip files that hold only these. NAME_RoiSet.zip may be empty."""
     labels = reading.listing.of(".roi")
     labels += [name for name in reading.listing.of(".zip") if _has_rois(reading.listing.path(name))]
     labels = [label for label in labels if _find_picture(reading, label) is not None] or labels
@@ -45,6 +48,8 @@ def _has_rois(path: Path) -> bool:
             names = [name for name in file.namelist() if not name.endswith("/")]
     except _ZIP_ERRORS:
         return False
+    if not names:
+        return _ENDING.search(path.stem) is not None  # the picture has no objects
     return any(map(_is_roi, names)) and all(_is_roi(name) or "__MACOSX" in name for name in names)
 
 
@@ -124,7 +129,7 @@ def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
 def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
     """The object of a ROI; None for one without an area."""
     roi = roifile.ImagejRoi.frombytes(data)
-    name = class_of(roi.name or place)
+    name = _class_property(roi.props) or class_of(roi.name or place)
     kinds = roifile.ROI_TYPE
     if roi.composite:
         rings = [point_array(ring) for ring in roi.coordinates(multi=True)]
@@ -145,6 +150,17 @@ def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
         oval = ellipse(x + width / 2, y + height / 2, width / 2, height / 2)
         return Object(name, place, [oval if is_oval else rectangle(x, y, x + width, y + height)])
     return None
+
+
+def _class_property(properties: str) -> str:
+    """The class among the properties of a ROI, "KEY: VALUE" in each line; empty if there is none."""
+    for line in properties.split("\n"):
+        key, _, value = line.partition(": ")
+        if key == "class":
+            with contextlib.suppress(ValueError):
+                value = json.loads(value) if value.startswith('"') else value
+            return value
+    return ""
 
 
 def class_of(name: str) -> str:

@@ -3,10 +3,12 @@
     Cellpose, StarDist, napari, QuPath    NAME_masks.tif, NAME_masks.png, NAME_labels.tif, NAME_cp_masks.png
                                           or images/NAME.tif and masks/NAME.tif (labels/, label/, mask/)
 
-Numbers may have gaps. 8, 16 and 32 bits, whole or float. There are no classes. NAME_seg.npy of Cellpose is a pickle and
-is never loaded. Source: cellpose, docs/train.rst and io.py; stardist, README.
+Numbers may have gaps. 8, 16 and 32 bits, whole or float. There are no classes, unless classes.csv, which our own writer
+makes, has those of the numbers (file, number, class). NAME_seg.npy of Cellpose is a pickle and is never loaded.
+Source: cellpose, docs/train.rst and io.py; stardist, README.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from data.records import ERROR, REMARK, WARNING, Bitmap, Fault, Object, Picture,
 
 NAME = "label_images"
 TITLE = "label images"
+CLASS_TABLE = "classes.csv"
 
 # The end of a label image's name. Of several for one picture the first counts: hand-made ones before Cellpose's output.
 _ENDINGS = re.compile(
@@ -114,6 +117,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     pairs = find_pairs(reading)
     reading.findings.add(_PICKLE, *(name for name in reading.listing.of(".npy") if name.endswith("_seg.npy")))
     parsed, parts = [], 0
+    classes = _read_classes(reading)
     for label in labels:
         if suffix_of(label) in (".jpg", ".jpeg"):
             reading.findings.add(_JPEG, label)
@@ -127,15 +131,28 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         path = pairs[label]
         picture = Picture(path, label, numbers.shape, split_of(reading.listing.relative(path)))
         picture.objects = list(objects_of(numbers))
+        for found in picture.objects:
+            found.name = classes.get((label, found.place.removeprefix("number ")), "")
         count = _count_parts(numbers)
         if count > len(picture.objects):
             reading.findings.add(_SPLIT, f"{label}: {count - len(picture.objects)} parts more than objects")
         parts += count
         parsed.append(picture)
-    if parsed and parts > len(parsed) and all(len(picture.objects) <= 1 for picture in parsed):
+    if not classes and parsed and parts > len(parsed) and all(len(picture.objects) <= 1 for picture in parsed):
         reading.findings.places.pop(_SPLIT, None)
         _split_all(reading, parsed, parts)
     yield from parsed
+
+
+def _read_classes(reading: Reading) -> dict[tuple[str, str], str]:
+    """{(label image, number): class} of classes.csv; empty without it, or if it is another table."""
+    if CLASS_TABLE not in reading.listing.files:
+        return {}
+    try:
+        rows = list(csv.DictReader(reading.text(CLASS_TABLE).splitlines(keepends=True)))
+        return {(row["file"], row["number"]): row["class"] or "" for row in rows}
+    except (csv.Error, KeyError):
+        return {}
 
 
 def _split_all(reading: Reading, pictures: list[Picture], parts: int) -> None:

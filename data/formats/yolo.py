@@ -233,11 +233,12 @@ def _yaml_files(reading: Reading) -> list[tuple[str, dict]]:
 def _read_splits(reading: Reading) -> dict[Path, str]:
     """{picture: split} as data.yaml says: train, val and test are folders, lists of folders, or text files of pictures.
 
-    Text files named train.txt or autosplit_val.txt are read too. What is not there is left to the folders' names.
+    Text files named train.txt or autosplit_val.txt are read too. What is not there is left to the folders' names. The
+    same pictures for train and val, which ultralytics wants where there is no split, are no split.
     """
     splits: dict[Path, str] = {}
     for name, value in _yaml_files(reading):
-        for split in SPLITS:
+        for split in SPLITS if value.get("train") != value.get("val") else ():
             entries = value.get(split) or (value.get("valid") if split == "val" else None)
             for entry in entries if isinstance(entries, list) else [entries]:
                 if isinstance(entry, str) and len(entry) < 1000:
