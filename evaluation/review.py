@@ -27,7 +27,8 @@ SHIFTED, SLOPPY, WRONG_CLASS, SURPLUS, MISSING = KINDS = ("shifted", "sloppy", "
 LEAST_SCORE = 0.05  # class score of the detections to compare labels with
 MATCH_IOU = 0.1  # a label and a detection with less have nothing to do with each other
 SAME_IOU = 0.5  # two outlines with as much are of one object
-SURPLUS_WEIGHT = 0.2  # most labels that a model does not find are right, and the model is wrong
+SURPLUS_WEIGHT = 0.2  # of a label that nothing supports: mostly the label is right, and the model misses the object
+MISSING_WEIGHT = 0.4  # of a detection that nothing covers; a wrong shape is judged by a number that rarely exceeds 0.5
 MOVED_SHARE = 0.5  # of what IoU lacks to 1: a label that gains as much when it is moved is shifted, not sloppy
 
 
@@ -195,9 +196,9 @@ def find_missing(
     is_same = (labels.rows[:, None] == found.rows[None]) | (labels.crowds & (labels.rows == UNKNOWN))[:, None]
     covered = np.minimum((inside * is_same).sum(axis=0), 1)
     covered = np.maximum(covered, (ious * ~labels.crowds[:, None]).max(axis=0, initial=0.0))  # [D]
-    suspicions = found.scores * (1 - covered)
-    suspicions[matches[matches >= 0]] = 0
-    order = [int(place) for place in np.argsort(-suspicions, kind="stable") if suspicions[place] >= LEAST_SCORE]
+    doubts = found.scores * (1 - covered)
+    doubts[matches[matches >= 0]] = 0
+    order = [int(place) for place in np.argsort(-doubts, kind="stable") if doubts[place] >= LEAST_SCORE]
     chosen = [found.masks[place] for place in order]
     among, _ = overlaps(chosen, chosen)
     kept: list[int] = []
@@ -206,7 +207,7 @@ def find_missing(
             kept.append(place)
     best = ious.max(axis=0, initial=0.0)
     return [
-        Suspect(MISSING, float(suspicions[detection]), None, detection, float(best[detection]))
+        Suspect(MISSING, MISSING_WEIGHT * float(doubts[detection]), None, detection, float(best[detection]))
         for detection in (order[place] for place in kept)
     ]
 
@@ -254,7 +255,7 @@ def reason(suspect: Suspect, labels: Labels, found: Found, class_names: Sequence
     if suspect.kind == MISSING:
         name = utils.printable(class_names[int(found.rows[suspect.detection])], 40)
         score = found.scores[suspect.detection]
-        share = suspect.suspicion / score
+        share = suspect.suspicion / (MISSING_WEIGHT * score)
         return f"the model finds a {name} with a class score of {score:.2f}; labels cover {1 - share:.0%} of it"
     if suspect.twin is not None:
         return f"{utils.printable(places[suspect.twin], 80)} lies on the same object"

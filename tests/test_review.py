@@ -9,6 +9,7 @@ from data.classes import UNKNOWN
 from evaluation.review import (
     KINDS,
     MISSING,
+    MISSING_WEIGHT,
     SHIFTED,
     SLOPPY,
     SURPLUS,
@@ -86,7 +87,7 @@ def test_a_detection_without_a_label_is_missing():
     suspects = review_picture(labels(BOXES[:4]), seen)
     top = worst(suspects)
     assert (top.kind, top.label, top.detection) == (MISSING, None, 4)
-    assert top.suspicion == pytest.approx(0.8)
+    assert top.suspicion == pytest.approx(MISSING_WEIGHT * 0.8)
     assert "finds a cat with a class score of 0.80; labels cover 0% of it" in reason(top, labels([]), seen, NAMES, [])
     assert [suspect.kind for suspect in suspects].count(MISSING) == 1
 

@@ -80,6 +80,7 @@ def _contents(records: Records, file_names: list[str]) -> dict[str, Any]:
                     "area": utils.rle_area(rle),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "iscrowd": int(parsed.is_crowd),
+                    **({"attributes": parsed.attributes} if parsed.attributes else {}),
                 }
             )
     return {
