@@ -177,3 +177,26 @@ def test_the_calibrated_chance_stands_for_the_product():
     without = Found.of(Config(NAME="x", NUM_CLASSES=2), [1], [0.8], None, [box(*BOXES[0])])
     assert without.mask_ious.tolist() == [1]
     assert set(KINDS) == {SHIFTED, SLOPPY, WRONG_CLASS, SURPLUS, MISSING}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_label_is_looked_at_once_whatever_comes(seed):
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        corners = rng.integers(0, 60, (count, 2))
+        return np.concatenate([corners, corners + rng.integers(1, 20, (count, 2))], axis=1).tolist()
+
+    count, detections = rng.integers(0, 12, 2).tolist()
+    there = labels(boxes(count), rng.choice([1, 2, UNKNOWN], count).tolist())._replace(crowds=rng.random(count) < 0.2)
+    scores, ious = rng.random((2, detections))
+    seen = found(boxes(detections), scores, ious, rng.choice([1, 2], detections).tolist())
+    suspects = review_picture(there, seen)
+    looked_at = [suspect.label for suspect in suspects if suspect.kind != MISSING]
+    assert looked_at == np.flatnonzero(~there.crowds & (there.rows != UNKNOWN)).tolist()
+    missing = [suspect.detection for suspect in suspects if suspect.kind == MISSING]
+    assert len(set(missing)) == len(missing)
+    for suspect in suspects:
+        assert 0 <= suspect.suspicion <= 1
+        assert 0 <= suspect.iou <= 1
+        assert reason(suspect, there, seen, NAMES, [f"id {number}" for number in range(count)])
