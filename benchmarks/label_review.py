@@ -3,9 +3,9 @@
     python benchmarks/label_review.py nuclei --dataset ../shared/data/nuclei              the embedded model, on val
     python benchmarks/label_review.py person --dataset ../shared/data/coco_person_small   a model that it trains first
 
-Review: of all labels, 4 % each are shifted by 0.2 to 0.4 of their size, dilated or eroded by an eighth of it, cut in
-half, and deleted, and 4 % are added where there is no object. Each ranking orders the same labels. Its precision is
-that of its first places: as many as were planted, and 50. A size is the root of an area.
+Review: of all labels, --share each are shifted by 0.2 to 0.4 of their size, dilated or eroded by an eighth of it, cut
+in half, and deleted, and as many are added where there is no object. A size is the root of an area. Each ranking orders
+the same labels. Its precision is that of its first places: as many as were planted, and 50.
 
     shape      shifted, dilated, eroded and halved labels, among all but the added ones
     surplus    added labels, among all but the spoiled ones
@@ -23,6 +23,7 @@ alike for all rankings. Detections are made once and kept in --found. Prints tab
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ from evaluation.review import (
 from evaluation.suggest import doubts
 from model import MaskRCNN
 
-SHARE = 0.04  # of the labels that each fault spoils
+SHARE = 0.04
 KEPT_SCORE, GOOD_IOU = 0.5, 0.7
 FIRST = 50
 
@@ -134,10 +135,10 @@ def add(masks: Sequence[dict], taken: np.ndarray, rng: np.random.Generator) -> d
 SPOIL: dict[str, Callable] = {"shifted": shift, "resized": resize, "halved": halve}
 
 
-def plant(masks: Sequence[dict], rng: np.random.Generator) -> Planted:
-    """Spoils SHARE of the labels of a picture by each fault, at random. masks: at least one."""
+def plant(masks: Sequence[dict], rng: np.random.Generator, share: float = SHARE) -> Planted:
+    """Spoils a share of the labels of a picture by each fault, at random. masks: at least one."""
     names = [*SPOIL, "deleted"]
-    chosen = (rng.random(len(masks)) / SHARE).astype(int)
+    chosen = (rng.random(len(masks)) / share).astype(int)
     result, faults, deleted = [], [], []
     for mask, place in zip(masks, chosen.tolist(), strict=True):
         name = names[place] if place < len(names) else ""
@@ -148,7 +149,7 @@ def plant(masks: Sequence[dict], rng: np.random.Generator) -> Planted:
         result.append(mask if spoiled is None else spoiled)
         faults.append("" if spoiled is None else name)
     taken = utils.rle_to_mask(list(masks)).any(axis=2)
-    for _ in range(rng.binomial(len(masks), SHARE)):
+    for _ in range(rng.binomial(len(masks), share)):
         added = add(masks, taken, rng)
         if added is not None:
             result.append(added)
@@ -190,7 +191,9 @@ def _columns(labels: Labels, found: Found) -> dict[str, np.ndarray]:
     }
 
 
-def tasks_of(seen: Sequence[Seen], seed: int, chances: Sequence[np.ndarray] | None = None) -> dict[str, Task]:
+def tasks_of(
+    seen: Sequence[Seen], seed: int, chances: Sequence[np.ndarray] | None = None, share: float = SHARE
+) -> dict[str, Task]:
     """Plants faults in all pictures and ranks what is there.
 
     chances: float64 [D] of each picture, calibrated on other pictures, for a second ranking by review.
@@ -202,7 +205,7 @@ def tasks_of(seen: Sequence[Seen], seed: int, chances: Sequence[np.ndarray] | No
         masks = [parsed.mask(*size) for parsed in one.picture.objects if not parsed.is_crowd]
         if not masks:
             continue
-        planted = plant(masks, rng)
+        planted = plant(masks, rng, share)
         labels = Labels(np.ones(len(planted.masks), np.int64), np.zeros(len(planted.masks), bool), planted.masks)
         on_deleted = overlaps(planted.deleted, one.found.masks)[0].max(axis=0, initial=0.0) >= SAME_IOU
         suspects = {"review": review_picture(labels, one.found)}
@@ -315,14 +318,17 @@ def measure(tasks: Sequence[Task], pictures: int, samples: int, baseline: str) -
         [np.ones((1, pictures), int), np.random.default_rng(0).multinomial(pictures, share, samples)]
     )
     names = list(tasks[0].values)
-    table = np.zeros((len(draws), len(names), len(MEASURES)))
-    for task in tasks:
+    parts = np.zeros((len(tasks), len(draws), len(names), len(MEASURES)))
+    for place, task in enumerate(tasks):
         for i, name in enumerate(names):
             ranking = Ranking(task.values[name], task.faults)
             for first in range(0, len(draws), _SAMPLES_AT_ONCE):
                 counts = draws[first : first + _SAMPLES_AT_ONCE][:, task.pictures]
                 values = [of(ranking, counts) for of in MEASURES.values()]
-                table[first : first + _SAMPLES_AT_ONCE, i] += np.stack(values, axis=1) / len(tasks)
+                parts[place, first : first + _SAMPLES_AT_ONCE, i] = np.stack(values, axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a sample in which no seed has planted anything
+        table = np.nanmean(parts, axis=0)
     gains = table - table[:, [names.index(baseline)]]
     return {
         name: {
@@ -478,10 +484,14 @@ def run(arguments: argparse.Namespace) -> None:
     check_objects(records)
     seen = detect_pictures(model, records, arguments.found, "val")[: arguments.images]
     start = time.perf_counter()
-    facts = {**machine.describe(arguments.device), "data": arguments.data, "model": str(model.source), "share": SHARE}
+    facts = {**machine.describe(arguments.device), "data": arguments.data, "model": str(model.source)}
     facts |= {"pictures": len(seen), "labels": sum(len(one.picture.objects) for one in seen)}
-    facts |= {"detections": sum(len(one.found.scores) for one in seen), "seeds": arguments.seeds}
-    facts |= evaluate(model, seen, arguments.seeds, arguments.samples)
+    facts |= {
+        "detections": sum(len(one.found.scores) for one in seen),
+        "seeds": arguments.seeds,
+        "share": arguments.share,
+    }
+    facts |= evaluate(model, seen, arguments)
     print("\n\n".join(tables(facts)))
     machine.finish({**facts, "measuring_s": time.perf_counter() - start}, arguments.output)
 
@@ -492,10 +502,10 @@ BASELINES = {
 }  # fmt: skip
 
 
-def evaluate(model: MaskRCNN, seen: Sequence[Seen], seeds: int, samples: int) -> dict[str, Any]:
+def evaluate(model: MaskRCNN, seen: Sequence[Seen], arguments: argparse.Namespace) -> dict[str, Any]:
     """All numbers of both commands, and the mean error of the pictures."""
     chances = calibrated_chances(seen) if model.config.USE_MASKIOU_HEAD else None
-    planted = [tasks_of(seen, seed, chances) for seed in range(seeds)]
+    planted = [tasks_of(seen, seed, chances, arguments.share) for seed in range(arguments.seeds)]
     review = {}
     for name, baseline in BASELINES.items():
         tasks = [each[name] for each in planted if name in each]
@@ -503,10 +513,10 @@ def evaluate(model: MaskRCNN, seen: Sequence[Seen], seeds: int, samples: int) ->
             faults = float(np.mean([task.faults.sum() for task in tasks]))
             candidates = float(np.mean([len(task.faults) for task in tasks]))
             review[name] = {"faults": faults, "candidates": candidates, "baseline": baseline}
-            review[name]["rankings"] = measure(tasks, len(seen), samples, baseline)
+            review[name]["rankings"] = measure(tasks, len(seen), arguments.samples, baseline)
     errors = np.array([true_errors(one) for one in seen])
     means = {"mean 1 - F1": float(errors[:, 0].mean()), "mean errors": float(errors[:, 1].mean())}
-    return {"kinds": list(KINDS), "review": review, "suggest": measure_doubts(seen, samples), **means}
+    return {"kinds": list(KINDS), "review": review, "suggest": measure_doubts(seen, arguments.samples), **means}
 
 
 def tables(facts: Mapping[str, Any]) -> list[str]:
@@ -539,6 +549,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--found", type=Path, required=True, metavar="DIR", help="folder that keeps the detections")
     parser.add_argument("--images", type=int, metavar="N", help="measure on the first N pictures only; default: all")
     parser.add_argument("--seeds", type=int, default=5, help="how often faults are planted; default: 5")
+    parser.add_argument(
+        "--share", type=cli.share, default=SHARE, help=f"of the labels that each fault spoils; default: {SHARE:g}"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
     arguments = parser.parse_args(argv)
     return cli.run("label_review.py", lambda: run(arguments))
