@@ -534,9 +534,53 @@ def tables(facts: Mapping[str, Any]) -> list[str]:
     return [*parts, "\n".join(lines)]
 
 
-def _cell(interval: Sequence[float]) -> str:
-    value, low, high = interval
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+# The rows of the table in docs/own_data.md: the task or "suggest", the ranking, what the row is called.
+SUMMARY = (
+    ("labels", "random", "wrong labels: at random"),
+    ("labels", "1 - class score", "by class score alone"),
+    ("labels", "1 - predicted IoU", "by predicted IoU alone"),
+    ("labels", "1 - IoU", "by 1 - IoU"),
+    ("labels", "(1 - IoU) x class score", "by (1 - IoU) x class score"),
+    ("labels", "(1 - IoU) x class score x predicted IoU", "by (1 - IoU) x class score x predicted IoU"),
+    ("labels", "review", "**review**"),
+    ("labels", "review, calibrated", "review with calibrated chances"),
+    ("missing", "random", "missing labels: at random"),
+    ("missing", "class score", "by class score alone"),
+    ("missing", "predicted IoU", "by predicted IoU alone"),
+    ("missing", "review", "**review**"),
+    ("queue", "random", "the whole queue: at random"),
+    ("queue", "review", "**review**"),
+)
+DOUBTS = (
+    ("random", "at random"),
+    ("1 - mean class score of those above 0.5", "by the mean class score"),
+    ("1 - mean predicted IoU of those above 0.5", "by the mean predicted IoU"),
+    ("expected error by class score", "by the error that class scores lead to expect"),
+    ("mean", "by class score x (1 - predicted IoU), mean"),
+    ("sum", "by class score x (1 - predicted IoU), sum"),
+    ("expected error", "**suggest**"),
+)
+
+
+def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of docs/own_data.md. results: the line of JSON of each data set, by its title."""
+    columns = [f"{title}: {words}" for title in results for words in ("as many as were planted", f"first {FIRST}")]
+    lines = ["| precision of the first | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for task, ranking, words in SUMMARY:
+        rows = [facts["review"][task]["rankings"][ranking] for facts in results.values()]
+        cells = [_cell(row[kind]["interval"], 2) for row in rows for kind in ("first as planted", f"first {FIRST}")]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    columns = [f"{title}: {words}" for title in results for words in ("1 - F1", "missed and wrong objects")]
+    lines += ["", "| rank correlation with | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for doubt, words in DOUBTS:
+        rows = [facts["suggest"][doubt] for facts in results.values()]
+        lines.append(f"| {words} | " + " | ".join(_cell(row[kind], 2) for row in rows for kind in row) + " |")
+    return "\n".join(lines)
+
+
+def _cell(interval: Sequence[float], digits: int = 3) -> str:
+    value, low, high = (f"{number:.{digits}f}" for number in interval)
+    return f"{value} ({low} to {high})"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -278,4 +278,4 @@ def reason(suspect: Suspect, labels: Labels, found: Found, class_names: Sequence
         ]
         return f"it lies {' and '.join(sides) or 'less than a pixel'} of the model's outline ({expected})"
     share = utils.rle_area(mask) / max(1, utils.rle_area(other))
-    return f"its area is {share:.2f} of that of the model's outline ({expected})"
+    return f"its area is {share:.2f} times that of the model's outline ({expected})"

@@ -160,7 +160,7 @@ def test_reasons_say_where_and_how_much():
     suspects = {suspect.label: suspect for suspect in review_picture(there, seen)}
     words = [reason(suspects[label], there, seen, NAMES, ["id 1", "id 2"]) for label in (0, 1)]
     assert words[0] == "it lies 6 px right and 8 px below of the model's outline (IoU 0.27, 0.85 predicted)"
-    assert words[1] == "its area is 0.50 of that of the model's outline (IoU 0.50, 0.85 predicted)"
+    assert words[1] == "its area is 0.50 times that of the model's outline (IoU 0.50, 0.85 predicted)"
     other = labels([BOXES[0]], [2])
     (wrong,) = review_picture(other, found([BOXES[0]]))
     assert reason(wrong, other, seen, NAMES, ["id 1"]) == "the model takes it for a cat, with a class score of 0.90"
