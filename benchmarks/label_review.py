@@ -41,8 +41,9 @@ from config import SmallConfig
 from data.object_checks import check_objects
 from data.recognise import open_records
 from data.record_dataset import RecordDataset
-from evaluation.accept import logit
+from evaluation.accept import Sample, cross_validated
 from evaluation.label_queue import Seen, detect_pictures, detection_settings
+from evaluation.matching import match
 from evaluation.review import (
     KINDS,
     MATCH_IOU,
@@ -51,7 +52,7 @@ from evaluation.review import (
     SAME_IOU,
     Found,
     Labels,
-    match,
+    match_greedily,
     overlaps,
     review_picture,
 )
@@ -171,10 +172,16 @@ class Task(NamedTuple):
     values: dict[str, np.ndarray]  # float64 [C] each
 
 
+def _masks(one: Seen) -> list[dict]:
+    """The labels of a picture, without crowds."""
+    size = (one.picture.height, one.picture.width)
+    return [parsed.mask(*size) for parsed in one.picture.objects if not parsed.is_crowd]
+
+
 def _columns(labels: Labels, found: Found) -> dict[str, np.ndarray]:
     """Of each label: values of rankings that know less than review does, and the suspicions of review's kinds."""
     ious, _ = overlaps(labels.masks, found.masks)
-    matches = match(np.where(ious >= MATCH_IOU, ious * found.scores, 0.0))
+    matches = match_greedily(np.where(ious >= MATCH_IOU, ious * found.scores, 0.0))
     has = matches >= 0
     score, quality, iou, predicted = (np.zeros(len(matches)) for _ in range(4))
     score[has], predicted[has] = found.scores[matches[has]], found.mask_ious[matches[has]]
@@ -201,8 +208,7 @@ def tasks_of(
     rows: dict[str, list] = {name: [] for name in ("labels", "missing", "queue")}
     for number, one in enumerate(seen):
         rng = np.random.default_rng([seed, number])
-        size = (one.picture.height, one.picture.width)
-        masks = [parsed.mask(*size) for parsed in one.picture.objects if not parsed.is_crowd]
+        masks = _masks(one)
         if not masks:
             continue
         planted = plant(masks, rng, share)
@@ -275,36 +281,39 @@ class Ranking:
         self.faults = faults[self.order]
         self.starts = np.flatnonzero(np.diff(values[self.order], prepend=np.inf))  # of candidates of equal value
 
-    def precision(self, counts: np.ndarray, first: int | None = None) -> np.ndarray:
-        """float64 [S]: the share of faults among the first places; None: as many places as there are faults.
+    def measure(self, counts: np.ndarray) -> np.ndarray:
+        """The MEASURES of each sample: float64 [S, 3]. NaN for a sample without faults, or with faults only.
 
         counts: int64 [S, C], how often a sample has each candidate.
         """
         counts = counts[:, self.order]
-        seen, hits = counts.cumsum(axis=1), (counts * self.faults).cumsum(axis=1)
-        wanted = hits[:, -1] if first is None else np.minimum(first, seen[:, -1])
+        hits = counts * self.faults
+        seen, hits_so_far = counts.cumsum(axis=1), hits.cumsum(axis=1)
+        as_planted = self._precision(seen, hits_so_far, hits_so_far[:, -1])
+        first = self._precision(seen, hits_so_far, np.minimum(FIRST, seen[:, -1]))
+        return np.stack([as_planted, first, self._auroc(hits, counts - hits)], axis=1)
+
+    def _precision(self, seen: np.ndarray, hits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """float64 [S]: the share of faults among the first places, as many as wanted [S]; NaN for none.
+
+        seen, hits: int64 [S, C], how many candidates and faults there are up to each candidate.
+        """
         shares = []
         for of_sample, of_hits, want in zip(seen, hits, wanted.tolist(), strict=True):
             last = int(np.searchsorted(of_sample, want))  # the candidate that fills the last place
             beyond = of_sample[last] - want
-            shares.append((of_hits[last] - beyond * self.faults[last]) / want if want else np.nan)
+            shares.append((of_hits[last] - beyond * self.faults[last]) / want if want and of_hits[-1] else np.nan)
         return np.array(shares)
 
-    def auroc(self, counts: np.ndarray) -> np.ndarray:
+    def _auroc(self, hits: np.ndarray, others: np.ndarray) -> np.ndarray:
         """float64 [S]: the chance that a fault comes before what is none; half of it where their values are equal."""
-        counts = counts[:, self.order]
-        positives = np.add.reduceat(counts * self.faults, self.starts, axis=1)
-        negatives = np.add.reduceat(counts * ~self.faults, self.starts, axis=1)
+        positives, negatives = (np.add.reduceat(counts, self.starts, axis=1) for counts in (hits, others))
         behind = negatives.sum(axis=1, keepdims=True) - negatives.cumsum(axis=1)
         pairs = positives.sum(axis=1) * negatives.sum(axis=1)
         return (positives * (behind + negatives / 2)).sum(axis=1) / np.where(pairs, pairs, np.nan)
 
 
-MEASURES: dict[str, Callable] = {
-    "first as planted": Ranking.precision,
-    f"first {FIRST}": lambda ranking, counts: ranking.precision(counts, FIRST),
-    "AUROC": Ranking.auroc,
-}
+MEASURES = ("first as planted", f"first {FIRST}", "AUROC")
 _SAMPLES_AT_ONCE = 100
 
 
@@ -324,8 +333,7 @@ def measure(tasks: Sequence[Task], pictures: int, samples: int, baseline: str) -
             ranking = Ranking(task.values[name], task.faults)
             for first in range(0, len(draws), _SAMPLES_AT_ONCE):
                 counts = draws[first : first + _SAMPLES_AT_ONCE][:, task.pictures]
-                values = [of(ranking, counts) for of in MEASURES.values()]
-                parts[place, first : first + _SAMPLES_AT_ONCE, i] = np.stack(values, axis=1)
+                parts[place, first : first + _SAMPLES_AT_ONCE, i] = ranking.measure(counts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a sample in which no seed has planted anything
         table = np.nanmean(parts, axis=0)
@@ -352,13 +360,10 @@ def _interval(values: np.ndarray) -> list[float]:
 
 def true_errors(one: Seen) -> tuple[float, float]:
     """1 - F1 at an IoU of GOOD_IOU, and the number of missed and wrong objects."""
-    size = (one.picture.height, one.picture.width)
-    masks = [parsed.mask(*size) for parsed in one.picture.objects if not parsed.is_crowd]
-    rights = one.found.scores * one.found.mask_ious
-    kept = np.flatnonzero(rights >= KEPT_SCORE)
+    masks = _masks(one)
+    kept = np.flatnonzero(one.found.scores * one.found.mask_ious >= KEPT_SCORE)
     ious, _ = overlaps(masks, [one.found.masks[place] for place in kept])
-    matches = match(np.where(ious >= GOOD_IOU, ious, 0.0))
-    hits = int((matches >= 0).sum())
+    hits = len(match(ious, GOOD_IOU)[0])
     errors = len(masks) + len(kept) - 2 * hits
     return errors / max(1, len(masks) + len(kept)), float(errors)
 
@@ -439,31 +444,19 @@ def train_person(dataset: Path, logs: Path, epochs: int) -> Path:
     return Path(model.find_last())
 
 
-def calibrated_chances(seen: Sequence[Seen], folds: int = 5) -> list[np.ndarray]:
-    """The chance of a true IoU of GOOD_IOU of each detection, by a logistic regression on the other folds' pictures."""
-    inputs, goods = [], []
-    for one in seen:
-        size = (one.picture.height, one.picture.width)
-        masks = [parsed.mask(*size) for parsed in one.picture.objects if not parsed.is_crowd]
-        goods.append(overlaps(masks, one.found.masks)[0].max(axis=0, initial=0.0) >= GOOD_IOU)
-        columns = [logit(one.found.scores), logit(one.found.mask_ious), np.ones(len(one.found.scores))]
-        inputs.append(np.stack(columns, axis=1))
-    chances = []
-    for number, own in enumerate(inputs):
-        others = [place for place in range(len(seen)) if place % folds != number % folds]
-        known = np.concatenate([inputs[place] for place in others]), np.concatenate([goods[place] for place in others])
-        chances.append(1 / (1 + np.exp(-own @ _fit(*known))))
-    return chances
-
-
-def _fit(inputs: np.ndarray, goods: np.ndarray) -> np.ndarray:
-    """The factors of a logistic regression, by Newton's method. inputs: float64 [D, 3]. goods: bool [D]."""
-    factors = np.zeros(inputs.shape[1])
-    for _ in range(30):
-        chances = 1 / (1 + np.exp(-inputs @ factors))
-        curvature = (inputs * (chances * (1 - chances))[:, None]).T @ inputs + 1e-3 * np.eye(len(factors))
-        factors += np.linalg.solve(curvature, inputs.T @ (goods - chances) - 1e-3 * factors)
-    return factors
+def calibrated_chances(seen: Sequence[Seen]) -> list[np.ndarray] | None:
+    """The chance that the true IoU of each detection is 0.7 and more, fitted to the other pictures; None if too few."""
+    true_ious = [overlaps(_masks(one), one.found.masks)[0].max(axis=0, initial=0.0) for one in seen]
+    counts = [len(one.found.scores) for one in seen]
+    sample = Sample(
+        np.concatenate([one.found.rows for one in seen]),
+        np.concatenate([one.found.scores for one in seen]),
+        np.concatenate([one.found.mask_ious for one in seen]),
+        np.concatenate(true_ious),
+        np.repeat(np.arange(len(seen)), counts),
+    )
+    chances = cross_validated(sample, 2)
+    return None if chances is None else np.split(chances[:, 0], np.cumsum(counts)[:-1])
 
 
 ############################################################

@@ -87,7 +87,7 @@ def review_picture(labels: Labels, found: Found) -> list[Suspect]:
     ious, inside = overlaps(labels.masks, found.masks)
     is_same = labels.rows[:, None] == found.rows[None]  # [N, D]
     can_match = is_same & ~labels.crowds[:, None] & (ious >= MATCH_IOU)
-    matches = match(np.where(can_match, ious * found.scores, 0.0))
+    matches = match_greedily(np.where(can_match, ious * found.scores, 0.0))
     support = (ious * found.scores * is_same).max(axis=1, initial=0.0)  # [N]
     twins = find_twins(labels, matches)
     suspects = []
@@ -113,7 +113,7 @@ def overlaps(masks: Sequence[dict], found_masks: Sequence[dict]) -> tuple[np.nda
     return np.nan_to_num(ious), np.nan_to_num(shares)
 
 
-def match(gains: np.ndarray) -> np.ndarray:
+def match_greedily(gains: np.ndarray) -> np.ndarray:
     """The column of each row, int64 [N], -1 for none: pairs of the greatest gain first, each row and column once.
 
     gains: float64 [N, D]; pairs of 0 are none.
@@ -137,7 +137,7 @@ class Twin(NamedTuple):
 def find_twins(labels: Labels, matches: np.ndarray) -> dict[int, Twin]:
     """Labels without a detection that lie on a label of their class that has one: the object is labelled twice.
 
-    matches: int64 [N], of match().
+    matches: int64 [N], of match_greedily().
     """
     twins = {}
     others = np.flatnonzero(matches >= 0)
@@ -191,7 +191,7 @@ def find_missing(
     The class score says whether there is an object. Labels and crowds of the same class hide the part of a detection
     that lies in them; a label of another class hides one with the same outline. What is matched has its label.
 
-    ious, inside: of overlaps(). matches: of match().
+    ious, inside: of overlaps(). matches: of match_greedily().
     """
     is_same = (labels.rows[:, None] == found.rows[None]) | (labels.crowds & (labels.rows == UNKNOWN))[:, None]
     covered = np.minimum((inside * is_same).sum(axis=0), 1)

@@ -69,21 +69,17 @@ def test_measures_are_those_of_the_repeated_candidates():
     counts = rng.integers(0, 3, (20, 60))
     ranking = benchmark.Ranking(values, faults)
     rows = [np.repeat(np.arange(60), count) for count in counts]
-    for first in (None, 7, 1000):
-        expected = []
-        for places in rows:
-            order = places[np.argsort(-values[places], kind="stable")]
-            expected.append(faults[order][: faults[places].sum() if first is None else first].mean())
-        np.testing.assert_allclose(ranking.precision(counts, first), expected)
-    expected = [
-        stats.mannwhitneyu(values[places][faults[places]], values[places][~faults[places]]).statistic
-        / (faults[places].sum() * (~faults[places]).sum())
-        for places in rows
-    ]
-    np.testing.assert_allclose(ranking.auroc(counts), expected)
-    without = benchmark.Ranking(values, np.zeros(60, bool))
-    assert np.isnan(without.auroc(counts)).all()
-    assert np.isnan(without.precision(counts)).all()
+    expected = []
+    for places in rows:
+        order = places[np.argsort(-values[places], kind="stable")]
+        positives = int(faults[places].sum())
+        better = stats.mannwhitneyu(values[places][faults[places]], values[places][~faults[places]]).statistic
+        precisions = [faults[order][:first].mean() for first in (positives, benchmark.FIRST)]
+        expected.append([*precisions, better / (positives * (len(places) - positives))])
+    np.testing.assert_allclose(ranking.measure(counts), expected)
+    assert np.isnan(benchmark.Ranking(values, np.zeros(60, bool)).measure(counts)).all()
+    few = benchmark.Ranking(values, faults).measure(np.eye(60, dtype=int)[:1])  # one candidate
+    assert few[0, 1] == 1 if faults[0] else np.isnan(few[0, 1])
 
 
 def seen(count: int) -> list[Seen]:
@@ -122,8 +118,9 @@ def test_a_good_model_finds_the_planted_faults():
         assert rows[benchmark.BASELINES[name]]["AUROC"]["gain"] == [0, 0, 0]
 
 
-def test_the_logistic_regression_finds_its_factors():
-    rng = np.random.default_rng(0)
-    inputs = np.concatenate([rng.normal(size=(20000, 2)), np.ones((20000, 1))], axis=1)
-    goods = rng.random(20000) < 1 / (1 + np.exp(-inputs @ [1.0, 2.0, -0.5]))
-    np.testing.assert_allclose(benchmark._fit(inputs, goods), [1, 2, -0.5], atol=0.1)
+def test_chances_come_from_the_other_pictures():
+    pictures = seen(8)
+    chances = benchmark.calibrated_chances(pictures)
+    assert [len(of_picture) for of_picture in chances] == [len(one.found.scores) for one in pictures]
+    assert all(of_picture[0] > 0.8 > 0.4 > of_picture[-1] for of_picture in chances)
+    assert benchmark.calibrated_chances(pictures[:1]) is None

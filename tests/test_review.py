@@ -18,7 +18,7 @@ from evaluation.review import (
     Labels,
     find_twins,
     is_shifted,
-    match,
+    match_greedily,
     reason,
     review_picture,
 )
@@ -143,8 +143,8 @@ def test_nothing_is_normal_input(count):
 
 def test_pairs_of_the_greatest_gain_come_first():
     gains = np.array([[0.5, 0.9, 0.0], [0.4, 0.8, 0.0], [0.0, 0.0, 0.0]])
-    assert match(gains).tolist() == [1, 0, -1]
-    assert match(np.zeros((2, 0))).tolist() == [-1, -1]
+    assert match_greedily(gains).tolist() == [1, 0, -1]
+    assert match_greedily(np.zeros((2, 0))).tolist() == [-1, -1]
 
 
 def test_a_shift_is_told_from_another_outline():
