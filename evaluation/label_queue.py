@@ -25,9 +25,10 @@ from data.records import Object, Picture
 from model import MaskRCNN
 
 from .accept import chances
-from .detect import detect_to_folder, load_results
+from .detect import detect_to_folder, evaluation_of
 from .results import image_numbers
 from .review import KINDS, LEAST_SCORE, MATCH_IOU, MISSING, WRONG_CLASS, Found, Labels, Suspect, reason, review_picture
+from .stream import read_lines
 
 LEAST_INSTANCES = 300  # detections of a picture, of which many have low scores
 
@@ -88,13 +89,23 @@ def detect_pictures(model: MaskRCNN, records: Records, folder: Path, split: str 
     with model.prepared():
         detect_to_folder(model, dataset, dataset.image_ids, folder)
     numbers = image_numbers(dataset)
-    entries: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
-    for entry in load_results(folder, numbers)[1]:
-        entries[entry["image_id"]].append(entry)
+    found = _stored(model.config, folder)
     return [
-        Seen(picture, picture_name(records, picture), _found(model.config, entries[number]))
+        Seen(picture, picture_name(records, picture), found[number])
         for picture, number in zip(pictures, numbers, strict=True)
     ]
+
+
+def _stored(config: Config, folder: Path) -> dict[int, Found]:
+    """The detections that detect_to_folder has written, by the numbers of their images; a picture at a time, because
+    entries in COCO's format take ten times the memory. Raises: ValueError for a damaged line.
+    """
+    found = {}
+    for span, line in read_lines(folder, evaluation_of(folder)):
+        if isinstance(line, str):
+            raise ValueError(f"{span.path}, line {span.number}, is damaged: {line}. Run again: it is detected again")
+        found[line.image_id] = _found(config, line.masks)
+    return found
 
 
 def _found(config: Config, entries: Sequence[Mapping[str, Any]]) -> Found:
