@@ -477,7 +477,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_objects(records)
     seen = detect_pictures(model, records, arguments.found, "val")[: arguments.images]
     start = time.perf_counter()
-    facts = {**machine.describe(arguments.device), "data": arguments.data, "model": str(model.source)}
+    facts = {**machine.describe(arguments.device), "data": arguments.data, "model": Path(name).name}
     facts |= {"pictures": len(seen), "labels": sum(len(one.picture.objects) for one in seen)}
     facts |= {
         "detections": sum(len(one.found.scores) for one in seen),
