@@ -4,8 +4,8 @@
     python custom.py train   --dataset DIR                   a model, from a plan that fits to the data
     python custom.py evaluate --dataset DIR                  how good the model is, in sentences, and a report
     python custom.py convert --dataset DIR --to coco OUT     writes OUT/annotations.json in COCO's format
-    python custom.py review  --dataset DIR --model FILE      labels, those first that a model finds wrong
-    python custom.py suggest --unlabelled DIR --model FILE   pictures without labels, those first that a model doubts
+    python custom.py review  --dataset DIR                   labels, most suspicious first
+    python custom.py suggest --unlabelled DIR --model FILE   pictures without labels, most doubtful first
 
 The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of all: 0 all is well,
 1 there are errors in the data, which were left out and are named, 2 the data cannot be used. docs/own_data.md explains
@@ -33,12 +33,20 @@ from data.plan import AUGMENTATIONS, Plan, facts_of, make_plan
 from data.reading import Options, without_log
 from data.recognise import FORMAT_NAMES, Records, open_records
 from data.record_dataset import agree_on_channels
-from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES, SPLITS
+from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.writers.coco import write_coco
 from evaluation import data_page, label_queue, review_page, suggest
 from evaluation.accept import score_threshold
 from model import MaskRCNN
-from own_evaluation import SUBSETS, fault_sentence, open_evaluation
+from own_evaluation import (
+    SUBSETS,
+    choose_pictures,
+    fault_sentence,
+    find_model,
+    name_objects,
+    open_evaluation,
+    split_file,
+)
 from own_training import MODEL_NAME, Request, open_job_together
 from weights.published import MODEL_NAMES
 
@@ -77,10 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_review(commands: Any) -> None:
     """The command review."""
     parser = _add_command(commands, "review", "rank labels by how likely they are wrong, as a model sees them")
-    parser.add_argument("--subset", choices=SPLITS, help="the labels of this split only; default: all")
+    parser.add_argument(
+        "--subset", choices=SUBSETS, default="all",
+        help="the labels of this split only, as train divided the data or as they are; default: all",
+    )  # fmt: skip
     parser.add_argument(
         "--top", type=cli.whole_number(1), default=50, metavar="N", help="places to print and to show; default: 50"
     )
+    cli.add_model(parser, f"last, which is output/NAME/{MODEL_NAME} of train, NAME being the name of DIR")
     _add_finding(parser, "review.html, review.json and the labels with their numbers", REVIEW_FOLDER)
 
 
@@ -94,12 +106,13 @@ def _add_suggest(commands: Any) -> None:
     parser.add_argument(
         "--top", type=cli.whole_number(1), default=20, metavar="N", help="pictures to print and to show; default: 20"
     )
+    cli.add_model(parser, "none; name one")
     _add_finding(parser, "suggest.html, suggest.json and the model's proposals to correct", SUGGEST_FOLDER)
 
 
 def _add_finding(parser: argparse.ArgumentParser, contents: str, folder: str) -> None:
     """The arguments of a command that looks at pictures with a model, and writes a folder."""
-    cli.add_model(parser, "none; name one")
+    cli.add_checkpoint_options(parser)
     cli.add_output(parser, contents, folder)
     cli.add_device(parser)
     cli.add_set(parser)
@@ -340,11 +353,17 @@ def run_review(arguments: argparse.Namespace) -> int:
     """Ranks the labels of a data set, prints and writes the queue. Returns the exit code."""
     records, options = open_dataset(arguments)
     label_queue.check_output(arguments.output, records.root, "--dataset")
-    model = open_finder(arguments)
+    checkpoint = find_model(arguments.model, arguments.dataset)
+    model = open_finder(arguments, checkpoint)
     report = check(records, options)
+    notes = [name_objects(records, report, model) or ""]
     if report.has_errors:
-        print("what cannot be used is left out; custom.py check names it")
-    seen = label_queue.detect_pictures(model, records, arguments.output, arguments.subset)
+        notes.append("what cannot be used is left out; custom.py check names it")
+    split = None if arguments.subset == "all" else arguments.subset
+    if split is not None:
+        notes += choose_pictures(records, report, split, split_file(checkpoint)).notes
+    print("".join(f"{note}\n" for note in notes if note), end="")
+    seen = label_queue.detect_pictures(model, records, arguments.output, split)
     done = label_queue.review(model, seen)
     print("\n".join(label_queue.review_lines(done, arguments.top)))
     write_files(
@@ -367,7 +386,9 @@ def run_suggest(arguments: argparse.Namespace) -> int:
     """Ranks pictures without labels, prints and writes the order. Returns the exit code."""
     records, thumbnails = suggest.picture_records(arguments.unlabelled)
     label_queue.check_output(arguments.output, records.root, "--unlabelled")
-    model = open_finder(arguments)
+    if arguments.model in (None, "last"):
+        raise ValueError(f"--model must name a checkpoint file, or one of {', '.join(MODEL_NAMES)}")
+    model = open_finder(arguments, arguments.model)
     threshold = score_threshold(model.config)
     seen = label_queue.detect_pictures(model, records, arguments.output)
     ranking = suggest.suggest(seen, thumbnails, threshold)
@@ -388,14 +409,11 @@ def run_suggest(arguments: argparse.Namespace) -> int:
     return int(bool(faults[ERROR]))
 
 
-def open_finder(arguments: argparse.Namespace) -> MaskRCNN:
-    """The model of --model, which sees whole pictures and keeps what it is not sure of. Raises: as cli.open_model."""
-    if arguments.model is None:
-        raise ValueError(f"--model is missing; name a checkpoint file, or one of {', '.join(MODEL_NAMES)}")
+def open_finder(arguments: argparse.Namespace, checkpoint: str | Path) -> MaskRCNN:
+    """The model as it sees whole pictures and keeps what it is not sure of. Raises: as cli.open_model."""
     given = cli.settings_of(arguments)
-    return cli.open_model(
-        arguments, arguments.model, adapt=lambda config: label_queue.detection_settings(config, given)
-    )
+    arguments = argparse.Namespace(**{**vars(arguments), "model": str(checkpoint)})
+    return cli.open_model(arguments, "", adapt=lambda config: label_queue.detection_settings(config, given))
 
 
 def write_labels(records: Records, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageFilter
 import custom
 import utils
 from data.recognise import open_records
+from data.split import Split, write_split
 
 NASTY = '<img src=x onerror="alert(1)">'
 MIDDLES = [(24, 24), (24, 70), (70, 24), (70, 70)]  # (y, x)
@@ -155,6 +157,22 @@ def test_the_page_shows_the_crops_and_loads_nothing(reviewed):
         assert words in page
 
 
+def test_the_division_of_the_training_counts(reviewed, tmp_path, capsys):
+    """The model has not seen what its own training held out."""
+    dataset, _, _ = reviewed
+    shutil.copy(Path(custom.__file__).parent / "assets" / "nuclei.pth", tmp_path / "model.pth")
+    write_split(Split(["val/b.png", "val/c.png"], ["val/a.png"], {}, []), tmp_path / "split.json")
+    arguments = ["--subset", "val", "--model", str(tmp_path / "model.pth"), "--output", str(tmp_path / "out")]
+    assert custom.main(["review", "--dataset", str(dataset), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"train and val are those of {tmp_path / 'split.json'}" in printed
+    assert "Looked at 4 labels in 1 pictures" in printed
+    value = json.loads((tmp_path / "out" / "review.json").read_text())
+    assert {entry["file"] for entry in value["queue"]} == {"val/a.png"}
+    labels = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())
+    assert [entry["file_name"] for entry in labels["images"]] == ["val/a.png"]
+
+
 def test_names_are_text(tmp_path, capsys):
     name = f"{NASTY.replace('/', '')}\x1b[2J.png"
     dataset = write_set(tmp_path / "set", {name: [disc(*middle) for middle in MIDDLES[:3]]}, name=NASTY)
@@ -204,13 +222,14 @@ def test_suggest_puts_the_doubtful_picture_first_and_copies_last(tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["review", "--dataset", "SET"], "--model is missing"),
+        (["review", "--dataset", "SET"], "name the model with --model FILE"),
         (["review", "--dataset", "SET", "--model", "shapes"], "none of the classes of the labels: nucleus"),
         (
             ["review", "--dataset", "SET", "--model", "nuclei", "--subset", "train"],
-            "has no pictures in train; it has val",
+            "has no such pictures; it has --subset val",
         ),
         (["review", "--dataset", "SET", "--model", "nuclei", "--output", "SET/review"], "lies inside of --dataset"),
+        (["suggest", "--unlabelled", "SET/val"], "--model must name a checkpoint file"),
         (["suggest", "--unlabelled", "SET/none", "--model", "nuclei"], "there is no such folder"),
         (["suggest", "--unlabelled", "SET/annotations", "--model", "nuclei"], "there is no picture"),
         (
