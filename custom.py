@@ -5,8 +5,10 @@
     python custom.py evaluate --dataset DIR                  how good the model is, in sentences, and a report
     python custom.py detect  --dataset FILES|FOLDER|GLOB     finds objects: pictures, tables, labels for tools
     python custom.py convert --dataset DIR --to coco OUT     the same labels in another format
+    python custom.py review  --dataset DIR                   labels, most suspicious first
+    python custom.py suggest --unlabelled DIR --model FILE   pictures without labels, most doubtful first
 
-The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of both: 0 all is well,
+The format is recognised by looking; --format names it. Nothing in DIR is changed. Exit codes of all: 0 all is well,
 1 there are errors in the data, which were left out and are named, 2 the data cannot be used. docs/own_data.md explains
 what is checked.
 """
@@ -39,16 +41,26 @@ from data.records import CENTRES, CONTOUR, ERROR, SEVERITIES
 from data.sources import PictureFile, find_pictures
 from data.writers.all import WRITERS
 from data.writers.common import counted
-from evaluation import data_page
+from evaluation import data_page, label_queue, review_page, suggest
 from evaluation.accept import USUAL_THRESHOLD, score_threshold
 from evaluation.detect import LISTED
 from evaluation.own_detect import PictureSet, detect_pictures, detection_settings
 from evaluation.own_outputs import DEFAULT_KINDS, KINDS, summary, write_outputs
 from evaluation.own_outputs import Request as DetectRequest
-from own_evaluation import SUBSETS, fault_sentence, open_evaluation
+from model import MaskRCNN
+from own_evaluation import (
+    SUBSETS,
+    choose_pictures,
+    fault_sentence,
+    find_model,
+    name_objects,
+    open_evaluation,
+    split_file,
+)
 from own_training import MODEL_NAME, Request, open_job_together
+from weights.published import MODEL_NAMES
 
-CHECK_FOLDER = "output/check"
+CHECK_FOLDER, REVIEW_FOLDER, SUGGEST_FOLDER = "output/check", "output/review", "output/suggest"
 RESULTS = Path("output")  # of trainings and detections, a folder each
 GPU_BATCH = 4  # pictures that a GPU detects in together
 
@@ -62,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = cli.Parser("custom.py", __doc__)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="check | train | evaluate | detect | convert",
+        dest="command", required=True, metavar="check | train | evaluate | detect | convert | review | suggest",
         parser_class=lambda prog, description, **options: cli.Parser(prog, description, **options),
     )  # fmt: skip
     checking = _add_command(commands, "check", "say what a data set holds, and what is wrong with it")
@@ -71,7 +83,45 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_convert(commands)
     _add_detect(commands)
+    _add_review(commands)
+    _add_suggest(commands)
     return parser
+
+
+def _add_review(commands: Any) -> None:
+    """The command review."""
+    parser = _add_command(commands, "review", "rank labels by how likely they are wrong, as a model sees them")
+    parser.add_argument(
+        "--subset", choices=SUBSETS, default="all",
+        help="the labels of this split only, as train divided the data or as they are; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=cli.whole_number(1), default=50, metavar="N", help="places to print and to show; default: 50"
+    )
+    cli.add_model(parser, f"last, which is output/NAME/{MODEL_NAME} of train, NAME being the name of DIR")
+    _add_finding(parser, "review.html, review.json and the labels with their numbers", REVIEW_FOLDER)
+
+
+def _add_suggest(commands: Any) -> None:
+    """The command suggest."""
+    words = "rank pictures without labels by what a model doubts in them"
+    parser = commands.add_parser("suggest", description=f"{words.capitalize()}.", help=words)
+    parser.add_argument(
+        "--unlabelled", type=Path, required=True, metavar="DIR", help="folder of pictures; labels in it do not count"
+    )
+    parser.add_argument(
+        "--top", type=cli.whole_number(1), default=20, metavar="N", help="pictures to print and to show; default: 20"
+    )
+    cli.add_model(parser, "none; name one")
+    _add_finding(parser, "suggest.html, suggest.json and the model's proposals to correct", SUGGEST_FOLDER)
+
+
+def _add_finding(parser: argparse.ArgumentParser, contents: str, folder: str) -> None:
+    """The arguments of a command that looks at pictures with a model, and writes a folder."""
+    cli.add_checkpoint_options(parser)
+    cli.add_output(parser, contents, folder)
+    cli.add_device(parser)
+    cli.add_set(parser)
 
 
 def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
@@ -243,12 +293,17 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def write_report(report: Report, records: Records, folder: Path, suggestion: Plan | None = None) -> None:
     """Writes check.json and check.html into a folder. suggestion: the settings that fit to the data."""
-    folder.mkdir(parents=True, exist_ok=True)
     suggested = {} if suggestion is None else {"suggested_settings": suggestion.to_json()}
     files = {
         "check.json": json.dumps({**report.to_json(), **suggested}, indent=1),
         "check.html": data_page.render(report, records),
     }
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Writes texts by the names of their files into a folder, each wholly or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         data = text.encode("utf-8", "backslashreplace")
         runtime.write_atomically(folder / name, lambda file, data=data: file.write(data))
@@ -407,6 +462,83 @@ def newest_model(folder: Path = RESULTS) -> Path:
 #  Review and suggest
 ############################################################
 
+LABEL_WRITERS = {name: WRITERS[name] for name in ("coco", "labelme")}  # of labels with numbers, and of proposals
+
+
+def run_review(arguments: argparse.Namespace) -> int:
+    """Ranks the labels of a data set, prints and writes the queue. Returns the exit code."""
+    records, options = open_dataset(arguments)
+    label_queue.check_output(arguments.output, records.root, "--dataset")
+    checkpoint = find_model(arguments.model, arguments.dataset)
+    model = open_finder(arguments, checkpoint)
+    report = check(records, options)
+    notes = [name_objects(records, report, model) or ""]
+    if report.has_errors:
+        notes.append("what cannot be used is left out; custom.py check names it")
+    split = None if arguments.subset == "all" else arguments.subset
+    if split is not None:
+        notes += choose_pictures(records, report, split, split_file(checkpoint)).notes
+    print("".join(f"{note}\n" for note in notes if note), end="")
+    seen = label_queue.detect_pictures(model, records, arguments.output, split)
+    done = label_queue.review(model, seen)
+    print("\n".join(label_queue.review_lines(done, arguments.top)))
+    write_files(
+        arguments.output,
+        {
+            "review.json": json.dumps(label_queue.to_json(model, done), indent=1),
+            "review.html": review_page.render(
+                review_page.review_view(model, done, arguments.top, records.root.resolve().name)
+            ),
+        },
+    )
+    labels = label_queue.labels_with_numbers(model, records, done, done.queue[: arguments.top])
+    folders = write_labels(labels, arguments.output)
+    print(f"\n{arguments.output / 'review.html'} shows them; {folders} has all labels with these numbers, for a tool")
+    print("A model that has learned from these labels finds fewer mistakes in them than one that has not seen them.")
+    return int(report.has_errors)
+
+
+def run_suggest(arguments: argparse.Namespace) -> int:
+    """Ranks pictures without labels, prints and writes the order. Returns the exit code."""
+    records, thumbnails = suggest.picture_records(arguments.unlabelled)
+    label_queue.check_output(arguments.output, records.root, "--unlabelled")
+    if arguments.model in (None, "last"):
+        raise ValueError(f"--model must name a checkpoint file, or one of {', '.join(MODEL_NAMES)}")
+    model = open_finder(arguments, arguments.model)
+    threshold = score_threshold(model.config)
+    seen = label_queue.detect_pictures(model, records, arguments.output)
+    ranking = suggest.suggest(seen, thumbnails, threshold)
+    print("\n".join(suggest.suggest_lines(ranking, arguments.top, threshold)))
+    title = records.root.resolve().name
+    write_files(
+        arguments.output,
+        {
+            "suggest.json": json.dumps(suggest.to_json(model, ranking, threshold), indent=1),
+            "suggest.html": review_page.render(suggest.suggest_view(model, ranking, arguments.top, threshold, title)),
+        },
+    )
+    folders = write_labels(suggest.proposals(model, records, ranking[: arguments.top], threshold), arguments.output)
+    print(f"\n{arguments.output / 'suggest.html'} shows them; {folders} has what the model finds in them, to correct")
+    faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
+    if faults[ERROR]:
+        print("\n".join(fault_lines(faults)))
+    return int(bool(faults[ERROR]))
+
+
+def open_finder(arguments: argparse.Namespace, checkpoint: str | Path) -> MaskRCNN:
+    """The model as it sees whole pictures and keeps what it is not sure of. Raises: as cli.open_model."""
+    given = cli.settings_of(arguments)
+    arguments = argparse.Namespace(**{**vars(arguments), "model": str(checkpoint)})
+    return cli.open_model(arguments, "", adapt=lambda config: label_queue.detection_settings(config, given))
+
+
+def write_labels(records: Records, folder: Path) -> str:
+    """Writes records in each of LABEL_WRITERS, into a folder each. Returns: the folders in words."""
+    is_embedded = any(picture.path is None for picture in records.pictures)
+    for name, write in LABEL_WRITERS.items():
+        write(records, folder / name, is_embedded)
+    return " or ".join(str(folder / name) for name in LABEL_WRITERS)
+
 
 ############################################################
 #  Command line
@@ -421,6 +553,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "check": run_check, "train": run_train, "evaluate": run_evaluate, "convert": run_convert, "detect": run_detect,
+        "review": run_review, "suggest": run_suggest,
     }  # fmt: skip
     with without_log("data.formats.coco", "data.images"):
         return cli.run(f"custom.py {arguments.command}", lambda: commands[arguments.command](arguments))

@@ -254,7 +254,7 @@ def check(records: Records, options: Options | None = None) -> Report:
     start = time.perf_counter()
     options = options or Options()
     check_orphans(records, options)
-    thumbnails = _check_files(records)
+    thumbnails = check_files(records)
     table = check_objects(records, options)
     if not len(table.classes):
         records.findings.add(_NO_OBJECTS, "")
@@ -411,7 +411,7 @@ def _empty_pictures(records: Records, names: list[str]) -> list[Picture]:
 ############################################################
 
 
-def _check_files(records: Records) -> list[Thumbnail]:
+def check_files(records: Records) -> list[Thumbnail]:
     """Reads every picture. Those that cannot be read are taken out of records. Returns: a thumbnail of each other."""
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         results = list(threads.map(_thumbnail, records.pictures, chunksize=16))

@@ -86,7 +86,7 @@ def check_objects(records: Records, options: Options | None = None) -> ObjectTab
         if not picture.objects:
             continue
         masks = [parsed.mask(picture.height, picture.width) for parsed in picture.objects]
-        areas = coco_mask.area(masks).astype(np.int64)
+        areas = np.array([utils.rle_area(mask) for mask in masks], np.int64)  # pycocotools refuses more than 255
         boxes = coco_mask.toBbox(masks)
         name = picture_name(records, picture)
         kept = _check_areas(records, picture, name, areas)

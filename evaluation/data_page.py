@@ -138,7 +138,7 @@ def _contact(records: Records, picture: Picture, colors: dict) -> dict[str, Any]
     }
     try:
         drawn = _drawn(load_pixels(picture), picture.objects, (0, 0, picture.height, picture.width), colors)
-        example["image"] = _inline(drawn, f"{name} with its labels")
+        example["image"] = inline_pixels(drawn, f"{name} with its labels")
     except (ValueError, OSError) as error:
         example["problem"] = utils.printable(error, 300)
     return example
@@ -168,7 +168,8 @@ def _drawn(
     )  # fmt: skip
 
 
-def _inline(pixels: np.ndarray, alt: str) -> Shown:
+def inline_pixels(pixels: np.ndarray, alt: str) -> Shown:
+    """Pixels, uint8 [H, W, 3], as an image inside of the page."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return inline_picture(file.getvalue(), alt)
@@ -229,7 +230,7 @@ def _odd(records: Records, table: ObjectTable, odd: Odd, colors: dict) -> dict[s
     region = max(0, y1 - room), max(0, x1 - room), min(picture.height, y2 + room), min(picture.width, x2 + room)
     try:
         drawn = _drawn(load_pixels(picture), [parsed], region, colors, captions=False)
-        example["image"] = _inline(drawn, f"{title} in the middle")
+        example["image"] = inline_pixels(drawn, f"{title} in the middle")
     except (ValueError, OSError) as error:
         example["problem"] = utils.printable(error, 300)
     return example

@@ -94,6 +94,17 @@ def test_the_second_of_two_equal_objects_is_left_out(tmp_path):
     assert report.splits["all"].crowds == 1
 
 
+def test_a_picture_may_have_any_number_of_objects(tmp_path):
+    squares = [
+        thing(np.array([[x, y], [x + 2, y], [x + 2, y + 2], [x, y + 2]]))
+        for x in range(0, 60, 3)
+        for y in range(0, 45, 3)
+    ]
+    report = check(made(tmp_path, {"a.png": squares}))
+    assert report.splits["all"].objects == {"cat": 300}
+    assert report.table.areas.tolist() == [4] * 300
+
+
 def test_class_names_that_differ_by_case_or_spaces_are_named(tmp_path):
     objects = [thing(name="person"), thing(SQUARE + 20, name="Person "), thing(SQUARE + 30, name="parson")]
     report = check(made(tmp_path, {"a.png": objects}))
