@@ -25,7 +25,8 @@ LAYERS = [
     {"own_training"},
     {"own_evaluation"},
     {"coco", "convert_weights", "custom"},
-    {"demo", "samples"},
+    {"demo"},
+    {"samples"},
     {"assets", "benchmarks", "notebooks"},
     {"tests"},
 ]
