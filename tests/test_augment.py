@@ -237,6 +237,9 @@ def test_a_pasted_object_covers_what_is_below():
     expected[3:8, 3:8] = coded(6, 6, 2)[1:6, 1:6]
     np.testing.assert_array_equal(pasted.pixels, expected)
     np.testing.assert_array_equal(view.pixels, coded(10, 10, 1))  # the view itself stays
+    other = paste_objects(view, donor, [1], (0, 0))
+    assert other.class_ids.tolist() == [1, 2, -3, 1]
+    assert other.boxes[-1].tolist() == [0, 0, 1, 1]
 
 
 def test_objects_with_too_little_left_vanish():

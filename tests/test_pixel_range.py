@@ -167,6 +167,21 @@ def test_training_evaluation_and_detection_see_the_same_pixels(tmp_path, monkeyp
     np.testing.assert_array_equal([image for images in seen for image in images], expected)
 
 
+def test_a_data_set_that_makes_its_own_arrays():
+    class Own(Dataset):
+        def load_image(self, image_id):
+            return deep(64, 64, 3, seed=image_id)
+
+    dataset = Own()
+    dataset.add_class("own", 1, "thing")
+    dataset.add_image("own", 0, None)
+    dataset.prepare()
+    dataset.load_mask = lambda image_id: (np.zeros((64, 64, 0), bool), np.zeros(0, np.int32))
+    config = Config(NUM_CLASSES=2, PIXEL_RANGE="percentiles", IMAGE_RESIZE_MODE="none", WORKERS=0)
+    sample = TrainingData(dataset, config, augment=False).sample(0)
+    np.testing.assert_array_equal(sample.image, stretch_percentiles(deep(64, 64, 3)))
+
+
 def test_what_an_augmentation_returns_is_not_scaled_again(tmp_path):
     config = Config(NUM_CLASSES=4, PIXEL_RANGE="percentiles", IMAGE_RESIZE_MODE="none", HORIZONTAL_FLIP=0.0, WORKERS=0)
     data = TrainingData(files(tmp_path), config, augmentation=lambda image, masks: (image // 2, masks))
