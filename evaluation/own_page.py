@@ -10,6 +10,7 @@ from . import charts
 from .accept import GOOD_IOUS
 from .calibration import calibrate
 from .errors import KINDS, error_examples
+from .examples import EXAMPLES, EXAMPLES_OF_AN_IMAGE
 from .matching import IOUS
 from .own_numbers import NOT_CALIBRATED, OwnNumbers
 from .own_words import PART_HEAD, OwnReport, accept_rows, number, part_rows, quality_rows
@@ -38,6 +39,8 @@ def own_view(own: OwnReport, load_image: Callable[[int], np.ndarray]) -> dict[st
         "parts": {name: _table(PART_HEAD, rows) for name, rows in part_rows(numbers).items() if rows},
         "threshold_plots": _threshold_plots(numbers),
         "accept": _accept(numbers),
+        "most_examples": EXAMPLES,
+        "most_of_an_image": EXAMPLES_OF_AN_IMAGE,
         "kinds": _kinds(numbers, load_image),
         "model_name": None if own.model_name is None else shlex.quote(own.model_name),
         "model_path": repr(own.model_name),

@@ -369,7 +369,8 @@ def show_example(example: Example, load_image: Callable[[int], np.ndarray]) -> d
         "true IoU": example.true_iou,
     }
     names = {"class_name": example.class_name, "title": example.title}
-    return {"image": image, "error": message, "scores": scores, **names}
+    has_scores = example.class_score is not None  # not of an object that was missed
+    return {"image": image, "error": message, "scores": scores if has_scores else {}, **names}
 
 
 def _timing(seconds: Mapping[str, float]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NASTY, detection_result, tiny_model
+from helpers import NASTY, detection_result, rectangle, segm_result, tiny_model, truth_of
 from PIL import Image
 from scipy import ndimage
 from torch import nn
@@ -18,11 +18,13 @@ import custom
 import own_evaluation
 from config import Config
 from data.check import check
+from data.reading import Options
 from data.recognise import open_records
 from data.record_dataset import RecordDataset
 from data.split import Split, write_split
 from evaluation.errors import Error
 from evaluation.own import evaluate_own, store_settings
+from evaluation.own_numbers import own_numbers
 from evaluation.own_words import leak_sentence, of_ten, small_misses
 from own_evaluation import choose_pictures, find_model, split_file
 from weights.checkpoint import read_checkpoint
@@ -155,6 +157,39 @@ def test_numbers_have_their_names(evaluated):
     assert dict(zip(head, row, strict=True))["recall at IoU 0.5"] == str(numbers.quality.recall)
 
 
+def test_chances_are_those_of_the_detections_that_count(evaluated):
+    _, _, result, _ = evaluated
+    accept, quality = result.numbers.accept, result.numbers.quality
+    assert len(accept.good) == len(accept.predicted) == quality.true_positives + quality.false_positives
+    assert accept.tables[0.7][0].accepted == np.count_nonzero(accept.predicted[:, 0] >= 0.5)
+    assert accept.good[:, 0].sum() == result.numbers.counts.quality(0.7).true_positives, "of disjoint objects"
+
+
+def test_panoptic_quality_is_of_disjoint_detections():
+    mask = rectangle(10, 10, 30, 30)
+    results = [segm_result(1, 1, mask, 0.9), segm_result(1, 1, mask, 0.8)]
+    numbers = own_numbers(truth_of((1, 1, mask)), results, 100, Config(NUM_CLASSES=3), {1: 1, 2: 2}, False)
+    assert numbers.metrics()["F1 at IoU 0.5"] == numbers.metrics()["precision at IoU 0.5"] * 4 / 3 == 2 / 3
+    assert [numbers.metrics()[f"{name} at IoU 0.5"] for name in ("PQ", "SQ", "RQ")] == [1, 1, 1]
+    assert numbers.class_metrics(1)["PQ at IoU 0.5"] == 1
+    assert numbers.class_metrics(2)["PQ at IoU 0.5"] == -1, "nothing of this class"
+    whole = numbers.to_json()
+    assert [whole["all"]["0.5"][name] for name in ("F1", "PQ")] == [2 / 3, 1]
+    assert whole["classes"]["class 2"]["0.5"]["PQ"] is None
+
+
+def test_chances_are_stored_by_the_classes_of_the_model(monkeypatch):
+    """The data set's category 1 is class 3 of the model."""
+    monkeypatch.setattr("evaluation.accept.LEAST_OF_A_CLASS", 50)
+    mask, images = rectangle(10, 10, 30, 30), tuple(range(1, 61))
+    contents = truth_of(*((image, 1, mask) for image in images), images=images, categories=(1,))
+    masks = [mask if image % 3 else rectangle(10, 10, 30, 20) for image in images]
+    results = [segm_result(image, 1, each, 0.5 + image / 200) for image, each in zip(images, masks, strict=True)]
+    numbers = own_numbers(contents, results, 100, Config(NUM_CLASSES=4), {1: 3, 2: 1}, True)
+    assert numbers.accept.fit.own_classes == (3,)
+    assert len(numbers.accept.fit.calibration) == 24
+
+
 def test_the_model_gets_what_was_chosen(evaluated):
     _, model, result, _ = evaluated
     assert result.settings == {name: getattr(model.config, name) for name in result.settings}
@@ -267,8 +302,6 @@ def test_crowds_alone_are_no_objects(tmp_path, no_page):
     for entry in value["annotations"]:
         entry["iscrowd"] = 1
     path.write_text(json.dumps(value))
-    from data.reading import Options
-
     records = open_records(folder, None, Options(crowds="ignore"))
     check(records, Options(crowds="ignore"))
     result = evaluate_own(Spots(), RecordDataset(records, "val"), tmp_path / "out", verbose=False)
@@ -440,8 +473,9 @@ def test_the_split_of_the_training_counts(tmp_path):
 
 def test_pictures_of_another_split_that_look_alike(tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "val": 2})
-    shutil.copyfile(folder / "train" / "train1.png", folder / "val" / "val2.png")
-    assert subset_of(folder).leaks == [("train/train1.png", "val/val2.png")]
+    for i in (1, 2):
+        shutil.copyfile(folder / "train" / "train1.png", folder / "val" / f"val{i}.png")
+    assert subset_of(folder).leaks == [("train/train1.png", f"val/val{i}.png") for i in (1, 2)]
     assert subset_of(folder, "all").leaks == []
 
 
