@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import skimage.measure
 from scipy import ndimage
-from scipy.spatial import KDTree
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial import Delaunay
 
 _SCALE = 5  # steps a pixel
 _CHUNK = 1 << 18  # crossings that are computed together
@@ -245,23 +247,44 @@ def join_rings(rings: list[np.ndarray]) -> np.ndarray:
     """
     points = np.concatenate(rings)
     starts = np.cumsum([0, *map(len, rings)])
+    if len(rings) == 1:
+        return points
     owner = np.repeat(np.arange(len(rings)), np.diff(starts))
-    distances, nearest = np.full(len(points), np.inf), np.zeros(len(points), np.int64)
-    is_waiting = owner >= 0
+    pairs = _shortest_bridges(points, owner)
+    neighbours: dict[int, list[tuple[int, int]]] = {}  # {ring: (point of it, point of another ring)}
+    for first, second in (*pairs, *np.flip(pairs, axis=1)):
+        neighbours.setdefault(int(owner[first]), []).append((int(first), int(second)))
     entries, bridges = {0: 0}, {}  # {ring: the point at which it is entered}, {point: rings that a bridge leads to}
-    ring = 0
-    while True:
-        is_waiting[owner == ring] = False
-        if not is_waiting.any():
-            return points[_walk(starts, entries, bridges)]
-        found, places = KDTree(points[starts[ring] : starts[ring + 1]]).query(points[is_waiting])
-        waiting = np.flatnonzero(is_waiting)
-        is_nearer = found < distances[waiting]
-        distances[waiting[is_nearer]], nearest[waiting[is_nearer]] = found[is_nearer], starts[ring] + places[is_nearer]
-        entry = int(waiting[distances[waiting].argmin()])
-        ring = int(owner[entry])
-        entries[ring] = entry
-        bridges.setdefault(int(nearest[entry]), []).append(ring)
+    waiting = [0]
+    while waiting:
+        for point, entry in neighbours[waiting.pop()]:
+            ring = int(owner[entry])
+            if ring not in entries:
+                entries[ring] = entry
+                bridges.setdefault(point, []).append(ring)
+                waiting.append(ring)
+    return points[_walk(starts, entries, bridges)]
+
+
+def _shortest_bridges(points: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Pairs of points, int64 [rings - 1, 2], that join all rings with the least length.
+
+    The shortest way between two groups of points is a side of Delaunay's triangles, so only these are compared.
+    points: float64 [N, (x, y)]. owner: int64 [N], the ring of each.
+    """
+    triangles = Delaunay(points).simplices
+    sides = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]).astype(np.int64)
+    sides = sides[owner[sides[:, 0]] != owner[sides[:, 1]]]
+    lengths = np.hypot(*(points[sides[:, 0]] - points[sides[:, 1]]).T).clip(1e-9)  # csgraph takes 0 for no way
+    rings = np.sort(owner[sides], axis=1)
+    order = np.lexsort([lengths, rings[:, 1], rings[:, 0]])
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (np.diff(rings[order], axis=0) != 0).any(axis=1)
+    best = order[is_first]  # the shortest side between each two rings
+    count = int(owner[-1]) + 1
+    tree = minimum_spanning_tree(csr_array((lengths[best], rings[best].T), (count, count))).tocoo()
+    place = {(int(row), int(column)): number for number, (row, column) in zip(best, rings[best], strict=True)}
+    return sides[[place[int(row), int(column)] for row, column in zip(*tree.coords, strict=True)]]
 
 
 def _walk(starts: np.ndarray, entries: dict[int, int], bridges: dict[int, list[int]]) -> list[int]:

@@ -101,10 +101,12 @@ def _write_picture(dataset: PictureSet, image_id: int, line: Any, path: Path, re
     Raises: ValueError or OSError if the picture cannot be read.
     """
     picture = dataset.pictures[image_id]
+    scale, rows = request.pixel_size, []
+    if line.masks and not {TABLE, PICTURES} & set(request.kinds):  # nothing but the line is needed
+        size = tuple(line.masks[0]["segmentation"]["size"])
+        return results_of(picture, size, line, request.config, request.threshold), rows, scale
     with local_copy(picture.address) as file:
-        size = tuple(line.masks[0]["segmentation"]["size"]) if line.masks else image_size(file).shown
-        results = results_of(picture, size, line, request.config, request.threshold)
-        rows, scale = [], request.pixel_size
+        results = results_of(picture, image_size(file).shown, line, request.config, request.threshold)
         if TABLE in request.kinds:
             scale = scale or pixel_size(file)
             rows = rows_of(results, read_values(file), scale, request.class_names)

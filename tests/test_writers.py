@@ -17,6 +17,7 @@ import utils
 from data.recognise import Records, open_records
 from data.records import Findings, Object, Picture
 from data.writers.all import WRITERS
+from data.writers.common import number_names
 
 NAMES = ("nucleus, dividing", "Zelle (groß) 日本", 'a "b"', "rod/coccus", "type 2")
 SCORES = {"score": 0.91234567, "mask_iou": 0.8, "mask_score": 0.73, "accept": 0.5}
@@ -208,6 +209,13 @@ def test_names_of_files_that_are_no_unicode(name, tmp_path):
         pytest.skip("this file system takes Unicode only")
     WRITERS[name](records, tmp_path / "out", True)
     assert content(open_records(tmp_path / "out")) == content(records)
+
+
+def test_equal_names_get_numbers():
+    assert number_names(["a", "A", "b", "a", "a_2", "a"]) == ["a", "A_2", "b", "a_3", "a_2_2", "a_4"]
+    many = number_names(["frame"] * 20_000)  # as of many videos in one list
+    assert many[-1] == "frame_20000"
+    assert len(set(many)) == 20_000
 
 
 ############################################################

@@ -53,12 +53,16 @@ def renamed_classes(records: Records, is_bad: Any, reason: str, notes: list[str]
 
 def number_names(names: Iterable[str]) -> list[str]:
     """The names, of which those that were there before, in any case of letters, get a number: a, b, a_2."""
-    taken, result = set(), []
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}  # the last one of each name
+    result = []
     for name in names:
-        number, choice = 1, name
+        key, choice = folded(name), name
+        number = numbers.get(key, 1)
         while folded(choice) in taken:
             number += 1
             choice = f"{name}_{number}"
+        numbers[key] = number
         taken.add(folded(choice))
         result.append(choice)
     return result
