@@ -1,5 +1,8 @@
 """benchmarks/label_review.py: faults are planted as it says, and its measures are right."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +13,7 @@ from data.records import Object, Picture
 from evaluation.label_queue import Seen
 from evaluation.review import Found
 
+ROOT = Path(__file__).parent.parent
 SIZE = (120, 160)
 
 
@@ -124,3 +128,18 @@ def test_chances_come_from_the_other_pictures():
     assert [len(of_picture) for of_picture in chances] == [len(one.found.scores) for one in pictures]
     assert all(of_picture[0] > 0.8 > 0.4 > of_picture[-1] for of_picture in chances)
     assert benchmark.calibrated_chances(pictures[:1]) is None
+
+
+def test_the_docs_have_the_committed_figures():
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    results = {}
+    for title, name in {"nuclei": "nuclei", "persons": "person"}.items():
+        path = f"benchmarks/results/2026-11-28-label-review-{name}-xeon-1-thread.json"
+        assert f"(../{path})" in page
+        results[title] = json.loads((ROOT / path).read_text())
+    assert benchmark.summary(results) in page
+    for facts in results.values():
+        for task in facts["review"].values():
+            for row in task["rankings"].values():
+                for value, low, high in (row[kind]["interval"] for kind in benchmark.MEASURES):
+                    assert low <= value <= high or np.isnan(value)
