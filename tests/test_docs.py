@@ -133,7 +133,7 @@ PYTHON = [
 
 def test_there_is_python_to_check():
     pages = {parameter.values[0] for parameter in PYTHON}
-    assert {"README.md", "docs/own_data.md", "docs/evaluation.md", "docs/operators.md"} <= pages
+    assert {"README.md", "docs/data_sets.md", "docs/evaluation.md", "docs/operators.md"} <= pages
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
@@ -188,7 +188,7 @@ def test_configurations_of_examples_are_valid(page, block):
 
 
 def test_the_data_set_of_own_data_reads_folders(tmp_path, monkeypatch):
-    """The example of docs/own_data.md runs as it is."""
+    """The example of docs/data_sets.md runs as it is."""
     for folder in ("images", "masks/a"):
         (tmp_path / "cells/train" / folder).mkdir(parents=True)
     Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "cells/train/images/a.png")
@@ -198,7 +198,7 @@ def test_the_data_set_of_own_data_reads_folders(tmp_path, monkeypatch):
     Image.fromarray(mask).save(tmp_path / "cells/train/masks/a/0.png")
     monkeypatch.chdir(tmp_path)
     names = {}
-    (block,) = [block for block in code_blocks(PAGES["docs/own_data.md"], "python") if "utils.Dataset" in block]
+    (block,) = [block for block in code_blocks(PAGES["docs/data_sets.md"], "python") if "utils.Dataset" in block]
     exec(block, names)
     dataset = names["dataset"]
     assert dataset.class_names == ["BG", "cell"]
