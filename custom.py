@@ -493,7 +493,7 @@ def run_review(arguments: argparse.Namespace) -> int:
     )
     labels = label_queue.labels_with_numbers(model, records, done, done.queue[: arguments.top])
     folders = write_labels(labels, arguments.output)
-    print(f"\n{arguments.output / 'review.html'} shows them; {folders} has all labels with these numbers, for a tool")
+    print(f"\n{arguments.output / 'review.html'} shows them; {folders} have all labels with these numbers, for a tool")
     print("A model that has learned from these labels finds fewer mistakes in them than one that has not seen them.")
     return int(report.has_errors)
 
@@ -518,7 +518,7 @@ def run_suggest(arguments: argparse.Namespace) -> int:
         },
     )
     folders = write_labels(suggest.proposals(model, records, ranking[: arguments.top], threshold), arguments.output)
-    print(f"\n{arguments.output / 'suggest.html'} shows them; {folders} has what the model finds in them, to correct")
+    print(f"\n{arguments.output / 'suggest.html'} shows them; {folders} have what the model finds in them, to correct")
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     if faults[ERROR]:
         print("\n".join(fault_lines(faults)))
@@ -533,11 +533,16 @@ def open_finder(arguments: argparse.Namespace, checkpoint: str | Path) -> MaskRC
 
 
 def write_labels(records: Records, folder: Path) -> str:
-    """Writes records in each of LABEL_WRITERS, into a folder each. Returns: the folders in words."""
+    """Writes records in each of LABEL_WRITERS, into a folder each, and prints what a format cannot hold.
+
+    Returns: the folders in words.
+    """
     is_embedded = any(picture.path is None for picture in records.pictures)
     for name, write in LABEL_WRITERS.items():
-        write(records, folder / name, is_embedded)
-    return " or ".join(str(folder / name) for name in LABEL_WRITERS)
+        notes: list[str] = []
+        write(records, folder / name, is_embedded, notes)
+        print("".join(f"{folder / name}: {note}\n" for note in notes), end="")
+    return " and ".join(str(folder / name) for name in LABEL_WRITERS)
 
 
 ############################################################

@@ -124,6 +124,18 @@ def test_the_labels_carry_the_numbers(reviewed):
     assert value["annotations"][1]["segmentation"] == utils.rle_to_json(first.objects[1].mask(SIDE, SIDE))
 
 
+def test_labelme_opens_the_labels_with_their_numbers(reviewed):
+    """Each picture has its json, from which imagePath leads to the picture."""
+    dataset, out, _ = reviewed
+    paths = sorted((out / "labelme").rglob("*.json"))
+    assert [path.name for path in paths] == ["a.json", "b.json", "c.json"]
+    values = [json.loads(path.read_text()) for path in paths]
+    assert [len(value["shapes"]) for value in values] == [4, 4, 5]
+    for path, value, name in zip(paths, values, "abc", strict=True):
+        assert (path.parent / value["imagePath"]).resolve() == (dataset / "val" / f"{name}.png").resolve()
+        assert all("suspicion" in json.dumps(shape) for shape in value["shapes"])
+
+
 def test_a_second_run_detects_nothing_again(reviewed, capsys):
     """Also after a label was corrected, which is what the queue is for."""
     dataset, _, arguments = reviewed
