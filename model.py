@@ -1845,7 +1845,7 @@ class MaskRCNN(nn.Module):
         self._decide(TRAIN_BN=self._trains_bn(), FROZEN_STAGES=self._frozen_stages())
         if self._from_nothing():
             self.source = "trained from nothing"
-        elif "trained" not in self.source:
+        elif not self.source.endswith(("trained from nothing", "trained further")):
             self.source += ", trained further"
         config = self.config
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))

@@ -527,3 +527,19 @@ def test_a_training_stores_how_it_scaled_16_bit_images(tmp_path):
     assert (caller.BIT_DEPTH, model.config.BIT_DEPTH) == ("auto", 12)
     assert (train.reader.chosen, val.reader.chosen) == (12, 12)
     assert MaskRCNN.from_checkpoint(model.find_last(), "cpu").config.BIT_DEPTH == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a file", "a file, trained further"),
+        ("shapes, trained by this project", "shapes, trained by this project, trained further"),
+        ("a file, trained further", "a file, trained further"),
+        ("trained from nothing", "trained from nothing"),
+    ],
+)
+def test_a_model_says_where_its_weights_come_from(source, expected):
+    model = tiny_model(GPU_COUNT=0)
+    model.source = source
+    model._begin_training()
+    assert model.source == expected
