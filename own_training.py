@@ -40,7 +40,7 @@ from data.split import FILE_NAME, Split, apply_split, make_split, read_split, wr
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import evaluation_callback
 from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
-from training.checkpoints import best_path
+from training.checkpoints import best_path, find_last
 from training.guards import is_out_of_memory
 from training.loop import Progress
 from weights.checkpoint import is_backbone, read_checkpoint, with_settings, write_checkpoint
@@ -120,7 +120,8 @@ class Job:
         sheet = Image.fromarray(_side_by_side(tiles))
         runtime.write_atomically(path, lambda file: sheet.save(file, "JPEG", quality=90))
         return (
-            f"{count} pictures read and augmented, {met} of {objects} objects can be matched by an anchor (IoU 0.5); "
+            f"{count} picture{'s' * (count != 1)} read and augmented, {met} of {objects} objects can be matched by an "
+            "anchor (IoU 0.5); "
             f"{path} shows what the network sees"
         )
 
@@ -195,7 +196,7 @@ class Job:
     def write_model(self, progress: Progress, path: Path) -> None:
         """Writes the weights of the best checkpoint, set to detect in whole pictures."""
         best = best_path(progress.log_dir, OwnConfig.NAME)
-        checkpoint = read_checkpoint(best if best.is_file() else progress.checkpoint)
+        checkpoint = read_checkpoint(best if best.is_file() else find_last(self.logs, OwnConfig.NAME))
         config = OwnConfig.from_dict(checkpoint["config"])
         before, after = config.to_dict(), config.for_detection().to_dict()
         changed = {name: value for name, value in after.items() if value != before[name]}
@@ -440,7 +441,9 @@ def _tell_time(job: Job, minutes: float | None, step: float, image: float, image
     plan.choices[row] = Choice("length", f"{learned + head_batches(plan):,} steps", why)
     words = f"{step:.2f} s a step on this machine, in {plan.settings['TRAIN_DTYPE']}"
     if images:
-        words += f", and {plan.epochs + 1} evaluations of {images} pictures ({_minutes(evaluation)})"
+        words += (
+            f", and {plan.epochs + 1} evaluations of {images} picture{'s' * (images != 1)} ({_minutes(evaluation)})"
+        )
     words += "; asked for by --minutes" if minutes is not None else "; --minutes N plans for less"
     plan.choices.insert(row + 1, Choice("time", _minutes(training + evaluation), words))
 

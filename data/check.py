@@ -136,6 +136,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def _few(pictures: int) -> str:
+    return f"{_count(pictures, 'picture')} {'is' if pictures == 1 else 'are'} few"
+
+
 def _count_lines(report: Report) -> list[str]:
     """The table of counts: a column for each split, and a note on the right."""
     splits = list(report.splits.values())
@@ -260,7 +264,7 @@ def check(records: Records, options: Options | None = None) -> Report:
         records.findings.add(_NO_OBJECTS, "")
     alike, leaks = _check_likeness(records, thumbnails)
     if len(records.pictures) < _FEW_PICTURES:
-        few = dataclasses.replace(_FEW, what=f"{_count(len(records.pictures), 'picture')} are few")
+        few = dataclasses.replace(_FEW, what=_few(len(records.pictures)))
         records.findings.add(few, "")
     return _report(records, thumbnails, table, alike, leaks, time.perf_counter() - start)
 

@@ -67,7 +67,7 @@ def test_the_bare_command_plans_trains_and_writes_a_model(tmp_path, capsys, shor
     assert (output / "evaluation" / "report.html").is_file()
     assert re.search(r"length +4 steps\n +2 views", printed)
     assert "s a step on this machine" in printed
-    assert re.search(r"Self-check: 1 pictures read and augmented, \d of \d objects can be matched", printed)
+    assert re.search(r"Self-check: 1 picture read and augmented, \d of \d objects can be matched", printed)
     assert {"plan.json", "split.json", "first_batch.jpg", "model.pth", "logs", "check", "evaluation", "losses.png"} <= {
         path.name for path in output.iterdir()
     }
@@ -93,6 +93,8 @@ def test_the_same_command_continues_and_another_is_refused(tmp_path, capsys, sho
     assert "from epoch 1, step 0, to epoch 2" in capsys.readouterr().out
     assert (output / "plan.json").read_text() == plan
     assert calls == [], "a plan that exists is not made anew"
+    assert train(dataset, output) == 0
+    assert "Use it:" in capsys.readouterr().out, "a finished training says its result again"
     assert train(dataset, output, "--minutes", "3") == 2
     error = capsys.readouterr().err
     assert "--minutes was not given, and is 3.0 now" in error
@@ -125,7 +127,9 @@ def test_too_few_pictures_train_without_validation(tmp_path, capsys, short):
     dataset, output = write_set(tmp_path / "cells", count=3), tmp_path / "out"
     assert train(dataset, output) == 0
     assert "no number that says how good the model is" in capsys.readouterr().out
-    assert (output / "model.pth").is_file()
+    model = (output / "model.pth").read_bytes()
+    assert train(dataset, output) == 0
+    assert (output / "model.pth").read_bytes() == model, "a training that is finished stays as it is"
 
 
 def test_pictures_of_16_bit_and_four_channels(tmp_path, capsys, short):
