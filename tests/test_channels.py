@@ -88,7 +88,10 @@ def test_transparency_counts_if_there_are_as_many_channels(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unassalpha"])
     two = four[..., :2]
     Image.fromarray(two, "LA").save(tmp_path / "b.png")
-    for name in ("a.png", "a.tif"):
+    tifffile.imwrite(
+        tmp_path / "deep.tif", four.astype(np.uint16) * 257, photometric="rgb", extrasamples=["unassalpha"]
+    )
+    for name in ("a.png", "a.tif", "deep.tif"):
         np.testing.assert_array_equal(read(tmp_path / name, 4), PLANES[:4])
         np.testing.assert_array_equal(read(tmp_path / name, 3), PLANES[:3])
     np.testing.assert_array_equal(read(tmp_path / "b.png", 2), PLANES[:2])
