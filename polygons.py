@@ -226,7 +226,7 @@ def _untouching(corners: np.ndarray) -> list[np.ndarray]:
     return [*rings, np.array(path, np.int64)]
 
 
-def inset(ring: np.ndarray, distance: float = 0.25) -> np.ndarray:
+def inset(ring: np.ndarray, distance: float = 0.1) -> np.ndarray:
     """A ring of an Outline, moved into the mask by less than half a pixel: float64 [N, (x, y)].
 
     Filled by the centres of pixels, it is still the same mask. It also is where a program cuts coordinates off to whole

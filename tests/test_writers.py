@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image, ImageDraw
 
 import utils
+from data.object_checks import check_objects
 from data.recognise import Records, open_records
 from data.records import Findings, Object, Picture
 from data.writers.all import WRITERS
@@ -273,6 +274,16 @@ def test_a_line_of_yolo_is_one_polygon_and_names_are_numbers(tmp_path):
             assert len(values) >= 6
             assert ((values >= 0) & (values <= 1)).all()
     assert any("pictures are copied" in note for note in notes)
+
+
+def test_bridges_are_no_fault_of_the_labels(tmp_path):
+    """check warns of polygons that cross themselves and lose area. Bridges that cross an outline lose none."""
+    records = mixed_set(tmp_path / "in")
+    WRITERS["yolo"](records, tmp_path / "out")
+    read = open_records(tmp_path / "out")
+    check_objects(read)
+    assert not read.findings.of("error")
+    assert not read.findings.of("warning")
 
 
 def test_qupath_gets_closed_rings_holes_and_measurements(tmp_path):
