@@ -237,7 +237,8 @@ def _add_detect(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=cli.share,
-        help=f"the least class score of an object; default: the model's own, or {USUAL_THRESHOLD:g}",
+        help="the least mask score of an object, or class score without a MaskIoU head; default: the model's own, or "
+        f"{USUAL_THRESHOLD:g}",
     )  # fmt: skip
     parser.add_argument(
         "--pixel-size", type=cli.positive_number, metavar="UM",
@@ -409,7 +410,8 @@ def run_detect(arguments: argparse.Namespace) -> int:
     threshold = score_threshold(model.config) if arguments.threshold is None else arguments.threshold
     say = print if runtime.rank() == 0 else (lambda text: None)
     say(f"weights: {utils.printable(model.source)}")
-    say(f"{counted(len(pictures), 'pictures')}; threshold: class score {threshold:g}")
+    kind = "mask score" if model.config.USE_MASKIOU_HEAD else "class score"
+    say(f"{counted(len(pictures), 'pictures')}; threshold: {kind} {threshold:g}")
     dataset = PictureSet(pictures)
     try:
         run = detect_pictures(model, dataset, found.sources, folder, arguments.dtype or "float32", arguments.workers)

@@ -218,13 +218,15 @@ def find_results(folder: Path, evaluation: str) -> dict[int, Span]:
 def results_of(
     picture: PictureFile, size: tuple[int, int], line: Line, config: Config, threshold: float
 ) -> PictureResults:
-    """The results of a line: detections with a score of the threshold at least, and with a pixel at least.
+    """The results of a line: detections of a mask score of the threshold at least, and of a pixel at least.
+
+    Without a MaskIoU head, the mask score is the class score.
 
     size: (height, width) of the picture, for a line without detections.
     """
     entries = [
         (box, mask) for box, mask in zip(line.boxes, line.masks, strict=True)
-        if mask["class_score"] >= threshold and utils.rle_area(mask["segmentation"]) > 0
+        if mask["score"] >= threshold and utils.rle_area(mask["segmentation"]) > 0
     ]  # fmt: skip
     corners = np.array([box["bbox"] for box, _ in entries], np.float32).reshape(-1, 4)
     x, y, width, height = corners.T

@@ -47,7 +47,7 @@ class Request(NamedTuple):
     """What is to be written."""
 
     kinds: Sequence[str]  # of KINDS
-    threshold: float  # the least class score
+    threshold: float  # the least mask score; without a MaskIoU head, class score
     pixel_size: float | None  # micrometres; None: by the metadata of each picture
     class_names: Sequence[str]  # [K], background first
     config: Config  # of the model

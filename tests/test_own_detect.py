@@ -56,7 +56,7 @@ class BlobFinder:
         stack = np.stack([*found, np.zeros(image.shape[:2], bool)], axis=-1)[..., : len(found)]
         result = detection_result(
             stack, [int(red) // 60 for red, _, _ in pixels], [green / 255 for _, green, _ in pixels],
-            [0.9 if number % 2 else 0.5 for number in range(count)] if self.has_ious else None,
+            [0.9 if number % 2 else 0.68 for number in range(count)] if self.has_ious else None,
         )  # fmt: skip
         result["masks"] = list(utils.mask_to_rle(stack))
         return result
@@ -84,7 +84,7 @@ def finder(monkeypatch):
 def pictures(tmp_path):
     folder = tmp_path / "slides"
     save_blobs(folder / "a.png", (1, 0.9, 4, 5, 12, 25), (2, 0.8, 20, 30, 35, 40), (3, 0.3, 2, 50, 6, 60))
-    save_blobs(folder / "plate 1" / "b.png", (2, 0.6, 0, 0, 10, 10))
+    save_blobs(folder / "plate 1" / "b.png", (2, 0.8, 0, 0, 10, 10))
     save_blobs(folder / "plate 1" / "empty.png", size=(30, 31))
     return folder
 
@@ -108,7 +108,7 @@ def test_the_results_by_default(pictures, finder, tmp_path, capsys):
     assert detect(pictures) == 0
     out = tmp_path / "out"
     printed = capsys.readouterr().out
-    assert "3 pictures; threshold: class score 0.5" in printed
+    assert "3 pictures; threshold: mask score 0.5" in printed
     assert (
         "3 pictures, 3 objects (dog 2, cat, small 1), of which the model doubts 2 (predicted IoU below 0.7): "
         f"see pictures/, annotations.json and results.json, objects.csv in {out}"
@@ -121,7 +121,7 @@ def test_the_results_by_default(pictures, finder, tmp_path, capsys):
     first, second, third = rows_of(out)
     assert (first["file"], first["number"], first["class"]) == ("a.png", "1", "cat, small"), "best mask first"
     assert (first["class_score"], first["predicted_iou"], first["mask_score"]) == ("0.901961", "0.9", "0.811765")
-    assert (second["class"], second["class_score"], second["predicted_iou"]) == ("dog", "0.8", "0.5")
+    assert (second["class"], second["class_score"], second["predicted_iou"]) == ("dog", "0.8", "0.68")
     assert [second[f"box_{name}_px"] for name in ("x", "y", "width", "height")] == ["30", "20", "10", "15"]
     assert (second["area_px"], second["length_px"], second["width_px"]) == ("150", "15", "10")
     assert (second["mean_1"], second["mean_2"], second["mean_3"], second["deviation_1"]) == ("120", "204", "250", "0")
@@ -185,9 +185,9 @@ def test_a_calibrated_model_says_accept(pictures, finder, tmp_path, capsys):
     finder.config = TinyConfig(ACCEPT_CALIBRATION=FACTORS, SCORE_THRESHOLD=0.7)
     assert detect(pictures, "--to", "csv,geojson") == 0
     printed = capsys.readouterr().out
-    assert "threshold: class score 0.7" in printed
+    assert "threshold: mask score 0.7" in printed
     rows = rows_of(tmp_path / "out")
-    assert len(rows) == 2
+    assert len(rows) == 1
     logits = [np.log(p / (1 - p)) for p in (0.901961, 0.9)]
     assert float(rows[0]["accept"]) == pytest.approx(1 / (1 + np.exp(2 - sum(logits))), abs=0.001)
     assert re.search(r"the model doubts \d \(accept below 0\.5\)", printed)
@@ -378,7 +378,7 @@ def test_a_model_from_a_file(pictures, tmp_path, capsys):
         str(tmp_path / "o"),
     ]
     assert custom.main([*arguments, "--threshold", "0.01", "--device", "cpu", "--to", "csv,imagej"]) == 0
-    assert "2 pictures; threshold: class score 0.01" in capsys.readouterr().out
+    assert "2 pictures; threshold: mask score 0.01" in capsys.readouterr().out
     settings = json.loads((tmp_path / "o" / "evaluation.json").read_text())["identity"]["settings"]
     assert settings["IMAGE_RESIZE_MODE"] == "pad64"
     assert settings["DETECTION_MIN_CONFIDENCE"] == 0.0, "that of the model is lower still"
