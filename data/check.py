@@ -23,10 +23,10 @@ import numpy as np
 import utils
 from data.images import Thumbnail, image_size, read_thumbnail, thumbnail_of
 from data.likeness import SIDE, find_alike
-from data.listing import Listing, folder_of, stem_of, suffix_of
+from data.listing import PICTURE_SUFFIXES, Listing, folder_of, stem_of, suffix_of
 from data.object_checks import ObjectTable, check_objects, picture_name
-from data.reading import UNREADABLE, Options, split_of
-from data.recognise import Records
+from data.reading import DERIVED, UNREADABLE, Options, split_of
+from data.recognise import EMPTY, UNLABELLED, Records
 from data.records import ERROR, REMARK, SEVERITIES, SPLITS, WARNING, Fault, Picture
 
 _CUT = Fault(ERROR, "pictures cannot be read, though their beginning can", "left out", "replace them")
@@ -43,7 +43,8 @@ _NO_FILE = Fault(REMARK, "pictures have no label file", "taken as pictures witho
 _SAME_FILE = Fault(WARNING, "pictures are there twice, as equal files", "both kept", "delete one of each pair")
 _ALIKE = Fault(REMARK, "pairs of pictures in one split show the same", "both kept")
 _LEAK = Fault(
-    WARNING, "pictures of one split show the same as pictures of another, so the score will be too good", "both kept",
+    WARNING, "pictures of one split show the same as pictures of another (leakage), so the score will be too good",
+    "both kept",
     "take them out of one of the splits",
 )  # fmt: skip
 _FEW = Fault(REMARK, "", "expect the result to vary with --seed by some points")
@@ -327,16 +328,19 @@ def check_orphans(records: Records, options: Options) -> None:
     """
     listing = Listing(records.root)
     used = {picture_name(records, picture) for picture in records.pictures}
-    labels = {picture.label for picture in records.pictures if picture.label}
+    labels = {picture.label for picture in records.pictures if picture.label} | set(records.labels)
     _check_unread(records, listing, labels)
     named = _named_files(records)
-    lonely = _lonely_labels(listing, labels, used) - named
+    counts = Counter(picture.label for picture in records.pictures if picture.label)
+    lonely = _lonely_labels(listing, labels, used, max(counts.values(), default=1) == 1) - named
     records.findings.add(_LABEL_ALONE, *sorted(lonely))
     without_file = [name for picture in records.pictures if not picture.label and picture.is_labelled
                     and not named & {name := picture_name(records, picture), stem_of(name)}]  # fmt: skip
     records.findings.add(_NO_FILE, *without_file)
     beside, elsewhere = _other_pictures(listing, used | named | labels, used, labels)
     unlabelled = [picture for picture in records.pictures if not picture.is_labelled]
+    for said in (UNLABELLED, EMPTY):  # by open_records, of fewer pictures
+        records.findings.places.pop(said, None)
     fault = _TAKEN_AS_EMPTY if options.empty == "label" else _NOT_LABELLED
     records.findings.add(fault, *(picture_name(records, picture) for picture in unlabelled), *beside)
     records.findings.add(_FOLDER_WITHOUT, *elsewhere)
@@ -379,24 +383,29 @@ def _other_pictures(
     Where labels are pictures themselves, the others may be labels of another kind: only those beside used ones count.
     """
     folders = {folder_of(name) for name in used}
-    label_folders = {folder_of(label) for label in labels if suffix_of(label) in utils.IMAGE_SUFFIXES}
+    label_folders = {folder_of(label) for label in labels if suffix_of(label) in PICTURE_SUFFIXES}
     label_folders |= {label for label in labels if not suffix_of(label)}  # a folder of masks
     others = [name for name in listing.pictures if name not in known]
     beside = [name for name in others if folder_of(name) in folders - label_folders]
     return beside, [] if label_folders else [name for name in others if folder_of(name) not in folders]
 
 
-def _lonely_labels(listing: Listing, labels: set[str], used: set[str]) -> set[str]:
-    """Files that look like labels of pictures, of which each has its own, and that no picture has."""
-    groups = Counter((folder_of(label), suffix_of(label)) for label in labels)
-    kinds = {group for group, count in groups.items() if count > 1}
+def _lonely_labels(listing: Listing, labels: set[str], used: set[str], are_single: bool) -> set[str]:
+    """Files that look like labels of pictures, and that no picture has.
+
+    are_single: whether each picture has a label file of its own. Otherwise other files are of another kind.
+    """
+    if not are_single or len(labels) < 2:
+        return set()
+    kinds = {(folder_of(label), suffix_of(label)) for label in labels}
+    known, folders = labels | used, {folder_of(name) for name in used}
+    names = (name for name in listing.files if (folder_of(name), suffix_of(name)) in kinds and name not in known)
     return {
         name
-        for name in listing.files
-        if (folder_of(name), suffix_of(name)) in kinds
-        and name not in labels | used
+        for name in names
+        if not DERIVED.search(stem_of(name))
         and name.rpartition("/")[2].lower() not in _NAME_FILES
-        and not (suffix_of(name) in utils.IMAGE_SUFFIXES and folder_of(name) in {folder_of(other) for other in used})
+        and not (suffix_of(name) in PICTURE_SUFFIXES and folder_of(name) in folders)
     }
 
 

@@ -179,6 +179,8 @@ def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np
 def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """The values of an image file of labels, [H, W] or [H, W, C], upright: the numbers of a palette, not its colours.
 
+    C may be 2 or 4: then the last channel is transparency.
+
     Raises: as read_image.
     """
     with _opened(Path(path)) as file:
@@ -187,6 +189,11 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
             _check_size(image.size, max_pixels)
             image.load()
             return np.array(image).astype(np.uint8)
+        if image is not None and image.mode in ("LA", "RGBA") and "16" not in _rawmode(image):
+            _check_size(image.size, max_pixels)
+            turn = _TURNS[_orientation(image)]
+            image.load()
+            return np.ascontiguousarray(turn(np.asarray(image)))
         file.seek(0)
         decoded = _decode(file, max_pixels)
     return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))

@@ -3,10 +3,12 @@
 import base64
 import binascii
 import contextlib
+import gzip
 import json
 import os
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -19,9 +21,11 @@ from data.records import WARNING, Fault, Findings
 
 # Folders that hold no labels: hidden ones, what systems and tools leave behind, and our own output.
 IGNORED_FOLDERS = {"__MACOSX", "__pycache__", "runs", "output", "logs"}
+PICTURE_SUFFIXES = utils.IMAGE_SUFFIXES | {".avif", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".tga"}
 IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 MAX_FILES = 2_000_000
 MAX_LABEL_BYTES = 4 << 30  # a label file above it is refused before it is read
+MAX_UNPACKED = 1 << 30  # bytes of a packed label file
 
 ENCODING = Fault(WARNING, "label files are not UTF-8", "read as cp1252", "save them as UTF-8")
 
@@ -72,7 +76,7 @@ class Listing:
     @cached_property
     def pictures(self) -> list[str]:
         """The names of image files, label images among them."""
-        return self.of(*utils.IMAGE_SUFFIXES)
+        return self.of(*PICTURE_SUFFIXES)
 
     def path(self, name: str) -> Path:
         """The path of a listed file."""
@@ -96,6 +100,8 @@ class Listing:
     def text(self, name: str, findings: Findings | None = None) -> str:
         """The text of a file: UTF-8, with or without a mark at its start, else UTF-16 with a mark, else cp1252.
 
+        A file NAME.gz is unpacked.
+
         findings: gets a warning for cp1252, which is a guess.
 
         Raises: ValueError for a file that is no text, or above MAX_LABEL_BYTES.
@@ -103,7 +109,8 @@ class Listing:
         path = self.path(name)
         if path.stat().st_size > MAX_LABEL_BYTES:
             raise ValueError(f"{utils.printable(name)} has more than {MAX_LABEL_BYTES >> 30} GB")
-        text, encoding = decode_text(path.read_bytes(), name)
+        data = _unpacked(path) if suffix_of(name) == ".gz" else path.read_bytes()
+        text, encoding = decode_text(data, name)
         if encoding == "cp1252" and findings is not None:
             findings.add(ENCODING, name)
         return text
@@ -125,6 +132,18 @@ class Listing:
         except (RecursionError, ValueError) as error:  # numbers of thousands of digits are a ValueError
             problem, place = "cannot be read as JSON", utils.printable(error)
         raise ValueError(f"{utils.printable(name)} {problem}: {place}")
+
+
+def _unpacked(path: Path) -> bytes:
+    """The contents of a file that gzip packed. Raises: ValueError if it is damaged, or has more than MAX_UNPACKED."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(MAX_UNPACKED + 1)
+    except (zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{utils.printable(path.name)} cannot be unpacked: {error}") from None
+    if len(data) > MAX_UNPACKED:
+        raise ValueError(f"{utils.printable(path.name)} has more than {MAX_UNPACKED >> 20} MB when it is unpacked")
+    return data
 
 
 def decode_text(data: bytes, name: str) -> tuple[str, str]:

@@ -38,7 +38,20 @@ _SPELLING = Fault(
     "give them one name in the labels",
 )  # fmt: skip
 
+_SWAPPED = Fault(
+    WARNING, "objects leave their pictures, and all would lie inside with x and y exchanged", "kept as they are",
+    "exchange x and y in the labels, if objects are in the wrong places in check.html",
+)  # fmt: skip
+
+_OTHER_BOX = Fault(
+    WARNING, "outlines are elsewhere than the boxes beside them in the label file", "the outlines taken",
+    "look at them in check.html",
+)  # fmt: skip
+
 TWICE_IOU = 0.9
+_SAME_BOX = 0.5  # IoU of an outline's box with the one beside it
+_SWAPPED_SHARE = 0.1  # of the objects, that leave their pictures
+_MANY = 10  # objects; fewer may all be rectangles by chance
 _BEYOND_SHARE = 0.01  # of a side of the picture, by which outlines may leave it; tools that clip round
 _BEYOND_PIXELS = 2
 _KINK_SHARE = 0.05  # of the area
@@ -81,6 +94,9 @@ def check_objects(records: Records, options: Options | None = None) -> ObjectTab
         for picture in records.pictures:
             for parsed in picture.objects:
                 parsed.is_crowd = False
+    _check_axes(records)
+    _check_rectangles(records)
+    _check_boxes(records)
     rows = []
     for number, picture in enumerate(records.pictures):
         if not picture.objects:
@@ -122,7 +138,7 @@ def _check_areas(records: Records, picture: Picture, name: str, areas: np.ndarra
         if not area:
             low, high = _bounds(parsed)
             size = np.array([picture.width, picture.height])
-            is_outside = bool((low >= size).any() or (high <= 0).any())
+            is_outside = bool(len(parsed.rings) and ((low >= size).any() or (high <= 0).any()))
             records.findings.add(_OUTSIDE if is_outside else _NO_PIXEL, f"{name}: {parsed.place}")
     return areas > 0
 
@@ -147,6 +163,59 @@ def _check_outlines(records: Records, picture: Picture, name: str, kept: np.ndar
         crossed = [ring for ring in parsed.rings if crosses_itself(ring)]
         if crossed:
             records.findings.add(_CROSSING if any(map(_loses_area, crossed)) else _KINK, place)
+
+
+def _check_axes(records: Records) -> None:
+    """Finds a set whose outlines leave their pictures, and would all lie inside of them with x and y exchanged."""
+    count, outside, are_inside = 0, [], True
+    for picture in records.pictures:
+        size = np.array([picture.width, picture.height])
+        room = np.maximum(_BEYOND_PIXELS, _BEYOND_SHARE * size)
+        for parsed in picture.objects if picture.width != picture.height else ():
+            if len(parsed.rings):
+                low, high = _bounds(parsed)
+                count += 1
+                are_inside &= bool((low >= -room[::-1]).all() and (high <= size[::-1] + room[::-1]).all())
+                if (low < -room).any() or (high > size + room).any():
+                    outside.append(f"{picture_name(records, picture)}: {parsed.place}")
+    if are_inside and len(outside) >= max(2, _SWAPPED_SHARE * count):
+        records.findings.add(_SWAPPED, *outside)
+
+
+def _check_boxes(records: Records) -> None:
+    """Finds outlines that are elsewhere than the boxes that their label files have beside them."""
+    for picture in records.pictures:
+        for parsed in picture.objects:
+            if parsed.box is None or not len(parsed.rings) or not np.isfinite(parsed.box).all():
+                continue
+            low, high = _bounds(parsed)
+            x, y, width, height = parsed.box
+            boxes = np.array([[x, y, width, height], [y, x, height, width]], np.float64)
+            straight, swapped = _box_ious(np.tile(np.concatenate([low, high - low]), (2, 1)), boxes)
+            if straight < _SAME_BOX and width > 0 < height:
+                note = " (with x and y exchanged it fits)" if swapped >= _SAME_BOX else ""
+                records.findings.add(_OTHER_BOX, f"{picture_name(records, picture)}: {parsed.place}{note}")
+
+
+def _check_rectangles(records: Records) -> None:
+    """Finds a set in which every outline is a rectangle, upright or turned."""
+    objects = [parsed for picture in records.pictures for parsed in picture.objects]
+    if len(objects) < _MANY or not all(len(parsed.rings) == 1 and _is_rectangle(parsed.rings[0]) for parsed in objects):
+        return
+    what = f"all {len(objects):,} outlines are rectangles, as boxes of detection are"
+    records.findings.add(Fault(WARNING, what, "taken as masks", "label outlines, if objects are no rectangles"), "")
+
+
+def _is_rectangle(ring: np.ndarray) -> bool:
+    """Whether four points are the corners of a rectangle: its diagonals are of one length and middle."""
+    if len(ring) == 5 and (ring[0] == ring[4]).all():
+        ring = ring[:4]
+    if len(ring) != 4:
+        return False
+    first, second = ring[2] - ring[0], ring[3] - ring[1]
+    lengths = np.hypot(*first), np.hypot(*second)
+    middle = np.abs(ring[0] + ring[2] - ring[1] - ring[3]).max() / 2
+    return bool(max(middle, abs(lengths[0] - lengths[1])) <= 0.01 * max(lengths) + 0.02)
 
 
 ############################################################

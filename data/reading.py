@@ -19,7 +19,7 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ import utils
 from data.file_names import CASE, FOLDERS, SUFFIX, FileIndex
 from data.images import ImageSize, image_size
 from data.listing import Listing, folded, folder_of, stem_of
-from data.records import ERROR, REMARK, WARNING, Fault, Findings, Picture
+from data.records import ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
 
 UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
 UNREADABLE = Fault(ERROR, "label files cannot be read", "left out", "mend or delete them")
@@ -46,6 +46,7 @@ FLAWS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowEr
 
 _DAMAGED = Fault(ERROR, "pictures cannot be read", "left out", "replace them")
 
+UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of a picture
 _LONGEST_NAME = 2000  # characters; a longer text is no name of a file
 _LARGE = 64 << 20  # bytes; a larger JSON object is not parsed to recognise it
 _LOOKED_INTO = 8  # JSON files of a folder; if one of them has a format, all of the folder are looked into
@@ -99,6 +100,7 @@ class Reading:
             self._stems[folded(folder_of(name)), folded(stem_of(name))].append(name)
             self._anywhere[folded(stem_of(name))].append(name)
         self._sizes: dict[Path, ImageSize | None] = {}
+        self.excluded: set[str] = set()  # names of image files that are no pictures
         self._noted: set[tuple[str, str]] = set()  # names that note_name has told of
 
     ############################################################
@@ -132,6 +134,12 @@ class Reading:
             return found or self.listing.json(name)
         return None
 
+    def head(self, name: str, size: int = 1 << 14) -> str:
+        """The first characters of a file, to recognise it; empty if it cannot be read."""
+        with contextlib.suppress(OSError), self.listing.path(name).open("rb") as file:
+            return file.read(size).decode("utf-8", "replace")
+        return ""
+
     def looked_into(self, is_format: Callable[[Any], bool], *suffixes: str) -> dict[str, Any]:
         """{name: value as look() gives it} of the JSON files of a format, in the folders whose samples have some."""
         names = self.listing.of(*(suffixes or (".json",)))
@@ -156,9 +164,62 @@ class Reading:
             return None
         return Claim(labels, len(labels), f"{len(good)} of {len(samples)} files looked into have {words}")
 
+    def values(self, labels: Iterable[str], is_format: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the JSON files of a format. Files that are of another kind, or damaged, get a finding."""
+        for label in labels:
+            value = self.json(label)
+            if is_format(value):
+                yield label, value
+            elif value is not None:
+                self.findings.add(OTHER_FILES, label)
+
+    def parsed(
+        self, place: str, noun: str, entries: Iterable[Any], parse: Callable[[Any, str], Object | None], no_area: Fault
+    ) -> Iterator[tuple[Object, Any]]:
+        """(object, entry) of the entries of a picture. One bad entry costs one object, and gets a finding.
+
+        place, noun: for messages, "a.json" and "shape": what is wrong is in "a.json: shape 3".
+        parse: makes an Object of an entry and "shape 3"; None for one without an area, which gets no_area as a finding;
+            raises one of FLAWS for one that cannot be used.
+        """
+        for number, entry in enumerate(entries, start=1):
+            name = f"{noun} {number}"
+            try:
+                parsed = parse(entry, name)
+            except FLAWS as error:
+                self.findings.add(UNUSABLE, f"{place}: {name}: {_reason(error)}")
+                continue
+            if parsed is None:
+                self.findings.add(no_area, f"{place}: {name}")
+            else:
+                yield parsed, entry
+
     ############################################################
     #  Pictures
     ############################################################
+
+    def exclude(self, names: Iterable[str]) -> None:
+        """Leaves image files out when pictures are searched for: masks and label images are none."""
+        self.excluded |= set(names)
+
+    def no_picture(self, place: str, *names: Any, taken: Collection[Path] = ()) -> None:
+        """Adds the finding that a label's picture was not found; that it could be several files, if there are some.
+
+        place: of the label. names: that were searched for; what is no text is passed over. taken: pictures that have
+        labels of their own.
+        """
+        for name in names:
+            stem = stem_of(name.replace("\\", "/")) if isinstance(name, str) and len(name) < _LONGEST_NAME else ""
+            for choice in (stem, stem_of(stem)):
+                candidates = self._not_excluded(self._anywhere.get(folded(choice), []))
+                candidates = [name for name in candidates if self.listing.path(name) not in taken]
+                if len(candidates) > 1:
+                    self.findings.add(AMBIGUOUS, f"{place}: {utils.listed(candidates, 3)}")
+                    return
+        self.findings.add(NO_PICTURE, place)
+
+    def _not_excluded(self, names: list[str]) -> list[str]:
+        return [name for name in names if name not in self.excluded]
 
     @functools.cached_property
     def _index(self) -> FileIndex:
@@ -176,6 +237,7 @@ class Reading:
         others: further names for the same file, tried in this order. Those that are exact come before all guesses.
         """
         names = [choice for choice in (name, *others) if choice and len(choice) < _LONGEST_NAME]
+        names += [short for choice in names if (short := self.without_upload(choice)) != choice]
         for choice in names:
             for path in (posixpath.normpath(f"{folder}/{choice}") if folder else choice, choice):
                 if path in self._pictures:
@@ -183,15 +245,24 @@ class Reading:
         for choice in names:
             found = self._index.find(f"{folder}/{choice}" if folder else choice)
             candidates = [path for path in found.candidates or [found.path] if path in self._pictures]
-            near = [path for path in candidates if folder_of(path) == folder]
-            if len(candidates) == 1 or len(near) == 1:
+            near = nearest(self._allowed(candidates, folder, choice), folder)
+            if len(near) == 1:
                 rules = [rule for rule in found.rules if rule != FOLDERS]  # the folder of the label may be one too many
-                self.note_name(choice, (near or candidates)[0], rules)
-                return self.listing.path((near or candidates)[0])
-            if candidates:
-                self.findings.add(AMBIGUOUS, f"{utils.printable(choice)}: {utils.listed(candidates, 3)}")
+                self.note_name(choice, near[0], rules)
+                return self.listing.path(near[0])
+            if near:
                 return None
         return None
+
+    def without_upload(self, name: Any) -> Any:
+        """A name without the eight digits and - that Label Studio puts before it, if only that is a picture's name."""
+        if not isinstance(name, str):
+            return name
+        folders, base = re.fullmatch(r"(.*[/\\])?(.*)", name, re.DOTALL).groups(default="")
+        short = UPLOAD.sub("", base)
+        if short == base or folded(stem_of(base)) in self._anywhere or folded(stem_of(short)) not in self._anywhere:
+            return name
+        return folders + short
 
     def note_name(self, name: str, path: str, rules: Sequence[str]) -> None:
         """Adds a finding if a picture was found under another name than its label says.
@@ -205,10 +276,11 @@ class Reading:
             self.findings.add(Fault(severity, what, "used"), f"{utils.printable(name)} is {utils.printable(path)}")
 
     def find_stem(self, stem: str, folder: str = "", anywhere: bool = True) -> Path | None:
-        """The image file with this name without suffix, in a folder; else, if it is the only one, anywhere."""
-        names = self._stems.get((folded(folder), folded(stem)), [])
+        """The image file with this name without suffix, in a folder; else the only one anywhere, or the nearest."""
+        stem = self.without_upload(stem)
+        names = self._not_excluded(self._stems.get((folded(folder), folded(stem)), []))
         if not names and anywhere:
-            names = self._anywhere.get(folded(stem), [])
+            names = nearest(self._allowed(self._anywhere.get(folded(stem), []), folder), folder)
         if len(names) > 1:
             names = [name for name in names if stem_of(name) == stem]
         if len(names) != 1:
@@ -216,6 +288,14 @@ class Reading:
         if _composed(stem_of(names[0])) != _composed(stem):
             self.note_name(stem, names[0], (CASE,))
         return self.listing.path(names[0])
+
+    def _allowed(self, names: list[str], folder: str, asked: str = "") -> list[str]:
+        """The pictures that a label in a folder may mean: not those of another split, unless the name says it."""
+        split = split_of(f"{folder}/x")
+        names = self._not_excluded(names)
+        if split is None or split_of(asked) is not None:
+            return names
+        return [name for name in names if split_of(name) in (None, split)]
 
     def size_of(self, picture: Picture) -> tuple[int, int] | None:
         """(height, width) of a picture as it is shown, from its file's header; None, with a finding, if it has none."""
@@ -237,6 +317,21 @@ class Reading:
                 self._sizes[path] = None
                 self.findings.add(_DAMAGED, str(error))
         return self._sizes[path]
+
+
+def nearest(names: list[str], folder: str) -> list[str]:
+    """Of pictures of one name, those whose folders have most of the folders of a label: train of labels/train."""
+    parts = set(folded(folder).split("/"))
+    shared = [len(parts & set(folded(folder_of(name)).split("/"))) for name in names]
+    nearest = [name for name, count in zip(names, shared, strict=True) if count == max(shared)]
+    return [name for name in nearest if folder_of(name) == folder] or nearest
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with an entry, for people."""
+    if isinstance(error, KeyError):
+        return f"has no {utils.printable(error.args[0] if error.args else '', 40)}"
+    return utils.printable(error)
 
 
 def _composed(text: str) -> str:
@@ -286,6 +381,29 @@ def split_of_file(name: str) -> str | None:
 ############################################################
 #  Shapes
 ############################################################
+
+
+class ObjectGroups:
+    """The objects of a picture. Those of one class and group are parts of one object."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """size: (height, width) of the picture."""
+        self.size = size
+        self._objects: dict[Any, Object] = {}
+
+    def add(self, parsed: Object, group: Any) -> None:
+        """Adds an object. group: a number or text; anything else is none, and so is an empty text."""
+        is_group = type(group) in (int, str) and group != ""
+        key = (parsed.name, parsed.is_crowd, group) if is_group else len(self._objects)
+        if key in self._objects:
+            self._objects[key].join(parsed, self.size)
+        else:
+            self._objects[key] = parsed
+
+    @property
+    def objects(self) -> list[Object]:
+        """The objects, in the order of their first parts."""
+        return list(self._objects.values())
 
 
 def point_array(points: Any) -> np.ndarray:

@@ -5,7 +5,8 @@ as it is loaded. All that was decided and all that is wrong with the data is in 
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,11 +18,14 @@ from data.formats import (
     cityscapes,
     coco_records,
     cvat,
+    datumaro,
     geojson,
     imagej,
+    isat,
     label_images,
     label_studio,
     labelme,
+    labelme_xml,
     open_images,
     sa1b,
     supervisely,
@@ -29,14 +33,14 @@ from data.formats import (
     voc,
     yolo,
 )
-from data.listing import stem_of
-from data.reading import DERIVED, Claim, Options, Reading, split_of
+from data.listing import parse_xml, stem_of, suffix_of
+from data.reading import DERIVED, NO_PICTURE, Claim, Options, Reading, split_of, split_of_file
 from data.records import CENTRES, CONTOUR, ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
 
 # The order in which formats look. Label images and masks are pictures, which other formats have too: they look last.
 FORMATS: tuple[ModuleType, ...] = (
-    coco_records, sa1b, labelme, via, cvat, label_studio, supervisely, geojson, yolo, open_images, cityscapes, voc,
-    imagej, binary_masks, label_images,
+    coco_records, datumaro, sa1b, labelme, isat, via, cvat, label_studio, supervisely, geojson, yolo, open_images,
+    cityscapes, voc, labelme_xml, imagej, binary_masks, label_images,
 )  # fmt: skip
 FORMAT_NAMES = tuple(module.NAME for module in FORMATS)
 _PICTURES_ONLY = (binary_masks, label_images)
@@ -47,9 +51,22 @@ _NO_LABELS = (
 )
 
 _PICKLES = (
-    ". Cellpose's _seg.npy files are pickles, which can run programs: they are never read. Its menu File, Save masks "
+    "Cellpose's _seg.npy files are pickles, which can run programs: they are never read. Its menu File, Save masks "
     "as PNG/tif writes label images, which are"
 )
+_PACKED = "There are archives ({}): unpack them, and name the folder that has pictures and labels"
+
+
+def _packed(reading: Reading) -> list[str]:
+    return reading.listing.of(".zip", ".tar", ".tgz", ".rar", ".7z")
+
+
+def _hints(reading: Reading) -> Iterator[str]:
+    """What files are, that are no labels of a known format."""
+    if any(name.endswith("_seg.npy") for name in reading.listing.of(".npy")):
+        yield _PICKLES
+    if packed := _packed(reading):
+        yield _PACKED.format(utils.listed(map(utils.printable, packed), 3))
 
 
 @dataclasses.dataclass
@@ -62,6 +79,7 @@ class Records:
     pictures: list[Picture]
     findings: Findings
     class_names: Sequence[str] = ()  # of all classes, if others than those of the objects are known
+    labels: Sequence[str] = ()  # names of the label files that were read, relative to root
 
 
 def open_records(root: str | Path, format_name: str | None = None, options: Options | None = None) -> Records:
@@ -74,14 +92,16 @@ def open_records(root: str | Path, format_name: str | None = None, options: Opti
     pictures = list(module.read(reading, claim.labels))
     if not pictures:
         raise ValueError(f"--dataset {root}: no picture of the {module.TITLE} labels can be used{_first(reading)}")
-    pictures = _join_same_files(pictures, reading)
+    pictures = _join_same_files(_drop_wrong_guesses(pictures, reading), reading)
     pictures += _without_labels(pictures, claim.labels, reading)
     if getattr(module, "WHOLE_NUMBERS_ARE_CONTOURS", False) or reading.options.filling != "auto":
         settle_filling(pictures, reading.findings, reading.options.filling)
     settle_sizes(pictures, reading)
+    _settle_splits(pictures)
+    labels = [*claim.labels, *sorted(reading.excluded)]
     if not pictures:
         raise ValueError(f"--dataset {root}: no picture of the {module.TITLE} labels can be used{_first(reading)}")
-    return Records(reading.listing.root, module.TITLE, claim.evidence, pictures, reading.findings)
+    return Records(reading.listing.root, module.TITLE, claim.evidence, pictures, reading.findings, labels=labels)
 
 
 def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleType, Claim]:
@@ -105,9 +125,8 @@ def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleT
             raise ValueError(f"--format {format_name}: --dataset {reading.listing.root} has no such labels")
         names = ", ".join(module.TITLE for module in FORMATS)
         message = _NO_LABELS.format(reading.listing.root, len(reading.listing.pictures), names)
-        if any(name.endswith("_seg.npy") for name in reading.listing.of(".npy")):
-            message += _PICKLES
-        raise ValueError(message + _first(reading))
+        message += "".join(f". {hint}" for hint in _hints(reading))
+        raise ValueError(message + (_first(reading) or _damaged(reading)))
     most = max(claim.pictures for claim in claims.values())
     winners = {module: claim for module, claim in claims.items() if claim.pictures >= WINNING_SHARE * most}
     if len(winners) > 1:
@@ -122,6 +141,20 @@ def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleT
     return module, claim
 
 
+def _damaged(reading: Reading) -> str:
+    """Label files that cannot be read at all, for a message."""
+    problems = []
+    for name in reading.listing.samples(reading.listing.of(".json", ".geojson", ".xml")):
+        try:
+            if suffix_of(name) == ".xml":
+                parse_xml(reading.listing.text(name), name)
+            else:
+                reading.listing.json(name)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return f". A file is damaged: {utils.listed(problems, 3)}" if problems else ""
+
+
 def _first(reading: Reading) -> str:
     """The first error, for a message."""
     for fault, places in reading.findings.of(ERROR).items():
@@ -133,13 +166,54 @@ def _first(reading: Reading) -> str:
 #  Decisions about the whole data set
 ############################################################
 
+
+def _settle_splits(pictures: Sequence[Picture]) -> None:
+    """Takes the splits from the names of label files of many pictures, train.xml and val.xml, if folders say none.
+
+    Names of label files of single pictures say nothing: train_01.json may show a train.
+    """
+    splits = {picture.label: split_of_file(picture.label) for picture in pictures if picture.label}
+    are_shared = len(splits) < sum(bool(picture.label) for picture in pictures)
+    if not are_shared or len(set(splits.values()) - {None}) < 2 or any(picture.split for picture in pictures):
+        return
+    for picture in pictures:
+        picture.split = splits.get(picture.label)
+
+
 _TWICE = Fault(
     WARNING, "pictures have two entries or label files", "their objects joined, equal ones once", "remove one of them"
 )
-_UNLABELLED = Fault(
-    REMARK, "pictures have no label", "not used", "--empty label takes them as pictures without objects"
-)
-_EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects, by --empty label")
+UNLABELLED = Fault(REMARK, "pictures have no label", "not used", "--empty label takes them as pictures without objects")
+EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects, by --empty label")
+
+
+def _drop_wrong_guesses(pictures: Sequence[Picture], reading: Reading) -> list[Picture]:
+    """The pictures without those that belong to a nearer label.
+
+    A label whose picture is missing finds another one of its name. That is wrong if this has a label that is nearer to
+    it, and if the label lies among pictures of its own, as b/labels/1.xml beside b/images/ does for a/images/1.png.
+    """
+    labels = defaultdict(set)
+    for picture in pictures:
+        if picture.path is not None:
+            labels[picture.path].add(picture.label)
+    folders = {part for name in reading.listing.pictures for part in _folders_of(name)}
+    wrong = set()
+    for path, names in labels.items():
+        above = _folders_of(reading.listing.relative(path))
+        shared = {name: len(set(_folders_of(name)) & set(above)) for name in names}
+        for name in names:
+            own = [folder for folder in _folders_of(name) if folder not in above]
+            if shared[name] < max(shared.values()) and own and own[0] in folders:
+                wrong.add((name, path))
+    reading.findings.add(NO_PICTURE, *sorted({f"{name}: {path.name}" for name, path in wrong}))
+    return [picture for picture in pictures if (picture.label, picture.path) not in wrong]
+
+
+def _folders_of(name: str) -> list[str]:
+    """The folders of a path, from the outermost: a, a/b for a/b/c.png."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _join_same_files(pictures: Iterable[Picture], reading: Reading) -> list[Picture]:
@@ -167,20 +241,19 @@ def _without_labels(pictures: list[Picture], labels: Sequence[str], reading: Rea
     names = [
         name for name in reading.listing.pictures
         if not DERIVED.search(stem_of(name)) and (path := reading.listing.path(name)).parent in folders
-        and path not in known
+        and path not in known and name not in reading.excluded
     ]  # fmt: skip
     is_empty = reading.options.empty == "label"
     unlabelled = [picture for picture in pictures if not picture.is_labelled]
     for picture in unlabelled:
         picture.is_labelled = is_empty
         names.append(reading.listing.relative(picture.path) if picture.path is not None else picture.label)
-    reading.findings.add(_EMPTY if is_empty else _UNLABELLED, *names)
+    reading.findings.add(EMPTY if is_empty else UNLABELLED, *names)
     names = names[: len(names) - len(unlabelled)]
     return [Picture(reading.listing.path(name), "", split=split_of(name), is_labelled=is_empty) for name in names]
 
 
-_CONTOURS = Fault(REMARK, "polygons have whole numbers throughout, as contours through pixel centres have",
-                  "filled with their outline")  # fmt: skip
+_CONTOURS = "{:,} polygons have whole numbers throughout, as contours through pixel centres have"
 
 
 def settle_filling(pictures: Sequence[Picture], findings: Findings, filling: str = "auto") -> None:
@@ -196,7 +269,7 @@ def settle_filling(pictures: Sequence[Picture], findings: Findings, filling: str
         if not rings or any((np.abs(ring - np.round(ring)) > 0.02).any() for ring in rings):
             return
         filling = CONTOUR
-        findings.add(_CONTOURS, f"{len(rings):,} polygons")
+        findings.add(Fault(REMARK, _CONTOURS.format(len(rings)), "filled with their outline"), "")
         for parsed in objects:
             parsed.rings = [np.round(ring) for ring in parsed.rings]
     for parsed in objects:

@@ -64,6 +64,7 @@ class Object:
 
     def join(self, other: "Object", size: tuple[int, int]) -> None:
         """Adds another object's mask, as a further part of this one. size: (height, width) of the image."""
+        self.box = None  # of the part
         if self.rle is None and other.rle is None and not (self.holes or other.holes) and self.filling == other.filling:
             self.rings = [*self.rings, *other.rings]
             return

@@ -97,6 +97,11 @@ class TiffImage:
         return is_in_page and is_usual and is_small
 
     @property
+    def is_colour(self) -> bool:
+        """Whether the channels of a pixel are its colours, by what the file says."""
+        return self._page.photometric == _RGB or self._page.samplesperpixel > 1
+
+    @property
     def is_readable(self) -> bool:
         """Whether read() has a decoder for the file. Otherwise Pillow may have one."""
         return not self._missing_decoder()

@@ -1,5 +1,6 @@
 """Damaged label files of every format: each is read, or refused in a sentence; nothing else is raised."""
 
+import gzip
 import json
 
 import numpy as np
@@ -43,11 +44,34 @@ JSON = {
         "objects": [{"classTitle": "x", "geometryType": "polygon", "points": {"exterior": [[1, 1], [9, 1], [9, 9]]}}],
     },
     "geojson": [feature(item) for item in HOLED["a"]],
+    "isat": {
+        "info": {"description": "ISAT", "name": "a.png", "width": 48, "height": 40},
+        "objects": [{"category": "x", "group": 1, "segmentation": [[1, 1], [9, 1], [9, 9]], "bbox": [1, 1, 9, 9]}] * 2,
+    },
+    "datumaro": {
+        "categories": {"label": {"labels": [{"name": "cat"}]}},
+        "items": [
+            {
+                "id": "a",
+                "image": {"path": "a.png", "size": [40, 48]},
+                "annotations": [
+                    {"type": "polygon", "label_id": 0, "group": 1, "points": [1, 1, 9, 1, 9, 9]},
+                    {"type": "mask", "label_id": 0, "group": 1, "rle": ENTRY["segmentation"]},
+                ],
+            }
+        ],
+    },
     "sa1b": {"image": {"file_name": "a.png", "height": 40, "width": 48}, "annotations": [ENTRY]},
 }
 TEXT = {
     "a.txt": yolo_text(PLAIN["a"]),
     "a.xml": xml("a", PLAIN["a"], True),
+    "labelme.xml": "<annotation><filename>a.png</filename><imagesize><nrows>40</nrows><ncols>48</ncols></imagesize>"
+    "<object><name>x</name><deleted>0</deleted><id>0</id><polygon><pt><x>1</x><y>1</y></pt><pt><x>9</x><y>1</y></pt>"
+    "<pt><x>9</x><y>9</y></pt></polygon></object></annotation>",
+    "videos.xml": "<annotations><meta><project><tasks><task><id>5</id><size>2</size><mode>interpolation</mode>"
+    '</task></tasks></project></meta><track task_id="5" label="x"><polygon frame="0" outside="0" points="1,1;9,1;9,9"/>'
+    "</track></annotations>",
     "annotations.xml": cvat_xml(HOLED, "{}.png".format),
     "labels.csv": f"ImageId,EncodedPixels\na,{rle_text(PLAIN['a'][0].mask())}\nb,\n",
     "via.csv": "filename,region_shape_attributes,region_attributes\n"
@@ -109,3 +133,13 @@ def test_label_images(root):
         read(root)
 
     fuzz(case, 40, "")
+
+
+def test_packed(root):
+    data = gzip.compress(json.dumps([feature(item) for item in HOLED["a"]]).encode())
+
+    def case(rng):
+        (root / "a.geojson.gz").write_bytes(damaged_bytes(data, rng))
+        read(root)
+
+    fuzz(case, 30, "")

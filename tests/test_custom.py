@@ -263,7 +263,7 @@ def test_convert_leaves_out_what_nobody_labelled(tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(dataset / "train" / "new.png")
     arguments = ["convert", "--dataset", str(dataset), "--to", "yolo", str(out)]
     assert custom.main(arguments) == 0
-    assert "1 picture has no label: train/new.png -- not used" in capsys.readouterr().out
+    assert "1 picture has no label: train/new.png -- left out" in capsys.readouterr().out
     assert not list(out.rglob("new*"))
     assert custom.main([*arguments, "--empty", "label"]) == 0
     assert len(list(out.rglob("new*"))) == 2

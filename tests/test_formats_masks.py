@@ -27,6 +27,7 @@ from PIL import Image
 
 import utils
 from data.formats import binary_masks, imagej, label_images, voc
+from data.images import read_numbers
 from data.reading import Options
 from data.recognise import open_records
 
@@ -146,7 +147,7 @@ def test_foreground_masks(tmp_path):
         open_records(tmp_path)
     records = open_records(tmp_path, options=Options(split_parts=True))
     assert {p.path.stem: len(p.objects) for p in records.pictures} == {"a": 2, "b": 2, "c": 0}
-    assert "label images have one number for all objects" in faults(records)
+    assert "masks have one number for all objects" in faults(records)
 
 
 def test_objects_of_several_parts_are_counted(tmp_path):
@@ -157,6 +158,23 @@ def test_objects_of_several_parts_are_counted(tmp_path):
     records = open_records(tmp_path)
     assert faults(records, "remark") == {label_images._SPLIT.what: ["masks/a.png: 1 parts more than objects"]}
     assert len(records.pictures) == len(truth)
+
+
+def test_transparency_of_masks(tmp_path):
+    square = np.zeros((9, 9), np.uint8)
+    square[2:5, 3:7] = 255
+    white, opaque = np.full_like(square, 255), np.full_like(square, 255)
+    cases = {
+        "cut out": (np.dstack([white, white, white, square]), square),
+        "black cut out": (np.dstack([square * 0] * 3 + [square]), square),
+        "opaque": (np.dstack([square, square, square, opaque]), square),
+        "gray": (np.dstack([square, opaque]), square),
+        "transparent throughout": (np.dstack([square, square, square, square * 0]), square),
+    }
+    for name, (values, expected) in cases.items():
+        Image.fromarray(values).save(tmp_path / "x.png")
+        assert (label_images.one_channel(read_numbers(tmp_path / "x.png")) == expected).all(), name
+    assert label_images.one_channel(np.zeros((0, 0, 4))).shape == (0, 0)
 
 
 def test_numbers_of_and_objects_of():

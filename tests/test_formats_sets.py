@@ -76,7 +76,7 @@ def test_coco_masks_of_cvat_are_no_crowds(tmp_path, crowds):
     write_json(tmp_path / "annotations" / "instances_default.json", value)
     records = open_records(tmp_path, options=Options(crowds=crowds))
     assert sum(o.is_crowd for p in records.pictures for o in p.objects) == (crowds == "ignore")
-    assert (coco_records._CROWDS.what in faults(records)) == (crowds != "ignore")
+    assert (coco_records._MASKS.what in faults(records, "remark")) == (crowds != "ignore")
 
 
 def test_coco_own_crowds_stay(tmp_path):
@@ -96,7 +96,8 @@ def test_coco_contours_are_filled_with_their_outline(tmp_path):
         entry["segmentation"] = [flat((x1, y1, x2 - 1, y2 - 1))]
     write_json(tmp_path / "a.json", value)
     records = check(tmp_path, PLAIN)
-    assert "polygons have whole numbers throughout, as contours through pixel centres have" in faults(records, "remark")
+    what = "5 polygons have whole numbers throughout, as contours through pixel centres have"
+    assert what in faults(records, "remark")
     with pytest.raises(AssertionError):
         check(tmp_path, PLAIN, options=Options(filling="centres"))
 

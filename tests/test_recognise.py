@@ -13,7 +13,19 @@ import native
 import utils
 from data.formats import coco_records, labelme, yolo
 from data.listing import MAX_LABEL_BYTES, Listing, folded, folder_of, parse_xml, stem_of, suffix_of
-from data.reading import Options, Reading, closed_ring, point_array, split_of, split_of_file, whole_size
+from data.reading import (
+    NO_PICTURE,
+    UNUSABLE,
+    ObjectGroups,
+    Options,
+    Reading,
+    closed_ring,
+    nearest,
+    point_array,
+    split_of,
+    split_of_file,
+    whole_size,
+)
 from data.recognise import FORMAT_NAMES, open_records, recognise, settle_filling, settle_sizes
 from data.records import (
     CONTOUR,
@@ -117,9 +129,7 @@ def test_no_labels(tmp_path):
 
 def test_no_picture_can_be_used(tmp_path):
     write_json(tmp_path / "a.json", {"shapes": [], "imagePath": "a.png"})
-    with pytest.raises(
-        ValueError, match=r"no picture of the labelme json labels can be used: 1 label files name a picture"
-    ):
+    with pytest.raises(ValueError, match=r"no picture of the labelme json labels can be used: 1 labels name a picture"):
         open_records(tmp_path)
     (tmp_path / "a.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(ValueError, match="pictures cannot be read"):
@@ -225,10 +235,64 @@ def test_find(tmp_path):
         "remark": 1,  # another Unicode form, percent codes
     }
     assert find("a.png") is None
-    assert list(reading.findings.of(ERROR).values()) == [["a.png: x/a.png, y/a.png"]]
+    reading.no_picture("label.txt: line 1", None, "a.png")
+    assert list(reading.findings.of(ERROR).values()) == [["label.txt: line 1: x/a.png, y/a.png"]]
     assert reading.find_stem("B C") == tmp_path / "y" / "b c.JPG"
     assert reading.find_stem("a") is None
     assert reading.find_stem("a", "Y", anywhere=False) == tmp_path / "y" / "a.png"
+
+
+def test_find_prefers_the_folders_of_the_label(tmp_path):
+    for name in ("images/train/1.png", "images/val/1.png", "images/val/2.png", "x/0a1b2c3d-3.png", "x/4.png"):
+        picture(tmp_path / name)
+    reading = Reading(tmp_path)
+
+    def found(path):
+        return path and reading.listing.relative(path)
+
+    assert found(reading.find_stem("1", "labels/train/deep")) == "images/train/1.png"
+    assert found(reading.find("1.png", "labels/val/deep")) == "images/val/1.png"
+    assert reading.find_stem("1", "labels") is None
+    assert reading.find_stem("2", "labels/train") is None, "a picture of another split is not meant"
+    assert reading.find("2.png", "labels/train") is None
+    assert found(reading.find("val/2.png", "labels/train")) == "images/val/2.png", "unless the name says so"
+    assert found(reading.find_stem("12345678-4")) == "x/4.png"
+    assert found(reading.find("12345678-4.png")) == "x/4.png"
+    assert reading.without_upload("a/0a1b2c3d-3.png") == "a/0a1b2c3d-3.png", "it is the name of the file"
+    assert reading.without_upload("12345678-5.png") == "12345678-5.png"
+    assert nearest(["a/b/1", "a/c/1"], "x/c") == ["a/c/1"]
+    reading.exclude(["images/val/1.png"])
+    assert found(reading.find_stem("1", "labels")) == "images/train/1.png"
+    reading.no_picture("label 7", None, "gone.png", 3)
+    assert reading.findings.of(ERROR) == {NO_PICTURE: ["label 7"]}
+    assert reading.head("x/4.png", 4)[1:] == "PNG"
+
+
+def test_parsed_and_groups(tmp_path):
+    reading = Reading(tmp_path)
+    no_area = Fault("remark", "are lines", "left out")
+    places = {"a": 1, "b": None, "c": 1}
+
+    def parse(entry, place):
+        return Object("cat", place, [rectangle(0, 0, 9, 9)]) if places[entry] else None
+
+    pairs = list(reading.parsed("x.json", "shape", ["a", "b", "d", "c"], parse, no_area))
+    assert [(parsed.place, entry) for parsed, entry in pairs] == [("shape 1", "a"), ("shape 4", "c")]
+    assert reading.findings.places == {no_area: ["x.json: shape 2"], UNUSABLE: ["x.json: shape 3: has no d"]}
+    groups = ObjectGroups((20, 20))
+    for group, name in ((1, "cat"), (1, "dog"), (1, "cat"), (None, "cat"), (True, "cat"), ("", "cat"), (0, "cat")):
+        groups.add(Object(name, "", [rectangle(0, 0, 9, 9)]), group)
+    assert [len(parsed.rings) for parsed in groups.objects] == [2, 1, 1, 1, 1, 1]
+
+
+def test_values(tmp_path):
+    write_json(tmp_path / "a.json", {"shapes": [], "imagePath": ""})
+    write_json(tmp_path / "b.json", {})
+    write_text(tmp_path / "c.json", "{")
+    reading = Reading(tmp_path)
+    names = ["a.json", "b.json", "c.json"]
+    assert list(reading.values(names, labelme.is_labelme)) == [("a.json", {"shapes": [], "imagePath": ""})]
+    assert [places[0][:6] for places in reading.findings.places.values()] == ["b.json", "c.json"]
 
 
 def test_looked_into(tmp_path):

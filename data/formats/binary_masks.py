@@ -3,6 +3,7 @@
     stage1_train/ID/images/ID.png, stage1_train/ID/masks/*.png     Data Science Bowl 2018
     images/NAME.jpg, masks/NAME/CLASS_001.png                      by hand
     images/NAME.jpg, masks/NAME_CLASS_001.png                      by hand, flat
+    NAME/image.png, NAME/masks/*.png                               by hand, a folder for each picture
     stage1_train_labels.csv: ImageId, EncodedPixels                the same as RLE, where there are no mask files
 
 The class is in the file's name, before its number, or in the name of a folder between masks/NAME and the file.
@@ -18,10 +19,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import utils
-from data.formats.label_images import one_channel
+from data.formats.label_images import one_channel, split_foreground
 from data.images import read_numbers
 from data.listing import folded, folder_of, stem_of
-from data.reading import FLAWS, NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, split_of
+from data.reading import DERIVED, FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, split_of
 from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
 
 NAME = "binary_masks"
@@ -29,6 +30,7 @@ TITLE = "folders of binary masks"
 
 _FOLDERS = ("masks", "mask", "labels", "instances")
 _IMAGES = ("images", "image", "imgs", "img", "")
+_OWN_NAMES = ("image", "img", "raw", "picture", "original")  # of a picture in a folder of its own
 _EMPTY = Fault(ERROR, "mask files are all black", "left out")
 _SIZE = Fault(ERROR, "mask files are of another size than their picture", "left out")
 _NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken as pictures without objects")
@@ -55,8 +57,8 @@ def claim(reading: Reading) -> Claim | None:
 
 
 def _has_own_folder(name: str, picture: Path) -> bool:
-    """Whether a mask lies in a folder that is called as its picture: masks/NAME/*.png, NAME/masks/*.png."""
-    return picture.stem in PurePosixPath(name).parts[:-1]
+    """Whether a mask lies in a folder of its picture alone: masks/NAME/*.png, NAME/masks/*.png beside image.png."""
+    return picture.stem in PurePosixPath(name).parts[:-1] or picture.stem.lower() in _OWN_NAMES
 
 
 def _has_two_values(path: Path) -> bool | None:
@@ -72,7 +74,7 @@ def _has_two_values(path: Path) -> bool | None:
 
 def _is_nearly_binary(values: np.ndarray) -> bool:
     """Whether there is gray beside black and white, but most pixels that are not black are white: uint8 [H, W]."""
-    if values.dtype != np.uint8 or len(np.unique(values)) <= 2:
+    if values.dtype != np.uint8 or np.count_nonzero(np.bincount(values.ravel(), minlength=256)) <= 2:
         return False
     white = (values >= 255 - _NEAR).sum()
     return bool(white and white >= 0.8 * (values > _NEAR).sum())
@@ -82,14 +84,17 @@ def find_groups(reading: Reading) -> dict[Path, list[str]]:
     """{picture: names of its mask files}."""
     groups: dict[Path, list[str]] = defaultdict(list)
     for name in reading.listing.pictures:
-        parts = PurePosixPath(name).parts
-        place = next((i for i in reversed(range(len(parts) - 1)) if parts[i].lower() in _FOLDERS), None)
-        if place is None:
-            continue
-        path = _picture_of(reading, parts, place)
+        place = _place(name)
+        path = None if place is None else _picture_of(reading, PurePosixPath(name).parts, place)
         if path is not None:
             groups[path].append(name)
     return groups
+
+
+def _place(name: str) -> int | None:
+    """The place of the folder of masks in the path of a file; None if it lies in none."""
+    parts = PurePosixPath(name).parts
+    return next((i for i in reversed(range(len(parts) - 1)) if parts[i].lower() in _FOLDERS), None)
 
 
 def _picture_of(reading: Reading, parts: tuple[str, ...], place: int) -> Path | None:
@@ -98,6 +103,8 @@ def _picture_of(reading: Reading, parts: tuple[str, ...], place: int) -> Path | 
     images = ["/".join([*above, folder]).strip("/") for folder in _IMAGES]
     if place and parts[place - 1]:  # ID/masks/*.png beside ID/images/ID.png
         path = reading.find_stem(parts[place - 1], "/".join([*above, "images"]), anywhere=False)
+        own = (reading.find_stem(stem, "/".join(above), anywhere=False) for stem in (parts[place - 1], *_OWN_NAMES))
+        path = path or next(filter(None, own), None)  # NAME/masks/*.png beside NAME/image.png
         if path is not None:
             return path
     if len(parts) - place > 2:  # masks/NAME/*.png, or masks/SPLIT/NAME/*.png
@@ -125,6 +132,22 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         yield from _read_rle(reading, labels)
         return
     groups = find_groups(reading)
+    _note_lost(reading, {name for names in groups.values() for name in names})
+    parsed = list(_pictures(reading, groups))
+    split_foreground(reading, parsed)
+    yield from parsed
+
+
+def _note_lost(reading: Reading, used: set[str]) -> None:
+    """Adds a finding for masks whose picture is not there: for a folder of one picture's masks, or for a file."""
+    folders = {folder_of(name) for name in used}
+    names = (name for name in reading.listing.pictures if name not in used and not DERIVED.search(stem_of(name)))
+    lost = [name for name in names if _place(name) is not None]
+    for place in dict.fromkeys(name if folder_of(name) in folders else folder_of(name) for name in lost):
+        reading.no_picture(place)
+
+
+def _pictures(reading: Reading, groups: dict[Path, list[str]]) -> Iterator[Picture]:
     for path, names in groups.items():
         picture = Picture(path, folder_of(names[0]), split=split_of(reading.listing.relative(path)))
         size = reading.size_of(picture)
@@ -136,7 +159,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
                 picture.objects.append(parsed)
         yield picture
     folders = {_set_of(path) for path in groups}
-    masks = set(labels)
+    masks = {name for names in groups.values() for name in names}
     for name in reading.listing.pictures:
         path = reading.listing.path(name)
         if _set_of(path) in folders and path not in groups and name not in masks:
@@ -145,7 +168,9 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
 
 
 def _set_of(path: Path) -> Path:
-    """The folder of a picture; of SET/ID/images/ID.png that of all its neighbours."""
+    """The folder of a picture; of SET/ID/images/ID.png and of SET/ID/image.png that of all its neighbours."""
+    if path.stem.lower() in _OWN_NAMES or path.parent.name == path.stem:
+        return path.parent.parent
     is_own = path.parent.name.lower() in _IMAGES and path.parent.parent.name == path.stem
     return path.parent.parent.parent if is_own else path.parent
 
@@ -225,13 +250,13 @@ def _read_rle(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         for image, rows in pictures.items():
             path = reading.find_stem(image, folder_of(label)) or reading.find(image, folder_of(label))
             if path is None:
-                reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(image)}")
+                reading.no_picture(f"{label}: {utils.printable(image)}", image)
                 continue
             picture = Picture(path, label, split=split_of(reading.listing.relative(path)))
             size = reading.size_of(picture)
             for number, code in rows if size else ():
                 try:
-                    if code.strip():
+                    if code.strip() or len(rows) > 1:  # a single empty row is a picture without objects
                         rle = utils.mask_to_rle(rle_of_columns(code, *size))
                         picture.objects.append(Object("", f"line {number}", rle=rle))
                 except FLAWS as error:

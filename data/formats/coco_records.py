@@ -5,7 +5,7 @@ lists images, annotations and categories, not by its name.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from data.formats.coco_file import CocoFile, read_file
 from data.images import image_size
 from data.label_table import POLYGONS
 from data.listing import ENCODING, folder_of, stem_of
-from data.reading import UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file, without_log
+from data.reading import NO_PICTURE, UNREADABLE, Claim, NoMasks, Reading, split_of, split_of_file, without_log
 from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "coco"
@@ -27,13 +27,29 @@ WHOLE_NUMBERS_ARE_CONTOURS = True
 
 CROWD_SHARE = 0.05  # of the objects; above it, crowds are taken as objects
 _FALLBACK = "cp1252"
-_NO_INSTANCES = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_")
+_NO_INSTANCES = ("person_keypoints_", "captions_", "panoptic_", "stuff_", "image_info_", "labels_")
 _CROWDS = Fault(
     WARNING,
+    "objects carry iscrowd 1, too many of them for crowds",
+    "taken as objects",
+    "--crowds ignore",
+)
+_MASKS = Fault(
+    REMARK,
     "objects carry iscrowd 1, as CVAT and supervision write it for masks",
     "taken as objects",
     "--crowds ignore",
 )
+_FAULTS = {  # in the words that all formats have
+    "images without a file": NO_PICTURE,
+    "annotations of unknown categories": Fault(
+        ERROR, "objects have a class number out of range: no category has their category_id", "left out",
+        "add the category to the file, or mend the id",
+    ),
+    "annotations of images that are not in the file": Fault(
+        ERROR, "objects have an image_id out of range: no image has it", "left out", "mend the id",
+    ),
+}  # fmt: skip
 _STRETCHED = Fault(REMARK, "pictures are turned by EXIF, and Label Studio stretched their labels", "labels rescaled")
 
 
@@ -61,6 +77,10 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     for label in labels:
         try:
             yield from _read_file(reading, label)
+        except FileNotFoundError:  # none of the images is there
+            names = _names_of(reading, label)
+            reading.findings.add(NO_PICTURE, *(f"{label}: {utils.printable(name)}" for name in names))
+            problems.append(ValueError(f"{label}: none of its {len(names):,} pictures is there, such as {names[:1]}"))
         except (ValueError, OSError) as error:
             if "boxes without any segmentation" in str(error):
                 raise NoMasks(TITLE, 1, label) from None
@@ -78,7 +98,7 @@ def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
         dataset = _Dialect(reading, file, path)
         dataset.load_annotations(path, folder)
         dataset.prepare()
-        names = [name_in_entry(entry) for entry in file.images if isinstance(entry, dict)]
+        names = [dataset.file_name(entry) for entry in file.images if isinstance(entry, dict)]
         for name, match in zip(names, find_files(folder, names), strict=True):
             if match.path is not None:
                 reading.note_name(name, match.path, match.rules)
@@ -87,17 +107,25 @@ def _read_file(reading: Reading, label: str) -> Iterator[Picture]:
     for problem, places in dataset.skipped.items():
         what, _, done = problem.rpartition(" (")
         severity = ERROR if done.startswith(("skipped", "left out")) else WARNING
-        severity = REMARK if "with new ids" in done else severity  # nothing here asks for an annotation by its id
-        named = _with_pictures(file, places) if problem.startswith("annotations") else places
-        reading.findings.add(
-            Fault(severity, what or problem, done.rstrip(")")), *(f"{label}: {place}" for place in named)
-        )
+        if "with new ids" in done or "an id that is a text" in what or "without a usable height" in what:
+            severity = REMARK  # nothing here asks for an image or an annotation by its id
+        is_annotation = not problem.startswith(("images", "categories")) and all(type(p) is int for p in places)
+        named = _with_pictures(file, places) if is_annotation else places
+        fault = _FAULTS.get(what) or Fault(severity, what or problem, done.rstrip(")"))
+        reading.findings.add(fault, *(f"{label}: {place}" for place in named))
     is_stretched = re.search(rb'"contributor"\s*:\s*"Label Studio', _ends_of(path)) is not None
     for image_id in dataset.image_ids.tolist():
         picture = _picture(reading, label, dataset, image_id)
         if is_stretched and _unstretch(picture):
             reading.findings.add(_STRETCHED, reading.listing.relative(picture.path))
         yield picture
+
+
+def _names_of(reading: Reading, label: str) -> list[str]:
+    """The file names of a file's images."""
+    file = read_file(reading.listing.path(label), fallback_encoding=_FALLBACK)
+    names = (name_in_entry(entry) for entry in file.images if isinstance(entry, dict))
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def _with_pictures(file: CocoFile, ids: list) -> list[str]:
@@ -134,9 +162,15 @@ class _Dialect(CocoDataset):
 
     def __init__(self, reading: Reading, file: CocoFile, path: Path) -> None:
         super().__init__()
+        self._own_name = reading.without_upload
+        self.crowd_fault = _MASKS if _marks_masks(_ends_of(path)) else _CROWDS
         self.crowds_are_objects = reading.options.crowds == "objects" or (
             reading.options.crowds == "auto" and _crowds_are_objects(file, path)
         )
+
+    def file_name(self, entry: Mapping[str, Any]) -> str | None:
+        """The name of an image, without the digits of Label Studio's uploads if no file has them."""
+        return self._own_name(super().file_name(entry))
 
 
 def _crowds_are_objects(file: CocoFile, path: Path) -> bool:
@@ -148,8 +182,12 @@ def _crowds_are_objects(file: CocoFile, path: Path) -> bool:
     if b"cocodataset" in text or b"mscoco" in text:
         return False
     marked = (file.table.crowds == 1) & ~file.ignored
-    is_cvat = re.search(rb'"attributes"\s*:\s*\{[^{}]*"occluded"', text) is not None
-    return bool(len(marked) and (is_cvat or marked.mean() > CROWD_SHARE))
+    return bool(len(marked) and (_marks_masks(text) or marked.mean() > CROWD_SHARE))
+
+
+def _marks_masks(text: bytes) -> bool:
+    """Whether a file is of a tool that is known to mark masks by iscrowd: CVAT, datumaro, supervision."""
+    return re.search(rb'"attributes"\s*:\s*\{[^{}]*"occluded"|"supercategory"\s*:\s*"common-objects"', text) is not None
 
 
 def _ends_of(path: Path) -> bytes:
@@ -190,7 +228,7 @@ def _unstretch(picture: Picture) -> bool:
     return True
 
 
-def _picture(reading: Reading, label: str, dataset: CocoDataset, image_id: int) -> Picture:
+def _picture(reading: Reading, label: str, dataset: _Dialect, image_id: int) -> Picture:
     info = dataset.image_info[image_id]
     path = Path(info["path"])
     split = dataset.image_facts(image_id).get("split")
@@ -210,6 +248,6 @@ def _picture(reading: Reading, label: str, dataset: CocoDataset, image_id: int) 
             parsed.rle = table.rle(row, info["height"], info["width"])
         if parsed.is_crowd and dataset.crowds_are_objects:
             parsed.is_crowd = False
-            reading.findings.add(_CROWDS, f"{label}: {parsed.place}")
+            reading.findings.add(dataset.crowd_fault, f"{label}: {parsed.place}")
         picture.objects.append(parsed)
     return picture

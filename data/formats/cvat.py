@@ -6,34 +6,36 @@
     <track id label> <polygon frame keyframe outside points> ... </track>
 
 The RLE of a mask counts along the rows of its box, zeros first. Shapes of one group_id and label in an image are one
-object. A shape of a track lies in all frames until its next keyframe; outside="1" ends it.
+object. A shape of a track lies in all frames until its next keyframe; outside="1" ends it. Frames are
+images/frame_000000.PNG; those of a project images/SUBSET/frame_000000.PNG, and count from 0 in each task.
 Source: cvat, format-xml.md; cvat/apps/dataset_manager/formats/cvat.py.
 """
 
+import dataclasses
+import functools
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
 import utils
-from data.listing import folder_of, parse_xml
+from data.listing import PICTURE_SUFFIXES, folder_of, parse_xml, suffix_of
 from data.reading import (
-    FLAWS,
     NO_PICTURE,
     UNREADABLE,
-    UNUSABLE,
     Claim,
     NoMasks,
+    ObjectGroups,
     Reading,
     closed_ring,
     point_array,
     split_of,
     whole_size,
 )
-from data.records import REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse
+from data.records import ERROR, REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse
 
 NAME = "cvat"
 TITLE = "CVAT XML"
@@ -42,6 +44,10 @@ _NO_AREA = Fault(REMARK, "shapes are boxes, points, lines, cuboids or skeletons"
 _KINDS = ("polygon", "ellipse", "mask")
 _OTHER_KINDS = ("box", "polyline", "points", "cuboid", "skeleton")
 _MAX_FRAMES = 1_000_000
+_SAME_FRAMES = Fault(
+    ERROR, "pictures are of several videos, because a project's videos of one subset have frames of equal names",
+    "left out", "export the tasks one by one, or give each a subset of its own",
+)  # fmt: skip
 
 
 def claim(reading: Reading) -> Claim | None:
@@ -77,7 +83,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         if root is None:
             continue
         pictures += [picture for image in root.iter("image") if (picture := _picture(reading, label, image, counts))]
-        pictures += _frames(reading, label, root, counts)
+        pictures += _frames(reading, label, root, counts, len(labels) > 1)
     if counts["box"] and not any(counts[kind] for kind in _KINDS):
         raise NoMasks(TITLE, counts["box"], labels[0])
     yield from pictures
@@ -87,9 +93,11 @@ def _picture(reading: Reading, label: str, image: Element, counts: dict[str, int
     name, subset = image.get("name") or "", image.get("subset") or ""
     folder = folder_of(label)
     choices = [f"images/{subset}/{name}", f"{subset}/{name}"] if subset else []
-    path = reading.find(name, folder, *choices, f"images/{name}") if name else None
+    path = reading.find(name, folder, *choices, f"images/{name}") if suffix_of(name) in PICTURE_SUFFIXES else None
+    for choice in () if path else (*choices, f"images/{name}", name):  # a frame of a video has a name without suffix
+        path = path or reading.find_stem(PurePosixPath(choice).name, folder_of(f"{folder}/{choice}".strip("/")))
     if path is None:
-        reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(name)}")
+        reading.no_picture(f"{label}: {utils.printable(name)}", name)
         return None
     size = whole_size(image.get("height"), image.get("width"))
     picture = Picture(path, label, size, split_of(f"{subset}/x") or split_of(reading.listing.relative(path)))
@@ -111,28 +119,22 @@ def _objects(
 
     shapes: with the element that has their label and group, which for a shape of a video is its track.
     """
-    groups: dict[Any, Object] = {}
-    for number, (shape, owner) in enumerate(shapes, 1):
-        label, group = owner.get("label") or "", owner.get("group_id")
+    shapes = [pair for pair in shapes if pair[0].tag in (*_KINDS, *_OTHER_KINDS)]
+    groups = ObjectGroups(size)
+    for shape, _ in shapes:
         counts[shape.tag] += 1
-        if shape.tag not in _KINDS:
-            if shape.tag in _OTHER_KINDS:
-                reading.findings.add(_NO_AREA, f"{place}: {shape.tag} {number}")
-            continue
-        try:
-            parsed = _object(shape, label, f"{shape.tag} {number}", size)
-            key = (label, group) if group not in (None, "", "0") else number
-            if key in groups:
-                groups[key].join(parsed, size)
-            else:
-                groups[key] = parsed
-        except FLAWS as error:
-            reading.findings.add(UNUSABLE, f"{place}: {shape.tag} {number}: {utils.printable(error)}")
-    return list(groups.values())
+    for parsed, (_, owner) in reading.parsed(place, "shape", shapes, functools.partial(_object, size=size), _NO_AREA):
+        group = owner.get("group_id")
+        groups.add(parsed, None if group == "0" else group)
+    return groups.objects
 
 
-def _object(shape: Element, label: str, place: str, size: tuple[int, int]) -> Object:
-    parsed = Object(label, place)
+def _object(pair: tuple[Element, Element], place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a shape; None for one that is no mask."""
+    shape, owner = pair
+    if shape.tag not in _KINDS:
+        return None
+    parsed = Object(owner.get("label") or "", place)
     if shape.tag == "polygon":
         pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";") if pair]
         parsed.rings = [closed_ring(point_array(pairs))]
@@ -162,39 +164,90 @@ def _bitmap(shape: Element, size: tuple[int, int]) -> Bitmap:
 ############################################################
 
 
-def _frames(reading: Reading, label: str, root: Element, counts: dict[str, int]) -> Iterator[Picture]:
-    """The pictures of a video's frames that are there, named frame_000000.PNG or by the number alone."""
-    tracks = root.findall("track")
-    if not tracks:
-        return
-    size = whole_size(root.findtext(".//original_size/height"), root.findtext(".//original_size/width"))
-    last = _last_frame(root)
+@dataclasses.dataclass
+class _Video:
+    """A video of a file. meta: what the file says of its task or job."""
+
+    task: str  # the number of its task; empty if the file has one video
+    subset: str
+    meta: Element
+    tracks: list[Element] = dataclasses.field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """The number of the last frame; -1 if the file does not say it."""
+        for name, less in (("stop_frame", 0), ("size", 1)):
+            text = self.meta.findtext(f".//{name}") or ""
+            if text.isdecimal() and len(text) < 10:
+                return min(int(text), _MAX_FRAMES) - less
+        return -1
+
+    @property
+    def step(self) -> int:
+        """Every which frame was labelled, by the filter "step=5"."""
+        found = re.search(r"step\s*=\s*(\d{1,6})", self.meta.findtext(".//frame_filter") or "")
+        return max(1, int(found[1])) if found else 1
+
+
+def _videos(root: Element) -> list[_Video]:
+    """The videos of a file: one of a task or job; of a project those of its tasks, whose frames count from 0 each."""
+    tasks = [task for task in root.findall("meta/project/tasks/task") if task.findtext("mode") == "interpolation"]
+    videos = {
+        task.findtext("id") or "": _Video(task.findtext("id") or "", task.findtext("subset") or "", task)
+        for task in tasks
+    }  # fmt: skip
+    for track in root.findall("track"):
+        task, subset = track.get("task_id") or "", track.get("subset") or ""
+        video = videos.setdefault(task, _Video(task, subset, root if not task else Element("task")))
+        video.subset = subset or video.subset
+        video.tracks.append(track)
+    return list(videos.values())
+
+
+def _frames(
+    reading: Reading, label: str, root: Element, counts: dict[str, int], are_several: bool
+) -> Iterator[Picture]:  # fmt: skip
+    """The pictures of the frames of a file's videos that are there, named frame_000000.PNG or by the number alone.
+
+    are_several: whether other files have videos too, whose frames have the same names.
+    """
+    videos = _videos(root)
+    used: dict[Path, list[tuple[_Video, Picture]]] = defaultdict(list)
+    for video in videos:
+        for picture in _frames_of(reading, label, video, counts, are_several or len(videos) > 1):
+            used[picture.path].append((video, picture))
+    for path, found in used.items():
+        if len(found) == 1:
+            yield found[0][1]
+        else:
+            tasks = " and ".join(utils.printable(video.task) for video, _ in found)
+            place = f"{label}: {reading.listing.relative(path)} of the tasks {tasks}"
+            reading.findings.add(_SAME_FRAMES, place)
+
+
+def _frames_of(
+    reading: Reading, label: str, video: _Video, counts: dict[str, int], are_several: bool
+) -> Iterator[Picture]:  # fmt: skip
+    size = whole_size(video.meta.findtext(".//original_size/height"), video.meta.findtext(".//original_size/width"))
+    last = video.last
     shapes: dict[int, list[tuple[Element, Element]]] = defaultdict(list)
-    for track in tracks:
+    for track in video.tracks:
         for frame, shape in _visible(track, last):
-            shapes[frame].append((shape, track))
+            if frame % video.step == 0:
+                shapes[frame].append((shape, track))
     missing = []
-    for frame in range(max([last, *shapes], default=-1) + 1):
-        path = _frame_file(reading, label, frame)
+    for frame in range(0, max([last, *shapes], default=-1) + 1, video.step):
+        path = _frame_file(reading, label, video.subset, frame, not are_several)
         if path is None:
             missing += [frame] if frame in shapes else []
             continue
-        picture = Picture(path, label, size, split_of(reading.listing.relative(path)))
+        split = split_of(f"{video.subset}/x") or split_of(reading.listing.relative(path))
+        picture = Picture(path, label, size, split)
         frame_size = size or reading.size_of(picture)
         if frame_size is not None:
             picture.objects = _objects(reading, f"{label}: frame {frame}", shapes[frame], frame_size, counts)
         yield picture
     reading.findings.add(NO_PICTURE, *(f"{label}: frame {frame}" for frame in missing))
-
-
-def _last_frame(root: Element) -> int:
-    """The number of a video's last frame; -1 if the file does not say it."""
-    for kind in ("task", "job"):
-        for name, less in (("stop_frame", 0), ("size", 1)):
-            text = root.findtext(f".//{kind}/{name}") or ""
-            if text.isdecimal() and len(text) < 10:
-                return min(int(text), _MAX_FRAMES) - less
-    return -1
 
 
 def _visible(track: Element, last: int) -> Iterator[tuple[int, Element]]:
@@ -210,11 +263,14 @@ def _visible(track: Element, last: int) -> Iterator[tuple[int, Element]]:
                 yield number, shape
 
 
-def _frame_file(reading: Reading, label: str, frame: int) -> Path | None:
+def _frame_file(reading: Reading, label: str, subset: str, frame: int, anywhere: bool) -> Path | None:
+    """The picture of a frame. anywhere: also in another folder, if it is the only one of its name."""
     folder = folder_of(label)
-    below = f"{folder}/images" if folder else "images"
+    folders = [f"images/{subset}", subset] if subset else []
+    folders = [f"{folder}/{name}".strip("/") for name in (*folders, "images", "")]
     for stem in (f"frame_{frame:06d}", f"{frame:06d}", str(frame)):
-        path = reading.find_stem(stem, below) or reading.find_stem(stem, folder)
+        paths = (reading.find_stem(stem, choice, anywhere=False) for choice in folders)
+        path = next(filter(None, paths), None) or (reading.find_stem(stem, folder) if anywhere else None)
         if path is not None:
             return path
     return None

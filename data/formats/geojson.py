@@ -1,4 +1,4 @@
-"""QuPath's GeoJSON, one file for each picture: a FeatureCollection, or a bare list of features.
+"""QuPath's GeoJSON, one file for each picture: a FeatureCollection, or a bare list of features; also packed, .gz.
 
     {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[x, y]]]},
      "properties": {"objectType": "annotation" | "detection" | "cell", "classification": {"name"}}}
@@ -8,6 +8,7 @@ An annotation that has detections or cells in it marks a region and is no object
 Source: qupath-docs, exporting annotations.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,8 @@ from typing import Any
 import numpy as np
 from skimage.measure import points_in_poly
 
-import utils
-from data.listing import folder_of, stem_of
+from data.listing import folder_of, stem_of, suffix_of
 from data.reading import (
-    FLAWS,
-    NO_PICTURE,
-    OTHER_FILES,
-    UNUSABLE,
     Claim,
     Reading,
     closed_ring,
@@ -54,31 +50,27 @@ def _is_geojson(value: Any) -> bool:
 
 def claim(reading: Reading) -> Claim | None:
     """The geojson files, and json files with features."""
-    return reading.claim_json(_is_geojson, "features with a geometry", ".geojson", ".json")
+    return reading.claim_json(_is_geojson, "features with a geometry", ".geojson", ".json", ".gz")
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each file, of the same stem."""
-    for label in labels:
-        value = reading.json(label)
-        features = features_of(value)
-        if features is None:
-            reading.findings.add(OTHER_FILES, *([label] if value is not None else []))
-            continue
+    for label, value in reading.values(labels, lambda value: features_of(value) is not None):
         path = _find_picture(reading, label)
         if path is None:
-            reading.findings.add(NO_PICTURE, label)
+            reading.no_picture(label, label)
             continue
         picture = Picture(path, label, split=split_of(reading.listing.relative(path)))
         size = reading.size_of(picture)
         if size is not None:
-            picture.objects = list(_objects(reading, label, features, size))
+            picture.objects = list(_objects(reading, label, features_of(value), size))
             yield picture
 
 
 def _find_picture(reading: Reading, label: str) -> Path | None:
-    """The picture of the same stem: of slide.geojson, slide.ome.geojson or slide.tif.geojson."""
+    """The picture of the same stem: of slide.geojson, slide.geojson.gz, slide.ome.geojson or slide.tif.geojson."""
     stem, folder = stem_of(label), folder_of(label)
+    stem = stem_of(stem) if suffix_of(label) == ".gz" else stem
     exact = reading.find_stem(stem, folder)
     if exact is not None or "." not in stem:
         return exact
@@ -86,18 +78,8 @@ def _find_picture(reading: Reading, label: str) -> Path | None:
 
 
 def _objects(reading: Reading, label: str, features: list[dict], size: tuple[int, int]) -> Iterator[Object]:
-    parsed: list[tuple[Object, Any]] = []
-    for number, feature in enumerate(features, 1):
-        place = f"feature {number}"
-        try:
-            found = _object(feature, place, size)
-        except FLAWS as error:
-            reading.findings.add(UNUSABLE, f"{label}: {place}: {utils.printable(error)}")
-            continue
-        if found is None:
-            reading.findings.add(_NO_AREA, f"{label}: {place}")
-        else:
-            parsed.append((found, _first_ring(feature), _type_of(feature)))
+    pairs = reading.parsed(label, "feature", features, functools.partial(_object, size=size), _NO_AREA)
+    parsed = [(found, _first_ring(feature), _type_of(feature)) for found, feature in pairs]
     centres = [ring.mean(axis=0) for _, ring, kind in parsed if kind in ("detection", "cell")]
     for found, ring, kind in parsed:
         if kind not in ("detection", "cell") and centres and points_in_poly(centres, ring).any():

@@ -18,7 +18,7 @@ import roifile
 
 import utils
 from data.listing import folder_of, stem_of
-from data.reading import NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
 
 NAME = "imagej"
@@ -37,6 +37,9 @@ def claim(reading: Reading) -> Claim | None:
     labels = reading.listing.of(".roi")
     labels += [name for name in reading.listing.of(".zip") if _has_rois(reading.listing.path(name))]
     labels = [label for label in labels if _find_picture(reading, label) is not None] or labels
+    if labels:  # a damaged one is named when it is read
+        damaged = (name for name in reading.listing.of(".zip") if not zipfile.is_zipfile(reading.listing.path(name)))
+        labels += [name for name in damaged if _find_picture(reading, name) is not None]
     if not labels:
         return None
     return Claim(labels, len(labels), f"{len(labels)} files of ROIs, such as {labels[0]}")
@@ -59,16 +62,26 @@ def _is_roi(name: str) -> bool:
 
 
 def _find_picture(reading: Reading, label: str) -> Path | None:
-    """The picture of a file: of its name without RoiSet and number, of its folder's name, or the only one there."""
-    stem, folder = stem_of(label), folder_of(label)
-    names = dict.fromkeys((stem, _ENDING.sub("", stem), _BEGINNING.sub("", stem), _NUMBERS.sub("", stem)))
+    """The picture of a file: of its name without RoiSet and number, of its folder's name, or the only one there.
+
+    The only one there is not meant if another file has its name.
+    """
+    folder, names = folder_of(label), _names(stem_of(label))
     folders = [name for name in folder.split("/") if name]
     for choice in [*filter(None, names), *reversed(folders)]:
         path = reading.find_stem(choice, folder) or reading.find_stem(stem_of(choice), folder)
         if path is not None:
             return path
     pictures = [name for name in reading.listing.pictures if folder_of(name) == folder]
-    return reading.listing.path(pictures[0]) if len(pictures) == 1 else None
+    others = (name for name in reading.listing.of(".roi", ".zip") if folder_of(name) == folder and name != label)
+    if len(pictures) != 1 or any(stem_of(pictures[0]) in _names(stem_of(other)) for other in others):
+        return None
+    return reading.listing.path(pictures[0])
+
+
+def _names(stem: str) -> dict[str, None]:
+    """The stems of pictures that a file may mean: NAME of NAME_RoiSet, RoiSet_NAME and NAME_001."""
+    return dict.fromkeys((stem, _ENDING.sub("", stem), _BEGINNING.sub("", stem), _NUMBERS.sub("", stem)))
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
@@ -77,7 +90,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     for label in labels:
         path = _find_picture(reading, label)
         if path is None:
-            reading.findings.add(NO_PICTURE, label)
+            reading.no_picture(label, label)
         else:
             groups.setdefault(path, []).append(label)
     for path, names in groups.items():

@@ -22,6 +22,7 @@ from data.images import read_numbers
 from data.listing import folder_of, stem_of, suffix_of
 from data.reading import DERIVED, UNREADABLE, Claim, Reading, split_of
 from data.records import ERROR, REMARK, WARNING, Bitmap, Fault, Object, Picture, bitmap_to_rle
+from data.tiff import TiffImage, is_tiff
 
 NAME = "label_images"
 TITLE = "label images"
@@ -37,12 +38,18 @@ _FOLDERS = (
 )  # fmt: skip
 _PICTURE_FOLDERS = ("images", "image", "imgs", "img", "raw", "pictures")
 _MOST_COLOURS = 1000
+_LARGE_NUMBER = 1 << 16
+_FOREGROUND_PARTS = 1.5  # connected parts of a mask in the mean; of single objects few are in two parts
 _JPEG = Fault(ERROR, "label images are JPEG, which changes their numbers", "left out", "export them as PNG or TIFF")
+_STACK = Fault(
+    ERROR, "label images are stacks of several planes", "left out",
+    "save each plane as a file of its own, and that of its picture too",
+)  # fmt: skip
 _SPLIT = Fault(REMARK, "objects are of several parts that do not touch", "kept as single objects")
 _PICKLE = Fault(REMARK, "_seg.npy files are pickles, which can run programs", "not read: the masks beside them are")
 _SECOND = Fault(REMARK, "pictures have another label image", "left out")
 _PARTS = Fault(
-    WARNING, "label images have one number for all objects", "each connected part taken as an object, by --split-parts"
+    WARNING, "masks have one number for all objects", "each connected part taken as an object, by --split-parts"
 )
 
 
@@ -109,18 +116,21 @@ def _are_numbers(path: Path) -> bool | None:
         values = one_channel(read_numbers(path))
     except (ValueError, OSError):
         return None
-    return values.ndim == 2 or len(np.unique(_packed(values))) <= _MOST_COLOURS
+    return values.ndim == 2 or len(np.unique(_packed(values))) <= _MOST_COLOURS or is_stack(path)
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each label image. Raises: ForegroundMasks if no label image tells objects apart."""
     pairs = find_pairs(reading)
     reading.findings.add(_PICKLE, *(name for name in reading.listing.of(".npy") if name.endswith("_seg.npy")))
-    parsed, parts = [], 0
+    parsed = []
     classes = _read_classes(reading)
     for label in labels:
         if suffix_of(label) in (".jpg", ".jpeg"):
             reading.findings.add(_JPEG, label)
+            continue
+        if is_stack(reading.listing.path(label)):
+            reading.findings.add(_STACK, label)
             continue
         try:
             numbers = numbers_of(read_numbers(reading.listing.path(label)))
@@ -136,11 +146,9 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         count = _count_parts(numbers)
         if count > len(picture.objects):
             reading.findings.add(_SPLIT, f"{label}: {count - len(picture.objects)} parts more than objects")
-        parts += count
         parsed.append(picture)
-    if not classes and parsed and parts > len(parsed) and all(len(picture.objects) <= 1 for picture in parsed):
+    if not classes and split_foreground(reading, parsed):
         reading.findings.places.pop(_SPLIT, None)
-        _split_all(reading, parsed, parts)
     yield from parsed
 
 
@@ -155,18 +163,41 @@ def _read_classes(reading: Reading) -> dict[tuple[str, str], str]:
         return {}
 
 
-def _split_all(reading: Reading, pictures: list[Picture], parts: int) -> None:
-    """Makes an object of each connected part, if the user says so. Raises: ForegroundMasks otherwise."""
+def is_stack(path: Path) -> bool:
+    """Whether a file is a TIFF of several slices, times or other planes. The three colours of one plane are none."""
+    try:
+        with path.open("rb") as file:
+            if not is_tiff(file):
+                return False
+            tiff = TiffImage(file)
+            return tiff.layout.other > 0 or (tiff.layout.channels > 1 and not tiff.is_colour)
+    except Exception:  # tifffile raises errors of many kinds; whoever reads the file names it
+        return False
+
+
+def split_foreground(reading: Reading, pictures: list[Picture]) -> bool:
+    """Makes an object of each connected part, if the masks of a set are foreground, and the user says so.
+
+    They are if no picture has more than one object, and these have many parts. Returns: whether they are.
+    Raises: ForegroundMasks if they are, and the user does not say what to do.
+    """
+    if any(len(picture.objects) > 1 for picture in pictures):
+        return False
+    objects = [parsed for picture in pictures for parsed in picture.objects]
+    parts = sum(_count_parts(utils.rle_to_mask(parsed.rle)) for parsed in objects)
+    if not objects or parts < _FOREGROUND_PARTS * len(objects):
+        return False
     if not reading.options.split_parts:
         numbers = sorted({parsed.place.removeprefix("number ") for picture in pictures for parsed in picture.objects})
         raise ForegroundMasks(
-            f"every label image has a single number beside 0 ({utils.listed(numbers, 3)}), as in {pictures[0].label}: "
+            f"every mask has a single number beside 0 ({utils.listed(numbers, 3)}), as in {pictures[0].label}: "
             f"they are foreground masks, in which objects that touch are one. They have {parts:,} connected parts; "
             "--split-parts takes each as an object"
         )
     for picture in pictures:
         picture.objects = list(_parts_of(picture))
-        reading.findings.add(_PARTS, picture.label)
+        reading.findings.add(_PARTS, *([picture.label] if picture.objects else []))
+    return True
 
 
 def _count_parts(numbers: np.ndarray) -> int:
@@ -175,7 +206,15 @@ def _count_parts(numbers: np.ndarray) -> int:
 
 
 def one_channel(values: np.ndarray) -> np.ndarray:
-    """The values without the channels that say the same again, as of a gray picture: [H, W], else [H, W, C]."""
+    """The values without the channels that say the same again, as of a gray picture: [H, W], else [H, W, 1 or 3].
+
+    Transparent pixels are 0. If nothing else is, the transparency is what the picture shows.
+    """
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values, alpha = values[:, :, :-1], values[:, :, -1]
+        if alpha.size and alpha.min() == 0 < alpha.max():
+            values = np.where(alpha[:, :, None] > 0, values, 0)
+            values = values if values.any() else alpha
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         return values[:, :, 0]
     return values
@@ -211,17 +250,16 @@ def objects_of(numbers: np.ndarray) -> Iterator[Object]:
     """The objects of a label image: int64 [H, W]."""
     if not numbers.size:
         return
-    present = np.unique(numbers)
-    dense = np.searchsorted(present, numbers)  # ndimage.find_objects takes memory by the largest number
-    if present[0] != 0:
-        dense += 1
-    for number, box in enumerate(ndimage.find_objects(dense), 1):
+    values = None
+    if numbers.max() > _LARGE_NUMBER:  # ndimage.find_objects takes memory by the largest number
+        values = np.unique(numbers)
+        values = values[values != 0]
+        numbers = np.searchsorted(values, numbers) + (numbers != 0)
+    for number, box in enumerate(ndimage.find_objects(numbers), 1):
         if box is not None:
-            crop = dense[box] == number
-            value = int(present[number - (present[0] != 0)])
-            yield Object(
-                "", f"number {value}", rle=bitmap_to_rle(Bitmap(box[0].start, box[1].start, crop), *numbers.shape)
-            )
+            value = number if values is None else int(values[number - 1])
+            crop = Bitmap(box[0].start, box[1].start, numbers[box] == number)
+            yield Object("", f"number {value}", rle=bitmap_to_rle(crop, *numbers.shape))
 
 
 def _parts_of(picture: Picture) -> Iterator[Object]:

@@ -8,6 +8,7 @@ mask.
 The first annotation of a task that nobody cancelled counts. Source: label-studio-sdk, converter/brush.py.
 """
 
+import functools
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -17,12 +18,10 @@ from typing import Any
 import numpy as np
 
 import utils
-from data.listing import folder_of
+from data.listing import PICTURE_SUFFIXES, folder_of
 from data.reading import (
-    FLAWS,
-    NO_PICTURE,
     OTHER_FILES,
-    UNUSABLE,
+    UPLOAD,
     Claim,
     NoMasks,
     Reading,
@@ -40,7 +39,7 @@ _SEVERAL = Fault(WARNING, "tasks have annotations by several people", "the first
 _NO_AREA = Fault(REMARK, "regions are boxes, points or other kinds without a mask", "left out")
 _KINDS = {"polygonlabels": "polygonlabels", "brushlabels": "brushlabels", "ellipselabels": "ellipselabels",
           "polygon": "labels", "brush": "labels", "ellipse": "labels"}  # fmt: skip
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
+_NO_REGIONS = (None, "labels", "choices", "textarea", "relation", "number", "rating", "taxonomy")
 
 
 def _is_task(entry: Any) -> bool:
@@ -80,16 +79,16 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
             name, results = _image_name(task), _results(reading, place, task)
             path = _find(reading, name, folder_of(label)) if name else None
             if path is None:
-                reading.findings.add(NO_PICTURE, f"{place}: {utils.printable(name)}")
+                reading.no_picture(f"{place}: {utils.printable(name)}", name)
                 continue
             if _is_minimal(task) and path in taken:  # by another person
                 reading.findings.add(_SEVERAL, place)
                 continue
             taken.add(path)
             split = split_of(reading.listing.relative(path))
-            picture = Picture(path, label, split=split, is_labelled=results is not None)
+            picture = Picture(path, label, _said_size(reading, path, results), split, is_labelled=results is not None)
             boxes += sum(isinstance(r, dict) and "rectangle" in str(r.get("type")) for r in results or ())
-            size = reading.size_of(picture)
+            size = picture.label_size or reading.size_of(picture)
             if size is not None:
                 picture.objects = list(_objects(reading, f"{label}: {path.name}", results or [], size))
             pictures.append(picture)
@@ -102,7 +101,7 @@ def _image_name(task: dict) -> str:
     """The address of a task's image: the first text of its data that looks like one."""
     data = task["data"] if isinstance(task.get("data"), dict) else task
     texts = [data.get("image"), data.get("img"), *data.values()]
-    suffixes = tuple(utils.IMAGE_SUFFIXES)
+    suffixes = tuple(PICTURE_SUFFIXES)
     return next(
         (t for t in texts if (isinstance(t, str) and t.lower().split("?")[0].endswith(suffixes)) or _local(t)), ""
     )
@@ -122,7 +121,7 @@ def _find(reading: Reading, address: str, folder: str) -> Path | None:
     text = address.partition("?d=")[2] if _local(address) else re.sub(r"^\w+://[^/]*/", "", address.partition("?")[0])
     name = urllib.parse.unquote(text).replace("\\", "/").lstrip("/")
     base = PurePosixPath(name).name
-    names = dict.fromkeys((name, f"images/{base}", base, _UPLOAD.sub("", base), PurePosixPath(text).name))
+    names = dict.fromkeys((name, f"images/{base}", base, UPLOAD.sub("", base), PurePosixPath(text).name))
     return reading.find(*list(names)[:1], folder, *list(names)[1:])
 
 
@@ -142,25 +141,34 @@ def _results(reading: Reading, place: str, task: dict) -> list | None:
     return result if isinstance(result, list) else []
 
 
+def _said_size(reading: Reading, path: Path, results: list | None) -> tuple[int, int] | None:
+    """(height, width) of the picture that was labelled; None if nothing says it, or says that of the stored pixels.
+
+    Coordinates are percentages of the picture as it is shown, whatever these numbers are.
+    """
+    sizes = {whole_size(result.get("original_height"), result.get("original_width"))
+             for result in results or () if isinstance(result, dict)} - {None}  # fmt: skip
+    found = reading.image_size(path)
+    is_turned = found is not None and found.shown != found.stored and sizes == {found.stored}
+    return sizes.pop() if len(sizes) == 1 and not is_turned else None
+
+
 def _from_minimal(entry: dict) -> dict:
     kind = next((kind for kind in _KINDS if kind in entry), "polygonlabels" if "points" in entry else "rectanglelabels")
     return {**{key: entry.get(key) for key in ("original_width", "original_height")}, "type": kind, "value": entry}
 
 
 def _objects(reading: Reading, place: str, results: list, size: tuple[int, int]) -> Iterator[Object]:
-    for number, result in enumerate(results, 1):
-        kind = result.get("type") if isinstance(result, dict) else None
-        if not isinstance(kind, str) or kind not in _KINDS:
-            if kind not in (None, "labels", "choices", "textarea", "relation", "number", "rating", "taxonomy"):
-                reading.findings.add(_NO_AREA, f"{place}: region {number}")
-            continue
-        try:
-            yield _object(result, kind, f"region {number}", size)
-        except FLAWS as error:
-            reading.findings.add(UNUSABLE, f"{place}: region {number}: {utils.printable(error)}")
+    results = [result for result in results if isinstance(result, dict) and result.get("type") not in _NO_REGIONS]
+    for parsed, _ in reading.parsed(place, "region", results, functools.partial(_object, size=size), _NO_AREA):
+        yield parsed
 
 
-def _object(result: dict, kind: str, place: str, size: tuple[int, int]) -> Object:
+def _object(result: dict, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a region; None for one without a mask."""
+    kind = result["type"]
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return None
     value, (height, width) = result["value"], size
     names = value.get(_KINDS[kind]) or value.get("labels") or [""]
     parsed = Object(str(names[0]) if isinstance(names, list) and names else str(names), place)

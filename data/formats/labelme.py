@@ -21,17 +21,14 @@ from PIL import Image
 import utils
 from data.images import read_image_bytes
 from data.listing import decode_base64, decode_text, folder_of, stem_of
-from data.reading import FLAWS, OTHER_FILES, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of, whole_size
-from data.records import ERROR, REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse, rectangle
+from data.reading import Claim, ObjectGroups, Reading, closed_ring, point_array, split_of, whole_size
+from data.records import REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse, rectangle
 
 NAME = "labelme"
 TITLE = "labelme json"
 
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 _NO_AREA = Fault(REMARK, "shapes are lines or points", "left out")
-_NO_PICTURE = Fault(
-    ERROR, "label files name a picture that is not there", "not used", "put the picture beside its json"
-)
 
 
 def is_labelme(value: Any) -> bool:
@@ -46,20 +43,20 @@ def claim(reading: Reading) -> Claim | None:
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each label file."""
-    for label in labels:
-        value = reading.json(label)
-        if not is_labelme(value):
-            reading.findings.add(OTHER_FILES, *([label] if value is not None else []))
-            continue
+    for label, value in reading.values(labels, is_labelme):
         path, embedded = _find_picture(reading, label, value)
         if path is None and embedded is None:
-            reading.findings.add(_NO_PICTURE, f"{label}: {utils.printable(value['imagePath'])}")
+            reading.no_picture(f"{label}: {utils.printable(value['imagePath'])}", value["imagePath"], label)
             continue
         picture = Picture(path, label, whole_size(value.get("imageHeight"), value.get("imageWidth")), embedded=embedded)
         picture.split = split_of(label if path is None else reading.listing.relative(path))
         size = picture.label_size or reading.size_of(picture)
         if size is not None:
-            picture.objects = list(_objects(reading, label, value["shapes"], size))
+            groups = ObjectGroups(size)
+            parse = functools.partial(_object, size=size)
+            for parsed, shape in reading.parsed(label, "shape", value["shapes"], parse, _NO_AREA):
+                groups.add(parsed, shape.get("group_id"))
+            picture.objects = groups.objects
             yield picture
 
 
@@ -81,27 +78,6 @@ def embedded_picture(path: Path) -> np.ndarray:
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{utils.printable(path, 500)}: imageData is no base64") from None
     return read_image_bytes(data, f"imageData of {path}")
-
-
-def _objects(reading: Reading, label: str, shapes: list, size: tuple[int, int]) -> Iterator[Object]:
-    """The objects of a file: shapes of one label and group_id together, others one by one."""
-    groups: dict[Any, Object] = {}
-    for number, shape in enumerate(shapes, start=1):
-        place = f"shape {number}"
-        try:
-            parsed = _object(shape, place, size)
-            if parsed is None:
-                reading.findings.add(_NO_AREA, f"{label}: {place}")
-                continue
-            group = shape.get("group_id")
-            key = (parsed.name, group) if type(group) in (int, str) and group != "" else number
-            if key in groups:
-                groups[key].join(parsed, size)
-            else:
-                groups[key] = parsed
-        except FLAWS as error:
-            reading.findings.add(UNUSABLE, f"{label}: {place}: {utils.printable(error)}")
-    yield from groups.values()
 
 
 def _object(shape: Any, place: str, size: tuple[int, int]) -> Object | None:

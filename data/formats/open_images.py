@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 import utils
+from data.formats.label_images import one_channel
 from data.images import read_numbers
 from data.listing import folder_of, stem_of
-from data.reading import NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, split_of, split_of_file
+from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, nearest, split_of, split_of_file
 from data.records import Object, Picture
 
 NAME = "open_images"
@@ -61,7 +62,9 @@ def _class_names(reading: Reading) -> dict[str, str]:
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each ImageID."""
     names = _class_names(reading)
-    masks = {PurePosixPath(name).name: name for name in reading.listing.of(".png")}
+    masks = defaultdict(list)
+    for name in reading.listing.of(".png"):
+        masks[PurePosixPath(name).name].append(name)
     for label in labels:
         groups = defaultdict(list)
         for row in _rows(reading, label):
@@ -69,12 +72,12 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         for image, rows in groups.items():
             path = reading.find_stem(image, folder_of(label))
             if path is None:
-                reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(image)}")
+                reading.no_picture(f"{label}: {utils.printable(image)}", image)
                 continue
             picture = Picture(path, label, split=split_of_file(label) or split_of(reading.listing.relative(path)))
             size = reading.size_of(picture)
             for row in rows if size else ():
-                name = masks.get(PurePosixPath(row["MaskPath"]).name)
+                name = next(iter(nearest(masks[PurePosixPath(row["MaskPath"]).name], folder_of(label))), None)
                 if name is None:
                     reading.findings.add(UNUSABLE, f"{label}: {utils.printable(row['MaskPath'])} is not there")
                     continue
@@ -83,6 +86,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
                 except (ValueError, OSError) as error:
                     reading.findings.add(UNREADABLE, str(error))
                     continue
+                reading.exclude([name])
                 code = row.get("LabelName") or ""
                 name = names.get(code, code)
                 picture.objects.append(Object(name, row["MaskPath"], rle=utils.mask_to_rle(mask)))
@@ -91,6 +95,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
 
 def _mask(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] of a mask file, in the size of its picture: the nearest pixels."""
+    values = one_channel(values)
     mask = values.any(axis=2) if values.ndim == 3 else values != 0
     resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized) > 0

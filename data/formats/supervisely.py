@@ -7,6 +7,7 @@ data is base64 of zlib of a PNG, whose alpha, or whose only channel, is the mask
 Source: supervisely 6.74, geometry/bitmap.py.
 """
 
+import functools
 import io
 import zlib
 from collections.abc import Iterator
@@ -16,14 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import utils
 from data.listing import decode_base64, folder_of, stem_of
 from data.reading import (
-    FLAWS,
-    NO_PICTURE,
-    OTHER_FILES,
-    UNUSABLE,
     Claim,
+    NoMasks,
     Reading,
     closed_ring,
     point_array,
@@ -51,31 +48,25 @@ def claim(reading: Reading) -> Claim | None:
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each annotation."""
-    for label in labels:
-        value = reading.json(label)
-        if not is_supervisely(value):
-            reading.findings.add(OTHER_FILES, *([label] if value is not None else []))
-            continue
+    pictures, boxes = [], 0
+    for label, value in reading.values(labels, is_supervisely):
         folder = PurePosixPath(folder_of(label))
         name, images = stem_of(label), (folder.parent / "img").as_posix()
         path = reading.find_stem(name, images, anywhere=False) or reading.find(name, images)
         if path is None:
-            reading.findings.add(NO_PICTURE, label)
+            reading.no_picture(label, name)
             continue
         size = whole_size(value["size"].get("height"), value["size"].get("width"))
         picture = Picture(path, label, size, split_of(reading.listing.relative(path)) or _split_of_tags(value))
         size = size or reading.size_of(picture)
-        for number, entry in enumerate(value["objects"] if size else (), 1):
-            try:
-                parsed = _object(entry, f"object {number}", size)
-            except (*FLAWS, zlib.error) as error:
-                reading.findings.add(UNUSABLE, f"{label}: object {number}: {utils.printable(error)}")
-                continue
-            if parsed is None:
-                reading.findings.add(_NO_AREA, f"{label}: object {number}")
-            else:
-                picture.objects.append(parsed)
-        yield picture
+        entries = value["objects"] if size else []
+        parse = functools.partial(_object, size=size)
+        picture.objects = [parsed for parsed, _ in reading.parsed(label, "object", entries, parse, _NO_AREA)]
+        boxes += sum(isinstance(entry, dict) and entry.get("geometryType") == "rectangle" for entry in entries)
+        pictures.append(picture)
+    if boxes and not any(picture.objects for picture in pictures):
+        raise NoMasks(TITLE, boxes, labels[0])
+    yield from pictures
 
 
 def _split_of_tags(value: dict) -> str | None:
@@ -101,7 +92,10 @@ def _object(entry: dict, place: str, size: tuple[int, int]) -> Object | None:
 
 def bitmap_mask(text: str, size: tuple[int, int]) -> np.ndarray:
     """The mask in a bitmap's data: bool [height, width]. size: of the picture, which no mask may exceed."""
-    png = zlib.decompressobj().decompress(decode_base64(text), _MAX_BYTES)
+    try:
+        png = zlib.decompressobj().decompress(decode_base64(text), _MAX_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"has a bitmap that cannot be unpacked: {error}") from None
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         if image.width > size[1] or image.height > size[0]:
             raise ValueError(f"has a bitmap of {image.width} x {image.height} pixels, larger than its picture")

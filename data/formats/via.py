@@ -20,7 +20,7 @@ import numpy as np
 
 import utils
 from data.listing import folder_of
-from data.reading import FLAWS, NO_PICTURE, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.reading import FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, rectangle
 
 NAME = "via"
@@ -30,7 +30,8 @@ _NO_AREA = Fault(REMARK, "regions are points or lines", "left out")
 _SEVERAL = Fault(REMARK, "pictures are in several files of one folder", "the first file counts")
 _VIDEO = Fault(REMARK, "regions are of a span of time in a video", "left out")
 _SHAPES = ("", "point", "rect", "circle", "ellipse", "line", "polyline", "polygon", "extreme_rect", "extreme_circle")
-_CLASS_NAMES = ("class", "name", "label", "type", "category", "class_name", "object")
+_CLASS_NAMES = ("class", "name", "label", "type", "category", "class_name", "object", "kind", "species")
+_FLAGS = {"yes", "no", "true", "false", "1", "0", "y", "n", "on", "off"}  # say something of an object, not its class
 
 
 class Region:
@@ -83,7 +84,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     for label, name, regions in files:
         path = reading.find(name, folder_of(label))
         if path is None:
-            reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(name)}")
+            reading.no_picture(f"{label}: {utils.printable(name)}", name)
             continue
         picture = Picture(path, label, split=split_of(reading.listing.relative(path)))
         for region in regions:
@@ -140,7 +141,8 @@ def circle_through(points: np.ndarray) -> np.ndarray:
 def class_attribute_of(regions: Iterable[Region], reading: Reading) -> str:
     """The attribute that is the class: --class-attribute, one that is called so, or the one with the fewest values.
 
-    The last only counts attributes that are filled in at half of the regions. What was taken is printed.
+    The last only counts attributes that are filled in at half of the regions, and with more than yes and no. What was
+    taken is printed.
     """
     values: dict[str, Counter] = {}
     count = 0
@@ -157,6 +159,8 @@ def class_attribute_of(regions: Iterable[Region], reading: Reading) -> str:
             )
         return reading.options.class_attribute
     filled = {name: len(texts) for name, texts in values.items() if 2 * texts.total() >= count}
+    flags = {name for name in filled if {text.lower() for text in values[name]} <= _FLAGS}
+    filled = {name: number for name, number in filled.items() if name not in flags} or filled
     named = [name for wish in _CLASS_NAMES for name in filled if name.lower() == wish]
     chosen = named[0] if named else min(filled, key=filled.get, default="")
     if chosen and len(values) > 1:

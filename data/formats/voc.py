@@ -17,10 +17,9 @@ from PIL import Image
 
 import utils
 from data.formats.label_images import objects_of
-from data.listing import folder_of, parse_xml, stem_of
+from data.listing import PICTURE_SUFFIXES, folder_of, parse_xml, stem_of
 from data.reading import (
     FLAWS,
-    NO_PICTURE,
     UNREADABLE,
     UNUSABLE,
     Claim,
@@ -42,10 +41,11 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 VOID = 255
-_OBJECTS = "SegmentationObject"
+_OBJECTS, _CLASSES = "SegmentationObject", "SegmentationClass"
 _VOID = Fault(REMARK, "pictures have pixels of void, 255", "taken as background")
 _NO_CLASS = Fault(WARNING, "objects lie on no class of SegmentationClass", "called object")
 _BOXES = Fault(ERROR, "objects of XML files are boxes among polygons", "left out: a box is no mask")
+_UNLISTED = Fault(REMARK, "pictures are not in ImageSets/Segmentation, and so not labelled", "left out")
 _NO_MASKS = Fault(
     REMARK, "pictures of ImageSets/Segmentation have no SegmentationObject", "taken as pictures without objects"
 )
@@ -61,8 +61,12 @@ def palette() -> np.ndarray:
 
 
 def claim(reading: Reading) -> Claim | None:
-    """The PNGs of SegmentationObject, or the XML files with polygons."""
+    """The PNGs of SegmentationObject, or the XML files with polygons.
+
+    Supervisely's export to VOC has other names, and numbers that mean nothing: it is not claimed.
+    """
     labels = [name for name in reading.listing.of(".png") if _OBJECTS in folder_of(name).split("/")]
+    labels = [name for name in labels if not name.endswith("_instance.png")]
     if labels:
         return Claim(labels, len(labels), f"{len(labels)} files in {_OBJECTS}")
     xmls = reading.listing.of(".xml")
@@ -80,7 +84,7 @@ def _is_annotation(reading: Reading, name: str) -> bool:
     with reading.listing.path(name).open("rb") as file:
         head = file.read(1 << 14).decode("utf-8", "replace")
     is_voc = "<annotation" in head and "<annotations" not in head and ("<size" in head or "<filename" in head)
-    return is_voc and "<pt>" not in head  # which LabelMe of 2008 writes
+    return is_voc and "<imagesize" not in head  # which LabelMe of 2008 writes
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
@@ -88,13 +92,15 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     if labels[0].lower().endswith(".xml"):
         yield from _read_xml(reading, labels)
         return
+    reading.exclude(name for name in reading.listing.pictures if {_OBJECTS, _CLASSES} & set(folder_of(name).split("/")))
     splits = _splits(reading)
     names, colours = read_label_map(reading)
+    _note_unlisted(reading, labels, splits)
     done = set()
     for label in labels:
         path = _find_picture(reading, label)
         if path is None:
-            reading.findings.add(NO_PICTURE, label)
+            reading.no_picture(label, label)
             continue
         done.add(path)
         try:
@@ -103,7 +109,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
             reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
             continue
         classes = _read_classes(reading, label, colours)
-        split = splits.get(path.stem) or split_of(reading.listing.relative(path))
+        split = splits.get((_root(label), path.stem)) or split_of(reading.listing.relative(path))
         picture = Picture(path, label, numbers.shape, split)
         if (numbers == VOID).any():
             reading.findings.add(_VOID, label)
@@ -113,8 +119,8 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
                 reading.findings.add(_NO_CLASS, f"{label}: {parsed.place}")
             picture.objects.append(parsed)
         yield picture
-    for stem, split in splits.items():
-        path = reading.find_stem(stem, _beside(labels[0], "JPEGImages"))
+    for (root, stem), split in splits.items():
+        path = reading.find_stem(stem, f"{root}/JPEGImages".strip("/"))
         if path is not None and path not in done:
             reading.findings.add(_NO_MASKS, stem)
             yield Picture(path, "", split=split)
@@ -128,14 +134,15 @@ def _beside(label: str, folder: str) -> str:
 
 
 def _find_picture(reading: Reading, label: str) -> Path | None:
+    stem = stem_of(label)
     choices = (_beside(label, folder) for folder in ("JPEGImages", "images"))
-    paths = (reading.find_stem(stem_of(label), choice, anywhere=False) for choice in choices)
-    return next(filter(None, paths), None) or reading.find_stem(stem_of(label), "", anywhere=True)
+    paths = (reading.find_stem(stem, choice, anywhere=False) for choice in choices)
+    return next(filter(None, paths), None) or reading.find_stem(stem, "", anywhere=True)
 
 
 def _read_classes(reading: Reading, label: str, colours: np.ndarray) -> np.ndarray | None:
     """The class numbers beside a file of object numbers; None, with a finding, if they are not there."""
-    name = f"{_beside(label, 'SegmentationClass')}/{label.rpartition('/')[2]}"
+    name = f"{_beside(label, _CLASSES)}/{label.rpartition('/')[2]}"
     try:
         return _numbers(reading.listing.path(name), colours)
     except (ValueError, OSError) as error:
@@ -143,18 +150,35 @@ def _read_classes(reading: Reading, label: str, colours: np.ndarray) -> np.ndarr
         return None
 
 
-def _splits(reading: Reading) -> dict[str, str | None]:
-    """{stem: split} of ImageSets/Segmentation; a list such as default.txt says no split."""
-    splits: dict[str, str | None] = {}
+def _splits(reading: Reading) -> dict[tuple[str, str], str | None]:
+    """{(folder of a data set, stem): split} of ImageSets/Segmentation; lists such as default.txt say no split."""
+    splits: dict[tuple[str, str], str | None] = {}
     for name in reading.listing.of(".txt"):
         path = PurePosixPath(name)
-        if path.parent.name == "Segmentation" and path.stem != "trainval":
+        if path.parent.name == "Segmentation":
             for line in reading.text(name).splitlines():
                 text = PurePosixPath(line.strip().strip('"')).name
                 if text:
-                    stem = stem_of(text) if text.lower().endswith(tuple(utils.IMAGE_SUFFIXES)) else text
-                    splits[stem] = split_of(f"{path.stem}/x") or splits.get(stem)
+                    stem = stem_of(text) if text.lower().endswith(tuple(PICTURE_SUFFIXES)) else text
+                    key = folder_of(folder_of(path.parent.as_posix())), stem
+                    splits[key] = split_of(f"{path.stem}/x") or splits.get(key)
     return splits
+
+
+def _root(name: str) -> str:
+    """The folder of the data set of a picture or label: that of JPEGImages, SegmentationObject and ImageSets."""
+    parts = folder_of(name).split("/")
+    places = [i for i, part in enumerate(parts) if part in (_OBJECTS, "JPEGImages")]
+    return "/".join(parts[: places[-1]]) if places else folder_of(name)
+
+
+def _note_unlisted(reading: Reading, labels: list[str], splits: dict) -> None:
+    """Leaves pictures out that no list has, and no label: VOC has six times as many pictures with boxes alone."""
+    known = splits.keys() | {(_root(label), stem_of(label)) for label in labels}
+    pictures = [name for name in reading.listing.pictures if "JPEGImages" in folder_of(name).split("/")]
+    unlisted = [name for name in pictures if splits and (_root(name), stem_of(name)) not in known]
+    reading.exclude(unlisted)
+    reading.findings.add(_UNLISTED, *unlisted)
 
 
 def read_label_map(reading: Reading) -> tuple[list[str], np.ndarray]:
@@ -219,7 +243,7 @@ def _read_xml(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         name = root.findtext("filename") or stem_of(label)
         path = reading.find(name, folder_of(label)) or reading.find_stem(stem_of(label), folder_of(label))
         if path is None:
-            reading.findings.add(NO_PICTURE, f"{label}: {utils.printable(name)}")
+            reading.no_picture(f"{label}: {utils.printable(name)}", name, label)
             continue
         picture = Picture(path, label, whole_size(root.findtext("size/height"), root.findtext("size/width")))
         picture.split = split_of(reading.listing.relative(path))
@@ -230,13 +254,24 @@ def _read_xml(reading: Reading, labels: list[str]) -> Iterator[Picture]:
                 reading.findings.add(_BOXES, f"{label}: object {number}")
             try:
                 if ring is not None:
-                    picture.objects.append(Object(entry.findtext("name") or "", f"object {number}", [_xml_ring(ring)]))
+                    name = entry.findtext("name") or ""
+                    picture.objects.append(Object(name, f"object {number}", [_xml_ring(ring)], box=_xml_box(entry)))
             except FLAWS as error:
                 reading.findings.add(UNUSABLE, f"{label}: object {number}: {utils.printable(error)}")
         pictures.append(picture)
     if boxes and not any(picture.objects for picture in pictures):
         raise NoMasks(TITLE, boxes, labels[0])
     yield from pictures
+
+
+def _xml_box(entry: Element) -> tuple[float, float, float, float] | None:
+    """(x, y, width, height) of an object's <bndbox>; None without one."""
+    texts = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        x1, y1, x2, y2 = (float(text) for text in texts)
+    except (TypeError, ValueError):
+        return None
+    return x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1
 
 
 def _xml_ring(polygon: Element) -> np.ndarray:

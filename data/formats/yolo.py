@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 import utils
-from data.listing import folded, folder_of, stem_of
-from data.reading import NO_PICTURE, UNREADABLE, UNUSABLE, Claim, NoMasks, Reading, closed_ring, split_of, split_of_file
+from data.listing import PICTURE_SUFFIXES, folded, folder_of, stem_of
+from data.reading import UNREADABLE, UNUSABLE, Claim, NoMasks, Reading, closed_ring, split_of, split_of_file
 from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "yolo"
@@ -35,7 +35,9 @@ _PIXELS = Fault(
 _RANGE = Fault(
     ERROR, "lines have coordinates beyond the picture that are neither fractions nor pixels of it", "left out"
 )
-_NO_CLASS = Fault(ERROR, "lines have a class number that has no name", "left out", "add its name to data.yaml")
+_NO_CLASS = Fault(
+    ERROR, "lines have a class number out of range, which has no name", "left out", "add its name to data.yaml"
+)
 _NO_NAMES = Fault(REMARK, "there is neither data.yaml nor classes.txt", "classes are called class 0, class 1 ...")
 
 
@@ -50,9 +52,11 @@ def claim(reading: Reading) -> Claim | None:
     """The text files in folders where some have lines of objects, and pictures have their stems."""
     names = [name for name in reading.listing.of(".txt") if PurePosixPath(name).name not in _NAME_FILES]
     stems = {folded(stem_of(picture)) for picture in reading.listing.pictures}
-    matched = [name for name in names if folded(stem_of(name)) in stems]
+    matched = [name for name in names if folded(reading.without_upload(stem_of(name))) in stems]
     samples = reading.listing.samples(matched)
     good = [name for name in samples if is_label(_head(reading.listing.path(name)))]
+    if not good and _yaml_files(Reading(reading.listing.root)):  # all may be empty
+        good = [name for name in samples if not _head(reading.listing.path(name)).strip()]
     folders = {folder_of(name) for name in good}
     labels = [name for name in names if folder_of(name) in folders and not _is_list(reading, name)]
     if not labels:
@@ -78,6 +82,8 @@ def _head(path: Path) -> str:
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each label file, and for each picture beside those that has none."""
+    if any("kpt_shape" in value for _, value in _yaml_files(reading)):
+        raise ValueError(f"the labels of {labels[0]} and others are keypoints (kpt_shape): there are no masks to learn")
     names = read_names(reading)
     if not names:
         reading.findings.add(_NO_NAMES, reading.listing.root.name)
@@ -122,7 +128,7 @@ def _find_pictures(reading: Reading, labels: list[str]) -> dict[str, Path]:
         if label not in paths:
             path = reading.find_stem(stem_of(label), folder_of(label))
             if path is None or path in used:
-                reading.findings.add(NO_PICTURE, label)
+                reading.no_picture(label, label, taken=used)
             else:
                 paths[label] = path
     return paths
@@ -275,6 +281,6 @@ def _pictures_of(reading: Reading, folder: str, base: str, entry: str) -> list[P
 def _listed_pictures(reading: Reading, name: str) -> list[Path]:
     """The pictures that the lines of a text file name; none if it is no such list."""
     lines = [line.strip() for line in reading.text(name).splitlines() if line.strip()]
-    if not lines or not lines[0].lower().endswith(tuple(utils.IMAGE_SUFFIXES)):
+    if not lines or not lines[0].lower().endswith(tuple(PICTURE_SUFFIXES)):
         return []
     return [path for line in lines if (path := reading.find(line, folder_of(name))) is not None]
