@@ -151,6 +151,10 @@ def _add_command(commands: Any, name: str, words: str) -> argparse.ArgumentParse
         help="polygons: pixels whose centres lie inside, or those of the contour too; default: auto, by whole numbers",
     )  # fmt: skip
     parser.add_argument(
+        "--rename", type=_renaming, action="append", default=[], metavar="OLD=NEW",
+        help="call a class otherwise; two of one name are one class; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--split-parts", action="store_true", help="masks of foreground alone: each connected part is an object"
     )
     return parser
@@ -165,6 +169,14 @@ def _add_convert(commands: Any) -> None:
         action="store_true",
         help="copy the pictures into OUT, too, so that it is a data set of its own; yolo and voc always do",
     )
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """A type for argparse: OLD=NEW, with spaces as they are."""
+    old, equals, new = text.partition("=")
+    if not equals or not old or not new.strip():
+        raise argparse.ArgumentTypeError(f"must be OLD=NEW, two names of classes, not {text!r}")
+    return old, new
 
 
 def _add_train(commands: Any) -> None:
@@ -267,7 +279,7 @@ def open_dataset(arguments: argparse.Namespace) -> tuple[Records, Options]:
     """The records of --dataset, and the options that they were read with. Raises: as open_records."""
     options = Options(
         class_attribute=arguments.class_attribute, empty=arguments.empty, crowds=arguments.crowds,
-        split_parts=arguments.split_parts, filling=arguments.filling,
+        split_parts=arguments.split_parts, filling=arguments.filling, rename=tuple(arguments.rename),
     )  # fmt: skip
     return open_records(arguments.dataset, arguments.format, options), options
 

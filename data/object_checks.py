@@ -35,7 +35,7 @@ _TWICE = Fault(
 )
 _SPELLING = Fault(
     WARNING, "pairs of class names differ by case or spaces only", "kept as different classes",
-    "give them one name in the labels",
+    'give them one name in the labels, or here with --rename "OLD=NEW"',
 )  # fmt: skip
 
 _SWAPPED = Fault(

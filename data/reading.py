@@ -75,6 +75,7 @@ class Options:
     crowds: str = "auto"  # objects that are marked as crowds: auto, ignore, objects
     split_parts: bool = False  # foreground masks: each connected part is an object
     filling: str = "auto"  # of polygons: auto, or centres or contour of data/records.py for all
+    rename: tuple[tuple[str, str], ...] = ()  # (old, new) names of classes
 
 
 class Claim(NamedTuple):

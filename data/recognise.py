@@ -5,7 +5,7 @@ as it is loaded. All that was decided and all that is wrong with the data is in 
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,7 @@ FORMAT_NAMES = tuple(module.NAME for module in FORMATS)
 _PICTURES_ONLY = (binary_masks, label_images)
 WINNING_SHARE = 0.9
 
+_RENAMED = Fault(REMARK, "", "by --rename")
 _NO_LABELS = (
     "--dataset {}: {:,} pictures and no labels of any format that is known here ({}); are the labels in another folder?"
 )
@@ -98,10 +99,29 @@ def open_records(root: str | Path, format_name: str | None = None, options: Opti
         settle_filling(pictures, reading.findings, reading.options.filling)
     settle_sizes(pictures, reading)
     _settle_splits(pictures)
+    _rename_classes(pictures, reading)
     labels = [*claim.labels, *sorted(reading.excluded)]
     if not pictures:
         raise ValueError(f"--dataset {root}: no picture of the {module.TITLE} labels can be used{_first(reading)}")
     return Records(reading.listing.root, module.TITLE, claim.evidence, pictures, reading.findings, labels=labels)
+
+
+def _rename_classes(pictures: list[Picture], reading: Reading) -> None:
+    """Gives classes the names that options.rename says. Raises: ValueError for a class that no object has."""
+    new_names = dict(reading.options.rename)
+    if not new_names:
+        return
+    objects = [parsed for picture in pictures for parsed in picture.objects]
+    counts = Counter(parsed.name for parsed in objects)
+    for old, new in new_names.items():
+        if not counts[old]:
+            names = utils.listed([f'"{utils.printable(name)}"' for name in sorted(counts)], 8)
+            raise ValueError(
+                f'--rename "{utils.printable(old)}={utils.printable(new)}": no object is called so, but {names}'
+            )
+        reading.findings.add(_RENAMED, f'{counts[old]:,} objects, "{old}", are called "{new}"')
+    for parsed in objects:
+        parsed.name = new_names.get(parsed.name, parsed.name)
 
 
 def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleType, Claim]:

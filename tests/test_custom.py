@@ -319,3 +319,37 @@ def test_the_log_of_others_speaks_again_afterwards(tmp_path, capsys):
     data = write_coco_set(tmp_path / "data")
     assert custom.main(["check", "--dataset", str(data), "--output", str(tmp_path / "out")]) == 0
     assert levels == [logging.getLogger(name).level for name in ("data.formats.coco", "data.images", "data.file_names")]
+
+
+############################################################
+#  --rename
+############################################################
+
+
+def test_two_spellings_of_a_class_become_one_by_rename(tmp_path, capsys):
+    dataset = write_coco_set(tmp_path / "set", name="Dog ")
+    words = ["check", "--dataset", str(dataset), "--output", str(tmp_path / "out")]
+    assert custom.main(words) == 0
+    printed = capsys.readouterr().out
+    assert '"Dog " and "dog", 6 and 6 objects' in printed
+    assert '--rename "OLD=NEW"' in printed
+    assert custom.main([*words, "--rename", "Dog =dog"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^dog +6 +6", printed, flags=re.MULTILINE)
+    assert "Warnings  none" in printed
+    assert '6 objects, "Dog ", are called "dog" -- by --rename' in printed
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [("cat", "must be OLD=NEW"), ("=dog", "must be OLD=NEW"), ("cow=dog", 'no object is called so, but "cat", "dog"')],
+)
+def test_a_rename_that_cannot_be_is_one_sentence(tmp_path, capsys, rename, message):
+    dataset = write_coco_set(tmp_path / "set")
+    words = ["check", "--dataset", str(dataset), "--output", str(tmp_path / "out"), "--rename", rename]
+    try:
+        code = custom.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
