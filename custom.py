@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -57,7 +58,7 @@ from own_evaluation import (
     open_evaluation,
     split_file,
 )
-from own_training import MODEL_NAME, Request, open_job_together
+from own_training import MODEL_NAME, Request, open_job, open_job_together
 from weights.published import MODEL_NAMES
 
 CHECK_FOLDER, REVIEW_FOLDER, SUGGEST_FOLDER = "output/check", "output/review", "output/suggest"
@@ -346,8 +347,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Plans, trains and evaluates; continues what an earlier call began. Returns the exit code."""
-    runtime.setup_distributed(arguments.device)
-    is_main = runtime.rank() == 0
+    is_main = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    if arguments.plan and not is_main:
+        return 0
     say = print if is_main else (lambda text: None)
     records, options = open_dataset(arguments)
     report = check(records, options)
@@ -360,7 +362,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         cli.settings_of(arguments), {"dataset": str(records.root.resolve()), **dataclasses.asdict(options)},
     )  # fmt: skip
     chosen = cli.checkpoint_options(arguments)
-    job = open_job_together(folder, records, report, request, chosen, arguments.plan, say)
+    rest = (records, report, request, chosen, arguments.plan, say)
+    job = open_job(folder, *rest) if arguments.plan else open_job_together(folder, arguments.device, *rest)
     say("\n".join(["", "Plan", *(f"  {note}" for note in job.notes), job.plan.text(), ""]))
     if arguments.plan:
         return 0

@@ -206,12 +206,12 @@ class Job:
         """What the folder holds, in lines."""
         return [
             f"{self.folder}/",
-            f"  {MODEL_NAME:<18} the model, with its classes, settings and threshold",
-            f"  {'evaluation/':<18} {result.report.name}, the numbers as json and csv, the detections",
-            f"  {'losses.png':<18} losses and accuracy during the training",
-            f"  {PICTURE_NAME:<18} what the network sees",
-            f"  {'check/':<18} what is in the data, and what is wrong with it",
-            f"  {f'{PLAN_NAME}, {FILE_NAME}':<18} how it was trained, and on which pictures",
+            f"  {MODEL_NAME:<21} the model, with its classes, settings and threshold",
+            f"  {'evaluation/':<21} {result.report.name}, the numbers as json and csv, the detections",
+            f"  {'losses.png':<21} losses and accuracy during the training",
+            f"  {PICTURE_NAME:<21} what the network sees",
+            f"  {'check/':<21} what is in the data, and what is wrong with it",
+            f"  {f'{PLAN_NAME}, {FILE_NAME}':<21} how it was trained, and on which pictures",
         ]
 
     def how_to_use(self, path: Path) -> list[str]:
@@ -346,13 +346,17 @@ def open_job(
     return job
 
 
-def open_job_together(folder: Path, *arguments: Any) -> Job:
-    """open_job in all processes of torchrun: the first one plans, the others read its plan. Arguments: as open_job."""
-    if runtime.world_size() == 1 or runtime.rank() == 0:
+def open_job_together(folder: Path, device: str | None, *arguments: Any) -> Job:
+    """open_job in all processes of torchrun, which then know each other. The first one plans, the others read its plan.
+
+    The first process joins the others after it has measured: a step of a model that they share would wait for them.
+    device: of the command line. arguments: those of open_job after folder.
+    """
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    if is_first:
         job = open_job(folder, *arguments)
-    if runtime.world_size() > 1:
-        torch.distributed.barrier()
-    return job if runtime.rank() == 0 else open_job(folder, *arguments)
+    runtime.setup_distributed(device)
+    return job if is_first else open_job(folder, *arguments)
 
 
 def _digest(records: Records) -> str:
@@ -418,7 +422,8 @@ def _complete(job: Job, request: Request, model: str | None, say: Callable[[str]
     steps = given.get("STEPS_PER_EPOCH")
     if steps and request.minutes is not None:
         raise ValueError("--minutes and --set STEPS_PER_EPOCH both say how long to train; give one of them")
-    set_length(plan, steps * plan.epochs if steps else plan.batches)
+    world = int(os.environ.get("WORLD_SIZE", 1))  # processes of torchrun share the views
+    set_length(plan, steps * plan.epochs if steps else math.ceil(plan.batches / world))
     say("measuring the time of a step ...")
     dtype, step, image = measure(job, say)
     plan.settings["TRAIN_DTYPE"] = dtype
