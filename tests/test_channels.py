@@ -16,6 +16,7 @@ import cli
 import utils
 import visualize
 from config import Config, for_channels
+from data import images
 from data.dataset import Dataset
 from data.images import count_channels, fit_channels, read_image
 from data.recognise import open_records
@@ -26,6 +27,12 @@ from weights.checkpoint import Checkpoint, write_checkpoint
 from weights.stem import fit_images, inflate, settings_for_channels
 
 PLANES = np.random.default_rng(0).integers(0, 256, (12, 24, 30)).astype(np.uint8)  # [C, H, W]
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said(monkeypatch):
+    """Notes on images are logged once in a process, and other tests may have heard them."""
+    monkeypatch.setattr(images, "_said", set())
 
 
 def read(path, channels) -> np.ndarray:

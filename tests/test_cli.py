@@ -18,12 +18,13 @@ from tqdm import tqdm
 import cli
 import coco
 import convert_weights
+import custom
 import demo
 import native
 from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
-from samples import nucleus, shapes
+from samples import balloon, nucleus, shapes
 from weights.checkpoint import describe, make_checkpoint, write_checkpoint
 
 COMMANDS = {
@@ -33,6 +34,8 @@ COMMANDS = {
     "shapes.py": (shapes.build_parser, ["train"]),
     "ablations.py": (ablations.build_parser, []),
     "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
+    "balloon.py": (balloon.build_parser, ["train"]),
+    "custom.py": (custom.build_parser, ["train", "--dataset", "x"]),
 }
 NETWORK = {name: value for name, value in TINY_SHAPES.items() if not name.startswith("DETECTION")}
 
