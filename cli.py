@@ -22,6 +22,7 @@ Classes are an exception in coco.py: they are always the data set's. A training 
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,6 +79,10 @@ def run(program: str, command: Callable[[], int | None]) -> int:
             return command() or 0
         except KeyboardInterrupt:
             message, code = "interrupted", 128 + signal.SIGINT
+        except BrokenPipeError:  # `| head` has seen enough; nothing more can be printed, at the end of Python neither
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 1)
+            return 128 + 13  # as the signal SIGPIPE would end it
         except _MISTAKES as error:
             message, code = _sentence(error), 2
         except _FAILURES as error:

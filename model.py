@@ -1507,6 +1507,7 @@ class MaskRCNN(nn.Module):
         self.source = UNTRAINED  # where the weights come from
         self.seconds: dict[str, float] = {}  # of each part of the last detect() that ended, which wrote it whole
         self.log_dir: Path | None = None  # where training writes
+        self.to_continue = ""  # what an interrupted training says of how it goes on, if not the usual
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
         self._has_new_stem = False  # its first convolution was inflated for other channels, and has to learn
         # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
@@ -1783,6 +1784,7 @@ class MaskRCNN(nn.Module):
             describe=self.to_checkpoint,
             evaluate=None if evaluate is None else lambda epoch: evaluate(self),
             callbacks=custom_callbacks or (),
+            **({"to_continue": self.to_continue} if self.to_continue else {}),
         )
         for phase in phases:
             progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)

@@ -32,7 +32,19 @@ import visualize
 from config import SmallConfig
 from data.check import Report
 from data.object_checks import picture_name
-from data.plan import Choice, Plan, facts_of, fit_to_minutes, head_batches, make_plan, seconds_of, set_length
+from data.plan import (
+    Choice,
+    Pace,
+    Plan,
+    evaluations,
+    facts_of,
+    fit_to_minutes,
+    length_choice,
+    make_plan,
+    seconds_of,
+    set_length,
+    warn_if_short,
+)
 from data.recognise import Records
 from data.record_dataset import RecordDataset
 from data.samples import TrainingData, collate
@@ -50,6 +62,7 @@ PLAN_NAME, MODEL_NAME, PICTURE_NAME, CURVES_NAME = "plan.json", "model.pth", "fi
 FORMAT, VERSION = "mask-scoring-rcnn plan", 1
 EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluation at the end takes all
 _TIMED_STEPS = 2
+_CHECKED_PICTURES = 12  # before the training
 _LOOKED_AT = 64  # pictures whose brightness is measured
 
 
@@ -73,6 +86,7 @@ class Job:
     start: cli.Start  # of a new training
     settings: dict[str, Any]  # of the plan, the data set and --set
     notes: list[str]
+    dataset: str = "DIR"  # as it is named in commands
 
     @property
     def logs(self) -> Path:
@@ -106,23 +120,22 @@ class Job:
         The loop checks one batch forward and backward by itself.
         """
         config = OwnConfig(**self.network_settings)
-        count = min(config.IMAGES_PER_GPU, self.train_dataset.num_images)
+        image_ids = _evenly(self.train_dataset.num_images, max(config.IMAGES_PER_GPU, _CHECKED_PICTURES))
         tiles, objects, met = [], 0, 0
-        for index in range(count):
-            image, _, class_ids, boxes, masks = load_image_gt(
-                self.train_dataset, config, index, augment=True, seed=index
-            )
+        for image_id in image_ids:
+            sample = load_image_gt(self.train_dataset, config, image_id, augment=True, seed=image_id)
+            image, _, class_ids, boxes, masks = sample
             names = [self.train_dataset.class_names[class_id] for class_id in class_ids]
-            tiles.append(visualize.draw_instances(utils.viewable(image), boxes, masks, names))
+            tiles.append((len(boxes) == 0, visualize.draw_instances(utils.viewable(image), boxes, masks, names)))
             objects += len(boxes)
             met += int((best_anchor_ious(boxes, image.shape, config) >= 0.5).sum())
         path = self.folder / PICTURE_NAME
-        sheet = Image.fromarray(_side_by_side(tiles))
+        tiles.sort(key=lambda tile: tile[0])  # crops without objects show little
+        sheet = Image.fromarray(_side_by_side([tile for _, tile in tiles[: config.IMAGES_PER_GPU]]))
         runtime.write_atomically(path, lambda file: sheet.save(file, "JPEG", quality=90))
         return (
-            f"{count} picture{'s' * (count != 1)} read and augmented, {met} of {objects} objects can be matched by an "
-            "anchor (IoU 0.5); "
-            f"{path} shows what the network sees"
+            f"{len(image_ids)} picture{'s' * (len(image_ids) != 1)} read and augmented, {met} of {objects} objects can "
+            f"be matched by an anchor (IoU 0.5); {path} shows what the network sees"
         )
 
     ############################################################
@@ -133,6 +146,7 @@ class Job:
         """All phases, from where the last call stopped. Returns: progress; its `interrupted` is a signal that came."""
         os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # a fifth faster, and the plan chose a small batch
         model = self.current_model()
+        model.to_continue = "the same command"
         evaluate = None
         if self.val_dataset is not None:
             most = model.config.DETECTION_MAX_INSTANCES
@@ -219,7 +233,7 @@ class Job:
         model = shlex.quote(str(path))
         return [
             f"Use it:        python custom.py detect --dataset NEW_PICTURES --model {model}",
-            f"Doubt labels:  python custom.py review --dataset DIR --model {model}",
+            f"Doubt labels:  python custom.py review --dataset {shlex.quote(self.dataset)} --model {model}",
         ]
 
     @staticmethod
@@ -323,7 +337,9 @@ def open_job(
     }
     model = None if request.model in (None, "last") else request.model
     start = cli.find_start(model or "none", OwnConfig, folder / "logs", settings, **(options or {}))
-    job = Job(folder, Plan({}, [], 0, False, 1), split, train_dataset, val_dataset, start, settings, notes)
+    job = Job(
+        folder, Plan({}, [], 0, False, 1), split, train_dataset, val_dataset, start, settings, notes, str(records.root)
+    )
     if stored is not None:
         job.plan = Plan.from_json(stored["plan"])
         return job
@@ -427,30 +443,28 @@ def _complete(job: Job, request: Request, model: str | None, say: Callable[[str]
     say("measuring the time of a step ...")
     dtype, step, image = measure(job, say)
     plan.settings["TRAIN_DTYPE"] = dtype
-    images = 0 if job.val_dataset is None else min(EVALUATED_PICTURES, job.val_dataset.num_images)
+    all_images = 0 if job.val_dataset is None else job.val_dataset.num_images
+    pace = Pace(step, image, min(EVALUATED_PICTURES, all_images), all_images)
     if request.minutes is not None:
-        fit_to_minutes(plan, request.minutes, step, image, images)
+        fit_to_minutes(plan, request.minutes, pace)
     plan.settings |= {name: given[name] for name in given if name in plan.settings}
-    _tell_time(job, request.minutes, step, image, images)
+    _tell_time(job, request.minutes, pace)
 
 
-def _tell_time(job: Job, minutes: float | None, step: float, image: float, images: int) -> None:
-    """Writes steps and minutes into the choices of a plan. step, image, images: as for seconds_of."""
-    plan = job.plan
-    training, evaluation = (seconds / 60 for seconds in seconds_of(plan, step, image, images))
-    learned = plan.settings["STEPS_PER_EPOCH"] * plan.epochs
-    views = learned * plan.settings["IMAGES_PER_GPU"]
+def _tell_time(job: Job, minutes: float | None, pace: Pace) -> None:
+    """Writes steps and minutes into the choices of a plan."""
+    plan, has_weights = job.plan, job.start.checkpoint is not None
+    training, evaluation = (seconds / 60 for seconds in seconds_of(plan, pace))
     row = next(i for i, choice in enumerate(plan.choices) if choice.what == "length")
-    start = plan.choices[row].why.partition(", ")[2].rpartition(", ")[2]
-    why = f"{views:,} views, {views / job.train_dataset.num_images:.0f} of each picture, {start}"
-    plan.choices[row] = Choice("length", f"{learned + head_batches(plan):,} steps", why)
-    words = f"{step:.2f} s a step on this machine, in {plan.settings['TRAIN_DTYPE']}"
-    if images:
-        words += (
-            f", and {plan.epochs + 1} evaluations of {images} picture{'s' * (images != 1)} ({_minutes(evaluation)})"
-        )
+    plan.choices[row] = length_choice(plan, job.train_dataset.num_images, has_weights)
+    words = f"{pace.step:.2f} s a step on this machine, in {plan.settings['TRAIN_DTYPE']}"
+    if pace.images:
+        pictures = f"{pace.images} picture{'s' * (pace.images != 1)}"
+        count = evaluations(plan)
+        words += f", and {count} evaluation{'s' * (count != 1)} of {pictures}, with the report {_minutes(evaluation)}"
     words += "; asked for by --minutes" if minutes is not None else "; --minutes N plans for less"
     plan.choices.insert(row + 1, Choice("time", _minutes(training + evaluation), words))
+    warn_if_short(plan, pace, has_weights)
 
 
 def _minutes(minutes: float) -> str:

@@ -40,8 +40,9 @@ class Listing:
         """Raises: FileNotFoundError or NotADirectoryError if root is no folder; ValueError for more than MAX_FILES."""
         self.root = Path(root)
         if not self.root.is_dir():
-            kind = NotADirectoryError if self.root.exists() else FileNotFoundError
-            raise kind(f"--dataset {utils.printable(root)}: there is no such folder")
+            if self.root.exists():
+                raise NotADirectoryError(f"--dataset {utils.printable(root)} is a file; give the folder that has it")
+            raise FileNotFoundError(f"--dataset {utils.printable(root)}: there is no such folder")
         self.files = sorted(self._walk())
 
     def _walk(self) -> Iterable[str]:

@@ -134,6 +134,8 @@ OBJECTS_IN_CROP = 4  # times the side of a large object is the side of a crop
 VALIDATIONS = 8  # in a training
 VIEWS_FROM_WEIGHTS = (60, 3_000, 120_000)  # of each picture; the least and the most of all together
 VIEWS_FROM_NOTHING = (240, 12_000, 48_000)
+LEAST_VIEWS_FROM_WEIGHTS, LEAST_VIEWS_FROM_NOTHING = 400, 2_000  # before which a model finds little
+REPORT_SECONDS = 30  # of the evaluation at the end, beside the detection
 FEW_OBJECTS = 1000
 SMALL_SET = 500  # pictures, below which natural ones change their size little
 _HANDED = re.compile(r"\b(left|right)\b|^(left|right)[-_ ]|[-_ ](left|right)$", re.IGNORECASE)
@@ -341,7 +343,13 @@ def _plan_caps(facts: Facts, settings: dict[str, Any], choices: list[Choice]) ->
         TRAIN_ROIS_PER_IMAGE=128,
         ROI_POSITIVE_RATIO=0.33,
     )
-    choices.append(Choice("detections", f"{instances} a picture at most", f"{most} objects at most in a picture"))
+    choices.append(
+        Choice(
+            "detections",
+            f"{instances} a picture at most",
+            f"{most} object{'s' * (most != 1)} at most in a picture that trains",
+        )
+    )
     if overlap > 0.02:
         why = f"{overlap:.0%} of the objects overlap another of their class with IoU 0.5 or more"
         choices.append(Choice("DETECTION_NMS_THRESHOLD", "0.6", why))
@@ -422,45 +430,80 @@ def _plan_length(facts: Facts, has_weights: bool, plan: Plan) -> None:
     plan.heads_first = has_weights and objects < FEW_OBJECTS
     rate = 1e-4 if has_weights else 1e-3
     plan.settings |= {"OPTIMIZER": "adamw", "LEARNING_RATE": rate, "LEARNING_RATE_DECAY": "cosine"}
-    why = f"{views:,} views, {views / pictures:.0f} of each picture"
-    plan.choices.append(
-        Choice("length", f"{plan.batches:,} steps", f"{why}, {'from' if has_weights else 'without'} trained weights")
-    )
+    plan.choices.append(length_choice(plan, pictures, has_weights))
     if plan.heads_first:
         plan.settings["FROZEN_STAGES"] = 2
         why = f"{objects:,} objects are few: the trained layers keep what they know"
         plan.choices.append(Choice("layers", "heads first, then all but two stages", why))
 
 
+def length_choice(plan: Plan, pictures: int, has_weights: bool) -> Choice:
+    """The line on the length of a plan. pictures: that train."""
+    views = plan.batches * plan.settings["IMAGES_PER_GPU"]
+    head = head_batches(plan)
+    value = f"{plan.batches:,} steps" + (f", then {head:,} of the MaskIoU head" if head else "")
+    start = "from trained weights" if has_weights else "without trained weights"
+    return Choice("length", value, f"{views:,} views, {views / pictures:.0f} of each picture, {start}")
+
+
 def set_length(plan: Plan, batches: int) -> None:
     """Divides the batches of a training into epochs with a validation after each; sets the warm-up."""
-    plan.batches = max(batches, plan.epochs)
-    plan.settings["STEPS_PER_EPOCH"] = max(1, plan.batches // plan.epochs)
+    plan.settings["STEPS_PER_EPOCH"] = max(1, batches // plan.epochs)
+    plan.batches = plan.settings["STEPS_PER_EPOCH"] * plan.epochs
     plan.settings["WARMUP_STEPS"] = min(500, plan.batches // 10)
 
 
-def seconds_of(plan: Plan, step: float, image: float, images: int) -> tuple[float, float]:
-    """The seconds of all steps, and of all evaluations. step: seconds of one; image: of the detection in one; images:
-    that each evaluation takes."""
-    head = head_batches(plan)
-    return (plan.batches + head) * step, (plan.epochs + bool(head)) * images * image
+class Pace(NamedTuple):
+    """What was measured on a machine, and what there is to evaluate."""
+
+    step: float  # seconds of a step
+    image: float  # seconds of the detection in a picture
+    images: int  # that each evaluation in the training takes
+    all_images: int  # that the evaluation at the end takes
+
+
+def evaluations(plan: Plan) -> int:
+    """How many there are in the training."""
+    return plan.epochs + bool(head_batches(plan))
+
+
+def seconds_of(plan: Plan, pace: Pace) -> tuple[float, float]:
+    """The seconds of all steps, and of all evaluations, with the report at the end."""
+    report = REPORT_SECONDS + pace.all_images * pace.image if pace.images else 0.0
+    return (plan.batches + head_batches(plan)) * pace.step, evaluations(plan) * pace.images * pace.image + report
 
 
 def head_batches(plan: Plan) -> int:
     """The batches of the last phase, in which the MaskIoU head learns alone."""
-    return plan.settings.get("STEPS_PER_EPOCH", plan.batches // plan.epochs)
+    return plan.batches // plan.epochs if plan.settings.get("USE_MASKIOU_HEAD", True) else 0
 
 
-def fit_to_minutes(plan: Plan, minutes: float, step: float, image: float, images: int) -> None:
-    """Shortens or lengthens a training so that its steps and evaluations take this many minutes.
+def fit_to_minutes(plan: Plan, minutes: float, pace: Pace) -> None:
+    """Shortens or lengthens a training so that its steps, evaluations and report take this many minutes.
 
-    The arguments are those of seconds_of. Raises: ValueError if there is no time for a step before each evaluation.
+    There are fewer evaluations where they would take more than a third of the time.
+
+    Raises: ValueError if there is no time for a step before each evaluation.
     """
-    left = 60 * minutes - (plan.epochs + 1) * images * image
-    batches = int(left / step / (1 + 1 / plan.epochs))
+    while plan.epochs > 1 and seconds_of(plan, pace)[1] > 20 * minutes:
+        plan.epochs -= 1
+        set_length(plan, plan.batches)
+    other = seconds_of(plan, pace)[1]
+    batches = int((60 * minutes - other) / pace.step / (1 + bool(head_batches(plan)) / plan.epochs))
     if batches < plan.epochs:
-        least = (60 + (plan.epochs + 1) * images * image + 2 * plan.epochs * step) / 60
-        raise ValueError(
-            f"--minutes {minutes:g} leaves no time to learn; at least {math.ceil(least)} minutes are needed here"
-        )
+        least = math.ceil((60 + other + 2 * plan.epochs * pace.step) / 60)
+        raise ValueError(f"--minutes {minutes:g} leaves no time to learn; at least {least} minutes are needed here")
     set_length(plan, batches)
+
+
+def warn_if_short(plan: Plan, pace: Pace, has_weights: bool) -> None:
+    """Adds a line to a plan in which a model would see too little to find anything."""
+    least = LEAST_VIEWS_FROM_WEIGHTS if has_weights else LEAST_VIEWS_FROM_NOTHING
+    views = plan.batches * plan.settings["IMAGES_PER_GPU"]
+    if views >= least:
+        return
+    steps = least / plan.settings["IMAGES_PER_GPU"] * (1 + bool(head_batches(plan)) / plan.epochs)
+    minutes = math.ceil((steps * pace.step + seconds_of(plan, pace)[1]) / 60)
+    more = "" if has_weights else ", or start from a trained model with --model"
+    why = f"{views:,} views, and a model finds little before {least:,}: take {minutes} minutes at least{more}"
+    plan.choices.append(Choice("careful", "this is too short", why))

@@ -47,9 +47,7 @@ _PICTURES_ONLY = (binary_masks, label_images)
 WINNING_SHARE = 0.9
 
 _RENAMED = Fault(REMARK, "", "by --rename")
-_NO_LABELS = (
-    "--dataset {}: {:,} pictures and no labels of any format that is known here ({}); are the labels in another folder?"
-)
+_NO_LABELS = "--dataset {}: {:,} pictures and no labels of any format that is known here ({})"
 
 _PICKLES = (
     "Cellpose's _seg.npy files are pickles, which can run programs: they are never read. Its menu File, Save masks "
@@ -142,11 +140,15 @@ def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleT
             claims[module] = claim
     if not claims:
         if format_name is not None:
-            raise ValueError(f"--format {format_name}: --dataset {reading.listing.root} has no such labels")
+            raise ValueError(
+                f"--format {format_name}: --dataset {reading.listing.root} has no such labels{_others(reading)}"
+            )
+        if not reading.listing.files:
+            raise ValueError(f"--dataset {reading.listing.root}: the folder is empty")
         names = ", ".join(module.TITLE for module in FORMATS)
         message = _NO_LABELS.format(reading.listing.root, len(reading.listing.pictures), names)
-        message += "".join(f". {hint}" for hint in _hints(reading))
-        raise ValueError(message + (_first(reading) or _damaged(reading)))
+        causes = "".join(f"; {hint}" for hint in _hints(reading)) + (_first(reading) or _damaged(reading))
+        raise ValueError(message + (causes or "; are the labels in another folder?"))
     most = max(claim.pictures for claim in claims.values())
     winners = {module: claim for module, claim in claims.items() if claim.pictures >= WINNING_SHARE * most}
     if len(winners) > 1:
@@ -172,7 +174,14 @@ def _damaged(reading: Reading) -> str:
                 reading.listing.json(name)
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    return f". A file is damaged: {utils.listed(problems, 3)}" if problems else ""
+    return f"; files are damaged: {utils.listed(problems, 3)}" if problems else ""
+
+
+def _others(reading: Reading) -> str:
+    """What the labels are instead of the format that was asked for, for a message."""
+    found = [(module, module.claim(reading)) for module in FORMATS if module not in _PICTURES_ONLY]
+    names = [f"{module.TITLE} (--format {module.NAME})" for module, claim in found if claim and claim.pictures]
+    return f"; it has {utils.listed(names)}" if names else ""
 
 
 def _first(reading: Reading) -> str:

@@ -364,7 +364,7 @@ def show_example(example: Example, load_image: Callable[[int], np.ndarray]) -> d
         message = f"{type(error).__name__}: {error}"
     scores = {
         "class score": example.class_score,
-        "predicted IoU": example.mask_iou,
+        "predicted IoU": example.mask_iou and min(max(example.mask_iou, 0.0), 1.0),  # as mask scores take it
         "mask score": example.mask_score,
         "true IoU": example.true_iou,
     }

@@ -408,3 +408,17 @@ def test_a_backbone(network_only, tmp_path, monkeypatch):
     config = model.config
     assert (config.BACKBONE_WIDTH, config.MEAN_PIXEL) == (0.125, (7.0, 8.0, 9.0))
     assert (config.RPN_CHANNELS, config.TOP_DOWN_PYRAMID_SIZE) == (Config.RPN_CHANNELS, 8)
+
+
+def test_a_pipe_that_has_seen_enough_ends_the_command_in_silence():
+    """As `| head -1` does."""
+    lines = (
+        "import cli, sys; sys.exit(cli.run('x.py', lambda: [print('line', i, flush=True) for i in range(10**6)] and 0))"
+    )
+    words = [sys.executable, "-c", lines]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, cwd=Path(cli.__file__).parent) as run:
+        assert run.stdout.readline() == b"line 0\n"
+        run.stdout.close()
+        assert run.stderr.read() == b""
+        assert run.wait(timeout=60) == 128 + 13

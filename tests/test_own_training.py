@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +67,9 @@ def test_the_bare_command_plans_trains_and_writes_a_model(tmp_path, capsys, shor
     printed = capsys.readouterr().out
     assert "python custom.py detect --dataset NEW_PICTURES --model" in printed
     assert (output / "evaluation" / "report.html").is_file()
-    assert re.search(r"length +4 steps\n +2 views", printed)
+    assert re.search(r"length +2 steps, then 2 of the MaskIoU head\n +2 views", printed)
     assert "s a step on this machine" in printed
-    assert re.search(r"Self-check: 1 picture read and augmented, \d of \d objects can be matched", printed)
+    assert re.search(r"Self-check: 8 pictures read and augmented, \d+ of \d+ objects can be matched", printed)
     assert {"plan.json", "split.json", "first_batch.jpg", "model.pth", "logs", "check", "evaluation", "losses.png"} <= {
         path.name for path in output.iterdir()
     }
@@ -188,3 +190,16 @@ def test_pixels_are_measured_over_the_pictures(tmp_path):
     mean, deviation = measure_pixels(Pictures(), {"IMAGE_CHANNEL_COUNT": 3})
     assert mean == (10.0, 20.0, 35.0)
     assert deviation == (1.0, 1.0, 5.0), "a channel that never changes is not divided by 0"
+
+
+def test_an_interrupted_training_says_that_the_same_command_continues(tmp_path, capsys, short):
+    dataset, output = write_set(tmp_path / "cells", count=3), tmp_path / "out"
+
+    def stop(self, progress):
+        raise AssertionError("not finished")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_training.Job, "finish", stop)
+        patch.setattr("training.loop.Trainer.validate", lambda self: os.kill(os.getpid(), signal.SIGINT) or {})
+        assert train(dataset, output) == 130
+    assert re.search(r"saved in .*\nto continue: the same command\n", capsys.readouterr().out)

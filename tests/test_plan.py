@@ -11,15 +11,18 @@ from data.plan import (
     CROP_SIDES,
     LEAST_SHARE,
     Facts,
+    Pace,
     Plan,
     best_coverage,
     coverage,
     fit_to_minutes,
     head_batches,
+    length_choice,
     make_plan,
     overlapping_share,
     seconds_of,
     set_length,
+    warn_if_short,
 )
 
 
@@ -199,13 +202,42 @@ def test_the_length_follows_the_number_of_pictures():
     assert trained.settings["FROZEN_STAGES"] == 2
 
 
-def test_minutes_are_the_time_of_steps_and_evaluations():
-    plan = make_plan(facts())
-    fit_to_minutes(plan, 20, step=0.5, image=1.0, images=12)
-    assert sum(seconds_of(plan, 0.5, 1.0, 12)) / 60 == pytest.approx(20, rel=0.02)
+def test_minutes_are_the_time_of_steps_evaluations_and_report():
+    plan, pace = make_plan(facts()), Pace(step=0.5, image=1.0, images=12, all_images=12)
+    fit_to_minutes(plan, 20, pace)
+    assert sum(seconds_of(plan, pace)) / 60 == pytest.approx(20, rel=0.02)
     assert plan.settings["STEPS_PER_EPOCH"] == head_batches(plan)
-    with pytest.raises(ValueError, match="--minutes 1 leaves no time to learn; at least 3 minutes"):
-        fit_to_minutes(plan, 1, step=0.5, image=1.0, images=12)
+    assert plan.epochs == 8
+    with pytest.raises(ValueError, match=r"--minutes 0\.5 leaves no time to learn; at least 3 minutes"):
+        fit_to_minutes(plan, 0.5, pace)
+
+
+def test_a_short_training_evaluates_less_and_says_that_it_is_short():
+    plan, pace = make_plan(facts()), Pace(step=0.5, image=2.0, images=12, all_images=12)
+    fit_to_minutes(plan, 5, pace)
+    evaluation = seconds_of(plan, pace)[1]
+    assert plan.epochs < 8
+    assert evaluation <= 100 or plan.epochs == 1
+    assert sum(seconds_of(plan, pace)) == pytest.approx(300, rel=0.05)
+    warn_if_short(plan, pace, has_weights=False)
+    line = choice(plan, "careful")
+    assert line.value == "this is too short"
+    minutes = int(line.why.split("take ")[1].split()[0])
+    fit_to_minutes(plan, minutes, pace)
+    longer = Plan(plan.settings, [], plan.batches, False, plan.epochs)
+    warn_if_short(longer, pace, has_weights=False)
+    assert longer.choices == [], "the minutes that it advises are enough"
+    enough = make_plan(facts())
+    warn_if_short(enough, pace, has_weights=False)
+    assert all(line.what != "careful" for line in enough.choices)
+
+
+def test_without_a_maskiou_head_no_steps_are_planned_for_it():
+    plan = make_plan(facts())
+    assert choice(plan, "length").value == "3,000 steps, then 375 of the MaskIoU head"
+    plan.settings["USE_MASKIOU_HEAD"] = False
+    assert head_batches(plan) == 0
+    assert length_choice(plan, 32, False).value == "3,000 steps"
 
 
 def test_a_plan_is_the_same_after_json():
@@ -214,7 +246,7 @@ def test_a_plan_is_the_same_after_json():
     stored = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     config = Config(NUM_CLASSES=2, **stored.settings)
     assert config.to_dict() == Config(NUM_CLASSES=2, **plan.settings).to_dict()
-    assert (stored.choices, stored.batches, stored.epochs) == (plan.choices, 801, plan.epochs)
+    assert (stored.choices, stored.batches, stored.epochs) == (plan.choices, 800, plan.epochs)
     assert all(f"{line.what:<12}  {line.value}" in plan.text() and line.why in plan.text() for line in plan.choices)
 
 

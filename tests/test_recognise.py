@@ -123,7 +123,7 @@ def test_no_labels(tmp_path):
         open_records(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         open_records(tmp_path / "gone")
-    with pytest.raises(NotADirectoryError, match="no such folder"):
+    with pytest.raises(NotADirectoryError, match="is a file; give the folder"):
         open_records(tmp_path / "a.png")
 
 

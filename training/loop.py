@@ -92,12 +92,14 @@ class Hooks:
         eval mode and averaged weights in place. The best checkpoint is that of the highest "mask AP"; without that
         metric, that of the lowest validation loss.
     callbacks: see call_back. Only the first process calls them.
+    to_continue: what an interrupted training says of how it goes on.
     """
 
     prepare: Callable[[Any], tuple]
     describe: Callable[[], dict[str, Any]]
     evaluate: Callable[[int], Mapping[str, float] | None] | None = None
     callbacks: Sequence[Any] = ()
+    to_continue: str = "the same command with --model=last; in Python, model.load_weights(model.find_last())"
 
 
 def call_back(callbacks: Sequence[Any], event: str, progress: Progress) -> None:
@@ -234,7 +236,7 @@ class Trainer:
         if progress.interrupted is not None:
             self.print_once(
                 f"stopped after {progress.epoch} epochs and {progress.step} steps, saved in {progress.checkpoint}\n"
-                "to continue: the same command with --model=last; in Python, model.load_weights(model.find_last())"
+                f"to continue: {self.hooks.to_continue}"
             )
         return progress
 
