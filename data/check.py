@@ -29,17 +29,17 @@ from data.reading import DERIVED, UNREADABLE, Options, split_of
 from data.recognise import EMPTY, UNLABELLED, Records
 from data.records import ERROR, REMARK, SEVERITIES, SPLITS, WARNING, Fault, Picture
 
-_CUT = Fault(ERROR, "pictures cannot be read, though their beginning can", "left out", "replace them")
+_CUT = Fault(ERROR, "pictures cannot be read, though their beginning can", "left out", "replace what is damaged")
 _LABEL_ALONE = Fault(
     ERROR, "label files belong to no picture that is there", "left out", "put the pictures back, or delete the labels"
 )
 _NOT_LABELLED = Fault(
-    WARNING, "pictures have no label", "left out, because nobody says whether they show objects",
+    WARNING, "pictures have no label", "left out, because nobody says whether there are objects",
     "--empty label takes them as pictures without objects",
 )  # fmt: skip
 _FOLDER_WITHOUT = Fault(REMARK, "pictures lie in folders that no label leads to", "left out")
-_TAKEN_AS_EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects")
-_NO_FILE = Fault(REMARK, "pictures have no label file", "taken as pictures without objects, as this format means it")
+_TAKEN_AS_EMPTY = Fault(REMARK, "pictures have no label", "taken to show no objects")
+_NO_FILE = Fault(REMARK, "pictures have no label file", "taken to show no objects, as this format means it")
 _SAME_FILE = Fault(WARNING, "pictures are there twice, as equal files", "both kept", "delete one of each pair")
 _ALIKE = Fault(REMARK, "pairs of pictures in one split show the same", "both kept")
 _LEAK = Fault(

@@ -290,7 +290,8 @@ def _how_to_get(root: Path) -> str:
     urls = [f"{BASE_URL}{archive.path} ({archive.size / 1e9:.1f} GB)" for archive in archives]
     return (
         f"To get COCO: python coco.py train --dataset {root} --download\n"
-        f"Or download these files and unzip them into {root}: {', '.join(urls)}; for 2014 likewise."
+        f"Or download these files and unzip them into {root}: {', '.join(urls)}; for 2014 likewise.\n"
+        "Pictures and labels of your own, in any format: python custom.py"
     )
 
 

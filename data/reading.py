@@ -44,7 +44,7 @@ DERIVED = re.compile(r"_(flows|cellprob|cp_output|cp_outlines|outlines|labelIds|
 # What a reader may meet in a label that is not as it should be: it loses this label alone.
 FLAWS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, SyntaxError)
 
-_DAMAGED = Fault(ERROR, "pictures cannot be read", "left out", "replace them")
+_DAMAGED = Fault(ERROR, "pictures cannot be read", "left out", "replace what is damaged")
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of a picture
 _LONGEST_NAME = 2000  # characters; a longer text is no name of a file

@@ -213,7 +213,7 @@ _TWICE = Fault(
     WARNING, "pictures have two entries or label files", "their objects joined, equal ones once", "remove one of them"
 )
 UNLABELLED = Fault(REMARK, "pictures have no label", "not used", "--empty label takes them as pictures without objects")
-EMPTY = Fault(REMARK, "pictures have no label", "taken as pictures without objects, by --empty label")
+EMPTY = Fault(REMARK, "pictures have no label", "taken to show no objects, by --empty label")
 
 
 def _drop_wrong_guesses(pictures: Sequence[Picture], reading: Reading) -> list[Picture]:

@@ -329,4 +329,4 @@ def summary(outcome: Outcome, request: Request, folder: Path) -> str:
         words += f", of which the model doubts {sum(map(doubtful, outcome.results)):,} ({reason})"
     places = {PICTURES: "pictures/", TABLE: "objects.csv", "coco": "annotations.json and results.json"}
     written = ", ".join(places.get(kind, f"{kind}/") for kind in request.kinds)
-    return f"{words}: see {written} in {utils.printable(folder, 500)}"
+    return f"{words}: see {written} in {utils.printable(folder, 500)}" if outcome.results else words

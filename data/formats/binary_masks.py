@@ -33,7 +33,7 @@ _IMAGES = ("images", "image", "imgs", "img", "")
 _OWN_NAMES = ("image", "img", "raw", "picture", "original")  # of a picture in a folder of its own
 _EMPTY = Fault(ERROR, "mask files are all black", "left out")
 _SIZE = Fault(ERROR, "mask files are of another size than their picture", "left out")
-_NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken as pictures without objects")
+_NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken to show no objects")
 _GRAY = Fault(WARNING, "mask files have gray between black and white", "the brighter half taken as the object",
               "save masks as PNG")  # fmt: skip
 _HASH = re.compile(r"[0-9a-f]{16,}|[0-9a-f-]{32,}", re.IGNORECASE)

@@ -46,9 +46,7 @@ _VOID = Fault(REMARK, "pictures have pixels of void, 255", "taken as background"
 _NO_CLASS = Fault(WARNING, "objects lie on no class of SegmentationClass", "called object")
 _BOXES = Fault(ERROR, "objects of XML files are boxes among polygons", "left out: a box is no mask")
 _UNLISTED = Fault(REMARK, "pictures are not in ImageSets/Segmentation, and so not labelled", "left out")
-_NO_MASKS = Fault(
-    REMARK, "pictures of ImageSets/Segmentation have no SegmentationObject", "taken as pictures without objects"
-)
+_NO_MASKS = Fault(REMARK, "pictures of ImageSets/Segmentation have no SegmentationObject", "taken to show no objects")
 
 
 def palette() -> np.ndarray:
