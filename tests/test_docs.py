@@ -526,3 +526,15 @@ def test_ablations_are_the_committed_ones():
     assert list(runs) == list(ablations.VARIANTS)
     assert all(len(seeds) == 3 for seeds in runs.values())
     assert ablations.table(runs) in PAGES["docs/results.md"]
+
+
+def test_the_plan_is_the_committed_result():
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-plan-against-sample-*.json")
+    result, page = json.loads(path.read_text()), PAGES["docs/own_data.md"]
+    section = page[page.index("### How good the plan is") : page.index("\n## Evaluate")]
+    assert f"revision {result['revision']}" in section
+    assert f"{result['steps']} steps" in section
+    for row in result["rows"]:
+        planned, by_hand = row["planned, mask AP"], row["by hand, mask AP"]
+        cells = [f"{planned:.1f}", f"{by_hand:.1f}", f"{planned - by_hand:+.1f}"]
+        assert f"| seed {row['seed']} | {' | '.join(cells)} |" in section
