@@ -12,6 +12,7 @@ from scipy import ndimage
 
 import polygons
 import utils
+from data.writers.outlines import inset, join_rings, outlines
 from roialign.paste import compress_counts
 
 
@@ -109,18 +110,18 @@ def fill_all(rings, shape) -> np.ndarray:
 def test_outlines_give_the_mask_back(seed):
     """Noise has single pixels, holes in holes, and parts that touch at corners."""
     mask = noise(seed)
-    parts = polygons.outlines(mask)
+    parts = outlines(mask)
     assert len(parts) == ndimage.label(mask)[1]
     rings = [ring for part in parts for ring in (part.outer, *part.holes)]
     assert np.array_equal(fill_all(rings, mask.shape), mask)
-    assert np.array_equal(fill_all(map(polygons.inset, rings), mask.shape), mask)
+    assert np.array_equal(fill_all(map(inset, rings), mask.shape), mask)
     for ring in rings:
         assert len(np.unique(ring, axis=0)) == len(ring), "no ring touches itself"
         steps = np.roll(ring, -1, axis=0) - ring
         assert ((steps != 0).sum(axis=1) == 1).all(), "edges are level or upright"
         assert ((steps[:, 0] != 0) != (np.roll(steps, 1, axis=0)[:, 0] != 0)).all(), "no point lies on a straight edge"
     if rings:
-        joined = polygons.join_rings([polygons.inset(ring) for ring in rings])
+        joined = join_rings([inset(ring) for ring in rings])
         assert np.array_equal(fill_all([joined], mask.shape), mask)
         assert len(joined) == sum(map(len, rings)) + 2 * (len(rings) - 1), "a bridge adds two points"
 
@@ -130,31 +131,31 @@ def test_inset_outlines_are_the_mask_for_programs_that_fill_outlines(seed):
     """Pillow cuts coordinates off and fills the outline, too; labelme uses it, and OpenCV in ultralytics does alike."""
     mask = ndimage.binary_fill_holes(noise(seed))
     canvas = Image.new("1", mask.shape[::-1])
-    for part in polygons.outlines(mask):
+    for part in outlines(mask):
         assert part.holes == []
-        ImageDraw.Draw(canvas).polygon([tuple(p) for p in polygons.inset(part.outer).tolist()], fill=1, outline=1)
+        ImageDraw.Draw(canvas).polygon([tuple(p) for p in inset(part.outer).tolist()], fill=1, outline=1)
     assert np.array_equal(np.asarray(canvas), mask)
 
 
 def test_outlines_by_hand():
-    (part,) = polygons.outlines(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
+    (part,) = outlines(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
     assert part.outer.tolist() == [[0, 0], [3, 0], [3, 3], [0, 3]]
     assert [hole.tolist() for hole in part.holes] == [[[2, 1], [1, 1], [1, 2], [2, 2]]]
-    assert polygons.inset(part.outer, 0.5).tolist() == [[0.5, 0.5], [2.5, 0.5], [2.5, 2.5], [0.5, 2.5]]
-    assert polygons.inset(part.holes[0], 0.5).tolist() == [[2.5, 0.5], [0.5, 0.5], [0.5, 2.5], [2.5, 2.5]]
-    assert polygons.outlines(np.zeros((3, 3))) == []
-    assert polygons.outlines(np.zeros((0, 3))) == []
-    two = polygons.outlines(np.eye(2))
+    assert inset(part.outer, 0.5).tolist() == [[0.5, 0.5], [2.5, 0.5], [2.5, 2.5], [0.5, 2.5]]
+    assert inset(part.holes[0], 0.5).tolist() == [[2.5, 0.5], [0.5, 0.5], [0.5, 2.5], [2.5, 2.5]]
+    assert outlines(np.zeros((3, 3))) == []
+    assert outlines(np.zeros((0, 3))) == []
+    two = outlines(np.eye(2))
     assert [part.outer.tolist() for part in two] == [
         [[0, 0], [1, 0], [1, 1], [0, 1]],
         [[1, 1], [2, 1], [2, 2], [1, 2]],
     ]
     with pytest.raises(ValueError, match=r"mask must be \[H, W\], got \[2\]"):
-        polygons.outlines(np.zeros(2))
+        outlines(np.zeros(2))
 
 
 def test_bridges_lead_to_the_nearest_ring():
     squares = [np.array([[x, 0], [x + 1, 0], [x + 1, 1], [x, 1]], float) for x in (0, 10, 4)]
-    joined = polygons.join_rings(squares)
+    joined = join_rings(squares)
     lengths = np.abs(np.roll(joined, -1, axis=0) - joined).sum(axis=1)
     assert sorted(lengths[lengths > 1].tolist()) == [3, 3, 5, 5], "from 1 to 4 and from 5 to 10, there and back"

@@ -150,6 +150,18 @@ def labelled(records: Records, names: list[str]) -> Iterator[Labelled]:
         yield Labelled(picture, name, *(size[::-1] if orientation >= 5 else size), objects)
 
 
+def each_picture(records: Records, folder: Path, copy_pictures: bool, notes: list[str] | None) -> Iterator[Labelled]:
+    """What a format with a file for each picture, and no mark for crowds, writes. With copy_pictures, the pictures are
+    copied first, to where each file will lie. Raises: as check_embedded.
+    """
+    check_embedded(records, copy_pictures)
+    records = without_crowds(records, notes)
+    names = plan_names(records, copy_pictures, notes)
+    if copy_pictures:
+        copy_all(records, folder, names)
+    yield from labelled(records, names)
+
+
 def without_crowds(records: Records, notes: list[str] | None) -> Records:
     """The records without the objects that are crowds, for formats that have no mark for them."""
     crowds = sum(parsed.is_crowd for picture in records.pictures for parsed in picture.objects)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-import polygons
 import utils
 from data.object_checks import class_name
 from data.recognise import Records
 from data.records import Object
 
-from .common import check_embedded, copy_all, labelled, plan_names, without_crowds, write_json
+from .common import each_picture, write_json
+from .outlines import outlines
 
 
 def write_geojson(records: Records, folder: Path, copy_pictures: bool = False, notes: list[str] | None = None) -> Path:
@@ -25,12 +25,7 @@ def write_geojson(records: Records, folder: Path, copy_pictures: bool = False, n
 
     Returns: the folder.
     """
-    check_embedded(records, copy_pictures)
-    records = without_crowds(records, notes)
-    names = plan_names(records, copy_pictures, notes)
-    if copy_pictures:
-        copy_all(records, folder, names)
-    for found in labelled(records, names):
+    for found in each_picture(records, folder, copy_pictures, notes):
         features = [_feature(parsed, rle) for parsed, rle in found.objects]
         path = folder / PurePosixPath(found.name).with_suffix(".geojson")
         write_json(path, {"type": "FeatureCollection", "features": features})
@@ -39,9 +34,7 @@ def write_geojson(records: Records, folder: Path, copy_pictures: bool = False, n
 
 def _feature(parsed: Object, rle: dict) -> dict[str, Any]:
     y1, x1, crop = utils.rle_to_crop(rle)
-    parts = [
-        [_closed(np.add(ring, [x1, y1])) for ring in (part.outer, *part.holes)] for part in polygons.outlines(crop)
-    ]
+    parts = [[_closed(np.add(ring, [x1, y1])) for ring in (part.outer, *part.holes)] for part in outlines(crop)]
     is_one = len(parts) == 1
     properties: dict[str, Any] = {"objectType": "annotation", "classification": {"name": class_name(parsed)}}
     texts = {name: value for name, value in parsed.attributes.items() if isinstance(value, str)}

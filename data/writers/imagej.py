@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import roifile
 
-import polygons
 import utils
 from data.object_checks import class_name
 from data.recognise import Records
 from data.records import Object
 
-from .common import attribute_text, check_embedded, copy_all, labelled, plan_names, without_crowds, write_bytes
+from .common import attribute_text, each_picture, write_bytes
+from .outlines import outlines
 
 CLASS = "class"  # the property that has it
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # java.awt.geom.PathIterator
@@ -33,12 +33,7 @@ def write_imagej(records: Records, folder: Path, copy_pictures: bool = False, no
 
     Returns: the folder.
     """
-    check_embedded(records, copy_pictures)
-    records = without_crowds(records, notes)
-    names = plan_names(records, copy_pictures, notes)
-    if copy_pictures:
-        copy_all(records, folder, names)
-    for found in labelled(records, names):
+    for found in each_picture(records, folder, copy_pictures, notes):
         data = io.BytesIO()
         digits = max(4, len(str(len(found.objects))))
         with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as file:
@@ -58,7 +53,7 @@ def _plain(name: str) -> str:
 
 def _roi(parsed: Object, rle: dict, name: str) -> roifile.ImagejRoi:
     y1, x1, crop = utils.rle_to_crop(rle)
-    parts = polygons.outlines(crop)
+    parts = outlines(crop)
     rings = [np.add(ring, [x1, y1]) for part in parts for ring in (part.outer, *part.holes)]
     if len(rings) == 1:
         roi = roifile.ImagejRoi.frompoints(rings[0].astype(np.int32), name=name)

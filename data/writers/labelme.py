@@ -14,22 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import polygons
 import utils
 from data.object_checks import class_name
 from data.recognise import Records
 from data.records import Object
 
-from .common import (
-    Labelled,
-    attribute_text,
-    check_embedded,
-    copy_picture,
-    labelled,
-    plan_names,
-    without_crowds,
-    write_json,
-)
+from .common import Labelled, attribute_text, each_picture, write_json
+from .outlines import inset, outlines
 
 VERSION = "6.3.1"  # of labelme, whose files these are like
 
@@ -42,12 +33,8 @@ def write_labelme(records: Records, folder: Path, copy_pictures: bool = False, n
 
     Returns: the folder.
     """
-    check_embedded(records, copy_pictures)
-    records = without_crowds(records, notes)
-    for found in labelled(records, plan_names(records, copy_pictures, notes)):
+    for found in each_picture(records, folder, copy_pictures, notes):
         path = folder / PurePosixPath(found.name).with_suffix(".json")
-        if copy_pictures:
-            copy_picture(found.picture, folder / found.name)
         image_path = PurePosixPath(found.name).name if copy_pictures else _path_from(path.parent, found)
         write_json(path, _contents(found, image_path), indent=1)
     return folder
@@ -69,14 +56,14 @@ def _contents(found: Labelled, image_path: str) -> dict[str, Any]:
     groups = 0
     for parsed, rle in found.objects:
         y1, x1, crop = utils.rle_to_crop(rle)
-        parts = polygons.outlines(crop)
+        parts = outlines(crop)
         if any(part.holes for part in parts):
             y2, x2 = y1 + crop.shape[0] - 1, x1 + crop.shape[1] - 1  # both corners lie inside
             shapes.append(_shape(parsed, [[x1, y1], [x2, y2]], "mask", mask=_png(crop)))
             continue
         groups += len(parts) > 1
         for part in parts:
-            points = np.add(polygons.inset(part.outer), [x1, y1]).tolist()
+            points = np.add(inset(part.outer), [x1, y1]).tolist()
             shapes.append(_shape(parsed, points, "polygon", groups if len(parts) > 1 else None))
     return {
         "version": VERSION,

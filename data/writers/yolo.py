@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import yaml
 
-import polygons
 import utils
 from data.object_checks import class_name
 from data.reading import split_of
@@ -29,6 +28,7 @@ from .common import (
     without_crowds,
     write_text,
 )
+from .outlines import inset, join_rings, outlines
 
 
 def write_yolo(records: Records, folder: Path, copy_pictures: bool = True, notes: list[str] | None = None) -> Path:
@@ -69,9 +69,9 @@ def _plan(records: Records, notes: list[str] | None) -> list[str]:
 def _line(number: int, rle: dict, found: Labelled) -> str:
     """An object's line: the number of its class, and fractions of the width and height."""
     y1, x1, crop = utils.rle_to_crop(rle)
-    parts = polygons.outlines(crop)
-    rings = [polygons.inset(ring) for part in parts for ring in (part.outer, *part.holes)]
-    points = np.add(polygons.join_rings(rings), [x1, y1]) / [found.width, found.height]
+    parts = outlines(crop)
+    rings = [inset(ring) for part in parts for ring in (part.outer, *part.holes)]
+    points = np.add(join_rings(rings), [x1, y1]) / [found.width, found.height]
     return " ".join([str(number), *(f"{value:.9g}" for value in np.clip(points, 0, 1).ravel().tolist())])
 
 
