@@ -22,13 +22,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
 import utils
 from data.file_names import CASE, FOLDERS, SUFFIX, FileIndex
 from data.images import ImageSize, image_size
-from data.listing import Listing, folded, folder_of, stem_of
+from data.listing import Listing, folded, folder_of, parse_xml, stem_of
 from data.records import ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
 
 UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
@@ -113,6 +114,14 @@ class Reading:
         try:
             return self.listing.json(label, self.findings)
         except (ValueError, OSError) as error:
+            self.findings.add(UNREADABLE, str(error))
+            return None
+
+    def xml(self, label: str) -> ElementTree.Element | None:
+        """The root of an XML file; None, with a finding, if it cannot be read."""
+        try:
+            return parse_xml(self.text(label), label)
+        except ValueError as error:
             self.findings.add(UNREADABLE, str(error))
             return None
 

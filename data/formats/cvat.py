@@ -22,10 +22,9 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 import utils
-from data.listing import PICTURE_SUFFIXES, folder_of, parse_xml, suffix_of
+from data.listing import PICTURE_SUFFIXES, folder_of, suffix_of
 from data.reading import (
     NO_PICTURE,
-    UNREADABLE,
     Claim,
     NoMasks,
     ObjectGroups,
@@ -61,17 +60,9 @@ def claim(reading: Reading) -> Claim | None:
     if not labels:
         return None
     quiet = Reading(reading.listing.root)  # what is wrong with the files is said when they are read
-    roots = [_root(quiet, name) for name in labels]
+    roots = [quiet.xml(name) for name in labels]
     pictures = sum(len(root.findall("image")) or 1 for root in roots if root is not None)
     return Claim(labels, pictures, f"{labels[0]}: <annotations> with <image> or <track>")
-
-
-def _root(reading: Reading, label: str) -> Element | None:
-    try:
-        return parse_xml(reading.text(label), label)
-    except ValueError as error:
-        reading.findings.add(UNREADABLE, str(error))
-        return None
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
@@ -79,7 +70,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     counts: dict[str, int] = defaultdict(int)
     pictures = []
     for label in labels:
-        root = _root(reading, label)
+        root = reading.xml(label)
         if root is None:
             continue
         pictures += [picture for image in root.iter("image") if (picture := _picture(reading, label, image, counts))]

@@ -16,9 +16,8 @@ from xml.etree.ElementTree import Element
 import utils
 from data.formats.label_images import one_channel
 from data.images import read_numbers
-from data.listing import folder_of, parse_xml, stem_of
+from data.listing import folder_of, stem_of
 from data.reading import (
-    UNREADABLE,
     Claim,
     NoMasks,
     ObjectGroups,
@@ -51,10 +50,8 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each file."""
     pictures, boxes = [], 0
     for label in labels:
-        try:
-            root = parse_xml(reading.text(label), label)
-        except ValueError as error:
-            reading.findings.add(UNREADABLE, utils.printable(error))
+        root = reading.xml(label)
+        if root is None:
             continue
         name = root.findtext("filename") or stem_of(label)
         path = reading.find_stem(stem_of(name), folder_of(label)) or reading.find(name, folder_of(label))

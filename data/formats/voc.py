@@ -17,7 +17,7 @@ from PIL import Image
 
 import utils
 from data.formats.label_images import objects_of
-from data.listing import PICTURE_SUFFIXES, folder_of, parse_xml, stem_of
+from data.listing import PICTURE_SUFFIXES, folder_of, stem_of
 from data.reading import (
     FLAWS,
     UNREADABLE,
@@ -233,10 +233,8 @@ def _class_of(parsed: Object, classes: np.ndarray | None, names: list[str]) -> s
 def _read_xml(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     pictures, boxes = [], 0
     for label in labels:
-        try:
-            root = parse_xml(reading.text(label), label)
-        except ValueError as error:
-            reading.findings.add(UNREADABLE, utils.printable(error))
+        root = reading.xml(label)
+        if root is None:
             continue
         name = root.findtext("filename") or stem_of(label)
         path = reading.find(name, folder_of(label)) or reading.find_stem(stem_of(label), folder_of(label))
