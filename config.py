@@ -859,14 +859,20 @@ class Config:
         if self.SCALE_JITTER is not None and self.SCALE_JITTER[0] > self.SCALE_JITTER[1]:
             raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor, not {_shown(self.SCALE_JITTER)}")
 
-    def for_detection(self, **settings: Any) -> "Config":
-        """A copy of this config to detect with: one image at a time, and whole images where training takes crops.
+    def detection_settings(self, **settings: Any) -> dict[str, Any]:
+        """The settings to change so that a model sees one image at a time, and whole images where training takes crops.
 
-        settings: others to change. It is what Matterport's users write as a class InferenceConfig.
+        settings: others to change; they count first.
+        """
+        whole = {"IMAGE_RESIZE_MODE": "pad64"} if self.IMAGE_RESIZE_MODE == "crop" else {}
+        return {"IMAGES_PER_GPU": 1, **whole, **settings}
+
+    def for_detection(self, **settings: Any) -> "Config":
+        """A copy of this config to detect with: its detection_settings. It is what Matterport's users write as a class
+        InferenceConfig.
         """
         detection = copy.copy(self)
-        whole = {"IMAGE_RESIZE_MODE": "pad64"} if self.IMAGE_RESIZE_MODE == "crop" else {}
-        for name, value in {"IMAGES_PER_GPU": 1, **whole, **settings}.items():
+        for name, value in self.detection_settings(**settings).items():
             setattr(detection, name, value)
         detection.validate()
         return detection

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import re
 import shlex
 import signal
@@ -58,7 +57,7 @@ from own_evaluation import (
     open_evaluation,
     split_file,
 )
-from own_training import MODEL_NAME, Request, open_job, open_job_together
+from own_training import MODEL_NAME, Request, is_first_process, open_job, open_job_together, training_folder
 from weights.published import MODEL_NAMES
 
 CHECK_FOLDER, REVIEW_FOLDER, SUGGEST_FOLDER = "output/check", "output/review", "output/suggest"
@@ -347,13 +346,13 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Plans, trains and evaluates; continues what an earlier call began. Returns the exit code."""
-    is_main = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    is_main = is_first_process()
     if arguments.plan and not is_main:
         return 0
     say = print if is_main else (lambda text: None)
     records, options = open_dataset(arguments)
     report = check(records, options)
-    folder = arguments.output or Path("output") / records.root.resolve().name
+    folder = arguments.output or training_folder(arguments.dataset)
     say(report.text())
     if is_main and not arguments.plan:
         write_report(report, records, folder / "check")

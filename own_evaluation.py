@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ import torch
 import cli
 import runtime
 import utils
-from config import Config
 from data.check import Report
 from data.object_checks import NO_NAME, picture_name
 from data.recognise import Records
@@ -27,7 +25,7 @@ from evaluation.detect import digest_of, identify
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import count_weak_detections
 from model import MaskRCNN
-from own_training import MODEL_NAME, OwnConfig
+from own_training import MODEL_NAME, OwnConfig, training_folder
 from weights.checkpoint import read_checkpoint
 from weights.published import MODEL_NAMES
 
@@ -38,11 +36,6 @@ LEAST_SHARED = 0.5  # of the pictures of split.json that a data set must have to
 ############################################################
 #  Which model
 ############################################################
-
-
-def training_folder(dataset: str | Path) -> Path:
-    """Where `custom.py train` writes to, unless --output says otherwise."""
-    return Path("output") / Path(dataset).resolve().name
 
 
 def find_model(name: str | None, dataset: str | Path) -> str | Path:
@@ -78,15 +71,12 @@ def open_detector(arguments: argparse.Namespace, checkpoint: str | Path, device:
     """
     arguments = argparse.Namespace(**{**vars(arguments), "model": str(checkpoint)})
     given = cli.settings_of(arguments)
-    model = cli.open_model(arguments, "last", OwnConfig, device, adapt=lambda config: _whole_pictures(config, given))
+    model = cli.open_model(
+        arguments, "last", OwnConfig, device, adapt=lambda config: config.detection_settings(**given)
+    )
     if "DETECTION_MIN_CONFIDENCE" not in given:
         count_weak_detections(model.config)
     return model
-
-
-def _whole_pictures(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    detection = config.for_detection(**given)
-    return {name: getattr(detection, name) for name in ("IMAGE_RESIZE_MODE", "IMAGES_PER_GPU")}
 
 
 ############################################################

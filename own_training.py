@@ -37,6 +37,7 @@ from data.plan import (
     Pace,
     Plan,
     evaluations,
+    evenly,
     facts_of,
     fit_to_minutes,
     length_choice,
@@ -50,7 +51,7 @@ from data.record_dataset import RecordDataset
 from data.samples import TrainingData, collate
 from data.split import FILE_NAME, Split, apply_split, make_split, read_split, write_split
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
-from evaluation.run import evaluation_callback
+from evaluation.run import evaluation_callback, whole_images
 from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
 from training.checkpoints import best_path, find_last
 from training.guards import is_out_of_memory
@@ -120,7 +121,7 @@ class Job:
         The loop checks one batch forward and backward by itself.
         """
         config = OwnConfig(**self.network_settings)
-        image_ids = _evenly(self.train_dataset.num_images, max(config.IMAGES_PER_GPU, _CHECKED_PICTURES))
+        image_ids = evenly(self.train_dataset.num_images, max(config.IMAGES_PER_GPU, _CHECKED_PICTURES))
         tiles, objects, met = [], 0, 0
         for image_id in image_ids:
             sample = load_image_gt(self.train_dataset, config, image_id, augment=True, seed=image_id)
@@ -150,8 +151,8 @@ class Job:
         evaluate = None
         if self.val_dataset is not None:
             most = model.config.DETECTION_MAX_INSTANCES
-            image_ids = _evenly(self.val_dataset.num_images, EVALUATED_PICTURES)
-            evaluate = evaluation_callback(self.val_dataset, image_ids, max(100, most), adapt=whole_image_detector)
+            image_ids = evenly(self.val_dataset.num_images, EVALUATED_PICTURES)
+            evaluate = evaluation_callback(self.val_dataset, image_ids, max(100, most), adapt=whole_images)
         progress = None
         for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD):
             if progress is None and model.epoch >= epochs and epochs < self.last_epoch(model.config.USE_MASKIOU_HEAD):
@@ -195,7 +196,7 @@ class Job:
         if self.val_dataset is None:
             self._say(f"\n{path} holds the model. No picture validated it, so nobody knows how good it is: label more")
             return None
-        model = MaskRCNN.from_checkpoint(path, progress_device(progress))
+        model = MaskRCNN.from_checkpoint(path, next(progress.module.parameters()).device)
         self._say(f"\nEvaluation on {self.val_dataset.num_images} pictures that the model has not learned from")
         rows = {f"plan: {what}": f"{value} ({why})" for what, value, why in self.plan.choices}
         result = evaluate_own(
@@ -211,9 +212,7 @@ class Job:
         """Writes the weights of the best checkpoint, set to detect in whole pictures."""
         best = best_path(progress.log_dir, OwnConfig.NAME)
         checkpoint = read_checkpoint(best if best.is_file() else find_last(self.logs, OwnConfig.NAME))
-        config = OwnConfig.from_dict(checkpoint["config"])
-        before, after = config.to_dict(), config.for_detection().to_dict()
-        changed = {name: value for name, value in after.items() if value != before[name]}
+        changed = OwnConfig.from_dict(checkpoint["config"]).detection_settings()
         write_checkpoint(path, with_settings(checkpoint, changed, network_shapes))
 
     def contents(self, result: OwnEvaluation) -> list[str]:
@@ -242,20 +241,6 @@ class Job:
             print(text, flush=True)
 
 
-def progress_device(progress: Progress) -> torch.device:
-    """Where a training ran."""
-    return next(progress.module.parameters()).device
-
-
-def whole_image_detector(model: MaskRCNN) -> MaskRCNN:
-    """A copy of a model in training that sees whole pictures, where training takes crops."""
-    detector = MaskRCNN(model.config.for_detection())
-    detector.load_state_dict(model.state_dict())
-    detector.class_names, detector.category_ids = list(model.class_names), list(model.category_ids)
-    detector.source = model.source
-    return detector.to(model.device).eval()
-
-
 def best_anchor_ious(boxes: np.ndarray, shape: Sequence[int], config: Any) -> np.ndarray:
     """The IoU of each box with its best anchor, float [N]. boxes: [N, 4]. shape: of the network's input."""
     anchors = torch.cat(generate_pyramid_anchors(config.backbone_shapes(shape), shape[:2], config)).numpy()
@@ -272,11 +257,6 @@ def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
         padding = ((0, height - picture.shape[0]), (0, 8), (0, 0))
         columns.append(np.pad(picture, padding, constant_values=255))
     return np.concatenate(columns, axis=1)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below count, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
 ############################################################
@@ -296,6 +276,16 @@ class Request:
     device: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of --set
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how the data set is read
+
+
+def training_folder(dataset: str | Path) -> Path:
+    """Where `custom.py train` writes to, unless --output says otherwise."""
+    return Path("output") / Path(dataset).resolve().name
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, also before they know each other."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def open_job(
@@ -368,7 +358,7 @@ def open_job_together(folder: Path, device: str | None, *arguments: Any) -> Job:
     The first process joins the others after it has measured: a step of a model that they share would wait for them.
     device: of the command line. arguments: those of open_job after folder.
     """
-    is_first = int(os.environ.get("RANK", 0)) == 0
+    is_first = is_first_process()
     if is_first:
         job = open_job(folder, *arguments)
     runtime.setup_distributed(device)
@@ -495,7 +485,7 @@ def measure_pixels(dataset: RecordDataset, settings: Mapping[str, Any]) -> tuple
     pixel_range, channels = settings.get("PIXEL_RANGE", "depth"), settings["IMAGE_CHANNEL_COUNT"]
     dataset.inspect_images("auto", pixel_range, channels)
     sums, squares, count = 0.0, 0.0, 0
-    for image_id in _evenly(dataset.num_images, _LOOKED_AT):
+    for image_id in evenly(dataset.num_images, _LOOKED_AT):
         pixels = utils.check_channels(dataset.load_image(image_id), channels, pixel_range=pixel_range).astype(
             np.float64
         )
@@ -547,10 +537,10 @@ def _measured(job: Job) -> tuple[str, float, float]:
             seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - start)
     dtype = min(seconds, key=seconds.get)
     dataset = job.val_dataset or job.train_dataset
-    detector = whole_image_detector(model)
+    detector = whole_images(model)
     dataset.inspect_for(config)
     start = time.perf_counter()
-    image_ids = _evenly(dataset.num_images, 2)
+    image_ids = evenly(dataset.num_images, 2)
     for image_id in image_ids:
         detector.detect([dataset.load_image(image_id)], masks="rle")
     return dtype, seconds[dtype], (time.perf_counter() - start) / len(image_ids)

@@ -73,6 +73,11 @@ def facts_of(records: Records, report: Report, channels: int = 3) -> Facts:
     )  # fmt: skip
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below count, evenly spread, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
 ############################################################
 #  Scale and anchors
 ############################################################
@@ -242,7 +247,7 @@ def _plan_images(
 
 def _sample(facts: Facts) -> np.ndarray:
     """Indices of at most _MOST_OBJECTS objects, evenly."""
-    return np.unique(np.linspace(0, len(facts.boxes) - 1, min(_MOST_OBJECTS, len(facts.boxes))).astype(np.int64))
+    return np.array(evenly(len(facts.boxes), _MOST_OBJECTS), np.int64)
 
 
 def _best(sizes: np.ndarray, anchors: tuple | None) -> Coverage:
@@ -361,9 +366,7 @@ def overlapping_share(facts: Facts, pictures: int = 200) -> float:
     pictures: how many of those with objects are looked at, evenly chosen.
     """
     with_objects = np.unique(facts.pictures)
-    chosen = with_objects[
-        np.unique(np.linspace(0, len(with_objects) - 1, min(pictures, len(with_objects))).astype(int))
-    ]
+    chosen = with_objects[evenly(len(with_objects), pictures)]
     overlapping = total = 0
     for picture in chosen:
         rows = np.flatnonzero(facts.pictures == picture)[:1000]

@@ -38,14 +38,9 @@ def detection_settings(config: Config, given: Mapping[str, Any]) -> dict[str, An
 
     config: of the model. given: settings that the user chose, which stay.
     """
-    whole = config.for_detection()
     most = max(config.DETECTION_MAX_INSTANCES, min(LEAST_INSTANCES, config.POST_NMS_ROIS_INFERENCE))
-    wanted = {
-        "IMAGE_RESIZE_MODE": whole.IMAGE_RESIZE_MODE,
-        "IMAGES_PER_GPU": whole.IMAGES_PER_GPU,
-        "DETECTION_MIN_CONFIDENCE": min(config.DETECTION_MIN_CONFIDENCE, LEAST_SCORE),
-        "DETECTION_MAX_INSTANCES": most,
-    }
+    least = min(config.DETECTION_MIN_CONFIDENCE, LEAST_SCORE)
+    wanted = config.detection_settings(DETECTION_MIN_CONFIDENCE=least, DETECTION_MAX_INSTANCES=most)
     return {name: value for name, value in wanted.items() if name not in given}
 
 

@@ -87,9 +87,7 @@ def detection_settings(config: Config, threshold: float | None, **settings: Any)
     config: of the model. threshold: that of the command line. settings: others, which count first.
     """
     least = min(LEAST_SCORE, config.DETECTION_MIN_CONFIDENCE, 1.0 if threshold is None else threshold)
-    chosen = {"DETECTION_MIN_CONFIDENCE": least, **settings}
-    detection = config.for_detection(**chosen)
-    return {name: getattr(detection, name) for name in (*chosen, "IMAGE_RESIZE_MODE", "IMAGES_PER_GPU")}
+    return config.detection_settings(**{"DETECTION_MIN_CONFIDENCE": least, **settings})
 
 
 def identify_run(model: ResumableDetector, sources: Sequence[str], dtype: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import runtime
 import utils
 from config import Config
 from data.dataset import Dataset
+from model import MaskRCNN
 
 from .detect import detect_dataset, detect_to_folder, load_results, write_submission
 from .metrics import Evaluation, evaluate_results
@@ -176,6 +177,17 @@ def evaluation_callback(
     adapt: makes the detector to evaluate from the model that is trained; by default it is the model itself.
     """
     return EvaluationCallback(dataset, image_ids, max_dets, verbose, adapt)
+
+
+def whole_images(model: MaskRCNN, **settings: Any) -> MaskRCNN:
+    """A copy of a model in training that sees whole images, where training takes crops.
+
+    It is for the argument adapt of evaluation_callback. settings: of Config, others to change.
+    """
+    detector = MaskRCNN(model.config.for_detection(**settings))
+    detector.load_state_dict(model.state_dict())
+    detector.source = model.source
+    return detector.to(model.device).eval()
 
 
 def evaluate_to_folder(

@@ -44,7 +44,7 @@ from data.dataset import Dataset, Instances
 from data.formats.coco import CocoDataset
 from data.images import read_mask
 from detections import ImageDetections
-from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
+from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback, whole_images
 from model import MaskRCNN
 from training.loop import Progress
 
@@ -101,9 +101,7 @@ def detection_settings(config: Config, dataset: Dataset, **settings: Any) -> dic
     if config.NUM_CLASSES != NucleusConfig.NUM_CLASSES:
         names = utils.listed(config.CLASS_NAMES[1:], 3) if config.CLASS_NAMES else f"{config.NUM_CLASSES - 1} classes"
         raise ValueError(f"the model knows {names}, not nuclei; only a training can start from it (train --model)")
-    settings = {**settings, "CATEGORY_IDS": dataset.category_ids}
-    detection = config.for_detection(**settings)
-    return {**settings, **{name: getattr(detection, name) for name in ("IMAGE_RESIZE_MODE", "IMAGES_PER_GPU")}}
+    return config.detection_settings(**{**settings, "CATEGORY_IDS": dataset.category_ids})
 
 
 def open_detector(arguments: argparse.Namespace, dataset: Dataset, **settings: Any) -> MaskRCNN:
@@ -117,10 +115,7 @@ def open_detector(arguments: argparse.Namespace, dataset: Dataset, **settings: A
 
 def whole_image_detector(model: MaskRCNN, dataset: Dataset, **settings: Any) -> MaskRCNN:
     """A copy of a model in training, with detection_settings. The arguments and errors are those of that function."""
-    detector = MaskRCNN(model.config.for_detection(**detection_settings(model.config, dataset, **settings)))
-    detector.load_state_dict(model.state_dict())
-    detector.source = model.source
-    return detector.to(model.device).eval()
+    return whole_images(model, **detection_settings(model.config, dataset, **settings))
 
 
 ############################################################
