@@ -532,7 +532,7 @@ def test_the_plan_is_the_committed_result():
     (path,) = (ROOT / "benchmarks" / "results").glob("*-plan-against-sample-*.json")
     result, page = json.loads(path.read_text()), PAGES["docs/own_data.md"]
     section = page[page.index("### How good the plan is") : page.index("\n## Evaluate")]
-    assert f"revision {result['revision']}" in section
+    assert f"Revision {result['revision']}" in section
     assert f"{result['steps']} steps" in section
     for row in result["rows"]:
         planned, by_hand = row["planned, mask AP"], row["by hand, mask AP"]
