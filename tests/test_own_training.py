@@ -6,15 +6,19 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 import custom
 import own_training
+from config import parse_settings
 from data.plan import Plan
+from evaluation.run import whole_images
 from model import MaskRCNN
 from own_training import OwnConfig, best_anchor_ious, measure_pixels
 
@@ -166,6 +170,34 @@ def test_a_step_that_memory_does_not_hold_halves_the_batch(tmp_path, monkeypatch
     assert sizes == [4, 2, 1]
     assert plan.batches == 320, "as many views as before"
     assert told[0] == "memory does not hold 4 images at a time: 2 are taken"
+
+
+def test_a_model_is_evaluated_with_the_weights_that_it_has_and_in_whole_pictures():
+    model = MaskRCNN(OwnConfig(NUM_CLASSES=2, IMAGE_RESIZE_MODE="crop", **parse_settings(TINY)))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += 1.0  # random weights follow from SEED, so a copy without them would have the same
+    model.source = "a training"
+    copied = whole_images(model, DETECTION_MAX_INSTANCES=7)
+    assert all(torch.equal(weights, copied.state_dict()[name]) for name, weights in model.state_dict().items())
+    assert (copied.config.IMAGE_RESIZE_MODE, copied.config.DETECTION_MAX_INSTANCES) == ("pad64", 7)
+    assert model.config.IMAGE_RESIZE_MODE == "crop", "the training goes on as before"
+    assert copied.source == "a training"
+    assert not copied.training
+
+
+def test_the_threshold_of_the_evaluation_is_stored_in_the_model(tmp_path, short, monkeypatch):
+    calibration = tuple(map(float, range(12)))
+
+    def evaluate(model, dataset, folder, **options):
+        assert options["model_name"] == str(tmp_path / "out" / "model.pth")
+        settings = {"SCORE_THRESHOLD": 0.31, "ACCEPT_CALIBRATION": calibration}
+        return SimpleNamespace(settings=settings, report=Path(folder) / "report.html")
+
+    monkeypatch.setattr(own_training, "evaluate_own", evaluate)
+    assert train(write_set(tmp_path / "cells"), tmp_path / "out") == 0
+    config = MaskRCNN.from_checkpoint(tmp_path / "out" / "model.pth").config
+    assert (0.31, calibration) == (config.SCORE_THRESHOLD, config.ACCEPT_CALIBRATION)
 
 
 def test_the_best_anchor_of_a_box_like_one_is_nearly_it():
