@@ -144,7 +144,10 @@ class Job:
     ############################################################
 
     def train(self) -> Progress:
-        """All phases, from where the last call stopped. Returns: progress; its `interrupted` is a signal that came."""
+        """Trains all phases, from where the last call stopped.
+
+        Returns: the progress; its `interrupted` is the signal that ended the training, if one did.
+        """
         os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # a fifth faster, and the plan chose a small batch
         model = self.current_model()
         model.to_continue = "the same command"
@@ -166,7 +169,10 @@ class Job:
         return progress
 
     def phases(self, has_head: bool) -> list[tuple[str, int]]:
-        """(layers, the epoch after which the phase ends). At last, the MaskIoU head learns from masks that rest."""
+        """(layers, the epoch after which the phase ends). In the last phase the MaskIoU head learns alone.
+
+        The masks do not change any more then.
+        """
         epochs = self.plan.epochs
         first = [("heads", 1)] if self.plan.heads_first else []
         return [*first, ("all", epochs), *([("maskiou", epochs + 1)] if has_head else [])]

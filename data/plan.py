@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 
     @property
     def most_objects(self) -> int:
-        """Of a picture."""
+        """The number of objects in the picture that has the most."""
         return int(np.bincount(self.pictures, minlength=1).max())
 
 
@@ -289,7 +289,7 @@ def _plan_crops(
 def _plan_whole(
     facts: Facts, device: str, anchors: tuple | None, settings: dict[str, Any], choices: list[Choice]
 ) -> None:
-    """Whole pictures, all brought to about one size: photographs come in many."""
+    """Photographs differ in size: all pictures are scaled to about the same size, and seen whole."""
     shorts, longs = facts.sizes.min(axis=1), facts.sizes.max(axis=1)
     short, long = float(np.median(shorts)), float(np.median(longs))
     of_object = facts.pictures[_sample(facts)]
@@ -466,7 +466,7 @@ class Pace(NamedTuple):
 
 
 def evaluations(plan: Plan) -> int:
-    """How many there are in the training."""
+    """How many evaluations a training makes before the one at its end."""
     return plan.epochs + bool(head_batches(plan))
 
 
