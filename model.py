@@ -59,6 +59,7 @@ from data.loader import make_loader
 from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
+from fused import convolve, multiply
 from nms import batched_nms
 from roialign import (
     MaskCrops,
@@ -146,10 +147,10 @@ class _Layer(nn.Module):
 
     is_exact = False  # True: float32, whatever the dtype of the other layers
 
-    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
         raise NotImplementedError
 
-    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
         """(weight, bias) as forward uses them: the prepared ones in inference, else computed from the parameters."""
         if not torch.compiler.is_compiling():
             prepared = _weights_in_use.get().get(self)
@@ -162,7 +163,7 @@ class _Layer(nn.Module):
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
 
-_Weights = Mapping[_Layer, tuple[Tensor, Tensor | None]]
+_Weights = Mapping[_Layer, tuple[Tensor | None, ...]]
 _NO_WEIGHTS: _Weights = MappingProxyType({})
 # The prepared weights of the inference that the current thread is in.
 _weights_in_use: ContextVar[_Weights] = ContextVar("weights_in_use", default=_NO_WEIGHTS)
@@ -183,7 +184,7 @@ def _inference(weights: _Weights, device: torch.device) -> Iterator[None]:
 def _prepare_weights(network: nn.Module, dtype: torch.dtype) -> _Weights:
     """The weights of all layers of a network for inference in a dtype."""
     layers = [module for module in network.modules() if isinstance(module, _Layer)]
-    weights: dict[_Layer, tuple[Tensor, Tensor | None]] = {}
+    weights: dict[_Layer, tuple[Tensor | None, ...]] = {}
     # Other threads share them, who may not be in inference mode. NOTE: leaving that mode turns gradients on.
     with torch.inference_mode(False), _inference(weights, network.device):
         weights |= {layer: layer._prepare(torch.float32 if layer.is_exact else dtype) for layer in layers}
@@ -328,18 +329,42 @@ class Conv(_Layer):
         return weight.to(dtype).contiguous(memory_format=torch.channels_last), bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = F.conv2d(x, *self.weights(x.dtype), self.stride, self.padding, 1, self.groups)
-        if self.norm is not None and not self.norm.folds:
-            x = self.norm(x)
+        """x [B, C, H, W] to [B, out, h, w]. residual, of the shape of the result, may be overwritten."""
+        numbers = (*self.weights(x.dtype), self.stride, self.padding, self.groups)
+        if self.norm is None or self.norm.folds:
+            return convolve(x, *numbers, residual, self.relu)
+        x = self.norm(convolve(x, *numbers))
         if residual is not None:
             x += residual
         return x.relu_() if self.relu else x
 
 
+class ConvOfTwo(Conv):
+    """A Conv of two maps, as if the channels of the second stood behind those of the first.
+
+    They are not joined: that would copy the large one, and an odd number of channels is slow on matrix units.
+    """
+
+    def __init__(self, channels_in: tuple[int, int], channels_out: int, kernel: int, relu: bool = False) -> None:
+        super().__init__(sum(channels_in), channels_out, kernel, relu=relu)
+        self.channels_in = channels_in
+
+    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        weight, bias = super()._prepare(dtype)
+        first, second = (
+            part.contiguous(memory_format=torch.channels_last) for part in weight.split(self.channels_in, dim=1)
+        )
+        return first, second, bias
+
+    def forward(self, x: Tensor, second: Tensor) -> Tensor:
+        """x [B, C1, H, W] and second [B, C2, H, W] to [B, out, h, w]."""
+        weight, weight_second, bias = self.weights(x.dtype)
+        of_second = convolve(second, weight_second, None, self.stride, self.padding)
+        return convolve(x, weight, bias, self.stride, self.padding, residual=of_second, relu=self.relu)
+
+
 class Linear(_Layer):
     """Fully connected layer, then ReLU.
-
-    On a CPU it is computed as a 1x1 convolution, which oneDNN does at twice the speed of MKL's product (AMD EPYC).
 
     cells: of inputs [R, C, P, P], the P x P cells; 1 for inputs [R, C]. The weight is in torch's order (C, P, P); to
         detect, it is reordered for channels_last inputs, so that these are not copied.
@@ -364,13 +389,7 @@ class Linear(_Layer):
         x = x.float() if self.is_exact else x
         if x.ndim == 4:  # a layer that learns copies its inputs into torch's order: gradients keep them in any case
             x = x.flatten(1) if self._learns() else x.permute(0, 2, 3, 1).flatten(1)
-        weight, bias = self.weights(x.dtype)
-        if x.device.type == "cpu" and len(x):
-            rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
-            x = F.conv2d(rows, weight[:, :, None, None], bias)[0, :, :, 0].t()  # [R, out]
-        else:
-            x = F.linear(x, weight, bias)
-        return x.relu_() if self.relu else x
+        return multiply(x, *self.weights(x.dtype), self.relu)
 
 
 ############################################################
@@ -379,7 +398,10 @@ class Linear(_Layer):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34).
+
+    Without gradients, a block without a shortcut layer adds into its input: nobody else reads that.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -394,7 +416,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut. Style "caffe" has the stride in the first, "pytorch" in the second."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut. Style "caffe" has the stride in the first, "pytorch" in the second.
+
+    Without gradients, a block without a shortcut layer adds into its input, as a BasicBlock does.
+    """
 
     def __init__(
         self, channels_in: int, width: int, channels: int, stride: int, groups: int, style: str, norm: str
@@ -484,10 +509,11 @@ class FPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[C2, ..., C5] to [P2, ..., P6], each [B, C, h, w]."""
-        merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
-        for upper, lower in zip(merged[:0:-1], merged[-2::-1], strict=True):
-            lower += F.interpolate(upper, size=lower.shape[2:], mode="nearest")
-        pyramid = [output(level) for output, level in zip(self.output, merged, strict=True)]
+        merged: list[Tensor] = []  # from the coarsest
+        for lateral, feature in zip(reversed(self.lateral), reversed(features), strict=True):
+            upper = F.interpolate(merged[-1], size=feature.shape[2:], mode="nearest") if merged else None
+            merged.append(lateral(feature, upper))
+        pyramid = [output(level) for output, level in zip(self.output, reversed(merged), strict=True)]
         return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
 
 
@@ -667,7 +693,7 @@ def _shared_anchors(
 ############################################################
 
 
-class RPN(nn.Module):
+class RPN(_Layer):
     """For each anchor: is there an object, and how does its box differ from the anchor?"""
 
     def __init__(self, config: Config) -> None:
@@ -687,10 +713,16 @@ class RPN(nn.Module):
         for x in pyramid:
             for conv in self.convs:
                 x = conv(x)
-            # Anchors are in the order y, x, ratio. These are views, since the maps are channels_last.
-            logits.append(self.objectness(x).float().permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x).float().permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            both = convolve(x, *self.weights(x.dtype)).permute(0, 2, 3, 1)  # a view, since maps are channels_last
+            of_level = both.split([len(self.objectness.weight), len(self.deltas.weight)], dim=3)
+            logits.append(of_level[0].float().flatten(1))  # anchors are in the order y, x, ratio
+            deltas.append(of_level[1].float().reshape(len(x), -1, 4))
         return logits, deltas
+
+    def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The weights of both predictions, as those of one convolution: it reads the feature map once."""
+        weights, biases = zip(self.objectness._prepare(dtype), self.deltas._prepare(dtype), strict=True)
+        return torch.cat(weights), torch.cat(biases)
 
     def forward_at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
         """objectness_logits [S] and anchor_deltas [S, 4] of some anchors, computed from the cells around them alone.
@@ -883,7 +915,7 @@ class Upsample(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, m, m] to [R, (dy, dx, C), m, m]."""
-        return F.conv2d(x, *self.weights(x.dtype)).relu_()
+        return convolve(x, *self.weights(x.dtype), relu=True)
 
 
 class MaskHead(nn.Module):
@@ -937,8 +969,8 @@ class MaskIoUHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASKIOU_HEAD_CHANNELS
-        counts = [channels + 1, width, width, width]
-        self.convs = nn.ModuleList(Conv(counts[i], width, 3, 2 if i == 3 else 1, relu=True) for i in range(4))
+        self.convs = nn.ModuleList([ConvOfTwo((channels, 1), width, 3, relu=True)])
+        self.convs.extend(Conv(width, width, 3, stride, relu=True) for stride in (1, 1, 2))
         fc_width, cells = config.MASKIOU_FC_LAYERS_SIZE, math.ceil(config.MASK_POOL_SIZE / 2) ** 2
         self.fcs = nn.ModuleList([Linear(width, fc_width, cells, relu=True), Linear(fc_width, fc_width, relu=True)])
         self.maskious = Linear(fc_width, config.NUM_CLASSES, is_exact=True)
@@ -946,8 +978,8 @@ class MaskIoUHead(nn.Module):
     def forward(self, x: Tensor, mask_logits: Tensor) -> Tensor:
         """RoI features [R, C, m, m] and mask_logits [R, 2m, 2m] to maskious [R, K], unbounded, float32."""
         probs = F.max_pool2d(mask_logits[:, None].sigmoid(), 2)  # [R, 1, m, m]
-        x = torch.cat([x, probs.to(x.dtype)], dim=1)
-        for conv in self.convs:
+        x = self.convs[0](x, probs.to(x.dtype))
+        for conv in self.convs[1:]:
             x = conv(x)
         for fc in self.fcs:
             x = fc(x)

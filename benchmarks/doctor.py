@@ -63,6 +63,17 @@ def kernel_lines(has_gpu: bool) -> tuple[list[str], list[str]]:
     return native.status().splitlines(), advice
 
 
+def fusion_lines() -> list[str]:
+    """How this processor computes convolutions and products when it detects."""
+    import torch
+
+    import fused
+
+    fusing = [name for name in ("float32", "bfloat16") if fused.fuses("cpu", getattr(torch, name))]
+    lines = [f"convolutions with bias, residual and ReLU in one pass on the CPU: {', '.join(fusing) or 'none'}"]
+    return [*lines, f"fully connected layers on the CPU: as a {fused.multiplies_by()}"]
+
+
 def main() -> int:
     python = f"Python: {platform.python_version()} at {sys.executable}"
     lines = [python, f"C++ compiler: {tool(native.find_cxx())}", f"nvcc: {tool(native.find_nvcc())}"]
@@ -72,7 +83,7 @@ def main() -> int:
     can_run = sys.modules.get("torch") is not None and sys.version_info >= (3, 11)
     if can_run:
         more_lines, more_advice = kernel_lines(has_gpu)
-        lines, advice = lines + more_lines, advice + more_advice
+        lines, advice = lines + more_lines + fusion_lines(), advice + more_advice
     print("\n".join(lines))
     print("\nTo do:" if advice else "\nNothing to do.")
     print("".join(f"- {line}\n" for line in advice), end="")

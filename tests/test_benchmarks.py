@@ -36,6 +36,7 @@ from benchmarks import (
     soak,
 )
 from config import Config
+from fused import fuses, multiplies_by
 from samples import nucleus
 
 
@@ -338,6 +339,9 @@ def test_doctor_reports():
     assert "C++ compiler: " in done.stdout
     assert "nms: cpu " in done.stdout
     assert "roialign: cpu " in done.stdout
+    fused = [dtype for dtype in ("float32", "bfloat16") if fuses("cpu", getattr(torch, dtype))]
+    assert f"residual and ReLU in one pass on the CPU: {', '.join(fused) or 'none'}\n" in done.stdout
+    assert f"as a {multiplies_by()}\n" in done.stdout
 
 
 def test_doctor_says_what_to_do():

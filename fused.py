@@ -1,0 +1,139 @@
+"""Convolutions and products for inference that add bias, residual and ReLU while they write their result.
+
+A convolution of a feature map takes little longer than reading and writing the map, on a processor with matrix units.
+A pass over the map for the residual and one for the ReLU then cost more than the convolution itself. oneDNN on a CPU,
+and cuDNN on a GPU, compute all of it in one pass. Each of them is tried once in a process, on a small input. Where the
+result differs from torch's plain operations, or where the operation is missing, the plain ones are used.
+
+Only where no gradient flows, no program is being exported, and autocast is off: elsewhere the plain operations run.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+############################################################
+#  Convolution
+############################################################
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(convolution + bias + residual).
+
+    x: [B, C, H, W], channels_last to be fast. weight: [out, C / groups, k, k]. bias: [out].
+    residual: of the shape and dtype of the result. It may be overwritten.
+
+    Returns: [B, out, h, w].
+    """
+    if _may_fuse(x):
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        if x.device.type == "cpu" and (relu or residual is not None):
+            return _onednn(x, weight, bias, stride, padding, groups, residual, relu)
+        if x.device.type == "cuda" and relu and bias is not None:
+            return _cudnn(x, weight, bias, stride, padding, groups, residual)
+    return _plain(x, weight, bias, stride, padding, groups, residual, relu)
+
+
+def _plain(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
+    x = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    if residual is not None:
+        x += residual
+    return x.relu_() if relu else x
+
+
+def _onednn(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
+    numbers = (weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups)
+    if residual is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, *numbers, "relu", [], "")
+    unary = "relu" if relu else None
+    return torch.ops.mkldnn._convolution_pointwise_.binary(residual, x, *numbers, "add", 1.0, unary, [], None)
+
+
+def _cudnn(x, weight, bias, stride, padding, groups, residual) -> Tensor:
+    numbers = ([stride] * 2, [padding] * 2, [1, 1], groups)
+    if residual is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *numbers)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *numbers)
+
+
+def _may_fuse(x: Tensor) -> bool:
+    """Whether the fused operation gives what the plain ones would."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    if x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return fuses(x.device.type, x.dtype)
+
+
+@functools.cache
+def fuses(device: str, dtype: torch.dtype) -> bool:
+    """Whether this process fuses convolutions on a kind of device ("cpu" or "cuda") in a dtype.
+
+    It does where a small convolution, with a residual and without, comes out as the plain operations compute it.
+    """
+    fused = {"cpu": _onednn, "cuda": _cudnn}.get(device)
+    if fused is None or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if device == "cpu" and not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    options = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+    x = torch.arange(2 * 16 * 36).view(2, 16, 6, 6).sin().to(**options)
+    weight = torch.arange(16 * 16 * 9).view(16, 16, 3, 3).cos().to(**options)
+    bias, limit = x[0, :, 0, 0].clone(), 1e-4 if dtype == torch.float32 else 0.02
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for residual in (None, x):
+                expected = _plain(x, weight, bias, 1, 1, 1, residual, True)
+                given = () if device == "cuda" else (True,)
+                result = fused(x, weight, bias, 1, 1, 1, None if residual is None else residual.clone(), *given)
+                error = (result - expected).abs().max() / expected.abs().max()
+                if result.shape != expected.shape or not error <= limit:
+                    return False
+    except (RuntimeError, AttributeError, NotImplementedError):  # this torch, or this processor, has no such operation
+        return False
+    return True
+
+
+############################################################
+#  Product
+############################################################
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
+    """relu(x weight^T + bias), with gradients or without. x: [R, in]. weight: [out, in]. Returns: [R, out]."""
+    if x.device.type == "cpu" and len(x):
+        if multiplies_by() == "convolution":
+            rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
+            return convolve(rows, weight[:, :, None, None], bias, relu=relu)[0, :, :, 0].t()
+        if _may_fuse(x[:, :, None, None]):
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    x = F.linear(x, weight, bias)
+    return x.relu_() if relu else x
+
+
+@functools.cache
+def multiplies_by() -> str:
+    """What computes products on this CPU: "convolution" (of 1 x 1, by oneDNN) or "product".
+
+    By the maker of the processor, so that a machine computes the same numbers in every process. 1000 x 12544 times
+    12544 x 1024 in float32 takes MKL's product twice the time of the convolution on an AMD EPYC, and 0.8 of it on an
+    Intel Xeon with AMX; in bfloat16, there, a fifth (benchmarks/NOTES.md).
+    """
+    try:
+        facts = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "product"
+    return "convolution" if "AuthenticAMD" in facts else "product"
