@@ -71,11 +71,16 @@ def _cudnn(x, weight, bias, stride, padding, groups, residual) -> Tensor:
 
 def _may_fuse(x: Tensor) -> bool:
     """Whether the fused operation gives what the plain ones would."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or _is_exporting():
         return False
     if x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return fuses(x.device.type, x.dtype)
+
+
+def _is_exporting() -> bool:
+    """Whether the operations are recorded for another program, which may lack oneDNN's and cuDNN's."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @functools.cache

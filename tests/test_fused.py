@@ -70,6 +70,8 @@ def test_inference_takes_the_fused_operation_and_gradients_the_plain_one(monkeyp
         convolve(x[:0], weight, bias, 1, 1, relu=True)
         with torch.autocast("cpu", torch.bfloat16):
             convolve(x, weight, bias, 1, 1, relu=True)
+        with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
+            torch.jit.trace(lambda x: convolve(x, weight, bias, 1, 1, relu=True), x, check_trace=False)
     convolve(x, weight, bias, 1, 1, relu=True)
     assert calls == [(None, True)]
 
