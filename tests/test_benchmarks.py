@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import rectangle, segm_result, two_rankings
+from helpers import rectangle, segm_result, tiny_model, two_rankings
 
 import cli
 import native
@@ -24,6 +24,7 @@ from benchmarks import (
     bench_detect,
     bench_eval,
     bench_ops,
+    bench_peers,
     bench_train,
     doctor,
     kills,
@@ -103,6 +104,31 @@ def test_made_up_detections_are_the_same_every_time():
     assert len(found.scores) == 20
     assert bench_eval.make_image(4, 20)[1].shape == (640, 480)
     assert found.probs.shape == (20, 28, 28)
+
+
+def test_bench_peers_ends_with_a_json_line(tmp_path):
+    pytest.importorskip("onnxscript", reason="compares with runtimes that the project does not need")
+    pytest.importorskip("onnxruntime", reason="compares with runtimes that the project does not need")
+    output = tmp_path / "peers.json"
+    done = run("benchmarks/bench_peers.py", "--quick", "--threads", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(output.read_text())["cases"]}
+    assert {"ours, float32", "ours, bfloat16"} < set(rows)
+    assert all(max(row["difference"].values()) < 1e-3 for name, row in rows.items() if name.endswith("float32"))
+
+
+def test_the_parts_that_peers_run_are_the_network(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(bench_peers, "parts", lambda *_: [("all", bench_peers.Masks(model), inputs)])
+    monkeypatch.setattr(bench_peers, "onnx_file", lambda *_: "no file")
+    monkeypatch.setattr(bench_peers, "peers", lambda *_: [("peer", lambda: [2 * a for a in ours()])])
+    inputs = (torch.randn(3, model.config.TOP_DOWN_PYRAMID_SIZE, 14, 14), torch.tensor([1, 1, 1]))
+    ours = bench_peers.ours(model, bench_peers.Masks(model), inputs, "float32")
+    own, _, peer = bench_peers.measure(model, threads=1, rounds=2, quick=True)
+    assert own["difference"] == {"all": 0}
+    assert peer["difference"]["all"] == pytest.approx(1)
+    assert len(peer["rounds_ms"]["all"]) == 2
+    assert [len(result) for result in ours()] == [3, 3]
 
 
 def test_bench_detect_ends_with_a_json_line(tmp_path):
