@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -318,6 +318,27 @@ def training_device(gpu_count: int) -> torch.device:
 def uses_pinned_memory(device: torch.device) -> bool:
     """Whether copies to a device are faster from pinned memory of the CPU."""
     return device.type == "cuda"
+
+
+def avoids_waits(device: torch.device) -> bool:
+    """Whether a program should rather compute more than ask what came out: a GPU stands still while it is asked."""
+    return device.type != "cpu"
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """A few numbers as a tensor of the dtype and on the device of another. They are copied to a GPU once, not each time.
+
+    Others share this tensor: leave it as it is.
+    """
+    if type(like) not in (Tensor, torch.nn.Parameter):  # tensors of torch.compile and torch.export, which have no data
+        return like.new_tensor(values)
+    return _kept_constant(tuple(values), like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # usable under autograd, whoever asks first
+def _kept_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)  # waits: usable on all streams of a GPU
 
 
 def wait_for(device: torch.device | str) -> None:
