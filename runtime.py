@@ -326,7 +326,7 @@ def avoids_waits(device: torch.device) -> bool:
 
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
-    """A few numbers as a tensor of the dtype and on the device of another. They are copied to a GPU once, not each time.
+    """A few numbers as a tensor of the dtype and on the device of another. They are copied to a GPU only once.
 
     Others share this tensor: leave it as it is.
     """

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import needs_cuda
 from helpers import files_of_at_most
+from torch._subclasses import FakeTensorMode
 
 import native
 import runtime
@@ -449,3 +450,26 @@ def test_git_revision(monkeypatch, tmp_path):
     assert revision is None or runtime.git_revision(12) == head.stdout[:12] + revision[40:]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runtime.git_revision() is None
+
+
+############################################################
+#  Constants on a device
+############################################################
+
+
+def test_a_constant_is_made_once():
+    like = torch.zeros(1)
+    first = runtime.constant([1, 2.5], like)
+    assert first.tolist() == [1, 2.5]
+    assert runtime.constant((1, 2.5), like) is first
+    assert runtime.constant((1, 2.5), like.double()).dtype == torch.float64
+    with torch.inference_mode():
+        made = runtime.constant((7, 8), torch.zeros(1))
+    (torch.ones(2, requires_grad=True) * made).sum().backward()  # not a tensor of inference mode
+
+
+def test_a_constant_of_a_compiler_is_not_kept():
+    """torch.export runs the program with tensors without data. Whoever comes later needs the numbers."""
+    with FakeTensorMode():
+        runtime.constant((31, 32), torch.zeros(1))
+    assert runtime.constant((31, 32), torch.zeros(1)).tolist() == [31, 32]
