@@ -201,14 +201,17 @@ class _Block:
     lock: ClassVar[threading.RLock] = threading.RLock()
 
     def __init__(self) -> None:
-        self.count, self.preparing, self._weights = 0, threading.Lock(), None
+        self.count, self.preparing, self._weights, self._shared = 0, threading.Lock(), None, None
 
     def weights(self, network: nn.Module, dtype: torch.dtype) -> _Weights:
         """The weights. The first thread that needs them prepares them, and the others wait."""
         with self.preparing:
             if self._weights is None:
                 self._weights = _prepare_weights(network, dtype)
-            return self._weights
+                tensors = [tensor for pair in self._weights.values() for tensor in pair if tensor is not None]
+                self._shared = runtime.Shared(tensors)
+        self._shared.use_here()
+        return self._weights
 
 
 @contextmanager
@@ -697,9 +700,10 @@ class _AnchorSettings(NamedTuple):
 @torch.inference_mode(False)  # usable under autograd, whoever asks first
 def _shared_anchors(
     shapes: tuple[tuple[int, int], ...], image_shape: tuple[int, ...], settings: _AnchorSettings, device: torch.device
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], runtime.Shared]:
     """generate_pyramid_anchors; the last few are kept, for images of one size come one after another."""
-    return tuple(generate_pyramid_anchors(shapes, image_shape, settings, device))
+    levels = tuple(generate_pyramid_anchors(shapes, image_shape, settings, device))
+    return levels, runtime.Shared(levels)
 
 
 ############################################################
@@ -1849,7 +1853,9 @@ class MaskRCNN(nn.Module):
             tuple(config.BACKBONE_STRIDES),
             config.DIALECT,
         )
-        return _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
+        levels, shared = _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
+        shared.use_here()
+        return levels
 
     ### Training
 
@@ -1917,10 +1923,11 @@ class MaskRCNN(nn.Module):
             callbacks=custom_callbacks or (),
             **({"to_continue": self.to_continue} if self.to_continue else {}),
         )
-        for phase in phases:
-            progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
-            if progress.interrupted or progress.stop:
-                break
+        with runtime.rounding_of_products(self.config.TF32, self.device):
+            for phase in phases:
+                progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
+                if progress.interrupted or progress.stop:
+                    break
         return progress
 
     def _take_classes(self, dataset: Dataset) -> None:
@@ -1984,6 +1991,8 @@ class MaskRCNN(nn.Module):
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
         if config.GPU_COUNT > 1 and self.device.type != "cpu" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
+        if runtime.rank() == 0 and (rounding := runtime.describe_rounding(config.TF32, self.device)):
+            print(rounding)
         if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
             runtime.keep_memory()  # a fifth faster, a fifth more memory
         if config.COMPILE:
@@ -2123,7 +2132,7 @@ class MaskRCNN(nn.Module):
         weights: of _ready_weights. None: those of the open block, or new ones.
         """
         weights = _ready_weights(self, images.pixels.dtype) if weights is None else weights
-        with _inference(weights, self.device):
+        with _inference(weights, self.device), runtime.rounding_of_products(self.config.TF32, self.device):
             return self(images, out=out)
 
     def detect(
