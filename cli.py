@@ -426,7 +426,10 @@ def open_model(
     settings |= settings_of(arguments)
     checkpoint = named_checkpoint(arguments, default, config_class)
     options = checkpoint_options(arguments)
-    return load_model(checkpoint, device or arguments.device, adapt=adapt, **options, **settings)
+    model = load_model(checkpoint, device or arguments.device, adapt=adapt, **options, **settings)
+    if rounding := runtime.describe_rounding(model.config.TF32, model.device):
+        print(rounding)
+    return model
 
 
 class Start(NamedTuple):

@@ -104,7 +104,8 @@ def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
     if isinstance(image, np.ndarray):
         image = np.require(image, requirements="W")  # torch demands it, though it only reads
     pixels = torch.as_tensor(image).to(torch.float32)
-    return (pixels - pixels.new_tensor(config.MEAN_PIXEL)).div_(pixels.new_tensor(config.STD_PIXEL))
+    mean, deviation = (runtime.constant(values, pixels) for values in (config.MEAN_PIXEL, config.STD_PIXEL))
+    return (pixels - mean).div_(deviation)
 
 
 def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Tensor:
@@ -128,7 +129,7 @@ def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], co
 def mold_batch(batch: Batch, device: torch.device, config: Config) -> tuple[Images, Targets]:
     """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
-    batch = batch.to(device)
+    batch = batch.to(device, non_blocking=True)  # the loader pins what goes to a GPU
     molded = [
         pad_molded(mold_image(image, config), [int(side) for side in window], batch.shape, config)
         for image, window in zip(batch.images, windows, strict=True)
@@ -200,14 +201,17 @@ class _Block:
     lock: ClassVar[threading.RLock] = threading.RLock()
 
     def __init__(self) -> None:
-        self.count, self.preparing, self._weights = 0, threading.Lock(), None
+        self.count, self.preparing, self._weights, self._shared = 0, threading.Lock(), None, None
 
     def weights(self, network: nn.Module, dtype: torch.dtype) -> _Weights:
         """The weights. The first thread that needs them prepares them, and the others wait."""
         with self.preparing:
             if self._weights is None:
                 self._weights = _prepare_weights(network, dtype)
-            return self._weights
+                tensors = [tensor for pair in self._weights.values() for tensor in pair if tensor is not None]
+                self._shared = runtime.Shared(tensors)
+        self._shared.use_here()
+        return self._weights
 
 
 @contextmanager
@@ -526,14 +530,14 @@ def shrink(boxes: Tensor, config: Config) -> Tensor:
     """Shrunk boxes [..., 4], see above: those that the dialect computes with."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return boxes - boxes.new_tensor([0, 0, 1, 1])
+    return boxes - runtime.constant((0, 0, 1, 1), boxes)
 
 
 def unshrink(boxes: Tensor, config: Config) -> Tensor:
     """Boxes [..., 4] in pixels of the input: the inverse of shrink."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return boxes + boxes.new_tensor([0, 0, 1, 1])
+    return boxes + runtime.constant((0, 0, 1, 1), boxes)
 
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config: Config) -> Tensor:
@@ -621,6 +625,7 @@ def generate_anchors(
     anchor_stride: int = 1,
     rounding: str = "exact",
     centre: float = 0.0,
+    device: torch.device | None = None,
 ) -> Tensor:
     """The anchors of one level, float32 [h * w * ratios, 4], in the order y, x, ratio.
 
@@ -632,14 +637,25 @@ def generate_anchors(
     Source: Matterport's utils.generate_anchors, with its exact centres on the cells' corners.
     """
     stride_y, stride_x = feature_stride if isinstance(feature_stride, Sequence) else (feature_stride, feature_stride)
-    y = (torch.arange(0, shape[0], anchor_stride) + centre) * stride_y
-    x = (torch.arange(0, shape[1], anchor_stride) + centre) * stride_x
+    y = (torch.arange(0, shape[0], anchor_stride, device=device) + centre) * stride_y
+    x = (torch.arange(0, shape[1], anchor_stride, device=device) + centre) * stride_x
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).float().repeat(1, 1, 2)  # [h, w, 4]
-    return (centres[:, :, None] + cell_anchors(scale, ratios, stride_y, rounding)).view(-1, 4)
+    cell = _kept_cell_anchors(scale, tuple(ratios), stride_y, rounding, centres.device)
+    return (centres[:, :, None] + cell).view(-1, 4)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # usable under autograd, whoever asks first
+def _kept_cell_anchors(scale: float, ratios: tuple[float, ...], stride: float, rounding: str, device: torch.device):
+    """cell_anchors() on a device: a GPU waits for them once, and not for each new size of images."""
+    return cell_anchors(scale, ratios, stride, rounding).to(device)
 
 
 def generate_pyramid_anchors(
-    shapes: Sequence[tuple[int, int]], image_shape: Sequence[int], config: "Config | _AnchorSettings"
+    shapes: Sequence[tuple[int, int]],
+    image_shape: Sequence[int],
+    config: "Config | _AnchorSettings",
+    device: torch.device | None = None,
 ) -> list[Tensor]:
     """The anchors of every level, finest first.
 
@@ -660,6 +676,7 @@ def generate_pyramid_anchors(
                 config.RPN_ANCHOR_STRIDE,
                 dialect.anchor_rounding,
                 dialect.anchor_centre,
+                device,
             )
         )
     return levels
@@ -683,9 +700,10 @@ class _AnchorSettings(NamedTuple):
 @torch.inference_mode(False)  # usable under autograd, whoever asks first
 def _shared_anchors(
     shapes: tuple[tuple[int, int], ...], image_shape: tuple[int, ...], settings: _AnchorSettings, device: torch.device
-) -> tuple[Tensor, ...]:
-    """generate_pyramid_anchors on a device; the last few are kept, for images of one size come one after another."""
-    return tuple(level.to(device) for level in generate_pyramid_anchors(shapes, image_shape, settings))
+) -> tuple[tuple[Tensor, ...], runtime.Shared]:
+    """generate_pyramid_anchors; the last few are kept, for images of one size come one after another."""
+    levels = tuple(generate_pyramid_anchors(shapes, image_shape, settings, device))
+    return levels, runtime.Shared(levels)
 
 
 ############################################################
@@ -724,13 +742,16 @@ class RPN(_Layer):
         weights, biases = zip(self.objectness._prepare(dtype), self.deltas._prepare(dtype), strict=True)
         return torch.cat(weights), torch.cat(biases)
 
-    def forward_at(self, pyramid: Sequence[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_at(
+        self, pyramid: Sequence[Tensor], anchors: Tensor, level_counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """objectness_logits [S] and anchor_deltas [S, 4] of some anchors, computed from the cells around them alone.
 
         The RPN learns from a few hundred anchors. Gradients through their cells cost next to nothing; gradients
         through all cells would be an eighth of a training step.
 
-        anchors: [S], indices into the batch's B x A anchors.
+        anchors: [S], indices into the batch's B x A anchors. level_counts: how many of them are of each level; None:
+            they are counted.
         """
         if len(self.convs) > 1:  # then an anchor depends on more than 3 x 3 cells
             logits, deltas = self(pyramid)
@@ -740,8 +761,9 @@ class RPN(_Layer):
         counts = [height * width * ratios for height, width in sizes]
         image, index = anchors // sum(counts), anchors % sum(counts)
         patches, orders = [], []
-        for level, (_, width), count in zip(pyramid, sizes, counts, strict=True):
-            of_level = ((index >= 0) & (index < count)).nonzero()[:, 0]
+        level_counts = level_counts or [None] * len(pyramid)
+        for level, (_, width), count, of_sample in zip(pyramid, sizes, counts, level_counts, strict=True):
+            of_level = _indices((index >= 0) & (index < count), of_sample)
             cell = index[of_level] // ratios
             patches.append(_patches(level, image[of_level], cell // width * stride, cell % width * stride))
             orders.append(of_level)
@@ -859,12 +881,12 @@ def pool_rois(
     pooling = config.dialect.pooling
     if pooling == "crop":
         height, width = image_shape
-        sides = rois.new_tensor([height - 1, width - 1, height - 1, width - 1]).clamp(min=1)
+        sides = runtime.constant([max(side - 1, 1) for side in (height, width, height, width)], rois)
         return pyramid_crop_and_resize(maps, rois / sides, batch_index, levels, size)
     if pooling == "adaptive":
         return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 0, aligned=True)
     if config.dialect.coordinates == "inclusive":
-        rois = rois - rois.new_tensor([0, 0, 1, 1])
+        rois = rois - runtime.constant((0, 0, 1, 1), rois)
     return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 2, aligned=False)
 
 
@@ -994,9 +1016,11 @@ class MaskIoUHead(nn.Module):
 class RpnSample(NamedTuple):
     """The anchors that the RPN learns from."""
 
-    anchors: Tensor  # [S], indices into the batch's B x A anchors
+    anchors: Tensor  # [S], indices into the batch's B x A anchors, ascending
     matched: Tensor  # [S], the object of each, or BACKGROUND
     count: Tensor  # scalar, the divisor of the RPN's losses
+    positives: int | None = None  # how many of them belong to objects; None: whoever needs it counts
+    levels: Sequence[int] | None = None  # how many are of each level; None likewise
 
 
 class RoiSample(NamedTuple):
@@ -1005,10 +1029,12 @@ class RoiSample(NamedTuple):
     rois: Tensor  # [S, 4], shrunk
     batch_index: Tensor  # [S]
     matched: Tensor  # [S], the object of each, or BACKGROUND
+    positives: int | None = None  # how many of them belong to objects; None: whoever needs it counts
 
 
 BACKGROUND, IGNORED = -1, -2
 _CHUNK = 2048  # boxes whose overlaps are computed at a time on a CPU: they stay in its cache
+_PAIRS = 1 << 23  # of boxes and objects whose overlaps a GPU computes at a time: 32 MB for each of a few temporaries
 
 
 def assign(
@@ -1032,28 +1058,60 @@ def assign(
     Returns: int64 [N], an index into gt_boxes, BACKGROUND or IGNORED.
     Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; mmdetection's MaxIoUAssigner.
     """
-    if len(gt_boxes) == 0:
+    if len(gt_boxes) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
-    best, nearest = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    step = _CHUNK if boxes.device.type == "cpu" else max(1, (1 << 26) // len(gt_boxes))
+    rule = _compare_all if runtime.avoids_waits(boxes.device) else _compare_near
+    best, nearest, wanted = rule(boxes, gt_boxes, low_quality_iou, steals)
+    matched = torch.where(best >= positive_iou, nearest, IGNORED).masked_fill_(best < negative_iou, BACKGROUND)
+    return matched if wanted is None else torch.where(wanted >= 0, wanted, matched)
+
+
+def _compare_all(
+    boxes: Tensor, gt_boxes: Tensor, low_quality_iou: float | None, steals: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What assign() needs to know, from the overlaps of all pairs: more work than _compare_near, and no waiting.
+
+    Returns: of each box, its largest IoU [N], the object [N] that it overlaps so, and the object [N] that needs it, or
+        BACKGROUND. The last one is None without low_quality_iou.
+    """
+    chunks = boxes.split(max(1, _PAIRS // len(gt_boxes)))
+    overlaps = (utils.compute_overlaps(chunk, gt_boxes) for chunk in chunks)  # [n, G] each, one at a time
+    columns = [(*each.max(dim=1), each.amax(dim=0)) for each in overlaps]
+    best, nearest, top = (list(column) for column in zip(*columns, strict=True))
+    best, nearest, top = torch.cat(best), torch.cat(nearest), torch.stack(top).amax(dim=0)
+    if low_quality_iou is None:
+        return best, nearest, None
+    top = torch.where((top >= low_quality_iou) & (top > 0), top, math.inf)  # [G]
+    objects, wanted = torch.arange(len(gt_boxes), device=boxes.device), []
+    for chunk in chunks:
+        is_best = utils.compute_overlaps(chunk, gt_boxes) == top  # [n, G]
+        wanted.append(torch.where(is_best, objects, BACKGROUND).amax(dim=1))  # the last of several objects
+    wanted = torch.cat(wanted)
+    return best, nearest, wanted if steals else torch.where(wanted >= 0, nearest, wanted)
+
+
+def _compare_near(
+    boxes: Tensor, gt_boxes: Tensor, low_quality_iou: float | None, steals: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """_compare_all on a CPU: the overlaps of some boxes at a time with the objects near them."""
+    best, nearest = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
     top_of_chunks = []
-    for start in range(0, len(boxes), step):
-        chunk = boxes[start : start + step]
+    for start in range(0, len(boxes), _CHUNK):
+        chunk = boxes[start : start + _CHUNK]
         near = _touching(chunk, gt_boxes)  # neighbouring anchors touch few objects
         top = boxes.new_zeros(len(gt_boxes))
         if len(near):
-            overlaps = utils.compute_overlaps(chunk, gt_boxes[near])  # [step, objects near]
-            best[start : start + step], index = overlaps.max(dim=1)
-            nearest[start : start + step] = near[index]
+            overlaps = utils.compute_overlaps(chunk, gt_boxes[near])  # [n, objects near]
+            best[start : start + _CHUNK], index = overlaps.max(dim=1)
+            nearest[start : start + _CHUNK] = near[index]
             top[near] = overlaps.amax(dim=0)
         top_of_chunks.append(top)
-    matched = torch.where(best >= positive_iou, nearest, IGNORED)
-    matched[best < negative_iou] = BACKGROUND
-    if low_quality_iou is not None and len(boxes):
-        for box, gt in _best_pairs(boxes, gt_boxes, torch.stack(top_of_chunks), step, low_quality_iou):
-            matched[box] = IGNORED  # then amax gives a box to the last of several objects
-            matched.scatter_reduce_(0, box, gt if steals else nearest[box], "amax")
-    return matched
+    if low_quality_iou is None:
+        return best, nearest, None
+    wanted = torch.full_like(nearest, BACKGROUND)
+    for box, gt in _best_pairs(boxes, gt_boxes, torch.stack(top_of_chunks), low_quality_iou):
+        wanted.scatter_reduce_(0, box, gt if steals else nearest[box], "amax")  # the last of several objects
+    return best, nearest, wanted
 
 
 def _touching(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -1063,19 +1121,19 @@ def _touching(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 
 
 def _best_pairs(
-    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, step: int, minimum_iou: float
+    boxes: Tensor, gt_boxes: Tensor, best_of_object: Tensor, minimum_iou: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Indices of box and object, [n] and [n], of all pairs in which no other box overlaps the object more.
 
-    best_of_object: [chunks, G], the largest IoU of each object with the boxes of each chunk of `step` boxes.
+    best_of_object: [chunks, G], the largest IoU of each object with the boxes of each chunk of _CHUNK boxes.
     minimum_iou: pairs with a smaller IoU are left out, and those with none.
     """
     top = best_of_object.amax(dim=0)
     has_best = (best_of_object == top) & (top >= minimum_iou) & (top > 0)  # [chunks, G]
     for chunk in has_best.any(dim=1).nonzero()[:, 0].tolist():
         objects = has_best[chunk].nonzero()[:, 0]
-        start = chunk * step
-        overlaps = utils.compute_overlaps(boxes[start : start + step], gt_boxes[objects])
+        start = chunk * _CHUNK
+        overlaps = utils.compute_overlaps(boxes[start : start + _CHUNK], gt_boxes[objects])
         box, column = (overlaps == top[objects]).nonzero(as_tuple=True)
         yield box + start, objects[column]
 
@@ -1109,15 +1167,42 @@ def random_sample(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds
 
     Returns: bool [N].
     """
+    choose = _choose_by_sorting if runtime.avoids_waits(candidates.device) else _choose_of_each
+    return choose(candidates, batch_index, limits, seeds)
+
+
+def _choose_by_sorting(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
+    """random_sample() without waiting: all boxes are sorted, whether they are candidates or not."""
+    starts, counts_before = _starts_and_counts(candidates, batch_index, len(limits))
+    rank = counts_before[:-1] - counts_before[starts[:-1]][batch_index]  # of a candidate among those of its image
+    order = _hash(_hash(seeds)[batch_index] + rank).argsort()
+    group = 2 * batch_index + ~candidates
+    order = order[group[order].argsort(stable=True)]  # image by image, each image's candidates first, shuffled
+    place = torch.arange(len(order), device=order.device) - starts[batch_index]
+    return torch.zeros_like(candidates).scatter(0, order, place < limits[batch_index]) & candidates
+
+
+def _choose_of_each(candidates: Tensor, batch_index: Tensor, limits: Tensor, seeds: Tensor) -> Tensor:
+    """random_sample() on a CPU: nothing is computed for boxes that are no candidates, and nothing is sorted."""
     index = candidates.nonzero()[:, 0]
     image = batch_index[index]
     counts = torch.bincount(image, minlength=len(limits))
-    rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[image]
-    order = _hash(_hash(seeds)[image] + rank).argsort()
-    order = order[image[order].argsort(stable=True)]  # image by image again, each image's candidates shuffled
-    is_sampled = torch.zeros_like(candidates)
-    is_sampled[index[order[rank < limits[image]]]] = True
+    rank = torch.arange(len(index)) - (counts.cumsum(0) - counts)[image]
+    keys = _hash(_hash(seeds)[image] + rank)
+    is_sampled, counts = torch.zeros_like(candidates), counts.tolist()
+    for of_image, of_keys, limit in zip(index.split(counts), keys.split(counts), limits.tolist(), strict=True):
+        smallest = of_keys.topk(max(0, min(limit, len(of_keys))), largest=False, sorted=False).indices
+        is_sampled.index_fill_(0, of_image[smallest], True)
     return is_sampled
+
+
+def _starts_and_counts(flags: Tensor, batch_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Where the boxes of each image start [B + 1], and how many flags are set before each box [N + 1].
+
+    flags: bool [N]. batch_index: [N], ascending.
+    """
+    starts = torch.searchsorted(batch_index.contiguous(), torch.arange(images + 1, device=flags.device))
+    return starts, F.pad(flags.cumsum(0), (1, 0))
 
 
 def _hash(numbers: Tensor) -> Tensor:
@@ -1137,7 +1222,8 @@ def _sample_matched(
     """
     limits = torch.full_like(seeds, positives)
     positive = random_sample(matched >= 0, batch_index, limits, seeds)
-    limits = count - torch.bincount(batch_index[positive], minlength=len(seeds))
+    starts, counts_before = _starts_and_counts(positive, batch_index, len(seeds))
+    limits = count - counts_before[starts].diff()
     negative = random_sample(matched == BACKGROUND, batch_index, limits, ~seeds)
     return positive, negative
 
@@ -1150,8 +1236,7 @@ def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config: Co
     dialect, rows = config.dialect, []
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
     low_quality = config.RPN_NEGATIVE_IOU if dialect.low_quality_steals else 0.0
-    for image, window in enumerate(windows):
-        objects = (targets.batch_index == image).nonzero()[:, 0]
+    for window, objects, crowds in zip(windows, targets.objects_of_images(), targets.crowds_of_images(), strict=True):
         matched = assign(
             anchors,
             gt_boxes[objects],
@@ -1161,7 +1246,7 @@ def match_anchors(anchors: Tensor, windows: Tensor, targets: Targets, config: Co
             dialect.low_quality_steals,
         )
         matched = torch.where(matched >= 0, _rows_of(objects, matched), matched)
-        matched = _ignore_in_crowds(matched, anchors, crowd_boxes[targets.crowd_index == image], config)
+        matched = _ignore_in_crowds(matched, anchors, crowd_boxes[crowds], config)
         rows.append(matched.masked_fill(~_belongs_to_image(anchors, window, config), IGNORED))
     return torch.stack(rows)
 
@@ -1190,21 +1275,36 @@ def _belongs_to_image(anchors: Tensor, window: Tensor, config: Config) -> Tensor
     return ((anchors[:, :2] + anchors[:, 2:]) / 2 < padded).all(dim=1)
 
 
-def sample_anchors(matched: Tensor, seeds: Tensor, config: Config) -> RpnSample:
+def sample_anchors(
+    matched: Tensor, seeds: Tensor, config: Config, level_sizes: Sequence[int] | None = None
+) -> RpnSample:
     """The anchors of a batch that the RPN learns from. At most half of them belong to objects.
 
-    matched: [B, A], of match_anchors. seeds: [B].
+    matched: [B, A], of match_anchors. seeds: [B]. level_sizes: the anchors of each level, A together, if the sample's
+        `levels` are wanted.
     """
     images, anchors = matched.shape
     count = config.RPN_TRAIN_ANCHORS_PER_IMAGE
-    image = torch.arange(images, device=matched.device).repeat_interleave(anchors)
+    image = torch.arange(images, device=matched.device)[:, None].expand_as(matched).flatten()
     flat = matched.flatten()
     positive, negative = _sample_matched(flat, image, count, count // 2, seeds)
-    divisor = torch.stack([positive, negative]).view(2, images, anchors).sum(dim=2)  # [2, B]
+    drawn = torch.stack([positive, negative]).view(2, images, anchors)
+    sums = torch.stack([level.sum(dim=2) for level in drawn.split(level_sizes or [anchors], dim=2)], dim=2)  # [2, B, L]
+    divisor = sums.sum(dim=2)  # [2, B]
     if config.dialect.rpn_counts_missing:
         divisor = divisor.clamp(min=1)
-    chosen = (positive | negative).nonzero()[:, 0]
-    return RpnSample(chosen, flat[chosen], divisor.sum().float())
+    positives, negatives = sums.sum(dim=1).tolist()  # waits for a GPU, for all counts together
+    levels = [sum(pair) for pair in zip(positives, negatives, strict=True)]
+    chosen = _indices(positive | negative, sum(levels))
+    return RpnSample(chosen, flat[chosen], divisor.sum().float(), sum(positives), levels if level_sizes else None)
+
+
+def _indices(flags: Tensor, count: int | None = None) -> Tensor:
+    """The indices of the flags [N] that are set, ascending: int64 [count].
+
+    count: how many are set. None: they are counted, for which the program waits for a GPU.
+    """
+    return flags.nonzero()[:, 0] if count is None else torch.nonzero_static(flags, size=count)[:, 0]
 
 
 def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config: Config) -> RoiSample:
@@ -1217,31 +1317,33 @@ def sample_rois(rois: Tensor, batch_index: Tensor, targets: Targets, config: Con
     Returns: the RoIs of one image after another.
     """
     gt_boxes, crowd_boxes = shrink(targets.boxes, config), shrink(targets.crowd_boxes, config)
-    matched = torch.empty_like(batch_index)
-    for image in range(len(targets.seeds)):
-        objects = (targets.batch_index == image).nonzero()[:, 0]
-        of_image = (batch_index == image).nonzero()[:, 0]
-        boxes, limit = rois[of_image], config.ROI_POSITIVE_IOU
-        low_quality = limit if config.dialect.low_quality_rois else None
+    limit = config.ROI_POSITIVE_IOU
+    low_quality = limit if config.dialect.low_quality_rois else None
+    images = torch.arange(len(targets.seeds), device=rois.device)
+    counts = (batch_index == images[:, None]).sum(dim=1).tolist()  # [B]; waits for a GPU
+    rois_of_images = rois[batch_index.argsort(stable=True)].split(counts)
+    parts, batch_index = [], []  # parts: boxes and their objects, of one image after another
+    rows = zip(images, rois_of_images, targets.objects_of_images(), targets.crowds_of_images(), strict=True)
+    for image, boxes, objects, crowds in rows:
         matches = assign(boxes, gt_boxes[objects], limit, limit, low_quality)
         matches = torch.where(matches >= 0, _rows_of(objects, matches), matches)
-        matched[of_image] = _ignore_in_crowds(matches, boxes, crowd_boxes[targets.crowd_index == image], config)
-    proposals = (rois, batch_index, matched)
-    own_boxes = (gt_boxes, targets.batch_index, torch.arange(len(gt_boxes), device=rois.device))
-    parts = (own_boxes, proposals) if config.dialect.gt_rois_first else (proposals, own_boxes)
-    rois, batch_index, matched = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    order = batch_index.argsort(stable=True)
-    rois, batch_index, matched = rois[order], batch_index[order], matched[order]
+        proposals = boxes, _ignore_in_crowds(matches, boxes, crowd_boxes[crowds], config)
+        own_boxes = gt_boxes[objects], objects
+        parts += (own_boxes, proposals) if config.dialect.gt_rois_first else (proposals, own_boxes)
+        batch_index.append(image.expand(len(boxes) + len(objects)))
+    rois, matched = (torch.cat(column) for column in zip(*parts, strict=True))
+    batch_index = torch.cat(batch_index)
     count = config.TRAIN_ROIS_PER_IMAGE
     positives = int(count * config.ROI_POSITIVE_RATIO)
     positive, negative = _sample_matched(matched, batch_index, count, positives, targets.seeds + 1)
-    chosen = (positive | negative).nonzero()[:, 0]
-    return RoiSample(rois[chosen], batch_index[chosen], matched[chosen])
+    positives, negatives = torch.stack([positive, negative]).sum(dim=1).tolist()  # waits for a GPU
+    chosen = _indices(positive | negative, positives + negatives)
+    return RoiSample(rois[chosen], batch_index[chosen], matched[chosen], positives)
 
 
 def build_delta_targets(boxes: Tensor, gt_boxes: Tensor, std_dev: Sequence[float]) -> Tensor:
     """The deltas by which decode_boxes turns boxes [P, 4] into gt_boxes [P, 4]: [P, (dy, dx, dh, dw)]."""
-    return utils.box_refinement(boxes, gt_boxes) / boxes.new_tensor(std_dev)
+    return utils.box_refinement(boxes, gt_boxes) / runtime.constant(std_dev, boxes)
 
 
 def build_mask_targets(rois: Tensor, matched: Tensor, targets: Targets, size: int) -> Tensor:
@@ -1273,7 +1375,7 @@ def refine_objects(
     Returns: the same objects with refined RoIs, clipped to their images. An RoI of which clipping leaves nothing stays
         as it was. Carries no gradient.
     """
-    rois, image, matched = objects
+    rois, image, matched = objects[:3]
     deltas = box_deltas[torch.arange(len(rois), device=rois.device), targets.class_ids[matched]].float()  # [P, 4]
     refined = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
     refined = clip_to_windows(refined, shrink(windows, config)[image], config)
@@ -1347,7 +1449,7 @@ def rpn_losses(
     """
     is_object = sample.matched >= 0
     class_sum = F.binary_cross_entropy_with_logits(logits, is_object.float(), reduction="sum")
-    positive = is_object.nonzero()[:, 0]
+    positive = _indices(is_object, sample.positives)
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
     boxes = anchors[sample.anchors[positive] % len(anchors)]
     target_deltas = build_delta_targets(boxes, gt_boxes, config.RPN_BBOX_STD_DEV)  # [P, 4]
@@ -1368,12 +1470,12 @@ def box_losses(
     is_object = sample.matched >= 0
     class_ids = torch.where(is_object, _rows_of(targets.class_ids, sample.matched), 0)  # [S]
     class_sum = F.cross_entropy(class_logits, class_ids, reduction="sum")
-    positive = is_object.nonzero()[:, 0]
+    positive = _indices(is_object, sample.positives)
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]
     target_deltas = build_delta_targets(sample.rois[positive], gt_boxes, config.BBOX_STD_DEV)  # [P, 4]
     deltas = box_deltas[positive, class_ids[positive]]  # [P, 4]
     bbox_sum = F.smooth_l1_loss(deltas, target_deltas, reduction="sum", beta=config.dialect.box_beta)
-    count = class_sum.new_tensor(len(sample.rois))
+    count = torch.full_like(class_sum, len(sample.rois))
     return LossSums(
         {"mrcnn_class_loss": class_sum, "mrcnn_bbox_loss": bbox_sum},
         {"mrcnn_class_loss": count, "mrcnn_bbox_loss": count},
@@ -1383,7 +1485,8 @@ def box_losses(
 def mask_loss(mask_logits: Tensor, target_masks: Tensor) -> LossSums:
     """mrcnn_mask_loss: are the masks of the objects' classes right? mask_logits, target_masks: [P, M, M]."""
     total = F.binary_cross_entropy_with_logits(mask_logits, target_masks, reduction="sum")
-    return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": total.new_tensor(target_masks.numel())})
+    count = torch.full_like(total, target_masks.numel())
+    return LossSums({"mrcnn_mask_loss": total}, {"mrcnn_mask_loss": count})
 
 
 def maskiou_loss(
@@ -1643,7 +1746,7 @@ class MaskRCNN(nn.Module):
         rpn_outputs: of _predict_anchors. limits: pre_nms and post_nms of propose().
         """
         if self.config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
-            windows = windows.new_tensor([0, 0, *image_shape]).expand_as(windows)
+            windows = runtime.constant((0, 0, *image_shape), windows).expand_as(windows)
         rois, scores, batch_index = propose(*rpn_outputs, shrink(windows, self.config), self.config, *limits)
         out.update({"proposals": rois, "proposal_scores": scores, "batch_index": batch_index})
         return rois, batch_index
@@ -1671,12 +1774,12 @@ class MaskRCNN(nn.Module):
         config, anchors = self.config, torch.cat(rpn_outputs[2])  # [A, 4]
         with torch.no_grad():
             matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
-            anchor_sample = sample_anchors(matched, targets.seeds, config)
+            anchor_sample = sample_anchors(matched, targets.seeds, config, [len(level) for level in rpn_outputs[2]])
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
             proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
         out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
-        logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors)
+        logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors, anchor_sample.levels)
         losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
         class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
         losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
@@ -1690,12 +1793,12 @@ class MaskRCNN(nn.Module):
 
         With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them.
         """
-        config, is_object = self.config, sample.matched >= 0
+        config, positive = self.config, _indices(sample.matched >= 0, sample.positives)
         refines = self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS
-        objects = RoiSample(*(column[is_object] for column in sample))
+        objects = RoiSample(*(column[positive] for column in sample[:3]), len(positive))
         features = self._mask_features(pyramid, objects, image_shape)
         if refines:
-            refined = refine_objects(objects, box_deltas[is_object], targets, windows, config)
+            refined = refine_objects(objects, box_deltas[positive], targets, windows, config)
             refined_features = self._mask_features(pyramid, refined, image_shape)
         pyramid.clear()  # gradients do not need it: its memory is free for the heads
         mask_logits, target_masks = self._training_masks(objects, features, targets)
@@ -1750,7 +1853,9 @@ class MaskRCNN(nn.Module):
             tuple(config.BACKBONE_STRIDES),
             config.DIALECT,
         )
-        return _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
+        levels, shared = _shared_anchors(tuple(map(tuple, shapes)), tuple(image_shape), settings, self.device)
+        shared.use_here()
+        return levels
 
     ### Training
 
@@ -1818,10 +1923,11 @@ class MaskRCNN(nn.Module):
             callbacks=custom_callbacks or (),
             **({"to_continue": self.to_continue} if self.to_continue else {}),
         )
-        for phase in phases:
-            progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
-            if progress.interrupted or progress.stop:
-                break
+        with runtime.rounding_of_products(self.config.TF32, self.device):
+            for phase in phases:
+                progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
+                if progress.interrupted or progress.stop:
+                    break
         return progress
 
     def _take_classes(self, dataset: Dataset) -> None:
@@ -1885,6 +1991,8 @@ class MaskRCNN(nn.Module):
         self.to(runtime.setup_distributed("cpu" if config.GPU_COUNT == 0 else None))
         if config.GPU_COUNT > 1 and self.device.type != "cpu" and runtime.world_size() == 1:
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
+        if runtime.rank() == 0 and (rounding := runtime.describe_rounding(config.TF32, self.device)):
+            print(rounding)
         if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
             runtime.keep_memory()  # a fifth faster, a fifth more memory
         if config.COMPILE:
@@ -2024,7 +2132,7 @@ class MaskRCNN(nn.Module):
         weights: of _ready_weights. None: those of the open block, or new ones.
         """
         weights = _ready_weights(self, images.pixels.dtype) if weights is None else weights
-        with _inference(weights, self.device):
+        with _inference(weights, self.device), runtime.rounding_of_products(self.config.TF32, self.device):
             return self(images, out=out)
 
     def detect(

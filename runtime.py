@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -318,6 +318,80 @@ def training_device(gpu_count: int) -> torch.device:
 def uses_pinned_memory(device: torch.device) -> bool:
     """Whether copies to a device are faster from pinned memory of the CPU."""
     return device.type == "cuda"
+
+
+def avoids_waits(device: torch.device) -> bool:
+    """Whether a program should rather compute more than ask what came out: a GPU stands still while it is asked."""
+    return device.type != "cpu"
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """A few numbers as a tensor of the dtype and on the device of another. They are copied to a GPU only once.
+
+    Others share this tensor: leave it as it is.
+    """
+    if type(like) not in (Tensor, torch.nn.Parameter):  # tensors of torch.compile and torch.export, which have no data
+        return like.new_tensor(values)
+    return _kept_constant(tuple(values), like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # usable under autograd, whoever asks first
+def _kept_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)  # waits: usable on all streams of a GPU
+
+
+class Shared:
+    """Tensors that are made once, on the stream of a GPU that is current then, and used on any stream."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = [tensor for tensor in tensors if tensor.is_cuda]
+        if self.tensors:
+            self._stream = torch.cuda.current_stream(self.tensors[0].device)
+            self._made = self._stream.record_event()
+
+    def use_here(self) -> None:
+        """Call it before the current stream uses the tensors: the stream waits until they are made, and not the CPU.
+
+        The memory of a tensor that is dropped meanwhile goes back only after what this stream has been asked to do.
+        """
+        if not self.tensors or torch.cuda.is_current_stream_capturing():  # before a capture, all streams are done
+            return
+        stream = torch.cuda.current_stream(self.tensors[0].device)
+        if stream != self._stream:
+            stream.wait_event(self._made)
+            for tensor in self.tensors:
+                tensor.record_stream(stream)
+
+
+@contextlib.contextmanager
+def rounding_of_products(tf32: bool, device: torch.device | str) -> Iterator[None]:
+    """A block in which a GPU may round the factors of float32 products to TF32, or may not: Config.TF32.
+
+    All threads of the process share torch's switches. Other devices have none.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    # NOTE: the newer fp32_precision makes torch.compile fail, which reads these (torch 2.13).
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = tf32
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
+def describe_rounding(tf32: bool, device: torch.device | str) -> str | None:
+    """What is to be said of rounding_of_products; None where there is no choice."""
+    if torch.device(device).type != "cuda":
+        return None
+    if tf32:
+        return "products of float32 are rounded to TF32 on this GPU; --set TF32=False keeps all digits"
+    return "products of float32 keep all digits on this GPU; --set TF32=True is faster"
 
 
 def wait_for(device: torch.device | str) -> None:

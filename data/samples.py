@@ -72,6 +72,16 @@ class Targets(NamedTuple):
     crowd_index: Tensor  # int64 [C], the image of each crowd
     seeds: Tensor  # int64 [B]; the anchors and RoIs that an image is trained on are sampled by its seed
     mini_masks: bool = False  # True: masks have MINI_MASK_SHAPE, and each fills its object's box (USE_MINI_MASK)
+    object_counts: list[int] | None = None  # of each image; nobody has to wait for a GPU to count batch_index
+    crowd_counts: list[int] | None = None  # likewise. None: they are counted
+
+    def objects_of_images(self) -> list[Tensor]:
+        """The rows of each image's objects: B of int64 [n]."""
+        return _rows_of_images(self.batch_index, self.object_counts, len(self.seeds))
+
+    def crowds_of_images(self) -> list[Tensor]:
+        """The rows of each image's crowds: B of int64 [n]."""
+        return _rows_of_images(self.crowd_index, self.crowd_counts, len(self.seeds))
 
     def to(self, device: torch.device | str) -> "Targets":
         """A copy on another device."""
@@ -106,6 +116,13 @@ class Batch(NamedTuple):
         return _map_tensors(Tensor.pin_memory, self)
 
 
+def _rows_of_images(image: Tensor, counts: Sequence[int] | None, images: int) -> list[Tensor]:
+    """image: [N], the image of each row. counts: the rows of each image, one image after another; None: unknown."""
+    if counts is None:
+        return [(image == number).nonzero()[:, 0] for number in range(images)]
+    return list(torch.arange(len(image), device=image.device).split(counts))
+
+
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The value with each tensor in it, at any depth, replaced by the function of it."""
     if isinstance(value, Tensor):
@@ -134,18 +151,20 @@ def join_targets(images: Sequence[Targets], shape: tuple[int, int]) -> Targets:
 
     images: the targets of one image each. shape: (height, width) of the batch's padded input.
     """
-    objects = torch.tensor([len(targets.boxes) for targets in images])
-    crowds = torch.tensor([len(targets.crowd_boxes) for targets in images])
+    objects = [len(targets.boxes) for targets in images]
+    crowds = [len(targets.crowd_boxes) for targets in images]
     mini_masks = images[0].mini_masks
     return Targets(
         boxes=torch.cat([targets.boxes for targets in images]),
         class_ids=torch.cat([targets.class_ids for targets in images]),
-        batch_index=torch.arange(len(images)).repeat_interleave(objects),
+        batch_index=torch.arange(len(images)).repeat_interleave(torch.tensor(objects)),
         masks=_join_masks([targets.masks for targets in images], None if mini_masks else shape),
         crowd_boxes=torch.cat([targets.crowd_boxes for targets in images]),
-        crowd_index=torch.arange(len(images)).repeat_interleave(crowds),
+        crowd_index=torch.arange(len(images)).repeat_interleave(torch.tensor(crowds)),
         seeds=torch.cat([targets.seeds for targets in images]),
         mini_masks=mini_masks,
+        object_counts=objects,
+        crowd_counts=crowds,
     )
 
 

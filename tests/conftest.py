@@ -18,6 +18,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # A shell that starts the tests in the background has SIGINT ignored; tests of Ctrl-C need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# On a GPU, tests compare products of float32 with each other and with a CPU's: no rounding to TF32, which torch has on
+# for convolutions. Models have a setting of their own, and helpers.TinyConfig switches it off.
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 GOLDEN = Path(__file__).parent / "golden"

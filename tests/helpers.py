@@ -68,6 +68,7 @@ class TinyConfig(Config):
     DETECTION_MIN_CONFIDENCE = 0.0
     DETECTION_MAX_INSTANCES = 20
     POST_NMS_ROIS_INFERENCE = 60
+    TF32 = False
 
 
 def tiny_model(seed: int = 0, **overrides) -> MaskRCNN:

@@ -301,7 +301,7 @@ def test_what_a_run_chooses_anew():
     assert {"NAME", *machine, "FROZEN_STAGES", "IMAGENET_MODEL_PATH", "OPTIMIZER", "LOSS_WEIGHTS"} <= set(run)
     assert {"MAX_DATA_ERRORS", "TRAIN_BN", "EMA_DECAY", "EVAL_EVERY"} <= set(run)
     assert not {*run} & {*settings_that(WEIGHTS, SHAPE)}
-    assert {*run} & {*settings_that(DETECTION)} == {"IMAGES_PER_GPU"}
+    assert {*run} & {*settings_that(DETECTION)} == {"IMAGES_PER_GPU", "TF32"}
 
 
 class Watched(Config):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import needs_cuda
 from helpers import files_of_at_most
+from torch._subclasses import FakeTensorMode
 
 import native
 import runtime
@@ -449,3 +450,114 @@ def test_git_revision(monkeypatch, tmp_path):
     assert revision is None or runtime.git_revision(12) == head.stdout[:12] + revision[40:]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runtime.git_revision() is None
+
+
+############################################################
+#  Constants on a device
+############################################################
+
+
+def test_a_constant_is_made_once():
+    like = torch.zeros(1)
+    first = runtime.constant([1, 2.5], like)
+    assert first.tolist() == [1, 2.5]
+    assert runtime.constant((1, 2.5), like) is first
+    assert runtime.constant((1, 2.5), like.double()).dtype == torch.float64
+    with torch.inference_mode():
+        made = runtime.constant((7, 8), torch.zeros(1))
+    (torch.ones(2, requires_grad=True) * made).sum().backward()  # not a tensor of inference mode
+
+
+def test_a_constant_of_a_compiler_is_not_kept():
+    """torch.export runs the program with tensors without data. Whoever comes later needs the numbers."""
+    with FakeTensorMode():
+        runtime.constant((31, 32), torch.zeros(1))
+    assert runtime.constant((31, 32), torch.zeros(1)).tolist() == [31, 32]
+
+
+############################################################
+#  Rounding on a GPU
+############################################################
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_products_are_rounded_inside_the_block_only(tf32):
+    """The switches exist without a GPU, too. The tests themselves run without TF32, see conftest.py."""
+    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+
+    def look_and_fail() -> None:
+        seen.extend(switch.allow_tf32 for switch in switches)
+        raise KeyError
+
+    with pytest.raises(KeyError), runtime.rounding_of_products(tf32, "cuda:0"):
+        look_and_fail()
+    assert seen == [tf32] * 2
+    assert [switch.allow_tf32 for switch in switches] == [False] * 2
+    with runtime.rounding_of_products(True, "cpu"):
+        assert [switch.allow_tf32 for switch in switches] == [False] * 2
+
+
+def test_rounding_is_told_where_there_is_a_choice():
+    assert runtime.describe_rounding(True, torch.device("cpu")) is None
+    assert "TF32=False" in runtime.describe_rounding(True, torch.device("cuda"))
+    assert "TF32=True" in runtime.describe_rounding(False, "cuda:1")
+
+
+############################################################
+#  Streams of a GPU
+############################################################
+
+
+class FakeStream:
+    """A stream of a GPU, with what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.calls: list = []
+
+    def record_event(self) -> str:
+        return "made"
+
+    def wait_event(self, event: str) -> None:
+        self.calls.append(event)
+
+
+class FakeTensor:
+    is_cuda, device = True, "cuda:0"
+
+    def __init__(self) -> None:
+        self.streams: list = []
+
+    def record_stream(self, stream: FakeStream) -> None:
+        self.streams.append(stream)
+
+
+def test_what_one_stream_made_another_waits_for(monkeypatch):
+    made_on, other, tensor = FakeStream(), FakeStream(), FakeTensor()
+    current, capturing = made_on, False
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    shared = runtime.Shared([torch.zeros(1), tensor])
+    shared.use_here()
+    assert (made_on.calls, tensor.streams) == ([], []), "a stream does its work in order"
+    current, capturing = other, True
+    shared.use_here()
+    assert (other.calls, tensor.streams) == ([], []), "a graph may not depend on events from outside"
+    capturing = False
+    shared.use_here()
+    assert (other.calls, tensor.streams) == (["made"], [other])
+
+
+def test_tensors_of_a_cpu_need_no_stream(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", None)
+    runtime.Shared([torch.zeros(1)]).use_here()
+
+
+@needs_cuda
+def test_another_stream_sees_what_was_made():
+    tensor = torch.zeros(1 << 26, device="cuda")
+    made = sum(tensor + i for i in range(20))
+    shared = runtime.Shared([made])
+    with torch.cuda.stream(torch.cuda.Stream()):
+        shared.use_here()
+        assert (made == 190).all()

@@ -12,6 +12,7 @@ from helpers import NO_CROWDS, TinyConfig, make_targets, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from waits import Waits
 
 import model as modellib
 from config import REFERENCE_TRAINING, Config
@@ -123,6 +124,27 @@ def test_assign_with_many_ties_matches_reference(boxes, gts, steals):
         assert modellib.assign(boxes, gts, 0.5, 0.25, low_quality, steals).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("pairs", [1, 20, 1 << 23])
+@given(
+    boxes=st.lists(_BOX, max_size=12),
+    gts=st.lists(_BOX, max_size=6),
+    steals=st.booleans(),
+    low_quality=st.sampled_from([None, 0.0, 0.25]),
+)
+def test_a_gpu_assigns_as_a_cpu_does(pairs, boxes, gts, steals, low_quality):
+    """Its form compares all pairs, so many at a time, and never asks the device."""
+    boxes, gts = (torch.tensor(rows).float().view(-1, 4) for rows in (boxes, gts))
+    expected = modellib.assign(boxes, gts, 0.5, 0.25, low_quality, steals)
+    with pytest.MonkeyPatch.context() as patch, Waits() as waits:
+        patch.setattr("runtime.avoids_waits", lambda device: True)
+        patch.setattr(modellib, "_PAIRS", pairs)
+        patch.setattr(modellib, "_compare_near", None)
+        found = modellib.assign(boxes, gts, 0.5, 0.25, low_quality, steals)
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.int64
+    assert waits.found == []
+
+
 def test_reference_overlaps():
     """The loop over objects and the plain formula agree, and give 1 / 7 by hand."""
     one, other = np.array([0, 0, 2, 2]), np.array([1, 1, 3, 3])
@@ -201,6 +223,25 @@ def test_draw_of_nothing():
     assert draw([[False, False]], [3], [0]) == [[]]
 
 
+@given(
+    st.lists(st.tuples(st.lists(st.booleans(), max_size=12), st.integers(0, 6), st.integers(-9, 2**63 - 1)), min_size=1)
+)
+def test_a_gpu_draws_as_a_cpu_does(images):
+    """Its form sorts all boxes, and never asks the device."""
+    rows, limits, seeds = zip(*images, strict=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    candidates = torch.tensor([flag for row in rows for flag in row], dtype=torch.bool)
+    arguments = candidates, torch.arange(len(rows)).repeat_interleave(lengths), *map(torch.tensor, (limits, seeds))
+    expected = modellib.random_sample(*arguments)
+    with pytest.MonkeyPatch.context() as patch, Waits() as waits:
+        patch.setattr("runtime.avoids_waits", lambda device: True)
+        patch.setattr(modellib, "_choose_of_each", None)
+        found = modellib.random_sample(*arguments)
+    assert torch.equal(found, expected)
+    assert not (found & ~candidates).any()
+    assert waits.found == []
+
+
 def test_draw_is_a_function_of_the_seed():
     """Neither the other images of the batch nor chance have a part in it."""
     row = [True] * 50
@@ -260,6 +301,19 @@ def test_anchor_sample_by_hand(dialect, count):
     few = modellib.sample_anchors(matched[[0, 1, 3]], torch.arange(3), config)
     assert float(few.count) == (18 if dialect == "mmdet" else 16)
     assert (few.anchors < 80).all()
+
+
+def test_anchor_sample_counts_what_it_has():
+    """Of each level, and of objects; whoever knows the counts does not ask the device."""
+    matched = matched_rows((9, 30, 1), (0, 40, 0))
+    sample = modellib.sample_anchors(matched, torch.arange(2), Config(RPN_TRAIN_ANCHORS_PER_IMAGE=8), [5, 20, 15])
+    index = sample.anchors % 40
+    assert sample.levels == [
+        int((low <= index).sum() - (high <= index).sum()) for low, high in ((0, 5), (5, 25), (25, 40))
+    ]
+    assert sum(sample.levels) == 16
+    assert sample.positives == int((sample.matched >= 0).sum()) == 4
+    assert modellib.sample_anchors(matched, torch.arange(2), Config()).levels is None
 
 
 def test_anchor_samples_differ_by_seed_and_are_repeatable():
@@ -426,7 +480,7 @@ def test_rois_of_objects_without_proposals():
     assert sample.batch_index.tolist() == [0, 2, 2]
     assert torch.equal(sample.rois, targets.boxes)
     nothing = modellib.sample_rois(*proposals_of([]), make_targets([one_image([])]), TinyConfig())
-    assert [len(column) for column in nothing] == [0, 0, 0]
+    assert [len(column) for column in nothing[:3]] == [0, 0, 0]
     assert nothing.rois.shape == (0, 4)
 
 

@@ -615,6 +615,10 @@ def test_collate():
     assert batch.shape == (20, 30)
     assert batch.windows.tolist() == [[0, 0, 20, 9], [0, 0, 4, 6], [0, 0, 7, 30]]
     assert batch.targets.batch_index.tolist() == [0, 0, 0, 1, 2, 2]
+    for known in (batch.targets, batch.targets._replace(object_counts=None, crowd_counts=None)):
+        assert [rows.tolist() for rows in known.objects_of_images()] == [[0, 1, 2], [3], [4, 5]]
+        crowds = [rows.tolist() for rows in known.crowds_of_images()]
+        assert crowds == [[i for i, image in enumerate(known.crowd_index.tolist()) if image == j] for j in range(3)]
     assert batch.targets.crowd_index.tolist() == [1]
     assert batch.image_ids == [0, 1, 2]
     assert batch.targets.seeds.tolist() == [10, 11, 12]
@@ -643,10 +647,10 @@ def test_joined_targets_keep_mini_masks_and_put_others_on_one_canvas():
 def test_a_batch_moves_whole():
     batch = collate([TrainingData(Drawn([an_l()]), as_it_is()).sample(0)])
     moved = batch.to("meta")
-    *fields, mini_masks = moved.targets
+    *fields, mini_masks, object_counts, crowd_counts = moved.targets
     masks = fields.pop(3)
     assert all(tensor.is_meta for tensor in [*moved.images, moved.windows, *fields, *masks])
-    assert not mini_masks
+    assert (mini_masks, object_counts, crowd_counts) == (False, [1], [1])
     assert moved.image_ids == [0]
     assert type(moved.targets) is Targets
     assert type(masks) is type(batch.targets.masks)

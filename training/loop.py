@@ -478,8 +478,9 @@ class Trainer:
         """
         minutes = self.config.CHECKPOINT_MINUTES
         saves = self.is_main and minutes and time.monotonic() - self.last_save > minutes * 60
-        flags = losses.new_tensor([self.signals.received is not None, bool(saves)])
-        shared = torch.cat([losses, flags, norm.detach().float()[None]])  # [losses + 3]
+        # torch.full takes its number along; a tensor of a list would be copied, and the program would wait for that.
+        flags = [torch.full_like(losses[:1], flag) for flag in (self.signals.received is not None, bool(saves))]
+        shared = torch.cat([losses, *flags, norm.detach().float()[None]])  # [losses + 3]
         self.watchdog.activity = "backward" if runtime.world_size() == 1 else "backward, other processes"
         *means, stops, saves, norm = (runtime.world_sum(shared) / runtime.world_size()).tolist()
         values = {"loss": sum(means), **dict(zip(self.loss_names, means, strict=True)), "gradient_norm": norm}

@@ -142,8 +142,7 @@ class AveragedWeights:
     def update(self) -> None:
         """Take the present parameters into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter, 1 - decay)
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)  # on a GPU a few launches for all of them
         self.updates += 1
 
     @torch.no_grad()
