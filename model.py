@@ -2297,11 +2297,13 @@ class MaskRCNN(nn.Module):
         config = config_of(checkpoint, **config_overrides)
         with torch.device("meta"):  # random weights would be replaced at once
             model = cls(config).eval()
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        match_to_network(
-            checkpoint["model"], shapes, f"{checkpoint.name} does not fit the model that its settings describe"
-        )
-        model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
+        network, stored = model.state_dict(), checkpoint["model"]
+        shapes = {name: tensor.shape for name, tensor in network.items()}
+        match_to_network(stored, shapes, f"{checkpoint.name} does not fit the model that its settings describe")
+        # The model gets memory of its own, and no view of a file that somebody may write into. Not by to_empty(), which
+        # imports sympy.
+        own = {name: torch.empty(like.shape, dtype=like.dtype).copy_(stored[name]) for name, like in network.items()}
+        model.load_state_dict(own, assign=True)
         model.source = checkpoint["source"]
         return model.to(runtime.find_device(device))
 
@@ -2619,8 +2621,8 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """
     small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.01}
     for name, parameter in model.named_parameters():
-        if names is not None and name not in names:
-            continue
+        if parameter.is_meta or (names is not None and name not in names):
+            continue  # nothing to draw; torch would import its compiler and sympy to draw it
         deviation = next((value for prefix, value in small.items() if name.startswith(prefix)), None)
         if parameter.ndim < 2:
             if name.endswith("bias"):
