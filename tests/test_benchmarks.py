@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from helpers import rectangle, segm_result, tiny_model, two_rankings
 
 import cli
 import native
+import runtime
 import utils
 from benchmarks import (
     ablations,
@@ -368,6 +370,8 @@ def test_doctor_reports():
     fused = [dtype for dtype in ("float32", "bfloat16") if fuses("cpu", getattr(torch, dtype))]
     assert f"residual and ReLU in one pass on the CPU: {', '.join(fused) or 'none'}\n" in done.stdout
     assert f"as a {multiplies_by()}\n" in done.stdout
+    assert f"this process may use {runtime.usable_cores()}\n" in done.stdout
+    assert re.search(r"threads: \d+ in commands, \d+ by torch; ", done.stdout)
 
 
 def test_doctor_says_what_to_do():
