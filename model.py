@@ -2718,11 +2718,10 @@ def load_image_gt(
     y1, x1, y2, x2 = sample.window
     image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
     image[y1:y2, x1:x2] = pixels.numpy()
-    original = dataset.load_image(image_id)
     ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
     active = np.isin(np.arange(dataset.num_classes), ids_of_source)
-    shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
+    shapes = (*sample.original, image.shape[2]), image.shape
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(sample.original, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
     masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
     return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks
