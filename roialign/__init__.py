@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import native
-from roialign import paste, reference
+from roialign import paste, reference, resize
 from roialign.paste import PASTE_RULES, paste_masks, paste_rles
 
 __all__ = [
@@ -756,6 +756,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
 
         native.kernel(name, "cpu")(run)
     paste.register_cpu(library)
+    resize.register_cpu(library)
 
 
 def _register_cuda(library: ctypes.CDLL) -> None:
