@@ -23,8 +23,8 @@ import utils
 
 logger = logging.getLogger(__name__)
 
-# ASCII and Latin-1 without control characters. DejaVu Sans has them, so nobody needs to look into the fonts.
-_LATIN = frozenset(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0x100)]))
+# ASCII and Latin-1, of control characters only the new line. DejaVu Sans has all, so nobody looks into the fonts.
+_LATIN = frozenset("\n").union(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0x100)]))
 _MISSING = "\N{WHITE SQUARE}"  # drawn in figures for a letter that no font has
 _CHOICE = "fonts.use_font(FILE)"
 

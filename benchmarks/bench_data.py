@@ -1,6 +1,6 @@
 """What it costs to load pictures for a training: decoding, masks, resizing, flips; torchvision's reference beside it.
 
-    python benchmarks/bench_data.py --dataset DIR [--images N] [--rounds N] [--quick] [--output FILE]
+    python benchmarks/bench_data.py [--dataset DIR] [--images N] [--rounds N] [--quick] [--output FILE]
 
 DIR is a folder in COCO's layout. One process and one thread load the same pictures of val2017, or train2017 with
 --subset train, at 800 x 1333. The figures are CPU time for each picture, the median over rounds that take turns, so
@@ -33,7 +33,7 @@ from pycocotools import mask as coco_mask
 
 import cli
 from benchmarks import machine
-from coco import CocoConfig
+from coco import DATASET, CocoConfig
 from data.crops import NO_FLIPS, Flips, cut_out
 from data.formats.coco import CocoDataset
 from data.samples import TrainingData
@@ -162,7 +162,9 @@ def print_table(title: str, stages: Sequence[str], figures: dict[str, float]) ->
 def main() -> int:
     """Measure, print the tables and the JSON line."""
     parser = machine.make_parser("bench_data.py", __doc__, "4 pictures, one round, and rough figures")
-    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="a folder in COCO's layout")
+    parser.add_argument(
+        "--dataset", type=Path, default=DATASET, metavar="DIR", help=f"a folder in COCO's layout; default: {DATASET}"
+    )
     parser.add_argument("--subset", choices=["train", "val"], default="val", help="default: val")
     parser.add_argument(
         "--images", type=cli.whole_number(1), default=100, metavar="N", help="the first N pictures; default: 100"
