@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 import runtime
+import startup
 import utils
 from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from model import MaskRCNN
@@ -74,6 +75,7 @@ def run(program: str, command: Callable[[], int | None]) -> int:
 
     Returns: the exit code; the docstring of this file lists them.
     """
+    runtime.limit_threads()
     with plain_output():
         try:
             return command() or 0
@@ -165,6 +167,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, program: str, description: str | None, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=program, description=description, **options)
+        startup.end_of_imports()  # a command makes its parser when all is imported
 
     def error(self, message: str) -> None:
         message = utils.printable(message, 2000)

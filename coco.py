@@ -8,6 +8,11 @@
 everywhere else boxes are (y1, x1, y2, x2).
 """
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import argparse
 import logging
 import shlex

@@ -6,6 +6,11 @@
 weights/convert.py says which formats it reads, and how.
 """
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import argparse
 import sys
 from collections.abc import Sequence

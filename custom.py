@@ -13,6 +13,11 @@ The format is recognised by looking; --format names it. Nothing in DIR is change
 what is checked.
 """
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import argparse
 import dataclasses
 import functools

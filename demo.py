@@ -19,6 +19,11 @@ score; class_score and mask_iou stand beside it. Ctrl-C ends the detection and k
 What cannot be read is named at the end, and the rest goes on. Of a damaged video, the frames that can be read count.
 """
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import argparse
 import contextlib
 import itertools

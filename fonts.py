@@ -23,6 +23,8 @@ import utils
 
 logger = logging.getLogger(__name__)
 
+# ASCII and Latin-1, of control characters only the new line. DejaVu Sans has all, so nobody looks into the fonts.
+_LATIN = frozenset("\n").union(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0x100)]))
 _MISSING = "\N{WHITE SQUARE}"  # drawn in figures for a letter that no font has
 _CHOICE = "fonts.use_font(FILE)"
 
@@ -110,7 +112,7 @@ def chain() -> list[Path]:
 
 def missing_letters(text: str) -> list[str]:
     """The characters of a text that no font has, each once, in order."""
-    if text.isascii():  # all fonts together have ASCII
+    if text.isascii() or _LATIN.issuperset(text):  # all fonts together have these
         return []
     fonts = [letters(path) for path in chain()]
     return [c for c in dict.fromkeys(text) if c != "\n" and not any(ord(c) in font for font in fonts)]

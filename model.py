@@ -2297,11 +2297,13 @@ class MaskRCNN(nn.Module):
         config = config_of(checkpoint, **config_overrides)
         with torch.device("meta"):  # random weights would be replaced at once
             model = cls(config).eval()
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        match_to_network(
-            checkpoint["model"], shapes, f"{checkpoint.name} does not fit the model that its settings describe"
-        )
-        model.to_empty(device="cpu").load_state_dict(checkpoint["model"])
+        network, stored = model.state_dict(), checkpoint["model"]
+        shapes = {name: tensor.shape for name, tensor in network.items()}
+        match_to_network(stored, shapes, f"{checkpoint.name} does not fit the model that its settings describe")
+        # The model gets memory of its own, and no view of a file that somebody may write into. Not by to_empty(), which
+        # imports sympy.
+        own = {name: torch.empty(like.shape, dtype=like.dtype).copy_(stored[name]) for name, like in network.items()}
+        model.load_state_dict(own, assign=True)
         model.source = checkpoint["source"]
         return model.to(runtime.find_device(device))
 
@@ -2619,8 +2621,8 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """
     small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.01}
     for name, parameter in model.named_parameters():
-        if names is not None and name not in names:
-            continue
+        if parameter.is_meta or (names is not None and name not in names):
+            continue  # nothing to draw; torch would import its compiler and sympy to draw it
         deviation = next((value for prefix, value in small.items() if name.startswith(prefix)), None)
         if parameter.ndim < 2:
             if name.endswith("bias"):
@@ -2716,11 +2718,10 @@ def load_image_gt(
     y1, x1, y2, x2 = sample.window
     image = np.zeros((*sample.shape, pixels.shape[2]), np.uint8)
     image[y1:y2, x1:x2] = pixels.numpy()
-    original = dataset.load_image(image_id)
     ids_of_source = dataset.source_class_ids[dataset.image_info[image_id]["source"]]
     active = np.isin(np.arange(dataset.num_classes), ids_of_source)
-    shapes = (*original.shape[:2], image.shape[2]), image.shape
-    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(original.shape, config).scale, active)
+    shapes = (*sample.original, image.shape[2]), image.shape
+    meta = compose_image_meta(image_id, *shapes, sample.window, utils.plan_image(sample.original, config).scale, active)
     size = tuple(config.MINI_MASK_SHAPE) if use_mini_mask else sample.shape
     masks = _whole_masks(sample.targets.masks, size).permute(1, 2, 0).numpy()
     return image, meta, sample.targets.class_ids.numpy().astype(np.int32), sample.targets.boxes.numpy(), masks

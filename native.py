@@ -11,6 +11,7 @@ libraries. MASKSCORING_SANITIZE=1 builds and loads CPU kernels with AddressSanit
 """
 
 import ctypes
+import functools
 import os
 import platform
 import shlex
@@ -24,6 +25,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}  # backend: suffix of its sources in PACKAGE/src
@@ -212,6 +214,29 @@ def register(package: str, **registrars: Callable[[ctypes.CDLL], None] | None) -
             states[backend] = "not in this torch"
         elif (library := load(package, backend)) is not None:
             registrar(library)
+
+
+def kernel(name: str, device: str) -> Callable[[Callable], Callable]:
+    """A decorator of a function that computes the operator torch.ops.maskscoring.NAME on a device, "cpu" or "cuda".
+
+    CustomOpDef.register_kernel does the same, but imports torch's compiler when the operator runs for the first time.
+    That takes longer than to read a model and to detect in an image. Here the compiler is told to leave the function
+    alone only if somebody has imported it.
+    """
+    import torch
+
+    def add(compute: Callable) -> Callable:
+        @functools.cache
+        def uncompiled() -> Callable:
+            return torch.compiler.disable(compute)
+
+        def run(*arguments: Any) -> Any:
+            return (uncompiled() if "torch._dynamo" in sys.modules else compute)(*arguments)
+
+        torch.library.impl(f"maskscoring::{name}", device, run)
+        return compute
+
+    return add
 
 
 def load(package: str, backend: str) -> ctypes.CDLL | None:

@@ -32,7 +32,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -438,6 +437,72 @@ def forget_peak(device: torch.device | str) -> None:
 
 
 ############################################################
+#  Cores
+############################################################
+
+# Where control groups are mounted: version 2, that of systems which have both versions, version 1.
+_UNIFIED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+_CPU = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
+
+
+def cpu_quota(root: str | os.PathLike = "/") -> float | None:
+    """The cores whose time the control groups of this process grant it, such as 1.5; None without a limit.
+
+    Containers and batch systems set such limits. A group also obeys the limits of those around it, so the least counts.
+
+    root: the folder that has proc/ and sys/.
+    """
+    try:
+        lines = Path(root, "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inside = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in _CPU if controllers else _UNIFIED:
+            # In a container, the mounted folder may be the group itself; then the path does not exist in it.
+            groups = [Path(root, mount, *inside[:depth]) for depth in range(len(inside) + 1)]
+            quotas += [_quota_of(group, not controllers) for group in groups]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path, is_unified: bool) -> float | None:
+    """The cores that one control group grants; None if it has no limit, or if there is no such group."""
+    try:
+        if is_unified:
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def usable_cores(root: str | os.PathLike = "/") -> int:
+    """The cores that this process may really use, at least 1: those that the system lets it run on, or fewer if
+    cpu_quota() says so, rounded up. root: as of cpu_quota."""
+    is_told = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def limit_threads(cores: int | None = None) -> None:
+    """Lets torch and our kernels compute with at most as many threads as there are usable cores.
+
+    More threads would only take the time from each other. OMP_NUM_THREADS counts more, if it is set.
+
+    cores: usable_cores() by default.
+    """
+    cores = usable_cores() if cores is None else cores
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
+############################################################
 #  Processes
 ############################################################
 
@@ -668,6 +733,8 @@ def locked_file(path: str | os.PathLike, when_busy: Callable[[], None]) -> Itera
     """
     if os.path.islink(path):
         raise _link_error(path)
+    from filelock import FileLock, Timeout  # here: most commands lock nothing
+
     lock, process = FileLock(path, thread_local=False), os.getpid()
     try:
         try:

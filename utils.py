@@ -32,6 +32,7 @@ import polygons as polygon_filling
 import roialign
 from config import Config
 from polygons import mask_to_polygons as mask_to_polygons
+from roialign import resize as native_resize
 from roialign.paste import compress_counts, crop_to_rle
 
 ############################################################
@@ -666,6 +667,8 @@ def _fixed_point(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, row_weights = _fixed_point(image.shape[0], height)
     columns, column_weights = _fixed_point(image.shape[1], width)
+    if native_resize.is_native():
+        return native_resize.resize(image, rows, row_weights, columns, column_weights)
     rows, row_of = np.unique(rows, return_inverse=True)  # the rows that are read, each once
     row_of = row_of.reshape(2, height)
     mixed = np.empty((len(rows), width, image.shape[2]), np.int32)

@@ -22,6 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import cli
 import native
 from benchmarks import machine, measure_gain

@@ -29,6 +29,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ has the deterministic weights
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import golden_weights
 import numpy as np
 import skimage.data

@@ -19,6 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ has the deterministic weights
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import numpy as np
 import torch
 from torch import Tensor, nn

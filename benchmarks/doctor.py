@@ -6,6 +6,7 @@ Ends with status 1 if something has to be done before the project can run.
 """
 
 import importlib
+import os
 import platform
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import native
+import startup
 
 OPS = ("nms", "roialign")
 
@@ -45,6 +47,23 @@ def torch_lines() -> tuple[list[str], list[str], bool]:
     if not gpus and native.has_gpu():
         advice.append("the machine has an NVIDIA GPU that torch cannot use: install a CUDA build of torch and a driver")
     return lines, advice, bool(gpus)
+
+
+def core_lines() -> list[str]:
+    """Report about cores and threads."""
+    import torch
+
+    import runtime
+
+    quota, by_torch = runtime.cpu_quota(), torch.get_num_threads()
+    runtime.limit_threads()
+    limit = "no quota" if quota is None else f"a quota of {quota:g}"
+    names = ("OMP_NUM_THREADS", *startup.WAITING)
+    settings = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+    return [
+        f"cores: {os.cpu_count()} in this machine, {limit}; this process may use {runtime.usable_cores()}",
+        f"threads: {torch.get_num_threads()} in commands, {by_torch} by torch; {settings or 'no variable sets them'}",
+    ]
 
 
 def kernel_lines(has_gpu: bool) -> tuple[list[str], list[str]]:
@@ -83,7 +102,8 @@ def main() -> int:
     can_run = sys.modules.get("torch") is not None and sys.version_info >= (3, 11)
     if can_run:
         more_lines, more_advice = kernel_lines(has_gpu)
-        lines, advice = lines + more_lines + fusion_lines(), advice + more_advice
+        lines = lines + core_lines() + more_lines + fusion_lines()
+        advice += more_advice
     print("\n".join(lines))
     print("\nTo do:" if advice else "\nNothing to do.")
     print("".join(f"- {line}\n" for line in advice), end="")

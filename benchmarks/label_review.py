@@ -30,6 +30,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import numpy as np
 import torch
 from scipy import ndimage, stats

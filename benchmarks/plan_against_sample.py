@@ -15,6 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import custom
 from benchmarks import machine
 from evaluation.run import evaluate_dataset

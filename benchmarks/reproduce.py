@@ -27,6 +27,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import torch
 
 import cli

@@ -169,6 +169,7 @@ class View(NamedTuple):
     crops: list[Crop]  # N, likewise
     class_ids: np.ndarray  # [N], negative for a crowd
     plan: utils.ResizePlan  # how it became so
+    original: tuple[int, int]  # (height, width) as the data set has it
 
 
 def paste_objects(view: View, donor: View, chosen: Sequence[int], offset: tuple[int, int]) -> View:
@@ -202,6 +203,7 @@ def paste_objects(view: View, donor: View, chosen: Sequence[int], offset: tuple[
         crops=crops + moved,
         class_ids=np.concatenate([view.class_ids[kept], donor.class_ids[chosen]]),
         plan=view.plan,
+        original=view.original,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+import runtime
 import utils
 from data.images import Thumbnail, image_size, read_thumbnail, thumbnail_of
 from data.likeness import SIDE, find_alike
@@ -426,7 +427,7 @@ def _empty_pictures(records: Records, names: list[str]) -> list[Picture]:
 
 def check_files(records: Records) -> list[Thumbnail]:
     """Reads every picture. Those that cannot be read are taken out of records. Returns: a thumbnail of each other."""
-    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+    with concurrent.futures.ThreadPoolExecutor(min(4, runtime.usable_cores())) as threads:
         results = list(threads.map(_thumbnail, records.pictures, chunksize=16))
     kept = [not isinstance(result, str) for result in results]
     for picture, result in zip(records.pictures, results, strict=True):

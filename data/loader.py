@@ -198,7 +198,7 @@ def worker_count(config: Any) -> int:
         return config.WORKERS
     if runtime.training_device(config.GPU_COUNT).type == "cpu" or _START_METHOD != "fork":
         return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    cores = runtime.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
     return max(0, min(8, cores - 1))
 
 

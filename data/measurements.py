@@ -5,15 +5,14 @@
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
-from scipy.spatial import ConvexHull
-from skimage.measure import perimeter
+import scipy
+import skimage
 
 import utils
-from data.tiff import is_tiff
+from data.tiff import is_tiff, open_tiff
 
 ############################################################
 #  Objects
@@ -61,7 +60,7 @@ def measure(rle: dict, values: np.ndarray | None) -> Measurements:
         means, deviations = tuple(pixels.mean(axis=0).tolist()), tuple(pixels.std(axis=0).tolist())
     touches = y == 0 or x == 0 or y + crop.shape[0] == height or x + crop.shape[1] == width
     return Measurements(
-        x, y, crop.shape[1], crop.shape[0], area, float(perimeter(np.pad(crop, 1))), length, short,
+        x, y, crop.shape[1], crop.shape[0], area, float(skimage.measure.perimeter(np.pad(crop, 1))), length, short,
         float(np.sqrt(4 * area / np.pi)), float(columns.mean()) + x + 0.5, float(rows.mean()) + y + 0.5, touches,
         means, deviations,
     )  # fmt: skip
@@ -75,7 +74,7 @@ def turned_sides(mask: np.ndarray) -> tuple[float, float]:
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     points = np.concatenate([np.stack([x, rows + below], axis=1) for x in (first, last) for below in (0, 1)])
-    hull = points[ConvexHull(points).vertices].astype(np.float64)
+    hull = points[scipy.spatial.ConvexHull(points).vertices].astype(np.float64)
     sides = np.roll(hull, -1, axis=0) - hull
     along = sides / np.hypot(*sides.T)[:, None]  # [E, 2], the direction of each side of the hull
     across = np.stack([-along[:, 1], along[:, 0]], axis=1)
@@ -107,7 +106,7 @@ def pixel_size(path: Path) -> float | None:
         with path.open("rb") as file:
             if not is_tiff(file):
                 return None
-            with tifffile.TiffFile(file) as tiff:
+            with open_tiff(file) as tiff:
                 sides = _of_ome(tiff) if tiff.is_ome else _of_tags(tiff)
     except Exception:  # tifffile raises errors of many kinds, and a picture without a scale is a picture all the same
         return None
@@ -116,7 +115,7 @@ def pixel_size(path: Path) -> float | None:
     return sides[0] if abs(sides[0] / sides[1] - 1) <= SQUARE else None
 
 
-def _of_ome(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+def _of_ome(tiff: Any) -> tuple[float, float] | None:
     sides = []
     for axis in "XY":
         number = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', tiff.ome_metadata)
@@ -128,7 +127,7 @@ def _of_ome(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     return sides[0], sides[1]
 
 
-def _of_tags(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+def _of_tags(tiff: Any) -> tuple[float, float] | None:
     """By the resolution: pixels a unit, of ImageJ's own unit, or of centimetres."""
     tags = tiff.pages[0].tags
     resolutions = [tags.valueof(number) for number in (282, 283)]  # (numerator, denominator)

@@ -94,6 +94,7 @@ class Sample(NamedTuple):
     image: Tensor  # [h, w, C] in 0..255; uint8, or float32 where the dialect's resampling does not round
     window: tuple[int, int, int, int]  # (y1, x1, y2, x2), where it lies in the padded input
     shape: tuple[int, int]  # (height, width) of the padded input
+    original: tuple[int, int]  # (height, width) of the image as the data set has it
     targets: Targets  # of this one image
     image_id: int
 
@@ -284,6 +285,7 @@ class TrainingData:
             image=torch.from_numpy(np.array(view.pixels, order="C")),  # a copy: the data set may keep what it returned
             window=plan.window,
             shape=plan.padded_shape,
+            original=view.original,
             targets=targets,
             image_id=image_id,
         )
@@ -299,7 +301,7 @@ class TrainingData:
         """
         config, flips = self.config, NO_FLIPS
         with runtime.seeded(seed):  # users' code may draw from the generators that all modules share
-            image, instances = self._load(image_id, augment, seed)
+            image, instances, original = self._load(image_id, augment, seed)
         crops = cut_out(instances.masks)
         boxes, misfits = self._given_boxes(instances.boxes, crops)
         if augment and config.QUARTER_TURNS and (turns := int(rng.integers(4))):
@@ -322,7 +324,7 @@ class TrainingData:
                 f"has {misfits} boxes, of {len(boxes)}, that do not fit their masks, whose boxes are taken instead; "
                 "does load_instances return (y1, x1, y2, x2)?"
             )
-        return View(pixels, boxes, crops, instances.class_ids, plan), notes
+        return View(pixels, boxes, crops, instances.class_ids, plan, original), notes
 
     def _with_pasted(self, view: View, rng: np.random.Generator) -> tuple[View, list[str]]:
         """A view with objects of another image, which is augmented as every image is: COPY_PASTE.
@@ -348,8 +350,9 @@ class TrainingData:
         y, x = (int(rng.integers(min(side, 0), max(side, 0), endpoint=True)) for side in room)
         return paste_objects(view, donor, chosen, (y, x)), []
 
-    def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances]:
-        """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code."""
+    def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances, tuple[int, int]]:
+        """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code; the
+        (height, width) of the image before that."""
         name = self.name(image_id)
         channels = self.config.IMAGE_CHANNEL_COUNT
         image = utils.check_channels(self.dataset.load_image(image_id), channels, name, self.config.PIXEL_RANGE)
@@ -358,14 +361,16 @@ class TrainingData:
         instances = check_instances(instances, image.shape, name, class_count)
         if self.classes is not None:
             instances = instances._replace(class_ids=self.classes.rows_of(instances.class_ids))
+        original = image.shape[:2]
         if not augment or self.augmentation is None:
-            return image, instances
+            return image, instances, original
         masks = instances.masks
         if isinstance(masks, list):
             masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
         image, masks = call_augmentation(self.augmentation, image, masks, seed)
         image = utils.check_channels(image, channels, f"{name}, what augmentation returned,")
-        return image, Instances(instances.class_ids, checked_masks(masks, image, len(instances.class_ids), name))
+        masks = checked_masks(masks, image, len(instances.class_ids), name)
+        return image, Instances(instances.class_ids, masks), original
 
     def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:
         config = self.config

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import tifffile
 
 MOST_CHANNELS = 10  # in an unnamed axis; a longer one has slices or times
 MOST_BYTES = 1 << 30  # of the values of an image that are read at once
@@ -44,6 +43,13 @@ def is_tiff(file: BinaryIO) -> bool:
     magic = file.read(4)
     file.seek(0)
     return magic in _MAGIC
+
+
+def open_tiff(file: BinaryIO) -> Any:
+    """A TiffFile of the package tifffile, which is imported here: most data sets have no TIFF."""
+    import tifffile
+
+    return tifffile.TiffFile(file)
 
 
 class Layout(NamedTuple):
@@ -70,7 +76,7 @@ class TiffImage:
         Raises: errors of many kinds for a damaged file.
         """
         self._wanted = wanted
-        self._tiff = tifffile.TiffFile(file)
+        self._tiff = open_tiff(file)
         self._series = self._tiff.series[0]
         self._page = self._series.keyframe
         self.layout = _find_layout(self._series, self._page, wanted)

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 from pycocotools import mask as coco_mask
-from scipy import ndimage
 
 import utils
 from roialign.paste import crop_to_rle
@@ -29,7 +29,7 @@ def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
     if not crop.any():
         return rle
     # A square of zeros at most `distance` away erodes, as `distance` rounds with a square of 3 x 3 pixels do
-    inner = ndimage.minimum_filter(crop.astype(np.uint8), 2 * distance + 1, mode="constant", cval=0)
+    inner = scipy.ndimage.minimum_filter(crop.astype(np.uint8), 2 * distance + 1, mode="constant", cval=0)
     return crop_to_rle(y, x, np.ascontiguousarray(crop & (inner == 0)), (height, width))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 import fonts
 import utils
@@ -303,5 +303,5 @@ def _window(example: Example, shape: Sequence[int]) -> tuple[int, int, int, int]
 
 def _outline(image: np.ndarray, mask: np.ndarray, color: Sequence[float]) -> None:
     """Draw in place a line along the inside of a mask and a black line around it, to be seen on any image."""
-    image[ndimage.binary_dilation(mask) & ~mask] = 0
-    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = np.round(255 * np.array(color)).astype(np.uint8)
+    image[scipy.ndimage.binary_dilation(mask) & ~mask] = 0
+    image[mask & ~scipy.ndimage.binary_erosion(mask, iterations=2)] = np.round(255 * np.array(color)).astype(np.uint8)

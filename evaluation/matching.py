@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from scipy.optimize import linear_sum_assignment
 
 import utils
 from roialign.paste import crop_to_rle
@@ -137,7 +137,7 @@ def match(overlaps: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
     possible = is_pair[np.ix_(rows, columns)]
     # All sums together stay below 1, so that they decide only between matchings of as many pairs
     worth = possible * (1 + overlaps[np.ix_(rows, columns)] / (2 * max(len(rows), 1)))
-    first, second = linear_sum_assignment(-worth)
+    first, second = scipy.optimize.linear_sum_assignment(-worth)
     chosen = possible[first, second]
     return rows[first[chosen]], columns[second[chosen]]
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -63,8 +62,10 @@ class Picture(NamedTuple):
 
 
 @functools.cache
-def template(name: str) -> jinja2.Template:
-    """A page's template, a file of this folder. What it shows is escaped."""
+def template(name: str) -> Any:
+    """A page's jinja2.Template, a file of this folder. What it shows is escaped."""
+    import jinja2  # here: detections come long before a page
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # class names, file names and error messages come from outside

@@ -148,7 +148,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
     library.nms_cpu.argtypes = [_POINTER, _POINTER, _POINTER, _INT64, _FLOAT, _INT64, _INT, _POINTER]
     library.nms_cpu.restype = _INT64
 
-    @_batched_nms.register_kernel("cpu")
+    @native.kernel("batched_nms", "cpu")
     def _(boxes, scores, groups, iou_threshold, max_keep):
         _check_op(boxes, scores, groups, iou_threshold, max_keep)
         if boxes.dtype != torch.float32:
@@ -165,7 +165,7 @@ def _register_cpu(library: ctypes.CDLL) -> None:
 
 
 def _register_cuda(library: ctypes.CDLL) -> None:
-    @_batched_nms.register_kernel("cuda")
+    @native.kernel("batched_nms", "cuda")
     def _(boxes, scores, groups, iou_threshold, max_keep):
         _check_op(boxes, scores, groups, iou_threshold, max_keep)
         if boxes.dtype != torch.float32:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import native
-from roialign import paste, reference
+from roialign import paste, reference, resize
 from roialign.paste import PASTE_RULES, paste_masks, paste_rles
 
 __all__ = [
@@ -694,7 +694,7 @@ def _backward(
 
 
 def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | None]) -> list[tuple]:
-    """The ops of masks, each with its kernel. last: returns the last argument of the library's functions."""
+    """The ops of masks: names and kernels. last: returns the last argument of the library's functions."""
     # The last argument is the number of threads, or the stream. On CUDA, the result is the text of an error.
     last_type, result_type = (ctypes.c_int, _out_of_memory) if backend == "cpu" else (ctypes.c_void_p, ctypes.c_char_p)
 
@@ -718,7 +718,7 @@ def _mask_kernels(library: ctypes.CDLL, backend: str, last: Callable[[], int | N
 
         return run
 
-    return [(_crop_masks, kernel("crop_masks", 2)), (_mask_areas, kernel("mask_areas", 0))]
+    return [("crop_masks", kernel("crop_masks", 2)), ("mask_areas", kernel("mask_areas", 0))]
 
 
 def _out_of_memory(result: int) -> None:
@@ -734,34 +734,35 @@ def _register_cpu(library: ctypes.CDLL) -> None:
     def pool(*arguments) -> None:
         library.roi_pool_cpu(*arguments, torch.get_num_threads())
 
-    @_roi_pool.register_kernel("cpu")
+    @native.kernel("roi_pool", "cpu")
     def _(features, rois, batch_index, levels, *rule):
         _check_pooling(features, rois, batch_index, levels, *rule)
         if features[0].dtype not in (torch.float32, torch.bfloat16):
             return _pool_in_torch(features, rois, batch_index, levels, *rule)
         return _forward(pool, features, rois, batch_index, levels, *rule)
 
-    @_roi_pool_backward.register_kernel("cpu")
+    @native.kernel("roi_pool_backward", "cpu")
     def _(grad, *rest):
         _check_spreading(grad, *rest[:7])
         if grad.dtype not in (torch.float32, torch.bfloat16):
             return _backward_in_torch(grad, *rest)
         return _backward(pool, grad, *rest)
 
-    for op, kernel in _mask_kernels(library, "cpu", torch.get_num_threads):
+    for name, kernel in _mask_kernels(library, "cpu", torch.get_num_threads):
 
         def run(*arguments, kernel=kernel):
             _check_mask_op(MaskCrops(*arguments[:5]), *arguments[5:])
             return kernel(*arguments)
 
-        op.register_kernel("cpu", run)
+        native.kernel(name, "cpu")(run)
     paste.register_cpu(library)
+    resize.register_cpu(library)
 
 
 def _register_cuda(library: ctypes.CDLL) -> None:
     pool = _cuda_pool(library)
 
-    @_roi_pool.register_kernel("cuda")
+    @native.kernel("roi_pool", "cuda")
     def _(features, *rest):
         _check_pooling(features, *rest)
         if features[0].dtype not in _DTYPES:
@@ -769,7 +770,7 @@ def _register_cuda(library: ctypes.CDLL) -> None:
         with torch.cuda.device(features[0].device):
             return _forward(pool, features, *rest)
 
-    @_roi_pool_backward.register_kernel("cuda")
+    @native.kernel("roi_pool_backward", "cuda")
     def _(grad, *rest):
         _check_spreading(grad, *rest[:7])
         if grad.dtype not in _DTYPES:
@@ -778,14 +779,14 @@ def _register_cuda(library: ctypes.CDLL) -> None:
         with torch.cuda.device(grad.device):
             return _backward(pool, grad, *rest)
 
-    for op, kernel in _mask_kernels(library, "cuda", _current_stream):
+    for name, kernel in _mask_kernels(library, "cuda", _current_stream):
 
         def run(pixels, *rest, kernel=kernel):
             _check_mask_op(MaskCrops(pixels, *rest[:4]), *rest[4:])
             with torch.cuda.device(pixels.device):
                 return kernel(pixels, *rest)
 
-        op.register_kernel("cuda", run)
+        native.kernel(name, "cuda")(run)
 
 
 def _current_stream() -> int:

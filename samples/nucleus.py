@@ -30,6 +30,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import numpy as np
 from PIL import Image
 from tqdm import tqdm

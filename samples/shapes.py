@@ -19,6 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 

@@ -211,7 +211,9 @@ def test_jitter_of_light_keeps_hue_and_depends_on_the_seed():
 
 def view_of(image, masks, class_ids) -> View:
     crops = cut_out(masks)
-    return View(image, bounds(crops), crops, np.array(class_ids), utils.plan_image(image.shape, settings()))
+    return View(
+        image, bounds(crops), crops, np.array(class_ids), utils.plan_image(image.shape, settings()), image.shape[:2]
+    )
 
 
 def as_masks(view: View) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import rectangle, segm_result, tiny_model, two_rankings
+from PIL import Image
 
 import cli
 import native
+import runtime
 import utils
 from benchmarks import (
     ablations,
+    bench_data,
     bench_detect,
     bench_eval,
     bench_ops,
@@ -351,6 +355,44 @@ def test_figures_are_printed_and_written(tmp_path, capsys):
     assert (tmp_path / "figures.json").read_text() == '{"ms": 1.5}\n'
 
 
+def test_bench_data_ends_with_a_json_line(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "annotations").mkdir()
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 30, "width": 40} for number in (7, 8)]
+    for image in images:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "val2017" / image["file_name"])
+    label = {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 100, "bbox": [2, 3, 10, 10]}
+    label["segmentation"] = [[2, 3, 12, 3, 12, 13, 2, 13]]
+    contents = {"images": images, "annotations": [label], "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(contents))
+    output = tmp_path / "data.json"
+    done = run("benchmarks/bench_data.py", "--quick", "--dataset", str(tmp_path), "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts == json.loads(output.read_text())
+    assert (facts["pictures"], facts["threads"]) == (2, 1)
+    assert {*bench_data.OURS, "whole"} == facts["ours_ms"].keys()
+    assert 0 < facts["ours_ms"]["decode"] < facts["ours_ms"]["whole"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools, as the reference calls it
+def test_the_masks_of_torchvisions_side():
+    """A square of two parts, one of them twice, and a crowd, which is left out."""
+    part = [2, 3, 12, 3, 12, 13, 2, 13]
+    objects = [
+        {"bbox": [2, 3, 20, 10], "category_id": 5, "iscrowd": 0, "segmentation": [part, [x + 10 for x in part]]},
+        {"bbox": [0, 0, 40, 30], "category_id": 5, "iscrowd": 1, "segmentation": {"size": [30, 40], "counts": [1200]}},
+    ]
+    target = bench_data.target_of(objects, 30, 40)
+    assert target["boxes"].tolist() == [[2, 3, 22, 13]]
+    assert target["labels"].tolist() == [5]
+    assert target["masks"].shape == (1, 30, 40)
+    assert target["masks"][0, 3:13, 2:12].all()
+    assert bench_data.target_of([], 30, 40)["masks"].shape == (0, 30, 40)
+
+
 def test_machine_is_described():
     facts = machine.describe()
     assert facts["torch"] == torch.__version__
@@ -368,6 +410,8 @@ def test_doctor_reports():
     fused = [dtype for dtype in ("float32", "bfloat16") if fuses("cpu", getattr(torch, dtype))]
     assert f"residual and ReLU in one pass on the CPU: {', '.join(fused) or 'none'}\n" in done.stdout
     assert f"as a {multiplies_by()}\n" in done.stdout
+    assert f"this process may use {runtime.usable_cores()}\n" in done.stdout
+    assert re.search(r"threads: \d+ in commands, \d+ by torch; ", done.stdout)
 
 
 def test_doctor_says_what_to_do():

@@ -26,7 +26,17 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 # Environment variables, beside this project's own.
-ENVIRONMENT = {"CUDA", "CUDA_ARCH", "CUDA_HOME", "CXX", "NVCC", "OMP_NUM_THREADS", "HYPOTHESIS_PROFILE"}
+ENVIRONMENT = {
+    "CUDA",
+    "CUDA_ARCH",
+    "CUDA_HOME",
+    "CXX",
+    "NVCC",
+    "OMP_NUM_THREADS",
+    "GOMP_SPINCOUNT",
+    "OMP_WAIT_POLICY",
+    "HYPOTHESIS_PROFILE",
+}
 
 
 def code_blocks(text: str, language: str = "") -> list[str]:

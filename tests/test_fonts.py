@@ -97,6 +97,12 @@ def test_scripts_of_dejavu_are_drawn(name, caplog):
     assert not warnings_in(caplog)
 
 
+def test_latin_needs_no_look_into_the_fonts(monkeypatch):
+    assert {ord(letter) for letter in fonts._LATIN - {"\n"}} <= fonts.letters(fonts.dejavu())
+    monkeypatch.setattr(fonts, "letters", None)
+    assert fonts.missing_letters("cat 0.91 \N{MIDDLE DOT} IoU 0.50, Zürich\n") == []
+
+
 def test_ascii_stays_in_the_font_that_it_had():
     """Whatever else the picture has: numbers of COCO's names look as before."""
     picture = Image.fromarray(IMAGE)

@@ -81,6 +81,23 @@ def test_image_and_objects_are_resized_and_padded_alike():
     assert parsed["active_class_ids"].tolist() == [[1, 1, 1, 0]]  # "foreign" is of another source
 
 
+def test_an_image_is_read_once():
+    class Counted(Blocks):
+        reads = 0
+
+        def load_image(self, image_id):
+            self.reads += 1
+            return super().load_image(image_id)
+
+    def taller(image, masks):
+        return np.repeat(image, 2, axis=0), np.repeat(masks, 2, axis=0)
+
+    dataset = Counted()
+    meta = modellib.load_image_gt(dataset, SmallConfig(), 0, augmentation=taller)[1]
+    assert dataset.reads == 1
+    assert modellib.parse_image_meta(meta[None])["original_image_shape"].tolist() == [[40, 60, 3]]
+
+
 def test_mini_masks_expand_to_the_masks():
     config = SmallConfig(MINI_MASK_SHAPE=(28, 20))
     *_, boxes, masks = modellib.load_image_gt(Blocks(), config, 0)

@@ -23,6 +23,83 @@ import runtime
 ROOT = Path(__file__).parent.parent
 
 ############################################################
+#  Cores
+############################################################
+
+
+def write_groups(root, memberships, files):
+    """A made-up /proc/self/cgroup, and files of control groups under root/sys/fs/cgroup."""
+    groups = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in {"proc/self/cgroup": memberships, **groups}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {}, None),
+        # Nested: the least counts, wherever it stands
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3.0),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "200000 100000\n"}, 2.0),
+        # A container that sees itself as the root, under the path that it has outside
+        ("0::/docker/1f\n", {"cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/../other\n", {"cpu.max": "50000 100000\n"}, 0.5),
+        # Version 1, alone and beside an empty version 2
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/a\n0::/\n",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "40000\n", "cpu,cpuacct/a/cpu.cfs_period_us": "10000\n"},
+            4.0,
+        ),
+        # Another controller's folder, and a group that this process is not in
+        ("4:cpuset:/a\n0::/b\n", {"a/cpu.max": "100000 100000\n", "b/cpu.max": "max 100000\n"}, None),
+        ("0::/a:b\n", {"a:b/cpu.max": "100000 100000\n"}, 1.0),
+    ],
+)
+def test_cpu_quota(tmp_path, memberships, files, quota):
+    write_groups(tmp_path, memberships, files)
+    assert runtime.cpu_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max", 8), ("20000", 1), ("100000", 1), ("100001", 2), ("250000", 3), ("3000000", 8)]
+)
+def test_usable_cores(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    write_groups(tmp_path, "0::/\n", {"cpu.max": f"{quota} 100000\n"})
+    assert runtime.usable_cores(tmp_path) == cores
+
+
+def test_usable_cores_without_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    assert runtime.usable_cores(tmp_path) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert runtime.usable_cores(tmp_path) == 6
+
+
+def test_threads_are_limited(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        runtime.limit_threads(4)
+        assert torch.get_num_threads() == 3, "never more than torch chose"
+        runtime.limit_threads(2)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        runtime.limit_threads(1)
+        assert torch.get_num_threads() == 2, "the user decides"
+    finally:
+        torch.set_num_threads(before)
+
+
+############################################################
 #  Files
 ############################################################
 

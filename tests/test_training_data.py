@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pickle
 import random
 import sys
@@ -16,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import runtime
 import utils
 from config import Config
 from data.augment import jitter_color
@@ -886,7 +886,7 @@ def test_the_shared_generator_is_left_alone():
 
 
 def test_worker_count(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 12)
     monkeypatch.setattr("data.loader._START_METHOD", "fork")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = settings(WORKERS=None, GPU_COUNT=1)

@@ -16,12 +16,13 @@ import skimage.transform
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import utils
 from config import Config
+from roialign import resize as native_resize
 
 EDGE_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "edge_images"
 MANIFEST = json.loads((EDGE_IMAGES / "manifest.json").read_text())["files"] if EDGE_IMAGES.is_dir() else []
@@ -645,3 +646,34 @@ def test_images_of_a_folder_are_found_by_their_suffix(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(FileNotFoundError, match=r"nothing has no images \(\.bmp, .*\); look elsewhere"):
         utils.image_files(tmp_path / "nothing", "; look elsewhere")
+
+
+############################################################
+#  The kernel of resizing
+############################################################
+
+
+@pytest.mark.skipif(not native_resize.is_native(), reason="no kernel")
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(1, 70)] * 2), st.tuples(*[st.integers(1, 120)] * 2), st.integers(1, 5), st.booleans())
+def test_the_kernel_resizes_as_numpy_does(old, new, channels, is_flipped):
+    image = np.random.default_rng(0).integers(0, 256, (*old, channels), dtype=np.uint8)
+    image = image[:, ::-1] if is_flipped else image
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_resize, "_library", None)
+        expected = utils.resize_pixels(image, new)
+    resized = utils.resize_pixels(image, new)
+    assert resized.dtype == np.uint8
+    np.testing.assert_array_equal(resized, expected)
+
+
+@pytest.mark.skipif(not native_resize.is_native(), reason="no kernel")
+def test_the_kernel_reads_nothing_outside_of_the_image():
+    image, half = np.zeros((4, 5, 3), np.uint8), np.full((2, 1), 1024, np.int32)
+    inside = np.array([[3], [3]])
+    assert native_resize.resize(image, inside, half, inside, half).shape == (1, 1, 3)
+    for rows in ([[3], [4]], [[-1], [0]], [[0], [2]]):
+        with pytest.raises(ValueError, match=r"neighbours in an image of \(4, 5\) pixels"):
+            native_resize.resize(image, np.array(rows), half, inside, half)
+    with pytest.raises(ValueError, match="as many weights"):
+        native_resize.resize(image, inside, half[:, :0], inside, half)

@@ -48,7 +48,6 @@ from .checkpoint import (
 )
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, STYLES, Format, Table
-from .keras_files import read_keras
 from .refusals import refuse
 from .safe_files import read_safetensors
 from .state_dicts import find_state_dict
@@ -569,6 +568,8 @@ def convert(
     contents: Mapping[str, Any] = {}
     names: list[str] = []
     if kind == "hdf5":
+        from .keras_files import read_keras  # here, with h5py: few files are of Keras
+
         raw, others = read_keras(path)
     else:
         contents = read_safetensors(path) if kind == "safetensors" else load_torch_file(path)

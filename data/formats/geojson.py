@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from skimage.measure import points_in_poly
+import skimage
 
 from data.listing import folder_of, stem_of, suffix_of
 from data.reading import (
@@ -82,7 +82,7 @@ def _objects(reading: Reading, label: str, features: list[dict], size: tuple[int
     parsed = [(found, _first_ring(feature), _type_of(feature)) for found, feature in pairs]
     centres = [ring.mean(axis=0) for _, ring, kind in parsed if kind in ("detection", "cell")]
     for found, ring, kind in parsed:
-        if kind not in ("detection", "cell") and centres and points_in_poly(centres, ring).any():
+        if kind not in ("detection", "cell") and centres and skimage.measure.points_in_poly(centres, ring).any():
             reading.findings.add(_REGIONS, f"{label}: {found.place}")
         else:
             yield found

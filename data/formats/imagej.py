@@ -14,8 +14,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import roifile
-
 import utils
 from data.listing import folder_of, stem_of
 from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
@@ -141,6 +139,8 @@ def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
 
 def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
     """The object of a ROI; None for one without an area."""
+    import roifile  # here: few data sets have ROIs
+
     roi = roifile.ImagejRoi.frombytes(data)
     name = _class_property(roi.props) or class_of(roi.name or place)
     kinds = roifile.ROI_TYPE

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
-from skimage import measure
+import scipy
+import skimage
 
 import utils
 from data.images import read_numbers
@@ -202,7 +202,7 @@ def split_foreground(reading: Reading, pictures: list[Picture]) -> bool:
 
 def _count_parts(numbers: np.ndarray) -> int:
     """How many connected regions of one number a label image has; pixels that touch at a corner are connected."""
-    return int(measure.label(numbers, background=0, connectivity=2, return_num=True)[1])
+    return int(skimage.measure.label(numbers, background=0, connectivity=2, return_num=True)[1])
 
 
 def one_channel(values: np.ndarray) -> np.ndarray:
@@ -255,7 +255,7 @@ def objects_of(numbers: np.ndarray) -> Iterator[Object]:
         values = np.unique(numbers)
         values = values[values != 0]
         numbers = np.searchsorted(values, numbers) + (numbers != 0)
-    for number, box in enumerate(ndimage.find_objects(numbers), 1):
+    for number, box in enumerate(scipy.ndimage.find_objects(numbers), 1):
         if box is not None:
             value = number if values is None else int(values[number - 1])
             crop = Bitmap(box[0].start, box[1].start, numbers[box] == number)
@@ -265,7 +265,7 @@ def objects_of(numbers: np.ndarray) -> Iterator[Object]:
 def _parts_of(picture: Picture) -> Iterator[Object]:
     """Each connected part of a picture's objects, as an object."""
     for parent in picture.objects:
-        labels, _ = ndimage.label(utils.rle_to_mask(parent.rle), np.ones((3, 3)))
+        labels, _ = scipy.ndimage.label(utils.rle_to_mask(parent.rle), np.ones((3, 3)))
         for part in objects_of(labels.astype(np.int64)):
             part.place = f"{parent.place}, part {part.place.removeprefix('number ')}"
             yield part

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
 import utils
 from data.listing import PICTURE_SUFFIXES, folded, folder_of, stem_of
@@ -218,6 +217,8 @@ def _yaml_files(reading: Reading) -> list[tuple[str, dict]]:
     """
     values = []
     names = reading.listing.of(".yaml", ".yml")
+    if names:
+        import yaml  # here: few data sets have such files
     for name in sorted(names, key=lambda name: (name.count("/"), not stem_of(name).startswith("data"), name)):
         if reading.listing.path(name).stat().st_size > _MAX_YAML_BYTES:
             continue

@@ -9,9 +9,9 @@ import io
 import json
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-import roifile
 
 import utils
 from data.object_checks import class_name
@@ -51,7 +51,9 @@ def _plain(name: str) -> str:
     return "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() or ord(c) > 0xFFFF else c for c in name)[:100]
 
 
-def _roi(parsed: Object, rle: dict, name: str) -> roifile.ImagejRoi:
+def _roi(parsed: Object, rle: dict, name: str) -> Any:
+    import roifile  # here: few commands write ROIs
+
     y1, x1, crop = utils.rle_to_crop(rle)
     parts = outlines(crop)
     rings = [np.add(ring, [x1, y1]) for part in parts for ring in (part.outer, *part.holes)]

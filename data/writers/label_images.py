@@ -10,7 +10,6 @@ import io
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import tifffile
 
 from data.formats.label_images import CLASS_TABLE, label_stem
 from data.object_checks import class_name
@@ -86,6 +85,8 @@ def _folder_name(name: str) -> str:
 
 
 def _write(path: Path, numbers: np.ndarray) -> None:
+    import tifffile  # here: few commands write TIFFs
+
     data = io.BytesIO()
     kind = np.uint16 if numbers.max(initial=0) < 1 << 16 else np.uint32
     tifffile.imwrite(data, numbers.astype(kind), photometric="minisblack", compression="zlib", metadata=None)

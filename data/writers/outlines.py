@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import minimum_spanning_tree
-from scipy.spatial import Delaunay
+import scipy
 
 
 class Outline(NamedTuple):
@@ -34,7 +31,7 @@ def outlines(mask: np.ndarray) -> list[Outline]:
     if mask.ndim != 2:
         raise ValueError(f"mask must be [H, W], got {list(mask.shape)}")
     padded = np.pad(mask != 0, 1).astype(np.int8)
-    labels, count = ndimage.label(padded)  # pixels that touch at a corner only are of two parts
+    labels, count = scipy.ndimage.label(padded)  # pixels that touch at a corner only are of two parts
     outer: list = [None] * count
     holes: list[list[np.ndarray]] = [[] for _ in range(count)]
     for ring in _trace(padded):
@@ -156,7 +153,7 @@ def _shortest_bridges(points: np.ndarray, owner: np.ndarray) -> np.ndarray:
     The shortest way between two groups of points is a side of Delaunay's triangles, so only these are compared.
     points: float64 [N, (x, y)]. owner: int64 [N], the ring of each.
     """
-    triangles = Delaunay(points).simplices
+    triangles = scipy.spatial.Delaunay(points).simplices
     sides = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]).astype(np.int64)
     sides = sides[owner[sides[:, 0]] != owner[sides[:, 1]]]
     lengths = np.hypot(*(points[sides[:, 0]] - points[sides[:, 1]]).T).clip(1e-9)  # csgraph takes 0 for no way
@@ -166,7 +163,8 @@ def _shortest_bridges(points: np.ndarray, owner: np.ndarray) -> np.ndarray:
     is_first[1:] = (np.diff(rings[order], axis=0) != 0).any(axis=1)
     best = order[is_first]  # the shortest side between each two rings
     count = int(owner[-1]) + 1
-    tree = minimum_spanning_tree(csr_array((lengths[best], rings[best].T), (count, count))).tocoo()
+    ways = scipy.sparse.csr_array((lengths[best], rings[best].T), (count, count))
+    tree = scipy.sparse.csgraph.minimum_spanning_tree(ways).tocoo()
     place = {(int(row), int(column)): number for number, (row, column) in zip(best, rings[best], strict=True)}
     return sides[[place[int(row), int(column)] for row, column in zip(*tree.coords, strict=True)]]
 

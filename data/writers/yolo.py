@@ -8,7 +8,6 @@ the bit. ultralytics fills outlines, too, and so also the line of the bridge bet
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import yaml
 
 import utils
 from data.object_checks import class_name
@@ -76,6 +75,8 @@ def _line(number: int, rle: dict, found: Labelled) -> str:
 
 
 def _data_yaml(records: Records, number_of: dict[str, int], notes: list[str] | None) -> str:
+    import yaml  # here: few commands write such files
+
     splits = [split for split in SPLITS if any(picture.split == split for picture in records.pictures)]
     places = {split: f"images/{split}" for split in splits}
     if not splits:
