@@ -1,11 +1,13 @@
 """How often detection waits for a GPU, counted on the CPU: tests/waiting.py says how, and what it cannot see."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import waiting
+from conftest import host_waits
 from helpers import TinyConfig, random_image, tiny_model
 
 import model as modellib
@@ -129,6 +131,28 @@ def test_proposals_are_the_same_to_the_bit(dialect):
             assert len(waits) == 1
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one.to("cpu"), other)
+
+
+def test_the_debug_mode_of_cuda_is_put_back(monkeypatch):
+    """torch sets the mode and then warns, once; and warnings are errors in the tests."""
+    mode = [0]
+
+    def set_mode(value):
+        mode.append({"default": 0, "warn": 1, "error": 2}.get(value, value))
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+
+    def fail_after_two_waits() -> None:
+        with host_waits() as waits:
+            for _ in range(2):
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            raise KeyError(len(waits))
+
+    with pytest.raises(KeyError, match="2"):
+        fail_after_two_waits()
+    assert mode == [0, 1, 0]
 
 
 ############################################################
