@@ -51,11 +51,14 @@ ablations: kernels  ## what decides how much mask scoring gains
 pictures: kernels  ## those of README and docs, into assets/ (MODEL=checkpoint: of samples/shapes.py)
 	$(PY) assets/make_pictures.py $(if $(MODEL),--model $(MODEL))
 
-# On a machine with a GPU and a torch of its own: no virtual environment, no network.
+# On a machine with a GPU and a torch of its own: no virtual environment, no network. Made for 8 minutes, so only the
+# tests that need the GPU run, in several processes if pytest-xdist is there.
 gpu:
 	$(PYTHON) native.py
 	$(PYTHON) benchmarks/doctor.py
-	MASKSCORING_KERNELS=native $(PYTHON) -m pytest
+	MASKSCORING_KERNELS=native timeout 180 $(PYTHON) -m pytest -k cuda \
+	    --ignore=tests/test_cuda_sources.py --ignore=tests/test_native.py \
+	    $$($(PYTHON) -c 'import xdist' 2>/dev/null && printf '%s ' -n 6)
 	$(PYTHON) benchmarks/bench_ops.py --device cuda $(if $(OUT),--output $(OUT)/ops-cuda.json)
 	$(PYTHON) benchmarks/bench_detect.py --device cuda $(if $(OUT),--output $(OUT)/detect-cuda.json)
 	$(PYTHON) benchmarks/bench_train.py --device cuda $(if $(OUT),--output $(OUT)/train-cuda.json)

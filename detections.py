@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import runtime
 import utils
 
 
@@ -84,7 +85,20 @@ class Detections(_Columns):
         return self[getattr(self, name).argsort(descending=True, stable=True)]
 
     def to(self, device: torch.device | str) -> "Detections":
+        if torch.device(device).type == "cpu" and self.scores.device.type != "cpu":
+            return self._downloaded()
         return self._map(lambda name, column: column.to(device))
+
+    def _downloaded(self) -> "Detections":
+        """On the CPU, by one copy of all columns. It waits for the device, and so would a copy of each column."""
+        columns: dict[str, Tensor] = {}
+        self._map(columns.setdefault)
+        # The widest numbers come first, so that all are aligned.
+        names = sorted(columns, key=lambda name: columns[name].element_size(), reverse=True)
+        packed = torch.cat([columns[name].flatten().view(torch.uint8) for name in names])
+        host = runtime.empty_for_copies(packed.device, packed.shape, torch.uint8).copy_(packed)
+        parts = dict(zip(names, host.split([columns[name].nbytes for name in names]), strict=True))
+        return self._map(lambda name, column: parts[name].view(column.dtype).view(column.shape))
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
 from fused import convolve, multiply
-from nms import batched_nms
+from nms import nms_of_images
 from roialign import (
     MaskCrops,
     crop_masks,
@@ -530,19 +530,40 @@ def shrink(boxes: Tensor, config: Config) -> Tensor:
     """Shrunk boxes [..., 4], see above: those that the dialect computes with."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return boxes - runtime.constant((0, 0, 1, 1), boxes)
+    return _moved_ends(boxes, -1)
 
 
 def unshrink(boxes: Tensor, config: Config) -> Tensor:
     """Boxes [..., 4] in pixels of the input: the inverse of shrink."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return boxes + runtime.constant((0, 0, 1, 1), boxes)
+    return _moved_ends(boxes, 1)
+
+
+def _moved_ends(boxes: Tensor, distance: float) -> Tensor:
+    """boxes + (0, 0, distance, distance)."""
+    return torch.cat([boxes[..., :2], boxes[..., 2:] + distance], dim=-1)
+
+
+def _scaled_columns(x: Tensor, factors: Sequence[float]) -> Tensor:
+    """x [..., n] times a number for each of its n columns."""
+    # NOTE: not x.new_tensor(factors): a GPU waits for what comes from the memory of the CPU.
+    if len(set(factors)) == 1:
+        return x * factors[0]
+    middle = len(factors) // 2
+    return torch.cat(
+        [_scaled_columns(x[..., :middle], factors[:middle]), _scaled_columns(x[..., middle:], factors[middle:])], dim=-1
+    )
+
+
+def _row(values: Sequence[float], like: Tensor) -> Tensor:
+    """like.new_tensor(values). The CPU does not wait, as it would for runtime.constant of values that are new."""
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config: Config) -> Tensor:
     """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
-    return utils.apply_box_deltas(boxes, deltas * deltas.new_tensor(std_dev), *config.dialect.delta_limits)
+    return utils.apply_box_deltas(boxes, _scaled_columns(deltas, std_dev), *config.dialect.delta_limits)
 
 
 def clip_to_windows(boxes: Tensor, windows: Tensor, config: Config) -> Tensor:
@@ -828,19 +849,23 @@ def propose(
         boxes.append(clip_to_windows(decoded, windows[:, None], config))
         scores.append(top_scores)
         groups.append((images * len(anchors) + level)[:, None].expand_as(top))
-    boxes, scores, groups = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(groups, 1)
-    large = _larger_than(boxes, dialect.min_proposal_side)  # [B, k]
-    boxes, scores, groups = boxes[large], scores[large], groups[large]
-    keep = batched_nms(boxes, scores, groups, config.RPN_NMS_THRESHOLD, post_nms)
-    image = groups // len(anchors)
-    keep = _best_of_each(keep, image, len(windows), post_nms)
-    return boxes[keep], scores[keep], image[keep]
+    most = max(level.shape[1] for level in scores)
+    boxes, scores, groups = (
+        torch.cat(boxes, 1).flatten(0, 1),
+        torch.cat(scores, 1).flatten(),
+        torch.cat(groups, 1).flatten(),
+    )
+    scores = scores.masked_fill(~_larger_than(boxes, dialect.min_proposal_side), -math.inf)  # which NMS ignores
+    keep = nms_of_images(
+        boxes, scores, groups, len(windows), len(anchors), config.RPN_NMS_THRESHOLD, post_nms, max_boxes=most
+    )
+    keep = _filled(*keep)
+    return boxes[keep], scores[keep], groups[keep] // len(anchors)
 
 
-def _best_of_each(keep: Tensor, image: Tensor, images: int, limit: int) -> Tensor:
-    """The first `limit` of each image's indices, image by image. keep: indices by descending score."""
-    image_of_kept = image[keep]
-    return torch.cat([keep[image_of_kept == index][:limit] for index in range(images)])
+def _filled(keep: Tensor, counts: Tensor) -> Tensor:
+    """The indices of nms_of_images without those that fill the rows, image by image. Waits for the number of them."""
+    return keep[torch.arange(keep.shape[1], device=keep.device) < counts[:, None]]
 
 
 ############################################################
@@ -881,12 +906,12 @@ def pool_rois(
     pooling = config.dialect.pooling
     if pooling == "crop":
         height, width = image_shape
-        sides = runtime.constant([max(side - 1, 1) for side in (height, width, height, width)], rois)
+        sides = _row([max(height - 1, 1), max(width - 1, 1)] * 2, rois)
         return pyramid_crop_and_resize(maps, rois / sides, batch_index, levels, size)
     if pooling == "adaptive":
         return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 0, aligned=True)
     if config.dialect.coordinates == "inclusive":
-        rois = rois - runtime.constant((0, 0, 1, 1), rois)
+        rois = _moved_ends(rois, -1)
     return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 2, aligned=False)
 
 
@@ -1539,35 +1564,57 @@ class _Discarded(dict):
 
 
 def detect_boxes(
-    class_logits: Tensor, box_deltas: Tensor, rois: Tensor, batch_index: Tensor, windows: Tensor, config: Config
+    class_logits: Tensor,
+    box_deltas: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    windows: Tensor,
+    config: Config,
+    most_rois: int | None = None,
 ) -> Detections:
     """The RoIs' classes and boxes above the threshold, after NMS within each class.
 
     class_logits: [R, K]. box_deltas: [R, K, 4]. rois: [R, 4], shrunk. windows: [B, 4], shrunk.
+    most_rois: no image has more RoIs; None: it may have all. A GPU needs less memory where it is known.
     """
     roi, class_ids, scores = _candidates(class_logits.softmax(dim=1), config)
     boxes = decode_boxes(rois[roi], box_deltas[roi, class_ids], config.BBOX_STD_DEV, config)
     image = batch_index[roi]
     boxes = clip_to_windows(boxes, windows[image], config)
-    large = _larger_than(boxes, config.dialect.min_detection_side)
-    boxes, scores, class_ids, image = boxes[large], scores[large], class_ids[large], image[large]
-    groups, limit = image * config.NUM_CLASSES + class_ids, config.DETECTION_MAX_INSTANCES
-    keep = batched_nms(boxes, scores, groups, config.DETECTION_NMS_THRESHOLD, limit)
-    keep = _best_of_each(keep, image, len(windows), limit)
+    scores = scores.masked_fill(~_larger_than(boxes, config.dialect.min_detection_side), -math.inf)  # ignored by NMS
+    classes, threshold, limit = config.NUM_CLASSES, config.DETECTION_NMS_THRESHOLD, config.DETECTION_MAX_INSTANCES
+    groups = image * classes + class_ids
+    keep = _filled(*nms_of_images(boxes, scores, groups, len(windows), classes, threshold, limit, most_rois))
     return Detections(boxes[keep], image[keep], class_ids[keep], scores[keep])
 
 
 def _candidates(probs: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """The RoI [N], class [N] and score [N] of each pair that may become a detection. probs: [R, K]."""
-    threshold = config.DETECTION_MIN_CONFIDENCE
-    if config.dialect.detections_of == "every class":
-        roi, class_ids = (probs[:, 1:] > threshold).nonzero(as_tuple=True)
-        class_ids = class_ids + 1
+    """The RoI [N], class [N] and score [N] of each pair that may become a detection. probs: [R, K].
+
+    Asking a GPU how many pairs these are would take a wait. There the result has as many rows as could pass the
+    threshold, and the score -infinity where a row does not.
+    """
+    threshold, of_every_class = config.DETECTION_MIN_CONFIDENCE, config.dialect.detections_of == "every class"
+    if of_every_class:
+        best, class_of = probs[:, 1:], None
+        passes = best > threshold  # [R, K - 1]
     else:
         best, class_of = probs.max(dim=1)
-        roi = ((class_of > 0) & (best >= threshold)).nonzero()[:, 0]
-        class_ids = class_of[roi]
-    return roi, class_ids, probs[roi, class_ids]
+        passes = (class_of > 0) & (best >= threshold)  # [R]
+    if not runtime.avoids_waits(probs.device):
+        roi, *class_ids = passes.nonzero(as_tuple=True)
+        class_ids = class_ids[0] + 1 if of_every_class else class_of[roi]
+        return roi, class_ids, probs[roi, class_ids]
+    best = best.masked_fill(~passes, -math.inf)
+    if of_every_class:
+        # Probabilities add up to 1, so no more classes of an RoI can pass. 1.001 is for rounding.
+        most = min(best.shape[1], int(1.001 / threshold)) if threshold > 0 else best.shape[1]
+        class_of = best.topk(most, dim=1).indices.sort(dim=1).values  # in the order of nonzero(), for equal scores
+        best, class_of = best.gather(1, class_of), class_of + 1  # [R, most]
+    else:
+        best, class_of = best[:, None], class_of[:, None]
+    roi = torch.arange(len(probs), device=probs.device)[:, None].expand_as(best)
+    return roi.flatten(), class_of.flatten(), best.flatten()
 
 
 def mask_scores(scores: Tensor, maskious: Tensor | None, config: Config) -> Tensor:
@@ -1707,13 +1754,14 @@ class MaskRCNN(nn.Module):
         rois, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
         class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
         windows = shrink(windows, self.config)
-        detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config)
+        most_rois = self.config.POST_NMS_ROIS_INFERENCE
+        detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config, most_rois)
         return self._masks(pyramid, detections, image_shape, out)
 
     def _check_images(self, images: Images | Tensor) -> Images:
         if not isinstance(images, Images):
             height, width = images.shape[2:]
-            window = torch.tensor([[0.0, 0, height, width]], device=images.device)
+            window = _row([0, 0, height, width], images.new_empty(0, dtype=torch.float32))
             images = Images(images, window.expand(len(images), 4))
         pixels, windows = images
         if pixels.ndim != 4 or pixels.shape[1] != self.config.IMAGE_CHANNEL_COUNT or windows.shape != (len(pixels), 4):
@@ -1746,7 +1794,7 @@ class MaskRCNN(nn.Module):
         rpn_outputs: of _predict_anchors. limits: pre_nms and post_nms of propose().
         """
         if self.config.dialect.coordinates == "normalised":  # clipped to the padded image, not to the window
-            windows = runtime.constant((0, 0, *image_shape), windows).expand_as(windows)
+            windows = _row([0, 0, *image_shape], windows).expand_as(windows)
         rois, scores, batch_index = propose(*rpn_outputs, shrink(windows, self.config), self.config, *limits)
         out.update({"proposals": rois, "proposal_scores": scores, "batch_index": batch_index})
         return rois, batch_index
@@ -2226,10 +2274,13 @@ class MaskRCNN(nn.Module):
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""
         start = time.perf_counter()
-        molded = torch.stack(chunk.molded)  # [B, H, W, C]
-        pixels = molded.to(self.device, _DTYPES[dtype]).permute(0, 3, 1, 2)
+        shape, device = (len(chunk.molded), *chunk.molded[0].shape), self.device
+        pixels = runtime.empty_for_copies(device, shape, _DTYPES[dtype])  # [B, H, W, C]
+        for image, molded in zip(pixels, chunk.molded, strict=True):
+            image.copy_(molded)
         windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
-        detections = self.predict(Images(pixels, windows.to(self.device)), weights=weights)
+        pixels, windows = runtime.upload(pixels, device), runtime.upload(windows, device)
+        detections = self.predict(Images(pixels.permute(0, 3, 1, 2), windows), weights=weights)
         detections = detections.to("cpu")  # waits for the device
         seconds["network"] += time.perf_counter() - start
         return detections

@@ -393,6 +393,20 @@ def describe_rounding(tf32: bool, device: torch.device | str) -> str | None:
     return "products of float32 keep all digits on this GPU; --set TF32=True is faster"
 
 
+def empty_for_copies(device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory of the CPU, not initialised, for copies to a device and from it: pinned where that makes them faster."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=uses_pinned_memory(device))
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. The CPU does not wait for a GPU, which copies once its earlier work is done."""
+    if device.type == "cpu":
+        return tensor
+    if tensor.is_pinned() or not uses_pinned_memory(device):
+        return tensor.to(device, non_blocking=uses_pinned_memory(device))
+    return upload(empty_for_copies(device, tensor.shape, tensor.dtype).copy_(tensor), device)
+
+
 def wait_for(device: torch.device | str) -> None:
     """Waits until a device has done what was asked of it. A CPU has done it already."""
     device = torch.device(device)

@@ -18,17 +18,44 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_keep: int | None
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    max_keep: int | None,
+    max_boxes: int | None = None,
 ) -> Tensor:
     """Runs nms in each group and merges the results in descending score; nms.batched_nms has the contract."""
-    if groups is None:
-        return nms(boxes, scores, iou_threshold)[:max_keep]
+    groups = scores.new_zeros(len(scores), dtype=torch.int64) if groups is None else groups
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    usable = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
     for group in groups.unique():
-        rows = (groups == group).nonzero()[:, 0]
+        rows = ((groups == group) & usable).nonzero()[:, 0]
+        rows = rows[scores[rows].argsort(descending=True, stable=True)[:max_boxes]]
         kept[rows[nms(boxes[rows], scores[rows], iou_threshold)[:max_keep]]] = True
     order = scores.argsort(descending=True, stable=True)
     return order[kept[order]]
+
+
+def nms_of_images(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    images: int,
+    groups_per_image: int,
+    iou_threshold: float,
+    limit: int,
+    max_boxes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The best boxes of each image after batched_nms; nms.nms_of_images has the contract."""
+    keep = torch.zeros(images, limit, dtype=torch.int64, device=boxes.device)
+    counts = torch.zeros(images, dtype=torch.int64, device=boxes.device)
+    kept = batched_nms(boxes, scores, groups, iou_threshold, limit, max_boxes)
+    image_of_kept = groups[kept].div(groups_per_image, rounding_mode="floor")
+    for image in range(images):
+        best = kept[image_of_kept == image][:limit]
+        keep[image, : len(best)], counts[image] = best, len(best)
+    return keep, counts
 
 
 def iou(box: Tensor, boxes: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """What all tests share. Tests on CUDA run wherever torch sees a GPU, and skip elsewhere."""
 
+import contextlib
 import os
 import signal
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import fuzzing
@@ -25,6 +28,27 @@ torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@contextlib.contextmanager
+def host_waits() -> Iterator[list[str]]:
+    """A block in which CUDA says when the CPU waits for it. Gives a list that gets the message of each wait."""
+    waits: list[str] = []
+
+    def note(message, *_: object, **__: object) -> None:
+        if "called a synchronizing" in str(message):
+            waits.append(str(message))
+
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        try:
+            warnings.simplefilter("ignore")  # torch sets the mode, and then warns once that it is a prototype
+            torch.cuda.set_sync_debug_mode("warn")
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.fixture(scope="module")

@@ -170,6 +170,11 @@ def nms_call(rng: np.random.Generator) -> list:
     return [rois, scores, indices(rng, len(rois), 3), float(rng.choice([0.0, 0.5, 1.0])), int(rng.integers(0, 9))]
 
 
+def nms_of_images_call(rng: np.random.Generator) -> list:
+    rois, scores, groups, threshold, limit = nms_call(rng)
+    return [rois, scores, groups, 2, 2, threshold, min(limit, len(rois)), int(rng.integers(1, 9))]
+
+
 def paste_call(rng: np.random.Generator) -> list:
     generator, rois = torch.Generator().manual_seed(int(rng.integers(1 << 30))), boxes(rng, 40.0)
     probs = torch.rand(len(rois), int(rng.choice([1, 5, 28])), 28, generator=generator)
@@ -186,6 +191,7 @@ _OPS = torch.ops.maskscoring
 _POOLED = "features|image|rois|boxes|batch_index|levels|output_size|crop_size"
 _POOLED += "|spatial|sampling_ratio|grad|sizes|images|outside"
 _MASKS = "masks|rois|boxes|mask_index|output_size"
+_OF_IMAGES = "boxes|scores|groups|images|groups_per_image|iou_threshold|limit|max_boxes"
 CALLS: dict[str, tuple[Callable, Callable, str]] = {
     "roi_align": (one_map, roialign.roi_align, _POOLED),
     "pyramid_roi_align": (pooling, roialign.pyramid_roi_align, _POOLED),
@@ -197,6 +203,8 @@ CALLS: dict[str, tuple[Callable, Callable, str]] = {
     "crop_masks op": (lambda rng: [*mask_op(rng), [3, int(rng.integers(1, 20))]], _OPS.crop_masks, _MASKS),
     "mask_areas op": (mask_op, _OPS.mask_areas, _MASKS),
     "batched_nms": (nms_call, nms.batched_nms, "boxes|scores|groups|iou_threshold|max_keep"),
+    "nms_of_images": (nms_of_images_call, nms.nms_of_images, _OF_IMAGES),
+    "nms_of_images op": (nms_of_images_call, _OPS.nms_of_images, _OF_IMAGES),
     "batched_nms op": (nms_call, _OPS.batched_nms, "boxes|scores|groups|iou_threshold|max_keep"),
     "paste_masks": (paste_call, roialign.paste_masks, "probs|boxes|image_shape|rule"),
     "paste_rles": (paste_call, roialign.paste_rles, "probs|boxes|image_shape|rule"),
@@ -238,7 +246,12 @@ def in_reference() -> Iterator[None]:
         nms._check_op(*arguments)
         return nms_reference.batched_nms(*arguments)
 
+    def suppress_of_images(*arguments):
+        nms._check_op_of_images(*arguments)
+        return nms_reference.nms_of_images(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms, "_nms_of_images", suppress_of_images)
         patch.setattr(roialign, "_roi_pool", roialign._pool_in_torch)
         patch.setattr(roialign, "_crop_masks", roialign._crop_masks_in_torch)
         patch.setattr(roialign, "_mask_areas", roialign._mask_areas_in_torch)
@@ -253,6 +266,7 @@ _OF_OPS = {
     "crop_masks op": lambda *arguments: roialign._crop_masks_in_torch(*arguments),
     "mask_areas op": lambda *arguments: roialign._mask_areas_in_torch(*arguments),
     "batched_nms op": lambda *arguments: nms._batched_nms(*arguments),
+    "nms_of_images op": lambda *arguments: nms._nms_of_images(*arguments),
 }
 
 
@@ -272,6 +286,8 @@ def compare(name: str, result: Any, expected: Any, arguments: list) -> None:
             torch.testing.assert_close(one, other, equal_nan=True, **tolerance)
     elif isinstance(result, Tensor):
         torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+    elif isinstance(result, tuple):  # of indices and counts
+        assert [column.tolist() for column in result] == [column.tolist() for column in expected]
     elif isinstance(result, np.ndarray):
         assert result.shape == expected.shape
         assert (result != expected).mean() < 1e-3 if result.size else True  # values near 0.5, see test_paste.py

@@ -315,6 +315,28 @@ def test_bench_ops_refuses_to_time_what_disagrees():
         bench_ops.measure(case, "cpu", 0.0)
 
 
+def test_bench_ops_compares_a_gpu_with_the_kernels_of_the_cpu(monkeypatch):
+    """The reference in torch takes minutes on a GPU: it is not called, and not timed."""
+    monkeypatch.setattr(bench_ops, "roi_cases", lambda device, shrink: iter([]))
+    monkeypatch.setattr(bench_ops.nms.reference, "batched_nms", lambda *_: pytest.fail("the reference was called"))
+    monkeypatch.setattr(bench_ops, "torchvision", None)
+    made = bench_ops.nms_cases
+    monkeypatch.setattr(bench_ops, "nms_cases", lambda device, shrink: made("cpu", shrink))
+    monkeypatch.setattr(bench_ops.machine, "median_ms", lambda *_, **__: 1.0)
+    monkeypatch.setattr(bench_ops.machine, "peak_mb", lambda *_: 1.0)
+    rows = [bench_ops.measure(case, "cuda", 0.0) for case in bench_ops.cases_on("cuda", 64)]
+    assert [row.reference_ms for row in rows] == [None, None]
+    assert "-" in bench_ops.format_row(rows[0])
+
+
+def test_bench_ops_counts_the_boxes_that_torchvision_keeps():
+    """On CUDA it shifts groups apart, which rounds boxes: an index more or less is no fault of ours."""
+    ours = torch.arange(200)
+    bench_ops.check(bench_ops.Case("nms", lambda: ours, lambda: ours, lambda: torch.cat([ours[:100], ours[101:]])))
+    with pytest.raises(AssertionError, match="torchvision keeps 100 boxes, we keep 200; 100 in both"):
+        bench_ops.check(bench_ops.Case("nms", lambda: ours, lambda: ours, lambda: ours[:100]))
+
+
 def test_speedup_and_rate():
     case = bench_ops.Case("c", lambda: torch.ones(1), lambda: torch.ones(1), lambda: torch.ones(1), 2, 10**6)
     row = bench_ops.measure(case, "cpu", 0.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import waiting
 from helpers import SPECIAL_ROIS, make_masks, random_masks, random_rois
 
 import native
@@ -71,20 +72,58 @@ def test_library_is_built_for_all_major_architectures(package, function):
 ############################################################
 
 
-@pytest.mark.parametrize(("n", "group_count"), [(0, 1), (1, 1), (63, None), (64, 1), (65, None), (200, None), (150, 7)])
-def test_emulated_nms(emulate, n, group_count):
-    library = emulate("nms")
+@pytest.fixture(scope="module")
+def emulated_nms(emulate):
+    return emulate("nms")
+
+
+def nms_boxes(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes and scores with ties, some of them not finite."""
     generator = torch.Generator().manual_seed(n)
     boxes = torch.rand(n, 4, generator=generator) * 30
     boxes[:, 2:] += boxes[:, :2]
     boxes[::17, 1] = float("nan")
     scores = torch.randint(0, 50, (n,), generator=generator) / 50
-    scores[5::23] = float("inf")
-    groups = None if group_count is None else torch.randint(0, group_count, (n,), generator=generator)
-    for iou_threshold, max_keep in ((0.3, None), (0.6, 11)):
-        expected = nms_reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
-        actual = nms._run_cuda(library, boxes, scores, groups, iou_threshold, max_keep, None)
+    scores[5::23], scores[7::29] = float("inf"), float("nan")
+    return boxes, scores
+
+
+@pytest.mark.parametrize(("n", "group_count"), [(0, 1), (1, 1), (63, None), (64, 1), (65, None), (200, None), (150, 7)])
+def test_emulated_nms(emulated_nms, n, group_count):
+    boxes, scores = nms_boxes(n)
+    generator = torch.Generator().manual_seed(n)
+    groups = None if group_count is None else torch.randint(0, group_count, (n,), generator=generator) - 3
+    for rule in ((0.3, None, None), (0.6, 11, None), (0.6, 11, 40)):
+        expected = nms_reference.batched_nms(boxes, scores, groups, *rule)
+        actual = nms._run_cuda(emulated_nms, boxes, scores, groups, *rule, None)
         assert actual.tolist() == expected.tolist()
+
+
+# Groups of 64 and 65 boxes begin and end within a word, and touch a word more than they fill.
+@pytest.mark.parametrize(("sizes", "max_boxes"), [([1, 64, 63, 2], 64), ([63, 65, 65], 65), ([40, 130], 129), ([9], 1)])
+def test_emulated_nms_of_images(emulated_nms, sizes, max_boxes):
+    groups = torch.repeat_interleave(torch.arange(-1, len(sizes) - 1), torch.tensor(sizes))
+    boxes, scores = nms_boxes(len(groups))
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))]
+    for images, groups_per_image, limit in ((1, len(sizes), 9), (2, 1, len(groups)), (4, 1, 0)):
+        rule = (images, groups_per_image, 0.6, limit, max_boxes)
+        expected = nms_reference.nms_of_images(boxes, scores, groups, *rule)
+        with waiting.counted() as waits:
+            actual = nms._run_cuda_of_images(emulated_nms, boxes, scores, groups, *rule, None)
+        assert [column.tolist() for column in actual] == [column.tolist() for column in expected]
+        assert waits == []
+
+
+def test_the_workspace_of_nms_grows_with_the_largest_group(emulated_nms):
+    """Words of 64 boxes in a row of it: those of a group, which may begin anywhere in the first."""
+    span = emulated_nms.nms_span_cuda
+    span.argtypes, span.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    assert [span(100_000, most) for most in (1, 2, 65, 66, 1000, 100_000, 2**63 - 1)] == [1, 2, 2, 3, 17, 1563, 1563]
+    # Refused before anything is read.
+    emulated_nms.nms_cuda.argtypes, emulated_nms.nms_cuda.restype = nms._NMS_CUDA, ctypes.c_char_p
+    for n, most in ((385_025, 2**63 - 1), (10**9, 385_000)):
+        error = emulated_nms.nms_cuda(*[None] * 4, n, 0, 0.5, most, 1, *[None] * 3)
+        assert error == b"too many boxes in a group; keep the best by score first, or give max_boxes"
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,18 +1,17 @@
 """nms and batched_nms: every kernel against the reference, and the reference against cases done by hand."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, needs_cuda
+from conftest import DEVICES, host_waits, needs_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nms import batched_nms, nms, reference
+from nms import batched_nms, nms, nms_of_images, reference
 
 op = torch.ops.maskscoring.batched_nms.default
+op_of_images = torch.ops.maskscoring.nms_of_images.default
 NAN, INF = float("nan"), float("inf")
 
 
@@ -25,10 +24,10 @@ def random_boxes(n: int, seed: int, spread: float = 100.0) -> tuple[torch.Tensor
     return torch.cat([corner, corner + size], dim=1), scores
 
 
-def assert_matches_reference(boxes, scores, groups, iou_threshold, max_keep, device) -> None:
-    expected = reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep)
+def assert_matches_reference(boxes, scores, groups, iou_threshold, max_keep, device, max_boxes=None) -> None:
+    expected = reference.batched_nms(boxes, scores, groups, iou_threshold, max_keep, max_boxes)
     groups = None if groups is None else groups.to(device)
-    actual = batched_nms(boxes.to(device), scores.to(device), groups, iou_threshold, max_keep)
+    actual = batched_nms(boxes.to(device), scores.to(device), groups, iou_threshold, max_keep, max_boxes)
     assert actual.device.type == device
     assert actual.dtype == torch.int64
     assert actual.tolist() == expected.tolist()
@@ -94,6 +93,36 @@ def test_max_keep_counts_within_a_group(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_only_the_best_boxes_of_a_group_take_part(device):
+    """Of each group the best two: a box that overlaps the first does not make room for the third."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [20, 20, 29, 29]], device=device)
+    scores, groups = torch.tensor([0.9, 0.8, 0.7, 0.6], device=device), torch.tensor([0, 0, 0, 1], device=device)
+    assert batched_nms(boxes, scores, groups, 0.5, max_boxes=2).tolist() == [0, 3]
+    assert batched_nms(boxes, scores, groups, 0.5, max_boxes=3).tolist() == [0, 2, 3]
+    scores[0] = NAN  # which takes no place
+    assert batched_nms(boxes, scores, None, 0.5, max_boxes=2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_best_of_images_by_hand(device):
+    """Two images with two groups each. Box 1 falls to box 0, of its group; box 6 is of no image, box 7 not finite."""
+    boxes = torch.tensor([[0.0, 0, 9, 9]] * 8, device=device)
+    boxes[4] += 20
+    scores = torch.tensor([0.5, 0.4, 0.6, 0.5, 0.5, 0.7, 0.9, -INF], device=device)
+    groups = torch.tensor([0, 0, 1, 2, 2, 3, 4, 1], device=device)
+    keep, counts = nms_of_images(boxes, scores, groups, 2, 2, 0.5, 3)
+    assert keep.tolist() == [[2, 0, 0], [5, 3, 4]]  # of equal scores, the lower index first
+    assert counts.tolist() == [2, 3]
+    keep, counts = nms_of_images(boxes, scores, groups, 3, 2, 0.5, np.int64(1))
+    assert (keep.tolist(), counts.tolist()) == ([[2], [5], [6]], [1, 1, 1])
+    keep, counts = nms_of_images(boxes[:2], scores[:2], groups[:2] - 5, 1, 1, 0.5, 10**9)
+    assert (keep.tolist(), counts.tolist()) == ([[0, 0]], [0])
+    for images, limit in ((0, 3), (2, 0)):
+        keep, counts = nms_of_images(boxes, scores, groups, images, 2, 0.5, limit)
+        assert (keep.shape, counts.tolist()) == ((images, limit), [0] * images)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_what_is_not_finite_is_never_kept_and_suppresses_nothing(bad, device):
     good = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]], device=device)
@@ -115,7 +144,10 @@ def test_boxes_without_area_overlap_nothing(device):
 def test_no_boxes(device):
     boxes, scores = torch.zeros(0, 4, device=device), torch.zeros(0, device=device)
     assert nms(boxes, scores, 0.5).shape == (0,)
-    assert batched_nms(boxes, scores, torch.zeros(0, dtype=torch.int32, device=device), 0.5).shape == (0,)
+    groups = torch.zeros(0, dtype=torch.int32, device=device)
+    assert batched_nms(boxes, scores, groups, 0.5).shape == (0,)
+    keep, counts = nms_of_images(boxes, scores, groups, 2, 3, 0.5, 7)
+    assert (keep.shape, counts.tolist()) == ((2, 0), [0, 0])
 
 
 ############################################################
@@ -148,6 +180,20 @@ def test_groups_match_reference(group_count, max_keep, device):
     assert_matches_reference(boxes, scores, groups, 0.4, max_keep, device)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n", [1, 65, 700, 2600])
+@pytest.mark.parametrize(("images", "groups_per_image", "limit", "max_boxes"), [(3, 5, 20, None), (2, 1, 5000, 1030)])
+def test_best_of_images_match_reference(images, groups_per_image, limit, max_boxes, n, device):
+    boxes, scores = random_boxes(n, seed=n, spread=400.0)
+    groups = torch.randint(-2, images * groups_per_image + 2, (n,), generator=torch.Generator().manual_seed(0))
+    rule = (images, groups_per_image, 0.4, min(limit, n), max_boxes)
+    expected = reference.nms_of_images(boxes, scores, groups, *rule)
+    actual = nms_of_images(boxes.to(device), scores.to(device), groups.to(device), *rule)
+    for column, wanted in zip(actual, expected, strict=True):
+        assert (column.device.type, column.dtype) == (device, torch.int64)
+        assert column.tolist() == wanted.tolist()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_threads_do_not_change_the_result(threads):
     boxes, scores = random_boxes(3000, seed=1, spread=300.0)
@@ -156,7 +202,7 @@ def test_threads_do_not_change_the_result(threads):
     torch.set_num_threads(threads)
     try:
         assert_matches_reference(boxes, scores, None, 0.5, None, "cpu")
-        assert_matches_reference(boxes, scores, groups, 0.5, None, "cpu")
+        assert_matches_reference(boxes, scores, groups, 0.5, None, "cpu", 900)
     finally:
         torch.set_num_threads(before)
 
@@ -175,8 +221,13 @@ def test_any_boxes_match_reference(boxes, data):
     groups = data.draw(st.one_of(st.none(), hnp.arrays(np.int64, n, elements=st.integers(-2, 2))))
     threshold = data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
     max_keep = data.draw(st.one_of(st.none(), st.integers(0, 10)))
-    groups = None if groups is None else torch.from_numpy(groups)
-    assert_matches_reference(torch.from_numpy(boxes), torch.from_numpy(scores), groups, threshold, max_keep, "cpu")
+    max_boxes = data.draw(st.one_of(st.none(), st.integers(1, 30)))
+    boxes, scores, groups = (None if x is None else torch.from_numpy(x) for x in (boxes, scores, groups))
+    assert_matches_reference(boxes, scores, groups, threshold, max_keep, "cpu", max_boxes)
+    if groups is not None:
+        rule = (2, 2, threshold, min(n, 10 if max_keep is None else max_keep), max_boxes)
+        actual, expected = (call(boxes, scores, groups, *rule) for call in (nms_of_images, reference.nms_of_images))
+        assert [column.tolist() for column in actual] == [column.tolist() for column in expected]
 
 
 def test_strided_and_integer_inputs():
@@ -210,6 +261,10 @@ def test_opcheck(grouped, device):
     boxes, scores = (tensor.to(device) for tensor in random_boxes(30, seed=7))
     groups = torch.arange(30, device=device) % 4 if grouped else None
     torch.library.opcheck(op, (boxes, scores, groups, 0.5, 3))
+    torch.library.opcheck(op, (boxes, scores, groups, 0.5, 3, 9))
+    if grouped:
+        torch.library.opcheck(op_of_images, (boxes, scores, groups, 3, 2, 0.5, 5, 9))
+        torch.library.opcheck(op_of_images, (boxes, scores, groups, 3, 2, 0.5, 0))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -229,12 +284,30 @@ def test_compiles_as_one_graph(backend):
         torch.testing.assert_close(keep(boxes, scores, groups, iou_threshold), expected, rtol=0, atol=0)
 
 
+def test_best_of_images_compile_as_one_graph():
+    """For any number of boxes: the shape of the result is known."""
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def best(boxes, scores, groups):
+        keep, counts = nms_of_images(boxes, scores, groups, 2, 3, 0.4, 20)
+        return boxes[keep] * 2, counts
+
+    for n in (40, 17, 23):
+        boxes, scores = random_boxes(n, seed=8)
+        keep, counts = reference.nms_of_images(boxes, scores, torch.arange(n) % 6, 2, 3, 0.4, min(n, 20))
+        actual = best(boxes, scores, torch.arange(n) % 6)
+        torch.testing.assert_close(actual, (boxes[keep] * 2, counts), rtol=0, atol=0)
+
+
 def test_autocast_keeps_boxes_in_float32():
     boxes, scores = random_boxes(100, seed=9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert nms(boxes, scores, 0.5).tolist() == reference.nms(boxes, scores, 0.5).tolist()
         half = op(boxes.bfloat16(), scores.bfloat16(), None, 0.5, None)
+        (of_images,), _ = op_of_images(boxes.bfloat16(), scores.bfloat16(), torch.zeros(100).long(), 1, 1, 0.5, 3)
     assert half.tolist() == reference.nms(boxes.bfloat16().float(), scores.bfloat16().float(), 0.5).tolist()
+    assert of_images.tolist() == half[:3].tolist()
 
 
 def test_indices_carry_no_gradient():
@@ -290,6 +363,28 @@ def test_errors_of_batched_nms(groups, max_keep, message):
         batched_nms(BOXES, SCORES, groups, 0.5, max_keep)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": None}, "groups must be integers .N., .* not None"),
+        ({"groups": torch.zeros(3)}, "groups must be integers, not torch.float32"),
+        ({"images": -1}, "images must be an integer of at least 0, not -1"),
+        ({"images": None}, "images must be an integer of at least 0, not None"),
+        ({"groups_per_image": 0}, "groups_per_image must be an integer of at least 1, not 0"),
+        ({"limit": 1.5}, "limit must be an integer of at least 0, not 1.5"),
+        ({"limit": NAN}, "limit must be an integer of at least 0, not nan"),
+        ({"max_boxes": 0}, "max_boxes must be None or an integer of at least 1, not 0"),
+        ({"images": 2**16, "groups_per_image": 2**15}, "is 65536 x 32768, and must be at most 2147483647; number the"),
+        ({"iou_threshold": 2}, "iou_threshold must be a number in .0, 1., not 2"),
+    ],
+)
+def test_errors_of_nms_of_images(change, message):
+    arguments = {"boxes": BOXES, "scores": SCORES, "groups": torch.zeros(3, dtype=torch.int64), "images": 2}
+    arguments |= {"groups_per_image": 1, "iou_threshold": 0.5, "limit": 2} | change
+    with pytest.raises(ValueError, match=message):
+        nms_of_images(**arguments)
+
+
 @needs_cuda
 @pytest.mark.parametrize("grouped", [False, True])
 def test_one_host_synchronisation_on_cuda(grouped):
@@ -297,14 +392,19 @@ def test_one_host_synchronisation_on_cuda(grouped):
     boxes, scores = (tensor.cuda() for tensor in random_boxes(300, seed=11))
     groups = torch.arange(300, device="cuda") % 3 if grouped else None
     batched_nms(boxes, scores, groups, 0.5)  # what the first call alone has to wait for
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            batched_nms(boxes, scores, groups, 0.5)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([warning for warning in caught if "synchroniz" in str(warning.message)]) == 1
+    with host_waits() as waits:
+        batched_nms(boxes, scores, groups, 0.5)
+    assert len(waits) == 1
+
+
+@needs_cuda
+def test_best_of_images_wait_for_nothing_on_cuda():
+    boxes, scores = (tensor.cuda() for tensor in random_boxes(300, seed=11))
+    groups = torch.arange(300, device="cuda") % 6
+    nms_of_images(boxes, scores, groups, 2, 3, 0.5, 20, 50)  # what the first call alone has to wait for
+    with host_waits() as waits:
+        nms_of_images(boxes, scores, groups, 2, 3, 0.5, 20, 50)
+    assert waits == []
 
 
 @needs_cuda
@@ -325,10 +425,22 @@ def test_the_op_believes_nothing():
         ((boxes, scores, groups[:2], 0.5, None), "groups .* must have one entry a box"),
         ((boxes[:, :2], scores, groups, 0.5, None), "boxes must be"),
         ((boxes, scores, groups, 0.5, -1), "max_keep must be"),
+        ((boxes, scores, groups, 0.5, 1, 0), "max_boxes must be"),
         ((boxes[:1].expand(2**32, 4), scores[:1].expand(2**32), None, 0.5, None), "boxes are 4294967296"),
     ):
         with pytest.raises(ValueError, match=message):
             suppress(*arguments)
+    assert op_of_images(boxes, scores, groups, 1, 1, 0.5, 2)[0].tolist() == [[0, 1]]
+    for arguments, message in (
+        ((boxes, scores.half(), groups, 1, 1, 0.5, 2), "must both be float32 or float64"),
+        ((boxes, scores, groups.int(), 1, 1, 0.5, 2), "groups of the op must be int64"),
+        ((boxes, scores, groups[:2], 1, 1, 0.5, 2), "groups .* must have one entry a box"),
+        ((boxes, scores, groups, 1, 1, 0.5, 4), "limit of the op must be at most the number of boxes, 3, not 4"),
+        ((boxes, scores, groups, 2**40, 2**40, 0.5, 2), "must be at most 2147483647"),
+        ((boxes, scores, groups, 1, 1, 0.5, -1), "limit must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            op_of_images(*arguments)
     for wrong in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match="max_keep must be None or an integer"):
             batched_nms(boxes, scores, None, 0.5, wrong)

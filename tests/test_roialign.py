@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, needs_cuda
+from conftest import DEVICES, host_waits, needs_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -557,12 +557,10 @@ def test_no_host_synchronisation_on_cuda():
     features = torch.ones(2, 8, 16, 16, device="cuda").requires_grad_()
     rois, index = torch.ones(3, 4, device="cuda"), torch.zeros(3, dtype=torch.int64, device="cuda")
     roi_align(features, rois, index, 7).sum().backward()  # what the first call alone has to wait for
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_waits() as waits:
         pyramid_roi_align([features, features], rois, index, index, 7, [0.5, 0.25]).sum().backward()
         crop_and_resize(features, rois, index, 7).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert waits == []
 
 
 @needs_cuda

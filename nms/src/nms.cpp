@@ -87,6 +87,7 @@ struct Suppression {
     const BoxArrays& boxes;            // of all groups, by group and descending score
     const std::vector<int64_t>& rows;  // the caller's index of each
     float iou_threshold;
+    int64_t max_boxes;     // of a group that take part, the best
     int64_t max_keep;      // in a group
     BoxArrays kept;        // those of a group start where the group starts
     std::vector<char> keep; // by the caller's index
@@ -94,6 +95,7 @@ struct Suppression {
     // Settles the group at [begin, end).
     void run(int64_t begin, int64_t end, int threads) {
         int64_t kept_end = begin;
+        end = begin + std::min(end - begin, max_boxes);
         for (int64_t first = begin; first < end && kept_end - begin < max_keep; first += kBlock)
             kept_end = settle_block(begin, kept_end, first, std::min(first + kBlock, end), threads);
     }
@@ -124,22 +126,21 @@ std::vector<int64_t> group_starts(const std::vector<int64_t>& rows, const std::v
     return starts;
 }
 
-int64_t suppress(const Box* boxes, const float* scores, const int64_t* groups, int64_t n, float iou_threshold,
-                 int64_t max_keep, int threads, int64_t* keep) {
-    std::vector<int64_t> usable;
+// The rows that are kept, in descending score, ties by lower index.
+//
+// usable: the rows that take part, ascending. group_of: 0 .. G-1 for each of these, by row; empty: one group.
+std::vector<int64_t> suppress(const Box* boxes, const float* scores, int64_t n, std::vector<int64_t> usable,
+                              const std::vector<uint32_t>& group_of, float iou_threshold, int64_t max_boxes,
+                              int64_t max_keep, int threads) {
     std::vector<uint32_t> keys(n);
-    for (int64_t i = 0; i < n; ++i) {
-        keys[i] = descending_key(scores[i]);
-        if (is_usable(boxes[i], scores[i])) usable.push_back(i);
-    }
-    const std::vector<int64_t> by_score = sort_rows(std::move(usable), keys);
-    const std::vector<uint32_t> group_of = groups ? dense_groups(groups, n) : std::vector<uint32_t>();
-    const std::vector<int64_t> rows = groups ? sort_rows(by_score, group_of) : by_score;
+    for (int64_t i = 0; i < n; ++i) keys[i] = descending_key(scores[i]);
+    std::vector<int64_t> by_score = sort_rows(std::move(usable), keys);
+    const std::vector<int64_t> rows = group_of.empty() ? by_score : sort_rows(by_score, group_of);
     const int64_t m = rows.size();
     BoxArrays sorted(m);
     for (int64_t i = 0; i < m; ++i) sorted.set(i, boxes[rows[i]]);
 
-    Suppression suppression{sorted, rows, iou_threshold, max_keep, BoxArrays(m), std::vector<char>(n)};
+    Suppression suppression{sorted, rows, iou_threshold, max_boxes, max_keep, BoxArrays(m), std::vector<char>(n)};
     const std::vector<int64_t> starts = group_starts(rows, group_of);
     const int64_t group_count = starts.size() - 1;
     const bool across = group_count >= threads;  // else the threads work within a group
@@ -147,10 +148,9 @@ int64_t suppress(const Box* boxes, const float* scores, const int64_t* groups, i
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (across && threads > 1)
     for (int64_t g = 0; g < group_count; ++g) suppression.run(starts[g], starts[g + 1], across ? 1 : threads);
 
-    int64_t count = 0;
-    for (int64_t row : by_score)
-        if (suppression.keep[row]) keep[count++] = row;
-    return count;
+    by_score.erase(std::remove_if(by_score.begin(), by_score.end(), [&](int64_t row) { return !suppression.keep[row]; }),
+                   by_score.end());
+    return by_score;
 }
 
 }  // namespace
@@ -158,14 +158,54 @@ int64_t suppress(const Box* boxes, const float* scores, const int64_t* groups, i
 // Non-maximum suppression within groups.
 //
 // boxes [n, (y1, x1, y2, x2)], scores [n], groups [n] or null for one group.
-// keep [n]: filled with the indices kept, in descending score, ties by lower index; at most max_keep of a group.
+// max_boxes: at most so many of a group take part, its best. max_keep: at most so many of a group are kept.
+// keep [n]: filled with the indices kept, in descending score, ties by lower index.
 // Returns their number, or -1 if memory ran out.
 extern "C" int64_t nms_cpu(const float* boxes, const float* scores, const int64_t* groups, int64_t n,
-                           float iou_threshold, int64_t max_keep, int threads, int64_t* keep) {
+                           float iou_threshold, int64_t max_boxes, int64_t max_keep, int threads, int64_t* keep) {
     Guard guard;
     int64_t count = 0;
     guard.run([&] {
-        count = suppress(reinterpret_cast<const Box*>(boxes), scores, groups, n, iou_threshold, max_keep, threads, keep);
+        const Box* sides = reinterpret_cast<const Box*>(boxes);
+        std::vector<int64_t> usable;
+        for (int64_t i = 0; i < n; ++i)
+            if (is_usable(sides[i], scores[i])) usable.push_back(i);
+        const std::vector<uint32_t> group_of = groups ? dense_groups(groups, n) : std::vector<uint32_t>();
+        const std::vector<int64_t> kept =
+            suppress(sides, scores, n, std::move(usable), group_of, iou_threshold, max_boxes, max_keep, threads);
+        count = kept.size();
+        std::copy(kept.begin(), kept.end(), keep);
     });
     return guard.result() ? -1 : count;
+}
+
+// The same, and of each image the best that are kept in any of its groups.
+//
+// groups [n]: image * groups_per_image + a number below groups_per_image; boxes of other groups do not take part.
+// There are fewer than 2^32 groups.
+// keep [images, limit]: comes filled with zeros. Each row is filled with the indices kept of an image, in descending
+// score, ties by lower index, at most `limit` of a group and of an image. counts [images]: how many these are.
+// Returns 0, or -1 if memory ran out.
+extern "C" int64_t nms_of_images_cpu(const float* boxes, const float* scores, const int64_t* groups, int64_t n,
+                                     int64_t images, int64_t groups_per_image, float iou_threshold, int64_t max_boxes,
+                                     int64_t limit, int threads, int64_t* keep, int64_t* counts) {
+    Guard guard;
+    guard.run([&] {
+        const Box* sides = reinterpret_cast<const Box*>(boxes);
+        std::vector<int64_t> usable;
+        std::vector<uint32_t> group_of(n);
+        for (int64_t i = 0; i < n; ++i) {
+            if (groups[i] < 0 || groups[i] >= images * groups_per_image) continue;
+            group_of[i] = uint32_t(groups[i]);
+            if (is_usable(sides[i], scores[i])) usable.push_back(i);
+        }
+        const std::vector<int64_t> kept =
+            suppress(sides, scores, n, std::move(usable), group_of, iou_threshold, max_boxes, limit, threads);
+        std::fill_n(counts, images, int64_t{0});
+        for (int64_t row : kept) {
+            const int64_t image = group_of[row] / groups_per_image;
+            if (counts[image] < limit) keep[image * limit + counts[image]++] = row;
+        }
+    });
+    return guard.result() ? -1 : 0;
 }
