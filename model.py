@@ -2835,7 +2835,7 @@ def build_detection_targets(
     """
     targets = _targets_of_image(gt_class_ids, gt_boxes, gt_masks, seed)
     rois = shrink(torch.as_tensor(rpn_rois, dtype=torch.float32), config)
-    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)
+    rois, _, matched = sample_rois(rois, torch.zeros(len(rois), dtype=torch.int64), targets, config)[:3]
     is_object = matched >= 0
     positive_rois, positive_matched = rois[is_object], matched[is_object]
     class_ids = torch.where(is_object, _rows_of(targets.class_ids, matched), 0)
