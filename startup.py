@@ -13,6 +13,8 @@ import os
 
 # Either one tells libgomp how long a thread spins while it waits.
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+# Turns of a loop. With none, every short operation wakes threads that have just fallen asleep (benchmarks/NOTES.md).
+SPINS = 1000
 
 _is_importing = False
 
@@ -20,13 +22,13 @@ _is_importing = False
 def begin() -> None:
     """Sets up the process of a command, before torch is imported.
 
-    - Threads that wait for others sleep, unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is set. By default they spin, and
-      take the core from the thread that they wait for if other programs are busy on it.
+    - Threads that wait for others soon sleep, unless GOMP_SPINCOUNT or OMP_WAIT_POLICY is set. By default they spin,
+      and take the core from the thread that they wait for if other programs are busy on it.
     - The garbage collector pauses until end_of_imports(). It would look at all that has been imported, again and again.
     """
     global _is_importing
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = "0"
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     gc.disable()
     _is_importing = True
 

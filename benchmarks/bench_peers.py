@@ -80,14 +80,15 @@ def parts(model: MaskRCNN, quick: bool) -> Iterator[tuple[str, nn.Module, tuple[
     yield "mask and MaskIoU head", Masks(model), (features, torch.arange(found) % 80 + 1)
 
 
-def ours(model: MaskRCNN, part: nn.Module, inputs: tuple[Tensor, ...], dtype: str) -> Callable[[], list[np.ndarray]]:
-    """A call of a part with prepared weights."""
+def ours(model: MaskRCNN, part: nn.Module, inputs: tuple[Tensor, ...], dtype: str) -> Callable[[], list[Tensor]]:
+    """A call of a part with prepared weights. Results stay in the dtype that the next part takes."""
     weights = _ready_weights(model, getattr(torch, dtype))
     given = [a.to(getattr(torch, dtype)) if a.is_floating_point() else a for a in inputs]
 
-    def run() -> list[np.ndarray]:
+    def run() -> list[Tensor]:
         with _inference(weights, model.device):
-            return [result.float().numpy() for result in part(*given)]
+            results = part(*given)
+        return list(results)
 
     return run
 
@@ -99,7 +100,7 @@ def onnx_file(part: nn.Module, inputs: tuple[Tensor, ...], folder: str) -> str:
     return path
 
 
-def peers(path: str, inputs: tuple[Tensor, ...], threads: int) -> Iterator[tuple[str, Callable[[], list[np.ndarray]]]]:
+def peers(path: str, inputs: tuple[Tensor, ...], threads: int) -> Iterator[tuple[str, Callable[[], list]]]:
     """Name and call of each runtime that is installed."""
     arrays = [np.ascontiguousarray(a.numpy()) for a in inputs]
     if onnxruntime is not None:
@@ -117,10 +118,10 @@ def peers(path: str, inputs: tuple[Tensor, ...], threads: int) -> Iterator[tuple
         yield f"OpenVINO {version}, {name}", lambda compiled=compiled: list(compiled(arrays).to_tuple())
 
 
-def difference(results: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The greatest difference, as a share of the greatest value of each result."""
-    pairs = zip(results, expected, strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)) for a, b in pairs if b.size)
+def difference(results: list, expected: list[Tensor]) -> float:
+    """The greatest difference, as a share of the greatest value of each result. results: tensors, or arrays of NumPy."""
+    pairs = [(torch.as_tensor(a).float(), b) for a, b in zip(results, expected, strict=True)]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if b.numel())
 
 
 def measure(model: MaskRCNN, threads: int, rounds: int, quick: bool) -> list[dict]:

@@ -105,7 +105,7 @@ REPORT = "import os, gc; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get(
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}, "0 None False"),
+        ({"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}, "1000 None False"),
         ({"GOMP_SPINCOUNT": "5000", "OMP_WAIT_POLICY": None}, "5000 None False"),
         ({"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": "active"}, "None active False"),
     ],
