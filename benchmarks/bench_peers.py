@@ -119,7 +119,7 @@ def peers(path: str, inputs: tuple[Tensor, ...], threads: int) -> Iterator[tuple
 
 
 def difference(results: list, expected: list[Tensor]) -> float:
-    """The greatest difference, as a share of the greatest value of each result. results: tensors, or arrays of NumPy."""
+    """The greatest difference, as a share of the greatest value of each result. results: tensors or arrays."""
     pairs = [(torch.as_tensor(a).float(), b) for a, b in zip(results, expected, strict=True)]
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs if b.numel())
 
