@@ -255,7 +255,7 @@ def _sample(scene: Scene, seed: int) -> Sample:
         crowd_index=torch.zeros(0, dtype=torch.int64),
         seeds=torch.tensor([seed]),
     )
-    return Sample(torch.from_numpy(scene.image), (0, 0, height, width), (height, width), targets, image_id=seed)
+    return Sample(torch.from_numpy(scene.image), (0, 0, height, width), (height, width), (height, width), targets, seed)
 
 
 class Torchvision:
