@@ -30,6 +30,7 @@ from benchmarks import (
     bench_ops,
     bench_peers,
     bench_train,
+    compare_checkouts,
     doctor,
     kills,
     machine,
@@ -108,6 +109,28 @@ def test_made_up_detections_are_the_same_every_time():
     assert len(found.scores) == 20
     assert bench_eval.make_image(4, 20)[1].shape == (640, 480)
     assert found.probs.shape == (20, 28, 28)
+
+
+def test_two_checkouts_take_turns(tmp_path, monkeypatch, capsys):
+    answers = """
+import os, sys
+print("a line of another kind")
+print("ready", flush=True)
+for line in sys.stdin:
+    print(float(os.environ.get("MS", "2")) * (1 + (line == "bfloat16\\n")), flush=True)
+"""
+    monkeypatch.setattr(compare_checkouts, "WORKER", answers)
+    output = tmp_path / "facts.json"
+    assert compare_checkouts.main([str(tmp_path), "--rounds", "2", "--set", "MS=8", "--output", str(output)]) == 0
+    assert "float32   here      2 ms, there      8 ms, ratio 0.250" in capsys.readouterr().out
+    rows = json.loads(output.read_text())["cases"]
+    assert [(row["dtype"], row["ms"], row["ratio"]) for row in rows] == [
+        ("float32", [2, 8], 0.25),
+        ("bfloat16", [4, 16], 0.25),
+    ]
+    monkeypatch.setattr(compare_checkouts, "WORKER", "import no_such_module")
+    with pytest.raises(ValueError, match="cannot detect"):
+        compare_checkouts.main([str(tmp_path)])
 
 
 def test_bench_peers_ends_with_a_json_line(tmp_path):
