@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import runtime
 import utils
@@ -198,25 +198,29 @@ def peak_gflops(device: str, dtype: torch.dtype, seconds: float) -> float:
     return best
 
 
-# torch counts its own convolutions and products, and these not.
-@register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
 def _convolution_flop(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return conv_flop_count(x_shape, weight_shape, out_shape)
 
 
-@register_flop_formula(torch.ops.mkldnn._convolution_pointwise_)
 def _residual_convolution_flop(_other: Any, x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return conv_flop_count(x_shape, weight_shape, out_shape)
 
 
-@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
 def _product_flop(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
 
 
+# torch counts its own convolutions and products, and these of oneDNN not.
+FLOP = {
+    torch.ops.mkldnn._convolution_pointwise: _convolution_flop,
+    torch.ops.mkldnn._convolution_pointwise_: _residual_convolution_flop,
+    torch.ops.mkldnn._linear_pointwise: _product_flop,
+}
+
+
 def count_gflop(run: Callable[[], object]) -> float:
     """1e9 floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP) as counter:
         run()
     return counter.get_total_flops() / 1e9
 

@@ -464,6 +464,26 @@ def test_detection_speed_is_the_committed_result():
         assert f"{facts['large_photograph_mb'][kind]:.0f} MB" in text
 
 
+def test_detection_speed_of_the_other_machine_is_its_committed_result():
+    facts = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-detect-xeon-2-threads.json").read_text())
+    text = prose(PAGES["docs/speed.md"])
+    assert f"revision {facts['revision']} ([all figures](../benchmarks/results/2026-11-28-detect-xeon" in text
+    for case in facts["cases"]:
+        assert row_of("docs/speed.md", f"Xeon: {case['name']}, {case['dtype']}").split(" | ") == [
+            f"{case['ms']:.0f}",
+            f"{case['speedup']:.2f} x",
+            f"{case['convolution_gflop_per_s']:.0f}",
+            f"{100 * case['share_of_peak']:.0f} %",
+            f"{case['peak_mb']:.0f}",
+        ]
+    theirs = facts["torchvision"]
+    assert (
+        f"| Xeon: torchvision {theirs['version'].split('+')[0]}, Mask R-CNN R-50, float32 | {theirs['ms']:.0f} |"
+        in text
+    )
+    assert f"torchvision takes {theirs['ms_keeping_memory']:.0f} ms" in text
+
+
 def test_training_speed_is_the_committed_result():
     facts = committed("docs/speed.md", "train")
     text = PAGES["docs/speed.md"]
@@ -536,6 +556,32 @@ def test_ablations_are_the_committed_ones():
     assert list(runs) == list(ablations.VARIANTS)
     assert all(len(seeds) == 3 for seeds in runs.values())
     assert ablations.table(runs) in PAGES["docs/results.md"]
+
+
+def test_the_choices_of_the_plan_are_the_committed_result():
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-plan-defaults-*.json")
+    result, page = json.loads(path.read_text()), PAGES["docs/own_data.md"]
+    section = page[page.index("### How good the plan is") : page.index("\n## Evaluate")]
+    planned = result["mask AP"].pop("as planned")["0"]
+    assert f"revision {result['revision']}" in section
+    assert f"after {result['steps']} steps" in section
+    assert f"The plan itself reaches {planned:.1f}" in section
+    rows = {
+        name: f"| {name} | {of_seed['0']:.1f} | {of_seed['0'] - planned:+.1f} |"
+        for name, of_seed in result["mask AP"].items()
+    }
+    assert all(row in section for row in rows.values())
+
+
+def test_the_network_of_peers_is_the_committed_result():
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-peers-*.json")
+    result, page = json.loads(path.read_text()), PAGES["docs/speed.md"]
+    assert f"Revision {result['revision']}" in page
+    ours = {row["name"].split(", ")[1]: row["all_ms"] for row in result["cases"] if row["name"].startswith("ours")}
+    for row in result["cases"]:
+        name, dtype = row["name"].split(", ")
+        share = "" if name == "ours" else f" {ours[dtype] / row['all_ms']:.2f}"
+        assert f"| {name}, {dtype} | {row['all_ms']:.0f} |{share} |" in page
 
 
 def test_the_plan_is_the_committed_result():
