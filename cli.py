@@ -429,9 +429,10 @@ def open_model(
     settings |= settings_of(arguments)
     checkpoint = named_checkpoint(arguments, default, config_class)
     options = checkpoint_options(arguments)
-    model = load_model(checkpoint, device or arguments.device, adapt=adapt, **options, **settings)
-    if rounding := runtime.describe_rounding(model.config.TF32, model.device):
-        print(rounding)
+    device = runtime.find_device(device or arguments.device)
+    model = load_model(checkpoint, device, adapt=adapt, **options, **settings)
+    if device.type == "cuda":
+        print(runtime.describe_rounding(model.config.TF32, device))
     return model
 
 

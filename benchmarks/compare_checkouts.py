@@ -1,12 +1,12 @@
 """detect() of another checkout of this project against this one, in turns.
 
-    python benchmarks/compare_checkouts.py CHECKOUT [--threads N] [--rounds N] [--set NAME=VALUE ...] [--output FILE]
+    python benchmarks/compare_checkouts.py CHECKOUT [--threads N] [--rounds N] [--variable NAME=VALUE ...]
 
 CHECKOUT is a folder with another revision, its kernels built. Each checkout detects in a process of its own: one
 image, Mask Scoring R-CNN R-50 with the deterministic weights of golden_weights.py, as bench_detect.py does. The calls
-alternate: a machine that is faster at one time than at another disturbs both alike. --set gives environment variables
-to the other checkout's process alone: with CHECKOUT ".", it compares GOMP_SPINCOUNT, for example. Prints the medians of
-the times, and that of the ratios of calls that followed each other; the last line printed is JSON.
+alternate: a machine that is faster at one time than at another disturbs both alike. --variable gives environment
+variables to the other checkout's process alone: with CHECKOUT ".", it compares GOMP_SPINCOUNT, for example. Prints the
+medians of the times, and that of the ratios of calls that followed each other; the last line printed is JSON.
 """
 
 import contextlib
@@ -80,11 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = machine.make_parser("compare_checkouts.py", __doc__, threads=True)
     parser.add_argument("checkout", type=Path, metavar="CHECKOUT")
     parser.add_argument("--rounds", type=cli.whole_number(1), default=9, metavar="N", help="default: 9")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the other process")
+    parser.add_argument(
+        "--variable", nargs="+", default=[], metavar="NAME=VALUE", help="environment of the other process"
+    )
     arguments = parser.parse_args(argv)
     facts = machine.describe()
     threads = arguments.threads or facts["threads"]
-    others = dict(pair.split("=", 1) for pair in arguments.set if "=" in pair)
+    others = dict(pair.split("=", 1) for pair in arguments.variable if "=" in pair)
     with contextlib.ExitStack() as stack:
         workers = []
         for checkout, environment in ((ROOT, {}), (arguments.checkout, others)):
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             worker.stdin.close()
     for row in rows:
         print(f"{row['dtype']:9} here {row['ms'][0]:6.0f} ms, there {row['ms'][1]:6.0f} ms, ratio {row['ratio']:.3f}")
-    facts |= {"threads": threads, "rounds": arguments.rounds, "other": str(arguments.checkout), "set": others}
+    facts |= {"threads": threads, "rounds": arguments.rounds, "other": str(arguments.checkout), "variables": others}
     machine.finish({**facts, "cases": rows}, arguments.output)
     return 0
 

@@ -121,7 +121,7 @@ for line in sys.stdin:
 """
     monkeypatch.setattr(compare_checkouts, "WORKER", answers)
     output = tmp_path / "facts.json"
-    assert compare_checkouts.main([str(tmp_path), "--rounds", "2", "--set", "MS=8", "--output", str(output)]) == 0
+    assert compare_checkouts.main([str(tmp_path), "--rounds", "2", "--variable", "MS=8", "--output", str(output)]) == 0
     assert "float32   here      2 ms, there      8 ms, ratio 0.250" in capsys.readouterr().out
     rows = json.loads(output.read_text())["cases"]
     assert [(row["dtype"], row["ms"], row["ratio"]) for row in rows] == [
