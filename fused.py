@@ -37,13 +37,13 @@ def convolve(
 
     Returns: [B, out, h, w].
     """
-    if _may_fuse(x):
+    if x.is_contiguous(memory_format=torch.channels_last) and _may_fuse(x):
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         if x.device.type == "cpu" and (relu or residual is not None):
             return _onednn(x, weight, bias, stride, padding, groups, residual, relu)
         if x.device.type == "cuda" and relu and bias is not None:
-            return _cudnn(x, weight, bias, stride, padding, groups, residual)
+            return _cudnn(x, weight, bias, stride, padding, groups, residual, relu)
     return _plain(x, weight, bias, stride, padding, groups, residual, relu)
 
 
@@ -62,7 +62,8 @@ def _onednn(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise_.binary(residual, x, *numbers, "add", 1.0, unary, [], None)
 
 
-def _cudnn(x, weight, bias, stride, padding, groups, residual) -> Tensor:
+def _cudnn(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
+    assert relu, "cuDNN has no fused operation without ReLU"
     numbers = ([stride] * 2, [padding] * 2, [1, 1], groups)
     if residual is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *numbers)
@@ -70,12 +71,10 @@ def _cudnn(x, weight, bias, stride, padding, groups, residual) -> Tensor:
 
 
 def _may_fuse(x: Tensor) -> bool:
-    """Whether the fused operation gives what the plain ones would."""
+    """Whether a fused operation gives what the plain ones would."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or _is_exporting():
         return False
-    if x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
-        return False
-    return fuses(x.device.type, x.dtype)
+    return x.numel() > 0 and fuses(x.device.type, x.dtype)
 
 
 def _is_exporting() -> bool:
@@ -85,12 +84,13 @@ def _is_exporting() -> bool:
 
 @functools.cache
 def fuses(device: str, dtype: torch.dtype) -> bool:
-    """Whether this process fuses convolutions on a kind of device ("cpu" or "cuda") in a dtype.
+    """Whether this process uses fused operations on a kind of device ("cpu" or "cuda") in a dtype.
 
-    It does where a small convolution, with a residual and without, comes out as the plain operations compute it.
+    It does where small convolutions, with a residual and without, and on a CPU a small product too, come out as the
+    plain operations compute them.
     """
-    fused = {"cpu": _onednn, "cuda": _cudnn}.get(device)
-    if fused is None or dtype not in (torch.float32, torch.bfloat16):
+    convolution = {"cpu": _onednn, "cuda": _cudnn}.get(device)
+    if convolution is None or dtype not in (torch.float32, torch.bfloat16):
         return False
     if device == "cpu" and not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
@@ -98,18 +98,22 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
     x = torch.arange(2 * 16 * 36).view(2, 16, 6, 6).sin().to(**options)
     weight = torch.arange(16 * 16 * 9).view(16, 16, 3, 3).cos().to(**options)
     bias, limit = x[0, :, 0, 0].clone(), 1e-4 if dtype == torch.float32 else 0.02
+    rows, matrix = x.flatten(2)  # [16, 36] each
+    numbers = (x, weight, bias, 1, 1, 1)
     try:
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            for residual in (None, x):
-                expected = _plain(x, weight, bias, 1, 1, 1, residual, True)
-                given = () if device == "cuda" else (True,)
-                result = fused(x, weight, bias, 1, 1, 1, None if residual is None else residual.clone(), *given)
-                error = (result - expected).abs().max() / expected.abs().max()
-                if result.shape != expected.shape or not error <= limit:
-                    return False
+            pairs = [
+                (convolution(*numbers, None, True), _plain(*numbers, None, True)),
+                (convolution(*numbers, x.clone(), True), _plain(*numbers, x, True)),
+            ]
+            if device == "cpu":
+                pairs.append((_product(rows, matrix, bias, True), F.linear(rows, matrix, bias).relu_()))
     except (RuntimeError, AttributeError, NotImplementedError):  # this torch, or this processor, has no such operation
         return False
-    return True
+    return all(
+        result.shape == expected.shape and (result - expected).abs().max() <= limit * expected.abs().max()
+        for result, expected in pairs
+    )
 
 
 ############################################################
@@ -123,19 +127,24 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Ten
         if multiplies_by() == "convolution":
             rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
             return convolve(rows, weight[:, :, None, None], bias, relu=relu)[0, :, :, 0].t()
-        if _may_fuse(x[:, :, None, None]):
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+        if _may_fuse(x):
+            return _product(x, weight, bias, relu)
     x = F.linear(x, weight, bias)
     return x.relu_() if relu else x
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """multiply() by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
 
 
 @functools.cache
 def multiplies_by() -> str:
     """What computes products on this CPU: "convolution" (of 1 x 1, by oneDNN) or "product".
 
-    By the maker of the processor, so that a machine computes the same numbers in every process. 1000 x 12544 times
-    12544 x 1024 in float32 takes MKL's product twice the time of the convolution on an AMD EPYC, and 0.8 of it on an
-    Intel Xeon with AMX; in bfloat16, there, a fifth (benchmarks/NOTES.md).
+    By the maker of the processor, so that a machine computes the same numbers in every process. On an AMD EPYC the
+    convolution was twice as fast as MKL's product in float32. On an Intel Xeon with AMX products are faster, in
+    bfloat16 by far (benchmarks/NOTES.md).
     """
     try:
         facts = Path("/proc/cpuinfo").read_text()

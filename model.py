@@ -530,30 +530,14 @@ def shrink(boxes: Tensor, config: Config) -> Tensor:
     """Shrunk boxes [..., 4], see above: those that the dialect computes with."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return _moved_ends(boxes, -1)
+    return boxes - runtime.constant((0, 0, 1, 1), boxes)
 
 
 def unshrink(boxes: Tensor, config: Config) -> Tensor:
     """Boxes [..., 4] in pixels of the input: the inverse of shrink."""
     if config.dialect.coordinates != "normalised":
         return boxes
-    return _moved_ends(boxes, 1)
-
-
-def _moved_ends(boxes: Tensor, distance: float) -> Tensor:
-    """boxes + (0, 0, distance, distance)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] + distance], dim=-1)
-
-
-def _scaled_columns(x: Tensor, factors: Sequence[float]) -> Tensor:
-    """x [..., n] times a number for each of its n columns."""
-    # NOTE: not x.new_tensor(factors): a GPU waits for what comes from the memory of the CPU.
-    if len(set(factors)) == 1:
-        return x * factors[0]
-    middle = len(factors) // 2
-    return torch.cat(
-        [_scaled_columns(x[..., :middle], factors[:middle]), _scaled_columns(x[..., middle:], factors[middle:])], dim=-1
-    )
+    return boxes + runtime.constant((0, 0, 1, 1), boxes)
 
 
 def _row(values: Sequence[float], like: Tensor) -> Tensor:
@@ -563,7 +547,7 @@ def _row(values: Sequence[float], like: Tensor) -> Tensor:
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, std_dev: Sequence[float], config: Config) -> Tensor:
     """The boxes [..., 4] that deltas [..., 4], in units of std_dev, turn boxes into."""
-    return utils.apply_box_deltas(boxes, _scaled_columns(deltas, std_dev), *config.dialect.delta_limits)
+    return utils.apply_box_deltas(boxes, deltas * runtime.constant(std_dev, deltas), *config.dialect.delta_limits)
 
 
 def clip_to_windows(boxes: Tensor, windows: Tensor, config: Config) -> Tensor:
@@ -850,11 +834,7 @@ def propose(
         scores.append(top_scores)
         groups.append((images * len(anchors) + level)[:, None].expand_as(top))
     most = max(level.shape[1] for level in scores)
-    boxes, scores, groups = (
-        torch.cat(boxes, 1).flatten(0, 1),
-        torch.cat(scores, 1).flatten(),
-        torch.cat(groups, 1).flatten(),
-    )
+    boxes, scores, groups = (torch.cat(levels, 1).flatten(0, 1) for levels in (boxes, scores, groups))
     scores = scores.masked_fill(~_larger_than(boxes, dialect.min_proposal_side), -math.inf)  # which NMS ignores
     keep = nms_of_images(
         boxes, scores, groups, len(windows), len(anchors), config.RPN_NMS_THRESHOLD, post_nms, max_boxes=most
@@ -911,7 +891,7 @@ def pool_rois(
     if pooling == "adaptive":
         return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 0, aligned=True)
     if config.dialect.coordinates == "inclusive":
-        rois = _moved_ends(rois, -1)
+        rois = rois - runtime.constant((0, 0, 1, 1), rois)
     return pyramid_roi_align(maps, rois, batch_index, levels, size, scales, 2, aligned=False)
 
 

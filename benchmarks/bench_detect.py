@@ -46,6 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 import runtime
 import utils
 from benchmarks import machine
+from fused import fuses
 from model import MaskRCNN
 from weights.load import load_checkpoint
 
@@ -210,17 +211,16 @@ def _product_flop(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
 
 
-# torch counts its own convolutions and products, and these of oneDNN not.
-FLOP = {
-    torch.ops.mkldnn._convolution_pointwise: _convolution_flop,
-    torch.ops.mkldnn._convolution_pointwise_: _residual_convolution_flop,
-    torch.ops.mkldnn._linear_pointwise: _product_flop,
-}
-
-
 def count_gflop(run: Callable[[], object]) -> float:
     """1e9 floating-point operations of a call."""
-    with FlopCounterMode(display=False, custom_mapping=FLOP) as counter:
+    formulas = {}
+    if fuses("cpu", torch.float32):  # torch counts its own convolutions and products, and these of oneDNN not
+        formulas = {
+            torch.ops.mkldnn._convolution_pointwise: _convolution_flop,
+            torch.ops.mkldnn._convolution_pointwise_: _residual_convolution_flop,
+            torch.ops.mkldnn._linear_pointwise: _product_flop,
+        }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return counter.get_total_flops() / 1e9
 

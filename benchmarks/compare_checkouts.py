@@ -11,6 +11,7 @@ medians of the times, and that of the ratios of calls that followed each other; 
 
 import contextlib
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -69,7 +70,9 @@ def compare(workers: list[subprocess.Popen], dtype: str, rounds: int) -> dict:
     for _ in range(rounds):
         for worker, of_worker in zip(workers, times, strict=True):
             print(dtype, file=worker.stdin, flush=True)
-            of_worker.append(float(worker.stdout.readline()))
+            if not (line := worker.stdout.readline()):
+                raise ValueError(f"a process that detects in {dtype} ended too early, see above")
+            of_worker.append(float(line))
     ratios = [own / other for own, other in zip(*times, strict=True)]
     medians = [statistics.median(of_worker) for of_worker in times]
     return {"dtype": dtype, "ms": medians, "least_ms": [min(t) for t in times], "ratio": statistics.median(ratios)}
@@ -86,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     facts = machine.describe()
     threads = arguments.threads or facts["threads"]
-    others = dict(pair.split("=", 1) for pair in arguments.variable if "=" in pair)
+    if wrong := [pair for pair in arguments.variable if not re.fullmatch(r"\w+=.*", pair)]:
+        parser.error(f"--variable takes NAME=VALUE, such as GOMP_SPINCOUNT=0, not {wrong[0]!r}")
+    others = dict(pair.split("=", 1) for pair in arguments.variable)
     with contextlib.ExitStack() as stack:
         workers = []
         for checkout, environment in ((ROOT, {}), (arguments.checkout, others)):

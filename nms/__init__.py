@@ -122,10 +122,8 @@ def _integer(number: int | None) -> int | None:
 def _check_images(groups: Tensor, images: int, groups_per_image: int, limit: int) -> None:
     if groups is None:
         raise ValueError("groups must be integers [N], image * groups_per_image + a number below it, not None")
-    for name, number in {"images": images, "groups_per_image": groups_per_image, "limit": limit}.items():
-        least = 1 if name == "groups_per_image" else 0
-        # int() comes last, for it fails for infinities and NaN.
-        if number is None or not (least <= number <= _UNLIMITED and number == int(number)):
+    for name, number, least in (("images", images, 0), ("groups_per_image", groups_per_image, 1), ("limit", limit, 0)):
+        if not _is_count(number, least):
             raise ValueError(f"{name} must be an integer of at least {least}, not {number}")
     if images * groups_per_image > _MAX_BOXES:
         raise ValueError(
@@ -163,11 +161,15 @@ def _check(
     # Only comparisons, which torch.compile can trace; NaN fails them.
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be a number in [0, 1], not {iou_threshold}")
+    for name, number, least in (("max_keep", max_keep, 0), ("max_boxes", max_boxes, 1)):
+        if number is not None and not _is_count(number, least):
+            raise ValueError(f"{name} must be None or an integer of at least {least}, not {number}")
+
+
+def _is_count(number: int | None, least: int) -> bool:
+    """Whether a number is whole, at least so large, and fits into int64."""
     # int() comes last, for it fails for infinities and NaN.
-    if max_keep is not None and not (0 <= max_keep <= _UNLIMITED and max_keep == int(max_keep)):
-        raise ValueError(f"max_keep must be None or an integer of at least 0, not {max_keep}")
-    if max_boxes is not None and not (1 <= max_boxes <= _UNLIMITED and max_boxes == int(max_boxes)):
-        raise ValueError(f"max_boxes must be None or an integer of at least 1, not {max_boxes}")
+    return number is not None and least <= number <= _UNLIMITED and number == int(number)
 
 
 ############################################################

@@ -446,17 +446,22 @@ def test_kills_are_the_committed_result():
         assert (case["equal"], case["leftovers"]) == (case["rounds"], 0)
 
 
-def test_detection_speed_is_the_committed_result():
-    facts = committed("docs/speed.md", "detect")
-    text = prose(PAGES["docs/speed.md"])
+def assert_rows_of_detection(facts: dict, machine: str = "") -> None:
+    """docs/speed.md has a row for each case of bench_detect.py. machine: what its names begin with there."""
     for case in facts["cases"]:
-        assert row_of("docs/speed.md", f"{case['name']}, {case['dtype']}").split(" | ") == [
+        assert row_of("docs/speed.md", f"{machine}{case['name']}, {case['dtype']}").split(" | ") == [
             f"{case['ms']:.0f}",
             f"{case['speedup']:.2f} x",
             f"{case['convolution_gflop_per_s']:.0f}",
             f"{100 * case['share_of_peak']:.0f} %",
             f"{case['peak_mb']:.0f}",
         ]
+
+
+def test_detection_speed_is_the_committed_result():
+    facts = committed("docs/speed.md", "detect")
+    text = prose(PAGES["docs/speed.md"])
+    assert_rows_of_detection(facts)
     theirs = facts["torchvision"]
     assert f"torchvision {theirs['version'].split('+')[0]}, Mask R-CNN R-50, float32 | {theirs['ms']:.0f} |" in text
     assert f"{theirs['ms_keeping_memory']:.0f} ms." in text
@@ -468,14 +473,7 @@ def test_detection_speed_of_the_other_machine_is_its_committed_result():
     facts = json.loads((ROOT / "benchmarks" / "results" / "2026-11-28-detect-xeon-2-threads.json").read_text())
     text = prose(PAGES["docs/speed.md"])
     assert f"revision {facts['revision']} ([all figures](../benchmarks/results/2026-11-28-detect-xeon" in text
-    for case in facts["cases"]:
-        assert row_of("docs/speed.md", f"Xeon: {case['name']}, {case['dtype']}").split(" | ") == [
-            f"{case['ms']:.0f}",
-            f"{case['speedup']:.2f} x",
-            f"{case['convolution_gflop_per_s']:.0f}",
-            f"{100 * case['share_of_peak']:.0f} %",
-            f"{case['peak_mb']:.0f}",
-        ]
+    assert_rows_of_detection(facts, "Xeon: ")
     theirs = facts["torchvision"]
     assert (
         f"| Xeon: torchvision {theirs['version'].split('+')[0]}, Mask R-CNN R-50, float32 | {theirs['ms']:.0f} |"

@@ -95,6 +95,17 @@ def test_an_operation_that_is_wrong_or_missing_is_not_used(broken, monkeypatch, 
     torch.testing.assert_close(result, F.conv2d(x, weight, bias, 1, 1).relu())
 
 
+@needs_fusion
+@pytest.mark.parametrize("broken", [lambda x, *_: x[:, :16], lambda *_: torch.ops.mkldnn._no_such_operation()])
+def test_a_product_that_is_wrong_or_missing_is_not_used(broken, monkeypatch, forget):
+    monkeypatch.setattr(fused, "_product", broken)
+    monkeypatch.setattr(fused, "multiplies_by", lambda: "product")
+    assert not fuses("cpu", torch.float32)
+    x, weight, bias = torch.randn(16, 16), torch.randn(16, 16), torch.randn(16)
+    with torch.no_grad():
+        torch.testing.assert_close(multiply(x, weight, bias), F.linear(x, weight, bias))
+
+
 def test_other_devices_and_dtypes_are_not_fused():
     assert not fuses("mps", torch.float32)
     assert not fuses("cpu", torch.float64)

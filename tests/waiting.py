@@ -179,12 +179,21 @@ def counted() -> Iterator[list[str]]:
     def new_tensor(like: Tensor, data: Any, dtype=None, device=None, **options: Any) -> Tensor:
         return of_numbers(tensor, data, dtype or like.dtype, device or like.device, **options)
 
+    # It takes Distant tensors for those of torch.compile. On a GPU it copies each constant once.
+    @functools.cache
+    def kept_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return of_numbers(tensor, values, dtype, device)
+
+    def constant(values: Sequence[float], like: Tensor) -> Tensor:
+        return kept_constant(tuple(values), like.dtype, like.device)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(torch, "autocast", no_autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", autocasts))
         stack.enter_context(patch.object(torch, "tensor", functools.partial(of_numbers, tensor)))
         stack.enter_context(patch.object(torch, "as_tensor", functools.partial(of_numbers, as_tensor)))
         stack.enter_context(patch.object(Tensor, "new_tensor", new_tensor))
+        stack.enter_context(patch.object(runtime, "constant", constant))
         stack.enter_context(patch.object(runtime, "empty_for_copies", counter.empty_for_copies))
         stack.enter_context(patch.object(runtime, "uses_pinned_memory", lambda device: device == DEVICE))
         stack.enter_context(counter)

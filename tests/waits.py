@@ -12,14 +12,17 @@ ROOT = Path(__file__).parent.parent
 # Operators whose result has a size that only the device knows, that hand a number to the program, or that copy from
 # memory of the program's own: lift_fresh is what torch.tensor, new_tensor and x[index] = number make.
 _WAITING = {
-    *(
-        "aten.nonzero.default",
-        "aten.bincount.default",
-        "aten.masked_select.default",
-        "aten._local_scalar_dense.default",
-    ),
-    *("aten._unique2.default", "aten.unique_consecutive.default", "aten.unique_dim.default", "aten.equal.default"),
-    *("aten.repeat_interleave.Tensor", "aten.lift_fresh.default", "maskscoring.batched_nms.default"),
+    "aten.nonzero.default",
+    "aten.bincount.default",
+    "aten.masked_select.default",
+    "aten._local_scalar_dense.default",
+    "aten._unique2.default",
+    "aten.unique_consecutive.default",
+    "aten.unique_dim.default",
+    "aten.equal.default",
+    "aten.repeat_interleave.Tensor",
+    "aten.lift_fresh.default",
+    "maskscoring.batched_nms.default",
 }
 _INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default", "aten._index_put_impl_.default"}
 
