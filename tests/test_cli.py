@@ -21,6 +21,7 @@ import convert_weights
 import custom
 import demo
 import native
+import runtime
 from benchmarks import ablations
 from config import Config
 from model import MaskRCNN
@@ -227,6 +228,16 @@ def test_every_set_counts(command):
     arguments = parser.parse_args([*words, "--set", "SEED=1", "WORKERS=3", "--set", "IMAGE_MIN_DIM=64"])
     assert arguments.set == ["SEED=1", "WORKERS=3", "IMAGE_MIN_DIM=64"]
     assert parser.parse_args(words).set == []
+
+
+@pytest.mark.parametrize(("device", "said"), [("cuda", "--set TF32=False keeps all digits\n"), ("cpu", "")])
+def test_opening_a_model_says_how_a_gpu_rounds(device, said, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "find_device", torch.device)
+    monkeypatch.setattr(cli, "load_model", lambda *_, **__: argparse.Namespace(config=Config()))
+    cli.open_model(argparse.Namespace(model="shapes", device=device, set=[]), "coco")
+    printed = capsys.readouterr().out
+    assert printed.endswith(said)
+    assert bool(printed) == bool(said)
 
 
 def test_no_parser_is_forgotten():
