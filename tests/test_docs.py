@@ -482,6 +482,22 @@ def test_detection_speed_of_the_other_machine_is_its_committed_result():
     assert f"torchvision takes {theirs['ms_keeping_memory']:.0f} ms" in text
 
 
+def test_loading_speed_is_the_committed_result():
+    facts = committed("docs/speed.md", "data")
+    ours, theirs = facts["ours_ms"], facts["torchvision_ms"]
+    sums = {
+        "decode": (ours["decode"], theirs["decode"]),
+        "labels, masks and flip": (
+            ours["labels"] + ours["cut out"] + ours["place masks"],
+            theirs["masks"] + theirs["flip"],
+        ),
+        "resize to 800 x 1333, masks too on torchvision's side": (ours["resize"], theirs["resize"]),
+        "the whole picture": (ours["whole"], theirs["whole"]),
+    }
+    for name, (own, other) in sums.items():
+        assert row_of("docs/speed.md", name) == f"{own:.1f} | {other:.1f} | {other / own:.1f} x"
+
+
 def test_training_speed_is_the_committed_result():
     facts = committed("docs/speed.md", "train")
     text = PAGES["docs/speed.md"]
