@@ -41,7 +41,7 @@ from weights.checkpoint import is_backbone, read_checkpoint
 from weights.convert import read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, imagenet_weights
+from weights.published import imagenet_weights, some_names
 from weights.stem import fit_images, settings_for_channels
 
 LOGS = Path("logs")
@@ -190,7 +190,7 @@ def add_model(parser: Any, default: str, trains: bool = False) -> None:
 
     trains: whether the command can train, and has --logs.
     """
-    names = f"a checkpoint file of any format that convert_weights.py reads, or one of {', '.join(MODEL_NAMES)}"
+    names = f"a checkpoint file of any format that convert_weights.py reads, or one of {some_names()}"
     if trains:
         names += (
             "; or last, the newest checkpoint in --logs, which train continues. "

@@ -682,6 +682,9 @@ def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tens
         )
 
 
+UNNAMED = "no names of classes"  # how the note of _assume begins that published files may leave, too
+
+
 def _assume(
     report: Report, source: Format, config: Config, eps: float | None, used_eps: float, settings: Mapping[str, Any]
 ) -> None:
@@ -694,7 +697,7 @@ def _assume(
         )
     if config.CLASS_NAMES[1:2] == ("class 1",):
         report.assumed.append(
-            f'no names of classes: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
+            f'{UNNAMED}: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
             "Python class_names=[...], names them"
         )
     sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")

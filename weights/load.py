@@ -11,7 +11,7 @@ from config import Config
 from model import MaskRCNN, network_shapes
 
 from .checkpoint import Checkpoint, config_of, is_backbone, make_checkpoint, match_to_network, shapes_of
-from .convert import Report, convert
+from .convert import UNNAMED, Report, convert
 from .published import EMBEDDED, find_published, find_weights
 
 
@@ -98,10 +98,13 @@ def _load(
 ) -> tuple[Checkpoint, Report]:
     """The file of a name or path, converted. Nobody has matched a checkpoint of this project to its network yet."""
     published, path = find_published(name_or_path), find_weights(name_or_path)
-    style = style or (published.style if published else None)
-    checkpoint, report = convert(path, network_shapes, style, class_names, eps, settings=settings)
-    if published is not None:  # known, not assumed
-        report.assumed.clear()
+    style, known = style or (published.style if published else None), dict(published.detection if published else {})
+    checkpoint, report = convert(path, network_shapes, style, class_names, eps, settings={**known, **settings})
+    if published is not None:  # known, not assumed, but for names of classes that nobody gave
+        report.assumed[:] = [note for note in report.assumed if note.startswith(UNNAMED)]
+        own = {name: value for name, value in known.items() if name not in settings and name != "CLASS_NAMES"}
+        if own:
+            checkpoint = Checkpoint({**checkpoint, "config": Config.from_dict(checkpoint["config"], **own).to_dict()})
     if path == EMBEDDED.get(str(name_or_path)):  # its file says "trained from nothing", which tells a user little
         source = f"{name_or_path}, trained by this project (docs/results.md)"
         checkpoint = Checkpoint({**checkpoint, "source": source})
