@@ -479,10 +479,16 @@ def _style(
     )
 
 
-def _pixels(text: str, style: str) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    """mmdetection's pixels, from the stored config or else the style: whether BGR, then mean and std in RGB order."""
+# Backbones of pytorch style whose ImageNet weights came from Caffe2, and which learned from BGR images therefore.
+_CAFFE2 = ("resnext101_32x8d",)
+
+
+def _pixels(text: str, style: str, backbone: str = "") -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+    """mmdetection's pixels, from the stored config or else the style and the backbone: whether BGR, then mean and std in
+    RGB order.
+    """
     flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
-    bgr = flag == "False" if flag else style == "caffe"
+    bgr = flag == "False" if flag else style == "caffe" or backbone in _CAFFE2
     defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
     statistics = []
     for name, default in defaults.items():
@@ -665,10 +671,11 @@ def _decide_pixels(
         report.assumed.append(f"{config.BACKBONE_STYLE} style, {guess}; --style or style=... changes it")
     if source.dialect != "mmdet":
         return source.bgr
-    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
+    backbone = "" if source.name == "imagenet" else config.BACKBONE
+    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE, backbone)
     if source.name != "imagenet" and "mean" not in text:
-        order = "BGR" if bgr else "RGB"
-        report.assumed.append(f"pixels in {order} order, as mmdetection's models of {config.BACKBONE_STYLE} style have")
+        models = config.BACKBONE if backbone in _CAFFE2 else f"{config.BACKBONE_STYLE} style"
+        report.assumed.append(f"pixels in {'BGR' if bgr else 'RGB'} order, as mmdetection's models of {models} have")
     return bgr
 
 
