@@ -232,9 +232,13 @@ def _key(key: Any) -> str | int:
 #  Instructions
 ############################################################
 
-_LENGTHS = {
-    **{"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8},
-    **{"SHORT_BINSTRING": 1, "BINSTRING": 4},
+_LENGTHS = {  # bytes of the length that stands before a string
+    "SHORT_BINBYTES": 1,
+    "BINBYTES": 4,
+    "BINBYTES8": 8,
+    "BYTEARRAY8": 8,
+    "SHORT_BINSTRING": 1,
+    "BINSTRING": 4,
 }
 
 
@@ -257,7 +261,7 @@ def _instructions(data: mmap.mmap) -> Iterator[tuple[str, Any]]:
 
 
 def _string(data: mmap.mmap, opcode: str) -> str | bytes | memoryview:
-    """A string of bytes whose length stands before it. Of Python 2, it is a text; a long one is numbers all the same."""
+    """A string of bytes whose length stands before it. Of Python 2, a short one is a text."""
     size = _LENGTHS[opcode]
     count = int.from_bytes(data.read(size), "little")
     start = data.tell()
