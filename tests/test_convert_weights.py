@@ -862,7 +862,7 @@ def test_missing_and_useless_files(tmp_path):
         b"\n  <html lang='en'>Quota exceeded</html>": "is a web page",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "git-lfs pointer",
         b"hello world, this is no checkpoint": "neither a file of torch.save nor HDF5.*hello",
-        b"\x80\x04garbage": "neither a file of torch.save nor HDF5",
+        b"\x80\x04garbage": "is truncated or damaged",
     }.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=match):

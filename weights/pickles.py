@@ -253,8 +253,10 @@ def read_pickle(data: bytes) -> tuple[Any, list[Storage]]:
 _DEEPEST = 50  # containers inside each other; published files have up to 8
 
 
-def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
+def resolve(value: Any, tensor_of: Callable[[Any], Any], note: type = StoredTensor) -> Any:
     """A copy of what read_pickle returned, of dicts, lists and tuples alone, with tensors in place of their notes.
+
+    note: the class of the notes, which tensor_of is given.
 
     Raises: pickle.UnpicklingError for containers that hold themselves, or lie too deep in each other.
     """
@@ -263,7 +265,7 @@ def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
     running: set[int] = set()
 
     def copy(value: Any, depth: int) -> Any:
-        if isinstance(value, StoredTensor | dict | list | tuple):
+        if isinstance(value, note | dict | list | tuple):
             if id(value) in copies:
                 return copies[id(value)]
             if depth > _DEEPEST or id(value) in running:
@@ -281,7 +283,7 @@ def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
     def _copied(value: Any, depth: int) -> Any:
         if isinstance(value, Storage | _StorageType):
             return Ignored()
-        if isinstance(value, StoredTensor):
+        if isinstance(value, note):
             return tensor_of(value)
         if isinstance(value, dict):
             return {key if isinstance(key, str | int) else copy(key, depth + 1): copy(item, depth + 1)
