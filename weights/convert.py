@@ -48,7 +48,7 @@ from .checkpoint import (
 )
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, STYLES, Format, Table
-from .refusals import refuse
+from .refusals import refuse, refuse_config
 from .safe_files import read_safetensors
 from .state_dicts import find_state_dict
 from .torch_files import file_kind, load_torch_file
@@ -484,9 +484,8 @@ _CAFFE2 = ("resnext101_32x8d",)
 
 
 def _pixels(text: str, style: str, backbone: str = "") -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    """mmdetection's pixels, from the stored config or else the style and the backbone: whether BGR, then mean and std in
-    RGB order.
-    """
+    """mmdetection's pixels, from the stored config or else style and backbone: whether BGR, then mean and std in RGB
+    order."""
     flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
     bgr = flag == "False" if flag else style == "caffe" or backbone in _CAFFE2
     defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
@@ -591,6 +590,7 @@ def convert(
     _check_names(path, source, set(tensors), shapes, unused, origin)
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
     text, stored_names = _meta(contents)
+    refuse_config(path, text if source.name == "mmdet" else "")
     bgr = _decide_pixels(path, source, config, text, style or settings.get("BACKBONE_STYLE"), model_config, report)
     used_eps = _eps(source, dropped, config.BACKBONE, eps)
     _check_zero_variances(path, source, tensors, used_eps)

@@ -92,6 +92,11 @@ _REFUSALS = (
     *_DETECTRON2,
     _Refusal(r"roi_heads\.keypoint", "it finds keypoints, and this project finds masks"),
     _Refusal(r"roi_head\.(bbox|mask)_head\.\d", _CASCADE),
+    _Refusal(
+        r"roi_head\.shared_head\.",
+        "it is a C4 model of mmdetection, whose heads have the last stage of the backbone; this project needs a "
+        "feature pyramid (FPN)",
+    ),
     _Refusal(r"roi_head\.(semantic|point|keypoint)_", "its heads are not those of Mask R-CNN or Mask Scoring R-CNN"),
     _Refusal(
         r"head\.(classification|regression)_head\.",
@@ -125,3 +130,17 @@ def refuse(path: Path, names: Iterable[str]) -> None:
 
 def _first(pattern: str, names: Sequence[str]) -> str | None:
     return next((name for name in names if re.match(pattern, name)), None)
+
+
+def refuse_config(path: Path, text: str) -> None:
+    """Raises ValueError if the configuration that a file of mmdetection stores has another RoIAlign than its weights'
+    dialect. Its tensors do not show it.
+
+    text: of the configuration; empty if the file has none.
+    """
+    sign = re.search(r"(\baligned['\"]?\s*[=:]\s*False|\bsampling_ratio['\"]?\s*[=:]\s*[1-9]\d*)", text)
+    if sign:
+        raise ValueError(
+            f"{path} is not converted: the config in it says {utils.printable(sign[0], 60)}, as mmdetection's configs "
+            "that end in _v1 do, and this project reads models with the aligned RoIAlign that all other configs have"
+        )
