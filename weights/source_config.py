@@ -21,7 +21,9 @@ from config import Config
 
 FILES = ("config.yaml", "config.yml")  # what the trainer, and people, call the file
 NONE = "none"  # in place of a file: use no configuration
-_MOST_BYTES = 1 << 17  # Detectron2's own have 10,000
+_MOST_BYTES = 1 << 16  # Detectron2's own have 10,000
+_MOST_KEYS = 5000  # with those of aliases, each time that they are named; Detectron2's own have 300
+_DEEPEST = 50  # lists and dicts in each other; Detectron2's own have up to 6
 _COMPLETE = "give the complete config.yaml that Detectron2's trainer writes beside its checkpoints"
 _BASE = "Base-RCNN-FPN.yaml"  # of Detectron2's configs; it says what is usual
 
@@ -114,8 +116,8 @@ def read_source_config(path: str | Path) -> SourceConfig:
             f"{path} is no configuration of Detectron2: it has neither MODEL nor model; {_COMPLETE}, or say what it "
             "would with --style and --set"
         )
-    values = _keys_of_lazy(contents) if kind == "model" else _flat(contents)
     try:
+        values = _keys_of_lazy(contents) if kind == "model" else _flat(contents)
         _check_base(values)
         _check_supported(values)
         pixels, order = _pixels(values)
@@ -150,10 +152,22 @@ def _read_yaml(path: Path) -> dict:
 @functools.cache
 def _loader() -> type:
     """PyYAML's safe loader, which also reads the tuples that Python writes, as lists. It refuses all other objects by
-    name, and keys that merge others in, which make a small file large."""
+    name; keys that merge others in, which make a small file large; and lists in many lists, which take it minutes."""
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, token: type) -> None:
+            self._check_depth()
+            super().fetch_flow_collection_start(token)
+
+        def add_indent(self, column: int) -> bool:
+            self._check_depth()
+            return super().add_indent(column)
+
+        def _check_depth(self) -> None:
+            if self.flow_level + len(self.indents) > _DEEPEST:
+                raise yaml.YAMLError(f"more than {_DEEPEST} lists or dicts lie in each other")
+
         def flatten_mapping(self, node: Any) -> None:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise yaml.YAMLError("it merges keys with <<")
@@ -174,17 +188,19 @@ def _model_key(contents: Mapping) -> str | None:
     return "model" if isinstance(model, dict) and "_target_" in model else None
 
 
-def _flat(value: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """{dotted key: value} of dicts in dicts. Lists are values."""
-    flat = {}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            continue
-        if isinstance(item, dict) and depth < 20:
-            flat |= _flat(item, f"{prefix}{key}.", depth + 1)
+def _flat(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of dicts in dicts. Lists are values. Raises: ValueError for a dict that names itself often."""
+    flat: dict[str, Any] = {}
+    left = [("", contents)]
+    for _ in range(_MOST_KEYS):
+        if not left:
+            return flat
+        key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}".lstrip("."), item) for name, item in value.items() if isinstance(name, str)]
         else:
-            flat[prefix + key] = item
-    return flat
+            flat[key] = value
+    raise ValueError(f"it has more than {_MOST_KEYS:,} keys, counted each time that an alias names them")
 
 
 ############################################################
@@ -321,7 +337,8 @@ def _inverse(key: str, value: Any, count: int | None = None) -> tuple[float, ...
 
 
 def _quoted(value: Any) -> str:
-    return utils.printable(value if isinstance(value, str | int | float | None) else _outline(value), 100)
+    """A value for a message."""
+    return utils.printable(_outline(value), 100)
 
 
 def _outline(value: Any, depth: int = 0) -> str:
@@ -330,7 +347,8 @@ def _outline(value: Any, depth: int = 0) -> str:
         items = list(value)[:5]
         inside = ", ".join(_outline(item, depth + 1) for item in items) if depth < 3 else "..."
         return f"[{inside}{', ...' if len(value) > 5 else ''}]"
-    return utils.printable(value, 50)
+    is_enormous = isinstance(value, int) and value.bit_length() > 100  # Python prints no number of 5,000 digits
+    return "an enormous number" if is_enormous else utils.printable(value, 100)
 
 
 ############################################################
@@ -465,9 +483,10 @@ def _anchors(known: Mapping[str, Any]) -> dict[str, Any]:
         lists = known.get(key)
         if lists is None:
             continue
+        lists = [lists] if isinstance(lists, list) and lists and not isinstance(lists[0], list) else lists
         if not isinstance(lists, list) or len(lists) not in (1, 5):
             raise ValueError(f"{key} must have a list for each of P2 to P6, or one for all, not {_quoted(lists)}")
-        levels = [_number_list(key, numbers) for numbers in (lists if isinstance(lists[0], list) else [lists])]
+        levels = [_number_list(key, numbers) for numbers in lists]
         if key.endswith("SIZES"):
             if any(len(sizes) != 1 for sizes in levels):
                 raise ValueError(f"{key} has several sizes on one level, {_quoted(lists)}, and this project has one")
