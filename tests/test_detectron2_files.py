@@ -152,7 +152,7 @@ def test_a_style_that_is_given_counts_more(tmp_path):
     path, config = zoo(tmp_path), write_config(tmp_path)
     checkpoint, report = load_with_report(path, style="pytorch")
     assert checkpoint["config"]["BACKBONE_STYLE"] == "pytorch"
-    assert f"pytorch style as given, where {config} says caffe" in report.assumed
+    assert f"pytorch style as given, where {config} says caffe" in report.configured
 
 
 def test_settings_that_are_given_count_more(tmp_path):

@@ -613,6 +613,8 @@ def convert(
     model_config: Config | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     source_config: str | Path | None = None,
+    stated: Mapping[str, Any] = MappingProxyType({}),
+    input_format: str | None = None,
 ) -> tuple[Checkpoint, Report]:
     """Any checkpoint of the family as one of this project, and a report.
 
@@ -631,6 +633,8 @@ def convert(
     source_config: the file of the configuration that a Detectron2 checkpoint was trained with. None: config.yaml or
         config.yml in the checkpoint's folder, if it is there; "none": no file. What it says counts less than settings
         and style, and more than constants of the file.
+    stated: settings of Config that somebody knows of that configuration; they count as if it said them. input_format:
+        the order of channels of its images, "BGR" or "RGB", likewise.
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -641,14 +645,16 @@ def convert(
     if contents.get("format") == FORMAT:
         return _checked(path, contents, style, class_names, eps, source_config)
     source = _recognise(path, raw, kind)
-    stated, lines = _source_config(path, source, source_config)
+    style = style or settings.get("BACKBONE_STYLE")
+    found, lines = _source_config(path, source, source_config, style)
+    stated = {**found.settings, **stated}
     tensors, origin, dropped, unused = _rename(path, source, raw)
     check_values(path, tensors, origin)
     _check_ranks(path, tensors, origin)
-    constants = read_constants(path, raw if source.name == "detectron2" else {}, stated.input_format)
-    known = {**constants.settings, **stated.settings}
+    constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format or found.input_format)
+    known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
-    stated.check(config)
+    found.check(config)
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
     _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
@@ -656,9 +662,8 @@ def convert(
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
     refuse_config(path, text if source.name == "mmdet" else "")
-    style = style or settings.get("BACKBONE_STYLE")
     if source.name == "detectron2":
-        bgr = _decide_style(config, constants, style, stated, model_config, report)
+        bgr = _decide_style(config, constants, style or stated.get("BACKBONE_STYLE"), model_config, report)
     elif source.name == "imagenet":
         bgr = _decide_classifier(path, source, config, contents, style, report)
     else:
@@ -695,13 +700,19 @@ def _read(path: Path) -> tuple[str, Mapping[str, Any], StateDict]:
     return kind, contents, StateDict({}, [], []) if is_ours else find_state_dict(path, contents)
 
 
-def _source_config(path: Path, source: Format, given: str | Path | None) -> tuple[SourceConfig, list[str]]:
+def _source_config(
+    path: Path, source: Format, given: str | Path | None, style: str | None
+) -> tuple[SourceConfig, list[str]]:
     """The configuration of a checkpoint's training, an empty one if there is none; and lines that say so.
 
-    given: as source_config of convert. Raises: ValueError for one that is given to files of other formats.
+    given: as source_config of convert. style: the caller's. Raises: ValueError for one that is given to files of other
+    formats.
     """
     if source.name == "detectron2":
         found, lines = find_source_config(path, given)
+        said = found.settings.get("BACKBONE_STYLE") if found else None
+        if None not in (said, style) and style != said:
+            lines.append(f"{style} style as given, where {found.path} says {said}")
         return (found or NO_CONFIG), lines
     _check_no_config(path, source.title, given)
     return NO_CONFIG, []
@@ -814,16 +825,11 @@ def _decide_classifier(
 
 
 def _decide_style(
-    config: Config,
-    constants: Constants,
-    style: str | None,
-    stated: SourceConfig,
-    model_config: Config | None,
-    report: Report,
+    config: Config, constants: Constants, style: str | None, model_config: Config | None, report: Report
 ) -> bool:
     """Set the style of a config of Detectron2. What is guessed is reported.
 
-    style: what somebody said. stated: the configuration of the file's training. model_config: as for convert.
+    style: what somebody said. model_config: as for convert.
 
     Returns: whether the first convolution takes BGR.
     Raises: ValueError for a style that does not exist.
@@ -831,11 +837,7 @@ def _decide_style(
     if style not in (None, *STYLES):
         raise ValueError(f"style must be caffe or pytorch, not {style!r}")
     guessed, reason = guess_style(config)
-    if "BACKBONE_STYLE" in stated.settings:
-        guessed, reason = stated.settings["BACKBONE_STYLE"], None
-        if style not in (None, guessed):
-            report.assumed.append(f"{style} style as given, where {stated.path} says {guessed}")
-    elif model_config is not None:
+    if model_config is not None:
         guessed, reason = model_config.BACKBONE_STYLE, "as the model has it"
     config.BACKBONE_STYLE = style or guessed
     if style is None and reason:
