@@ -633,8 +633,8 @@ def convert(
     source_config: the file of the configuration that a Detectron2 checkpoint was trained with. None: config.yaml or
         config.yml in the checkpoint's folder, if it is there; "none": no file. What it says counts less than settings
         and style, and more than constants of the file.
-    stated: settings of Config that somebody knows of that configuration; they count as if it said them. input_format:
-        the order of channels of its images, "BGR" or "RGB", likewise.
+    stated: settings of Config that somebody knows of that configuration, with pixels as RGB; they count as if it said
+        them. input_format: the order of channels of its images, likewise: "BGR", "RGB" or "L".
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -655,6 +655,7 @@ def convert(
     known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
     found.check(config)
+    dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
     _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
@@ -846,7 +847,8 @@ def _decide_style(
     if constants.guess and is_color:
         report.assumed.append(f"pixels in {constants.order} order, {constants.guess}")
     if constants.settings:
-        report.folded.append(f"constants of pixels and anchors into {', '.join(constants.settings)}")
+        count = len(constants.names)
+        report.folded.append(f"{count} constants of pixels and anchors into {', '.join(constants.settings)}")
     return is_color and constants.order == "BGR"
 
 
