@@ -3,13 +3,14 @@
 Checkpoints have the names and shapes of each project's network; the configuration beside them says what theirs says.
 """
 
-import demo
 import pytest
 import torch
 import yaml
 from foreign_shapes import detectron2_shapes, mask_rcnn_shapes, without_memory
 
+import demo
 import model
+import utils
 from config import Config
 from weights.class_names import KNOWN_CLASSES, read_class_names
 from weights.load import load_checkpoint, load_model
@@ -134,7 +135,6 @@ def test_the_command_line_opens_it(tmp_path, monkeypatch):
     """With the words of docs/other_projects.md."""
     path, classes = publish(tmp_path, "Restor, R-50")
     opened = []
-    monkeypatch.setattr("demo.MaskRCNN", None, raising=False)
     monkeypatch.setattr("cli.load_model", lambda *arguments, **options: opened.append((arguments, options)) or 1 / 0)
     words = ["--classes", classes, "--set", "IMAGE_MIN_DIM=2048", "IMAGE_MAX_DIM=2048"]
     with pytest.raises(ZeroDivisionError):
@@ -145,8 +145,8 @@ def test_the_command_line_opens_it(tmp_path, monkeypatch):
     network = load_model(*arguments, **options)
     assert network.class_names == ["BG", "canopy", "tree"]
     assert (network.config.IMAGE_MIN_DIM, network.config.IMAGE_MAX_DIM) == (2048, 2048)
-    plan = model.utils.plan_resize(2048, 2048, network.config.IMAGE_MIN_DIM, network.config.IMAGE_MAX_DIM, "shorter")
-    assert plan.scale == 1
+    sides = network.config.IMAGE_MIN_DIM, network.config.IMAGE_MAX_DIM
+    assert utils.plan_resize(2048, 2048, *sides, mode="shorter").scale == 1
 
 
 def test_models_without_masks_are_refused(tmp_path):
