@@ -370,9 +370,9 @@ def test_every_published_name_is_in_the_table():
     assert sorted(figures_of) == sorted([*PUBLISHED, *EMBEDDED])
     for name, published in PUBLISHED.items():
         figures = figures_of[name]
-        assert re.fullmatch(r"(\d\d\.\d|–) / \d\d\.\d", figures), name
+        assert re.fullmatch(r"(\d\d\.\d|-) / \d\d\.\d", figures), name
         if aps := re.findall(r"AP (\d\d\.\d)", published.note):
-            assert figures == " / ".join(aps if len(aps) == 2 else ["–", *aps]), published.note
+            assert figures == " / ".join(aps if len(aps) == 2 else ["-", *aps]), published.note
     assert "mask-scoring-rcnn" in str(cache_folder())
     assert "~/.cache/mask-scoring-rcnn" in page
 

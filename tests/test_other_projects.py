@@ -3,6 +3,10 @@
 Checkpoints have the names and shapes of each project's network; the configuration beside them says what theirs says.
 """
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -167,10 +171,9 @@ def test_the_table_knows_the_classes_of_each_project():
 
 
 def test_the_names_and_shapes_are_detectron2s_own():
-    """These lists are of detectron2's constructors, which tests/golden/README.md describes."""
-    from test_foreign_checkpoints import KEYS
-
-    theirs = {name: tuple(shape) for name, shape in KEYS["detectron2_mask_rcnn_R_50_FPN_3x"]}
+    """The list is of detectron2's constructor: see tests/test_foreign_checkpoints.py."""
+    keys = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "foreign_keys.json.gz").read_bytes()))
+    theirs = {name: tuple(shape) for name, shape in keys["detectron2_mask_rcnn_R_50_FPN_3x"]}
     assert detectron2_shapes("resnet50") == theirs
     assert len(detectron2_shapes("resnext101_32x8d")) == 562
     assert len(mask_rcnn_shapes("resnet50")) == len(theirs) + 53, "mmdetection's norms count batches"
