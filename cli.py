@@ -200,7 +200,7 @@ def add_model(parser: Any, default: str, trains: bool = False) -> None:
 
 
 def add_checkpoint_options(parser: Any) -> None:
-    """--style, --classes and --eps: what a foreign checkpoint, named by --model, may not tell."""
+    """--style, --classes, --eps and --source-config: what a foreign checkpoint, named by --model, may not tell."""
     parser.add_argument(
         "--style",
         choices=STYLES,
@@ -218,10 +218,16 @@ def add_checkpoint_options(parser: Any) -> None:
         help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
         "trained from the published detector, 1e-5 if from an ImageNet backbone",
     )
+    parser.add_argument(
+        "--source-config",
+        metavar="FILE",
+        help="the config.yaml that a Detectron2 checkpoint was trained with; none: use no file. Default: config.yaml "
+        "in the folder of the checkpoint",
+    )
 
 
 def checkpoint_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What add_checkpoint_options added, as arguments for weights.load: style, class_names and eps.
+    """What add_checkpoint_options added, as arguments for weights.load: style, class_names, eps and source_config.
 
     A command without these arguments has None for each. Raises: as read_class_names.
     """
@@ -230,6 +236,7 @@ def checkpoint_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "style": getattr(arguments, "style", None),
         "class_names": read_class_names(classes) if classes else None,
         "eps": getattr(arguments, "eps", None),
+        "source_config": getattr(arguments, "source_config", None),
     }
 
 

@@ -265,7 +265,9 @@ def test_pixels_and_style_are_detectron2s_where_nothing_says_them(tmp_path):
 
 
 def test_tuples_of_python_are_lists(tmp_path):
-    text = yaml.dump(changed(MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS=(10.0, 10.0, 5.0, 5.0), INPUT__MIN_SIZE_TRAIN=(1, 2)))
+    text = yaml.dump(
+        changed(MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS=(10.0, 10.0, 5.0, 5.0), INPUT__MIN_SIZE_TRAIN=(1, 2))
+    )
     assert text.count("!!python/tuple") == 2
     found = read_source_config(write(tmp_path / "config.yaml", text)).settings
     assert found["BBOX_STD_DEV"] == (0.1, 0.1, 0.2, 0.2)
@@ -373,7 +375,10 @@ WRONG = [
     ({"MODEL__PIXEL_MEAN": [1, 2]}, "MODEL.PIXEL_MEAN must be a list of 3 numbers"),
     ({"MODEL__PIXEL_STD": [1, 2, 0]}, "STD_PIXEL must be above 0"),
     ({"MODEL__RESNETS__STRIDE_IN_1X1": "maybe"}, "must be true or false, not maybe"),
-    ({"_BASE_": "../Base-RCNN-C4.yaml"}, r"_BASE_ is \.\./Base-RCNN-C4\.yaml, a file that is not read; give the complete"),
+    (
+        {"_BASE_": "../Base-RCNN-C4.yaml"},
+        r"_BASE_ is \.\./Base-RCNN-C4\.yaml, a file that is not read; give the complete",
+    ),
 ]
 
 
@@ -391,7 +396,10 @@ def test_the_usual_base_is_what_is_usual(tmp_path):
 
 
 NO_YAML = {
-    "a Python object": ("MODEL: !!python/object/apply:os.mkdir ['{marker}']", "it holds a Python object, object/apply:os.mkdir"),
+    "a Python object": (
+        "MODEL: !!python/object/apply:os.mkdir ['{marker}']",
+        "it holds a Python object, object/apply:os.mkdir",
+    ),
     "a Python name": ("MODEL: !!python/name:os.system ''", "it holds a Python object, name:os.system"),
     "a merge": ("a: &a {b: 1}\nMODEL:\n  <<: *a\n", "it merges keys with <<"),
     "an unknown tag": ("MODEL: !x 1", "could not determine a constructor"),
@@ -461,7 +469,11 @@ def test_the_weights_must_not_contradict_it(tmp_path):
     fitting = {"DIALECT": "detectron2", "NUM_CLASSES": 81, "BACKBONE": "resnet50"}
     read(tmp_path).check(Config(**fitting))
     for key, value, words in (
-        ("MODEL__ROI_HEADS__NUM_CLASSES", 5, "MODEL.ROI_HEADS.NUM_CLASSES makes NUM_CLASSES 6, and the weights have 81"),
+        (
+            "MODEL__ROI_HEADS__NUM_CLASSES",
+            5,
+            "MODEL.ROI_HEADS.NUM_CLASSES makes NUM_CLASSES 6, and the weights have 81",
+        ),
         ("MODEL__RPN__CONV_DIMS", [-1, -1], "RPN_CONVS 2, and the weights have 1"),
         ("MODEL__RESNETS__DEPTH", 101, "BACKBONE resnet101, and the weights have resnet50"),
         ("MODEL__RESNETS__NUM_GROUPS", 32, "BACKBONE resnext50_32x64d, and the weights have resnet50"),
@@ -472,7 +484,9 @@ def test_the_weights_must_not_contradict_it(tmp_path):
 
 def test_what_is_printed(tmp_path):
     text = read(tmp_path, MODEL__RPN__NMS_THRESH=0.6, INPUT__MIN_SIZE_TRAIN=[800]).text()
-    assert text.startswith(f"{tmp_path / 'config.yaml'}: images in BGR, BACKBONE_STYLE caffe, MEAN_PIXEL 123.675 116.28")
+    assert text.startswith(
+        f"{tmp_path / 'config.yaml'}: images in BGR, BACKBONE_STYLE caffe, MEAN_PIXEL 123.675 116.28"
+    )
     assert "RPN_NMS_THRESHOLD 0.6, and " in text
     assert text.endswith("settings as Detectron2 usually has them")
     assert "POST_NMS" not in text

@@ -37,6 +37,10 @@ _DETECTRON2 = (  # and Detectron, whose names have no dots
         "Detectron2's model zoo has a better model of the same network",
     ),
     _Refusal(
+        r".*_gn_[sb]$",
+        "it is an ImageNet classifier of Caffe2 with group norms, and trainings of this project start from batch norms",
+    ),
+    _Refusal(
         r"sem_seg_head\.",
         "it labels the pixels of a whole image (semantic segmentation, Panoptic-DeepLab or MaskFormer), and finds no "
         "boxes",

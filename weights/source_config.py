@@ -39,14 +39,14 @@ class Fact(NamedTuple):
 class SourceConfig(NamedTuple):
     """A configuration, in our words.
 
-    settings: of Config. facts: the weights show them too. input_format: the order of an image's channels, BGR or RGB.
-    notes: what of it is not done here, for people.
+    settings: of Config. facts: the weights show them too. input_format: the order of an image's channels, BGR or RGB;
+    None: nobody says it. notes: what of it is not done here, for people.
     """
 
     path: Path
     settings: dict[str, Any]
     facts: list[Fact]
-    input_format: str
+    input_format: str | None
     notes: list[str]
 
     def text(self) -> str:
@@ -71,20 +71,23 @@ class SourceConfig(NamedTuple):
                 )
 
 
+NO_CONFIG = SourceConfig(Path(), {}, [], None, [])
+
+
 ############################################################
 #  Files
 ############################################################
 
 
 def find_source_config(checkpoint: Path, given: str | Path | None) -> tuple[SourceConfig | None, list[str]]:
-    """The configuration of a checkpoint, if there is one, and lines about files that are none.
+    """The configuration of a checkpoint, if there is one, and lines for people: what it gave, or why it is not used.
 
     given: its file; "none": use none; None: config.yaml or config.yml in the checkpoint's folder.
 
     Raises: as read_source_config, but for a file beside the checkpoint that is of something else.
     """
     if given is not None:
-        return (None, []) if str(given) == NONE else (read_source_config(given), [])
+        return (None, []) if str(given) == NONE else _with_lines(read_source_config(given))
     path = next((path for name in FILES if (path := checkpoint.parent / name).is_file()), None)
     if path is None:
         return None, []
@@ -96,10 +99,14 @@ def find_source_config(checkpoint: Path, given: str | Path | None) -> tuple[Sour
     if not is_of_detectron2:
         return None, [f"{path}, beside the checkpoint, is no configuration of Detectron2 and is not used: {reason}"]
     try:
-        return read_source_config(path), []
+        return _with_lines(read_source_config(path))
     except ValueError as error:
         hint = f"If it belongs to another checkpoint, give --source-config {NONE}, in Python source_config='{NONE}'"
         raise ValueError(f"{error}. {hint}") from None
+
+
+def _with_lines(config: SourceConfig) -> tuple[SourceConfig, list[str]]:
+    return config, [config.text(), *config.notes]
 
 
 def read_source_config(path: str | Path) -> SourceConfig:
@@ -189,7 +196,7 @@ def _model_key(contents: Mapping) -> str | None:
 
 
 def _flat(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted key: value} of dicts in dicts. Lists are values. Raises: ValueError for a dict that names itself often."""
+    """{dotted key: value} of dicts in dicts. Lists are values. Raises: ValueError for more keys than anybody writes."""
     flat: dict[str, Any] = {}
     left = [("", contents)]
     for _ in range(_MOST_KEYS):
