@@ -37,10 +37,8 @@ sanitize: $(READY)
 fuzz: kernels  ## damaged inputs of every kind, for an hour (SECONDS=60: for a minute)
 	FUZZ_SECONDS=$(or $(SECONDS),3600) $(PY) -m pytest tests/fuzz_*.py
 
-bench: kernels
-	$(PY) benchmarks/bench_ops.py
-	$(PY) benchmarks/bench_detect.py
-	$(PY) benchmarks/bench_train.py
+bench: kernels  ## everything, into benchmarks/results/ and docs/speed.md (DATASET=dir: of COCO, for loading pictures)
+	$(PY) benchmarks/bench.py $(if $(DATASET),--dataset $(DATASET))
 
 reproduce: kernels  ## the models of shapes, from nothing, and how their results differ from the committed ones
 	$(PY) benchmarks/reproduce.py

@@ -172,7 +172,7 @@ def _add_data_arguments(group: Any) -> None:
         "--workers",
         type=cli.whole_number(0),
         metavar="N",
-        help="processes (train) or threads (evaluate) that load images",
+        help="processes (train) or threads (evaluate) that load images; default: by the cores of this machine",
     )
 
 
@@ -323,10 +323,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if runtime.rank() == 0:
         print(f"weights: {utils.printable(model.source)}\nresults go to {folder}")
         print(native.status())
-    workers = 2 if arguments.workers is None else max(1, arguments.workers)
     try:
         evaluate_to_folder(
-            model, dataset, folder, image_ids, arguments.max_dets, dtype, workers, facts, identity=identity
+            model, dataset, folder, image_ids, arguments.max_dets, dtype, arguments.workers, facts, identity=identity
         )
     except KeyboardInterrupt:
         print(f"\ncoco.py: interrupted; the detections so far are in {folder}, and the same command continues",

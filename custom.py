@@ -264,7 +264,7 @@ def _add_detect(commands: Any) -> None:
     cli.add_output(parser, f"all results; default: {RESULTS / 'detect'}/ and the name of the first FOLDER")
     parser.add_argument("--limit", type=cli.whole_number(1), metavar="N", help="the first N pictures; default: all")
     parser.add_argument(
-        "--workers", type=cli.whole_number(1), default=2, metavar="N", help="threads that read pictures; default: 2"
+        "--workers", type=cli.whole_number(1), metavar="N", help="threads that read pictures; default: by the cores"
     )
     cli.add_device(parser)
     cli.add_dtype(parser)

@@ -72,12 +72,12 @@ def _cudnn(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
 
 def _may_fuse(x: Tensor) -> bool:
     """Whether a fused operation gives what the plain ones would."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or _is_exporting():
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or is_exporting():
         return False
     return x.numel() > 0 and fuses(x.device.type, x.dtype)
 
 
-def _is_exporting() -> bool:
+def is_exporting() -> bool:
     """Whether the operations are recorded for another program, which may lack oneDNN's and cuDNN's."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 

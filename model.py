@@ -60,7 +60,7 @@ from data.loader import make_loader
 from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
-from fused import convolve, multiply
+from fused import convolve, is_exporting, multiply
 from nms import nms_of_images
 from roialign import (
     MaskCrops,
@@ -104,39 +104,49 @@ def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
     """Pixels [..., C] in 0..255, minus MEAN_PIXEL and divided by STD_PIXEL: float32 [..., C]."""
     if isinstance(image, np.ndarray):
         image = np.require(image, requirements="W")  # torch demands it, though it only reads
-    pixels = torch.as_tensor(image).to(torch.float32)
-    mean, deviation = (runtime.constant(values, pixels) for values in (config.MEAN_PIXEL, config.STD_PIXEL))
-    return (pixels - mean).div_(deviation)
+    pixels = torch.as_tensor(image)
+    rows = pixels.flatten(-2) if pixels.dim() > 1 else pixels  # [..., W * C]: torch is slow where the last dim is short
+    width, like = pixels.shape[-2] if pixels.dim() > 1 else 1, pixels.new_empty(0, dtype=torch.float32)
+    mean, deviation = (runtime.constant(values, like).repeat(width) for values in (config.MEAN_PIXEL, config.STD_PIXEL))
+    return (rows - mean).div_(deviation).reshape(pixels.shape)
 
 
 def mold_padded(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> Tensor:
     """An image [H, W, C] uint8, resized, normalised and padded by its plan: float32 [*plan.padded_shape, C]."""
+    pixels = mold_image(_resized(image, plan, config), config)  # [h, w, C]
+    return pad_molded(pixels, plan.window, pixels.new_empty(*plan.padded_shape, pixels.shape[2]), config)
+
+
+def _resized(image: np.ndarray, plan: utils.ResizePlan, config: Config) -> np.ndarray:
+    """An image [H, W, C] uint8 in the size of its plan, not normalised."""
     if plan.crop is not None:
         raise ValueError("IMAGE_RESIZE_MODE 'crop' takes random crops, for training; detect with 'square' or 'pad64'")
-    pixels = mold_image(utils.resize_pixels(image, plan.size, config.dialect.resampling), config)  # [h, w, C]
-    return pad_molded(pixels, plan.window, plan.padded_shape, config)
+    return utils.resize_pixels(image, plan.size, config.dialect.resampling)
 
 
-def pad_molded(pixels: Tensor, window: Sequence[int], shape: tuple[int, int], config: Config) -> Tensor:
-    """Normalised pixels [h, w, C] with padding around their window: [*shape, C]."""
-    padded = pixels.new_zeros(*shape, pixels.shape[2])
+def pad_molded(pixels: Tensor, window: Sequence[int], out: Tensor, config: Config) -> Tensor:
+    """Put normalised pixels [h, w, C] into their window (y1, x1, y2, x2) of out [H, W, C], and padding around it.
+
+    Returns: out.
+    """
     if config.dialect.pads_before_mean:
-        padded += mold_image(pixels.new_zeros(pixels.shape[2]), config)
+        out.copy_(mold_image(pixels.new_zeros(pixels.shape[2]), config).expand_as(out))
+    else:
+        out.zero_()
     y1, x1, y2, x2 = window
-    padded[y1:y2, x1:x2] = pixels
-    return padded
+    out[y1:y2, x1:x2] = pixels
+    return out
 
 
 def mold_batch(batch: Batch, device: torch.device, config: Config) -> tuple[Images, Targets]:
     """A Batch of the loader as the network takes it, on its device: images normalised and padded, and their truth."""
     windows = batch.windows.tolist()
     batch = batch.to(device, non_blocking=True)  # the loader pins what goes to a GPU
-    molded = [
-        pad_molded(mold_image(image, config), [int(side) for side in window], batch.shape, config)
-        for image, window in zip(batch.images, windows, strict=True)
-    ]
-    pixels = torch.stack(molded).to(_DTYPES[config.TRAIN_DTYPE]).permute(0, 3, 1, 2)
-    return Images(pixels, batch.windows), batch.targets
+    shape, dtype = (len(windows), *batch.shape, config.IMAGE_CHANNEL_COUNT), _DTYPES[config.TRAIN_DTYPE]
+    pixels = torch.empty(shape, dtype=dtype, device=device)
+    for place, image, window in zip(pixels, batch.images, windows, strict=True):
+        pad_molded(mold_image(image, config), [int(side) for side in window], place, config)
+    return Images(pixels.permute(0, 3, 1, 2), batch.windows), batch.targets
 
 
 ############################################################
@@ -962,6 +972,7 @@ class MaskHead(nn.Module):
     """
 
     RECOMPUTED = 64  # RoIs
+    AT_ONCE = 256  # RoIs, in inference: what has four times as many channels takes 0.8 MB of float32 for each
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -977,12 +988,15 @@ class MaskHead(nn.Module):
         """RoI features [R, C, m, m] and classes [R] to mask_logits [R, 2m, 2m] of these classes, float32."""
         for conv in self.convs:
             x = conv(x)
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        # What follows has four times as many channels. So it takes some RoIs at a time, and is computed again for
+        # gradients.
+        predict, count = self._predict, self.AT_ONCE
+        if torch.is_grad_enabled() and x.requires_grad:
+            predict = partial(checkpoint, self._predict, use_reentrant=False, preserve_rng_state=False)
+            count = self.RECOMPUTED
+        elif is_exporting():  # another program has any number of RoIs
             return self._predict(x, class_ids)
-        # What follows has four times as many channels, and is computed again for gradients, some RoIs at a time.
-        parts = zip(x.split(self.RECOMPUTED), class_ids.split(self.RECOMPUTED), strict=True)
-        predict = partial(checkpoint, self._predict, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([predict(*part) for part in parts])
+        return torch.cat([predict(*part) for part in zip(x.split(count), class_ids.split(count), strict=True)])
 
     def _predict(self, x: Tensor, class_ids: Tensor) -> Tensor:
         side = x.shape[-1]
@@ -2228,12 +2242,12 @@ class MaskRCNN(nn.Module):
         if self.device.type == "cpu":
             runtime.keep_memory()
         seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
-        chunks, unfinished, failure = self._molded_chunks(batches, seconds), deque(), None
+        chunks, unfinished, failure = self._resized_chunks(batches, seconds), deque(), None
         weights = _ready_weights(self, _dtype(dtype))
         try:
             for chunk in chunks if reader is None else _ahead(chunks, reader):
                 if verbose:
-                    log(f"images {chunk.indices}, molded", torch.stack(chunk.molded) if chunk.molded else None)
+                    log(f"images {chunk.indices}, resized", chunk.resized[0] if chunk.resized else None)
                 detections = self._infer(chunk, dtype, seconds, weights) if chunk.indices else None
                 runtime.limit_kept_memory()
                 unfinished.append(paster.submit(self._paste, chunk, detections, masks, seconds))
@@ -2247,8 +2261,8 @@ class MaskRCNN(nn.Module):
         if failure is not None:
             raise failure
 
-    def _molded_chunks(self, batches: Iterable[Sequence[Any]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
-        """The images of each batch in chunks of equal shape, resized and padded."""
+    def _resized_chunks(self, batches: Iterable[Sequence[Any]], seconds: dict[str, float]) -> Iterator["_Chunk"]:
+        """The images of each batch, resized, in chunks that will have one shape after padding."""
         for images in batches:
             start = time.perf_counter()
             images = self._checked(images)
@@ -2256,10 +2270,11 @@ class MaskRCNN(nn.Module):
             results: list[Any] = [None] * len(images)
             groups = list(_chunks([plan.padded_shape for plan in plans], self.config.IMAGES_PER_GPU)) or [[]]
             for number, indices in enumerate(groups, start=1):
-                molded = [mold_padded(images[i], plans[i], self.config) for i in indices]
+                resized = [_resized(images[i], plans[i], self.config) for i in indices]
                 windows, shapes = [plans[i].window for i in indices], [images[i].shape[:2] for i in indices]
+                padded_shape = plans[indices[0]].padded_shape if indices else (0, 0)
                 seconds["resize"] += time.perf_counter() - start
-                yield _Chunk(results, indices, molded, windows, shapes, is_last=number == len(groups))
+                yield _Chunk(results, indices, resized, padded_shape, windows, shapes, is_last=number == len(groups))
                 start = time.perf_counter()
 
     def _checked(self, images: Sequence[Any]) -> list[np.ndarray]:
@@ -2270,16 +2285,21 @@ class MaskRCNN(nn.Module):
     def _infer(self, chunk: "_Chunk", dtype: str, seconds: dict[str, float], weights: _Weights) -> Detections:
         """The detections in the images of a chunk, on the CPU."""
         start = time.perf_counter()
-        shape, device = (len(chunk.molded), *chunk.molded[0].shape), self.device
-        pixels = runtime.empty_for_copies(device, shape, _DTYPES[dtype])  # [B, H, W, C]
-        for image, molded in zip(pixels, chunk.molded, strict=True):
-            image.copy_(molded)
-        windows = torch.tensor([list(window) for window in chunk.windows], dtype=torch.float32)
-        pixels, windows = runtime.upload(pixels, device), runtime.upload(windows, device)
-        detections = self.predict(Images(pixels.permute(0, 3, 1, 2), windows), weights=weights)
-        detections = detections.to("cpu")  # waits for the device
+        shape = (len(chunk.resized), *chunk.padded_shape, self.config.IMAGE_CHANNEL_COUNT)
+        pixels = torch.empty(shape, dtype=_DTYPES[dtype], device=self.device)  # [B, H, W, C]
+        for place, image, window in zip(pixels, chunk.resized, chunk.windows, strict=True):
+            # The device normalises: a byte a pixel is copied to it, and not a float32.
+            image = runtime.upload(torch.from_numpy(np.require(image, requirements="W")), self.device)
+            pad_molded(mold_image(image, self.config), window, place, self.config)
+        detections = self._detections_on_cpu(pixels, chunk.windows, weights)
         seconds["network"] += time.perf_counter() - start
         return detections
+
+    def _detections_on_cpu(self, pixels: Tensor, windows: Sequence[Any], weights: _Weights) -> Detections:
+        """predict() on normalised pixels [B, H, W, C] and their windows."""
+        windows = torch.tensor([list(window) for window in windows], dtype=torch.float32)
+        images = Images(pixels.permute(0, 3, 1, 2), runtime.upload(windows, self.device))
+        return self.predict(images, weights=weights).to("cpu")  # waits for the device
 
     @torch.no_grad()  # detect_batches calls this in a thread of its own
     def _paste(
@@ -2555,11 +2575,13 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
         if verbose:
             log("molded_images", molded_images)
-        seconds = dict.fromkeys(("network", "masks"), 0.0)
         shapes = [tuple(shape[:2]) for shape in metas["original_image_shape"].tolist()]
-        molded = list(torch.as_tensor(molded_images, dtype=torch.float32))
-        chunk = _Chunk([None] * len(molded), range(len(molded)), molded, metas["window"].tolist(), shapes, True)
-        detections = self._infer(chunk, "float32", seconds, _ready_weights(self, torch.float32))
+        pixels = torch.as_tensor(molded_images, dtype=torch.float32).to(self.device)
+        count, padded_shape, windows = len(pixels), tuple(pixels.shape[1:3]), metas["window"].tolist()
+        start = time.perf_counter()
+        detections = self._detections_on_cpu(pixels, windows, _ready_weights(self, torch.float32)) if count else None
+        seconds = {"network": time.perf_counter() - start, "masks": 0.0}
+        chunk = _Chunk([None] * count, range(count), [], padded_shape, windows, shapes, True)
         (results,) = self._paste(chunk, detections, "array", seconds)
         self.seconds = seconds
         return results
@@ -2584,7 +2606,8 @@ class _Chunk(NamedTuple):
 
     results: list[Any]  # one for each image of the batch, to be filled
     indices: Sequence[int]  # of the images in the batch; empty for an empty batch
-    molded: list[Tensor]  # [H, W, C] each
+    resized: list[np.ndarray]  # [h, w, C] each, not normalised
+    padded_shape: tuple[int, int]  # (height, width) that all get
     windows: Sequence[Any]  # (y1, x1, y2, x2) of each, where it lies in the network's input
     shapes: Sequence[Any]  # (height, width) of each original
     is_last: bool  # of its batch

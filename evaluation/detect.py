@@ -223,16 +223,28 @@ def plan_chunks(model: Detector, image_ids: Sequence[int]) -> list[list[int]]:
     return [list(map(int, image_ids[start : start + size])) for start in range(0, len(image_ids), size)]
 
 
+def reading_threads(workers: int | None) -> int:
+    """How many threads read images: as many as asked for, one at least; None: one for each core, from 2 to 8.
+
+    Processes of one machine that torchrun starts share its cores.
+    """
+    if workers is not None:
+        return max(1, workers)
+    cores = runtime.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(cores, 2), 8)
+
+
 def read_batches(
     dataset: Dataset,
     chunks: Sequence[Sequence[int]],
     failures: dict[int, str],
-    workers: int = 2,
+    workers: int | None = None,
     files: dict[int, ImageFile | None] | None = None,
     keeps_rest: bool = False,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
+    workers: as of reading_threads.
     failures: a dict to be filled with the reason for each image_id that cannot be read. Its chunk is left out, or with
         keeps_rest, the image alone.
     files: a dict to be filled with the file of each image_id, as it is before the image is read. So an image that is
@@ -244,6 +256,7 @@ def read_batches(
             files[image_id] = ImageFile.of(dataset.image_info[image_id]["path"], dataset.reader.chosen)
         return dataset.load_image(image_id)
 
+    workers = reading_threads(workers)
     with ThreadPoolExecutor(workers, "images") as pool:
         waiting: deque = deque()
         for chunk in chunks:
@@ -273,15 +286,15 @@ def detect_to_folder(
     image_ids: Sequence[int],
     folder: str | os.PathLike,
     dtype: str = "float32",
-    workers: int = 2,
+    workers: int | None = None,
     verbose: bool = True,
     identity: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Detect in all images that have no results in a folder yet. All processes of a group call it together.
 
-    image_ids: of the data set. folder: the same for all processes. dtype: of detect(). workers: threads that read
-        images. verbose: show progress and what is taken over, in the first process. identity: of identify(), for
-        callers that have it: it takes a hash of all weights.
+    image_ids: of the data set. folder: the same for all processes. dtype: of detect(). workers: as of reading_threads.
+        verbose: show progress and what is taken over, in the first process. identity: of identify(), for callers that
+        have it: it takes a hash of all weights.
 
     An image is detected again if its file has other contents than before. Lines that are damaged are named in a
     warning, and their images are detected again.
@@ -306,7 +319,7 @@ def detect_to_folder(
 
 def detect_chunks(
     model: ResumableDetector, dataset: Dataset, chunks: Sequence[Sequence[int]], numbers: Mapping[int, int],
-    categories: Sequence[int], folder: Path, evaluation: str, dtype: str, workers: int, verbose: bool,
+    categories: Sequence[int], folder: Path, evaluation: str, dtype: str, workers: int | None, verbose: bool,
     keeps_rest: bool = False,
 ) -> tuple[dict[str, float], dict[int, str]]:  # fmt: skip
     """Detect in the chunks of this process, and write the results into its part of the folder.

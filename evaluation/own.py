@@ -67,7 +67,7 @@ def evaluate_own(
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     dtype: str = "float32",
-    workers: int = 2,
+    workers: int | None = None,
     facts: Mapping[str, str] | None = None,
     leaks: Sequence[tuple[str, str]] | None = None,
     model_name: str | None = None,

@@ -121,7 +121,7 @@ class Run(NamedTuple):
 
 def detect_pictures(
     model: ResumableDetector, dataset: PictureSet, sources: Sequence[str], folder: Path, dtype: str = "float32",
-    workers: int = 2, verbose: bool = True,
+    workers: int | None = None, verbose: bool = True,
 ) -> Run:  # fmt: skip
     """Detect in all pictures that have no results in a folder yet. All processes of a group call it together.
 

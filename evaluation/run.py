@@ -197,7 +197,7 @@ def evaluate_to_folder(
     image_ids: Sequence[int] | None = None,
     max_dets: int | None = None,
     dtype: str = "float32",
-    workers: int = 2,
+    workers: int | None = None,
     facts: Mapping[str, str] | None = None,
     verbose: bool = True,
     identity: dict[str, Any] | None = None,
@@ -207,7 +207,7 @@ def evaluate_to_folder(
 
     folder: gets detections/, bbox.json and segm.json (COCO's submission format), metrics.json, metrics.csv,
         classes.csv and report.html. A folder takes one evaluation.
-    dtype: of detect(). workers: threads that read images. facts: further rows of the report's table of what was
+    dtype: of detect(). workers: as of detect_to_folder. facts: further rows of the report's table of what was
         evaluated. identity: of identify(), for callers that have it.
     add_own: computes further numbers from the evaluation, the ground truth and the results of masks, as own.py does,
         and returns what write_report shall show of them. The others as in evaluate_dataset.

@@ -364,7 +364,7 @@ def test_bfloat16_is_close_to_float32(device):
 
 def test_verbose_and_seconds(model, capsys):
     model.detect([random_image(64, 96)], verbose=1)
-    assert "molded" in capsys.readouterr().out
+    assert "resized" in capsys.readouterr().out
     assert set(model.seconds) == {"resize", "network", "masks"}
     assert all(seconds > 0 for seconds in model.seconds.values())
 

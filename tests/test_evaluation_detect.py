@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 import coco
+import runtime
 from config import Config
 from evaluation.detect import (
     _remaining_chunks,
@@ -36,6 +37,7 @@ from evaluation.detect import (
     load_results,
     plan_chunks,
     read_batches,
+    reading_threads,
     write_submission,
 )
 from evaluation.results import Detector, ResumableDetector, ground_truth, to_results
@@ -887,6 +889,16 @@ def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path):
 def test_unreadable_images_are_named_in_order(tmp_path):
     with pytest.raises(ValueError, match=r"picture 1 .*picture 5 "):
         detect(tmp_path, dataset=Plain(7, broken=[5, 1]), image_ids=range(6, -1, -1))
+
+
+def test_threads_that_read_follow_the_cores(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for cores, threads in ((1, 2), (2, 2), (6, 6), (64, 8)):
+        monkeypatch.setattr(runtime, "usable_cores", lambda cores=cores: cores)
+        assert reading_threads(None) == threads
+    assert [reading_threads(count) for count in (0, 1, 30)] == [1, 1, 30]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert reading_threads(None) == 4
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -181,3 +181,9 @@ def test_the_network_detects_the_same_without_fusion(monkeypatch, forget):
     assert (one["class_ids"] == other["class_ids"]).all()
     torch.testing.assert_close(torch.as_tensor(one["rois"]), torch.as_tensor(other["rois"]), rtol=0, atol=0.05)
     torch.testing.assert_close(torch.as_tensor(one["mask_scores"]), torch.as_tensor(other["mask_scores"]))
+
+
+def test_a_program_that_is_recorded_is_told_from_a_run(monkeypatch):
+    assert not fused.is_exporting()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert fused.is_exporting()

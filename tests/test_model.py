@@ -22,6 +22,39 @@ def model() -> MaskRCNN:
 
 
 ############################################################
+#  Images In
+############################################################
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_are_normalised_and_padded_as_by_hand(dialect, channels):
+    """Each pixel minus the mean, divided by the deviation, in float32, and rounded last. Padding is black or zero."""
+    rng = np.random.default_rng(channels)
+    mean, deviation = rng.uniform(90, 130, channels).tolist(), rng.uniform(1, 60, channels).tolist()
+    config = Config(DIALECT=dialect, IMAGE_CHANNEL_COUNT=channels, MEAN_PIXEL=tuple(mean), STD_PIXEL=tuple(deviation))
+    normalise = lambda pixels: (  # noqa: E731
+        (pixels.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+    )
+    image = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    molded = modellib.mold_image(image, config)
+    assert molded.shape == image.shape
+    assert molded.dtype == torch.float32
+    assert np.array_equal(molded.numpy(), normalise(image))
+    assert np.array_equal(modellib.mold_image(image[0, 0], config).numpy(), normalise(image)[0, 0])
+    assert np.array_equal(modellib.mold_image(image[:, ::2], config).numpy(), normalise(image)[:, ::2])
+    assert modellib.mold_image(image[:0], config).shape == (0, 7, channels)
+    black = normalise(np.zeros((8, 9, channels))) if config.dialect.pads_before_mean else np.zeros((8, 9, channels))
+    expected = black.astype(np.float32)
+    expected[2:7, 1:8] = normalise(image)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.full((8, 9, channels), torch.nan, dtype=dtype)
+        padded = modellib.pad_molded(molded, (2, 1, 7, 8), out, config)
+        assert padded is out
+        assert torch.equal(padded, torch.from_numpy(expected).to(dtype))
+
+
+############################################################
 #  Layers
 ############################################################
 
@@ -125,6 +158,26 @@ def test_mask_head_is_convolutions_upsampling_and_the_class(rows, device):
     actual = head(x, classes)
     assert actual.shape == (rows, 28, 28)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mask_head_upsamples_some_masks_at_a_time(monkeypatch):
+    """In inference too, as many as AT_ONCE; nothing is left out, and an exported program has no such loop."""
+    torch.manual_seed(0)
+    head = MaskHead(TinyConfig())
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, classes = torch.randn(7, 16, 14, 14), torch.tensor([1, 2, 3, 1, 2, 3, 1])
+    counts = []
+    monkeypatch.setattr(head, "_predict", lambda *part: counts.append(len(part[0])) or MaskHead._predict(head, *part))
+    with torch.no_grad():
+        whole = head(x, classes)
+        monkeypatch.setattr(MaskHead, "AT_ONCE", 3)
+        parts = head(x, classes)
+        monkeypatch.setattr(modellib, "is_exporting", lambda: True)
+        exported = head(x, classes)
+    assert counts == [7, 3, 3, 1, 7]
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+    assert torch.equal(exported, whole)
 
 
 @pytest.mark.parametrize("rows", [0, 2])

@@ -21,7 +21,7 @@ COLUMNS = ("boxes", "batch_index", "class_ids", "scores", "mask_logits", "maskio
 def detect(model, images, dtype="float32"):
     """The detections of a batch, on the CPU."""
     seconds = {"resize": 0.0, "network": 0.0}
-    (chunk,) = model._molded_chunks([images], seconds)
+    (chunk,) = model._resized_chunks([images], seconds)
     with torch.no_grad():
         return model._infer(chunk, dtype, seconds, modellib._ready_weights(model, modellib._DTYPES[dtype]))
 
