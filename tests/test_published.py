@@ -7,11 +7,13 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 from foreign_shapes import detectron2_shapes, without_memory
+from helpers import random_image
 from http_server import FileServer
+from zoo_files import detectron2_state, zoo_bytes
 
 from config import DETECTION, Config, settings_that
 from weights.download import download, expected_digest
-from weights.load import load_checkpoint
+from weights.load import load_checkpoint, load_model
 from weights.published import (
     _FILES,
     EMBEDDED,
@@ -201,6 +203,32 @@ def test_a_pickle_with_the_right_md5_is_downloaded(server, monkeypatch, tmp_path
     cached.write_bytes(CONTENT[:-1])
     with pytest.raises(ValueError, match=rf"{published.file_name} has md5 [0-9a-f]{{32}}, expected {MD5[:6]}\.\.\.: "):
         find_weights("best")
+
+
+def test_a_model_of_the_zoo_from_its_address_to_its_detections(server, monkeypatch, tmp_path, capsys):
+    """Download, md5, the pickle, its conversion, and what the name says of it; then the file by itself."""
+    server.content = zoo_bytes(detectron2_state("resnet50", 80))
+    md5 = hashlib.md5(server.content).hexdigest()[:6]
+    published = offer(server, monkeypatch, md5)
+    monkeypatch.setitem(_FILES, published.file_name, published)
+    network = load_model("best", "cpu")
+    assert (network.config.DIALECT, network.config.BACKBONE_STYLE) == ("detectron2", "caffe")
+    assert network.class_names[:3] == ["BG", "person", "bicycle"]
+    assert "assumed" not in capsys.readouterr().out
+    (result,) = network.detect([random_image(60, 80)])
+    assert result["masks"].shape == (60, 80, len(result["rois"]))
+    here = tmp_path / published.file_name
+    (tmp_path / "cache" / published.file_name).rename(here)
+    assert same(load_model(here, "cpu").state_dict(), network.state_dict())
+    assert "assumed" not in capsys.readouterr().out, "its name and md5 tell what it is"
+    other = tmp_path / "mine.pkl"
+    here.rename(other)
+    load_model(other, "cpu")
+    assert "assumed     caffe style, as detectron2's ResNets have" in capsys.readouterr().out
+
+
+def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
 def test_a_pickle_with_another_md5_is_refused(server, monkeypatch, tmp_path):
