@@ -38,7 +38,7 @@ from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, 
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.convert import read_class_names
+from weights.class_names import KNOWN_CLASSES, read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
 from weights.published import imagenet_weights, some_names
@@ -209,7 +209,8 @@ def add_checkpoint_options(parser: Any) -> None:
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="names of the checkpoint's classes, one a line, without the background, if the file does not tell",
+        help="names of the checkpoint's classes, if the file does not tell: a text file, one a line, without the "
+        f"background; a .json file of annotations; or one of {', '.join(KNOWN_CLASSES)}",
     )
     parser.add_argument(
         "--eps",

@@ -35,7 +35,8 @@ from weights.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from weights.convert import _eps, _pixels, read_class_names
+from weights.class_names import read_class_names
+from weights.convert import _eps, _pixels
 from weights.formats import FORMATS
 from weights.load import load_checkpoint, load_model, load_with_report
 from weights.published import (

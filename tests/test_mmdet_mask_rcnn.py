@@ -7,6 +7,7 @@ import golden_weights
 import numpy as np
 import pytest
 import torch
+from foreign_shapes import mask_rcnn_shapes, without_memory
 
 import model
 from config import Config
@@ -15,16 +16,6 @@ from weights.convert import convert
 from weights.load import load_checkpoint, load_model, load_with_report
 from weights.published import PUBLISHED
 
-# BACKBONE: depth, groups, base_width of configs/mask_rcnn. A ResNet has one group of width 64.
-BACKBONES = {
-    "resnet18": (18, 1, 64),
-    "resnet50": (50, 1, 64),
-    "resnet101": (101, 1, 64),
-    "resnext101_32x4d": (101, 32, 4),
-    "resnext101_32x8d": (101, 32, 8),
-    "resnext101_64x4d": (101, 64, 4),
-}
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 RGB, BGR = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]", "mean=[103.53, 116.28, 123.675]"
 CAFFE, CAFFE2 = f"{BGR}, std=[1.0, 1.0, 1.0]", f"{BGR}, std=[57.375, 57.12, 58.395]"
 
@@ -36,63 +27,8 @@ def light(monkeypatch):
     monkeypatch.setattr(model, "initialise", lambda *arguments: None)
 
 
-def backbone_shapes(depth: int, groups: int, base_width: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of mmdetection's ResNet or ResNeXt."""
-    shapes = {"backbone.conv1.weight": (64, 3, 7, 7), **norm_shapes("backbone.bn1", 64)}
-    expansion = 4 if depth >= 50 else 1
-    channels_in = 64
-    for stage, count in enumerate(BLOCKS[depth], start=1):
-        planes = 64 << stage - 1
-        width = planes * base_width * groups // 64
-        for block in range(count):
-            layer = f"backbone.layer{stage}.{block}"
-            if expansion == 4:
-                kernels = [(width, channels_in, 1, 1), (width, width // groups, 3, 3), (4 * planes, width, 1, 1)]
-            else:
-                kernels = [(planes, channels_in, 3, 3), (planes, planes, 3, 3)]
-            for number, kernel in enumerate(kernels, start=1):
-                shapes[f"{layer}.conv{number}.weight"] = kernel
-                shapes |= norm_shapes(f"{layer}.bn{number}", kernel[0])
-            if block == 0 and (channels_in != expansion * planes or stage > 1):
-                shapes[f"{layer}.downsample.0.weight"] = (expansion * planes, channels_in, 1, 1)
-                shapes |= norm_shapes(f"{layer}.downsample.1", expansion * planes)
-            channels_in = expansion * planes
-    return shapes
-
-
-def norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
-    leaves = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (channels,))
-    return {f"{name}.{leaf}": shape for leaf, shape in {**leaves, "num_batches_tracked": ()}.items()}
-
-
-def mask_rcnn_shapes(backbone: str, classes: int = 80) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of configs/mask_rcnn with this backbone."""
-    depth, groups, base_width = BACKBONES[backbone]
-    kernels = {}
-    for level, channels in enumerate((256, 512, 1024, 2048) if depth >= 50 else (64, 128, 256, 512)):
-        kernels[f"neck.lateral_convs.{level}.conv"] = (256, channels, 1, 1)
-        kernels[f"neck.fpn_convs.{level}.conv"] = (256, 256, 3, 3)
-    kernels |= {"rpn_head.rpn_conv": (256, 256, 3, 3), "rpn_head.rpn_cls": (3, 256, 1, 1)}
-    kernels |= {"rpn_head.rpn_reg": (12, 256, 1, 1), "roi_head.bbox_head.fc_cls": (classes + 1, 1024)}
-    kernels |= {"roi_head.bbox_head.fc_reg": (4 * classes, 1024)}
-    kernels |= {f"roi_head.bbox_head.shared_fcs.{i}": (1024, size) for i, size in enumerate((12544, 1024))}
-    kernels |= {f"roi_head.mask_head.convs.{i}.conv": (256, 256, 3, 3) for i in range(4)}
-    kernels |= {"roi_head.mask_head.upsample": (256, 256, 2, 2)}
-    kernels |= {"roi_head.mask_head.conv_logits": (classes, 256, 1, 1)}
-    shapes = backbone_shapes(depth, groups, base_width)
-    for name, kernel in kernels.items():
-        rows = kernel[1] if name.endswith("upsample") else kernel[0]
-        shapes |= {f"{name}.weight": kernel, f"{name}.bias": (rows,)}
-    return shapes
-
-
 def state_of(backbone: str, classes: int = 80) -> dict[str, torch.Tensor]:
-    """A state dict without memory. The first convolution has another number for each channel of the image."""
-    fill = {"num_batches_tracked": torch.tensor(0), "running_var": torch.tensor(1.0)}
-    shapes = mask_rcnn_shapes(backbone, classes)
-    state = {name: fill.get(name.rpartition(".")[2], torch.tensor(0.5)).expand(shapes[name]) for name in shapes}
-    stem = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
-    return state | {"backbone.conv1.weight": stem.expand(64, 3, 7, 7)}
+    return without_memory(mask_rcnn_shapes(backbone, classes))
 
 
 def write(path, backbone, config="", version=2, **meta):

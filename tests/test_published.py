@@ -5,10 +5,15 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
+import torch
+from foreign_shapes import detectron2_shapes, without_memory
+from helpers import random_image
 from http_server import FileServer
+from zoo_files import detectron2_state, zoo_bytes
 
 from config import DETECTION, Config, settings_that
 from weights.download import download, expected_digest
+from weights.load import load_checkpoint, load_model
 from weights.published import (
     _FILES,
     EMBEDDED,
@@ -200,6 +205,32 @@ def test_a_pickle_with_the_right_md5_is_downloaded(server, monkeypatch, tmp_path
         find_weights("best")
 
 
+def test_a_model_of_the_zoo_from_its_address_to_its_detections(server, monkeypatch, tmp_path, capsys):
+    """Download, md5, the pickle, its conversion, and what the name says of it; then the file by itself."""
+    server.content = zoo_bytes(detectron2_state("resnet50", 80))
+    md5 = hashlib.md5(server.content).hexdigest()[:6]
+    published = offer(server, monkeypatch, md5)
+    monkeypatch.setitem(_FILES, published.file_name, published)
+    network = load_model("best", "cpu")
+    assert (network.config.DIALECT, network.config.BACKBONE_STYLE) == ("detectron2", "caffe")
+    assert network.class_names[:3] == ["BG", "person", "bicycle"]
+    assert "assumed" not in capsys.readouterr().out
+    (result,) = network.detect([random_image(60, 80)])
+    assert result["masks"].shape == (60, 80, len(result["rois"]))
+    here = tmp_path / published.file_name
+    (tmp_path / "cache" / published.file_name).rename(here)
+    assert same(load_model(here, "cpu").state_dict(), network.state_dict())
+    assert "assumed" not in capsys.readouterr().out, "its name and md5 tell what it is"
+    other = tmp_path / "mine.pkl"
+    here.rename(other)
+    load_model(other, "cpu")
+    assert "assumed     caffe style, as detectron2's ResNets have" in capsys.readouterr().out
+
+
+def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
 def test_a_pickle_with_another_md5_is_refused(server, monkeypatch, tmp_path):
     offer(server, monkeypatch, "f10217")
     with pytest.raises(ValueError, match=f"does not have the md5 f10217 that was expected, but {MD5}"):
@@ -241,3 +272,38 @@ def test_a_file_of_a_published_name_and_hash_is_known(tmp_path, monkeypatch):
     path.write_bytes(b"another")
     assert find_published(path) is None
     assert find_published(tmp_path / "none") is None
+
+
+############################################################
+#  By name, a file is complete
+############################################################
+
+
+def test_what_the_zoos_files_do_not_say_is_known_by_name(tmp_path, monkeypatch, capsys):
+    """On files without constants, as a trainer writes them: style, pixels, sizes, limits and classes are known."""
+    monkeypatch.setattr("weights.checkpoint._storable", lambda tensor: tensor)
+    path = tmp_path / "cached.pth"
+    monkeypatch.setattr("weights.load.find_weights", lambda name: path)
+    for name, backbone, classes, style, expected in (
+        ("mask_rcnn_R_50_FPN_3x", "resnet50", 80, "caffe", {"STD_PIXEL": (1, 1, 1)}),
+        ("COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml", "resnext101_32x8d", 80, "pytorch",
+         {"STD_PIXEL": (58.395, 57.12, 57.375), "DETECTION_MAX_INSTANCES": 100}),
+        ("cityscapes_mask_rcnn_R_50_FPN", "resnet50", 8, "caffe", {"IMAGE_MIN_DIM": 1024, "IMAGE_MAX_DIM": 2048}),
+        ("lvis_mask_rcnn_R_101_FPN_1x", "resnet101", 1230, "caffe",
+         {"DETECTION_MIN_CONFIDENCE": 0.0001, "DETECTION_MAX_INSTANCES": 300, "IMAGE_MIN_DIM": 800}),
+    ):  # fmt: skip
+        torch.save({"model": without_memory(detectron2_shapes(backbone, classes))}, path)
+        checkpoint = load_checkpoint(name)
+        config = Config.from_dict(checkpoint["config"])
+        expected |= {"BACKBONE": backbone, "BACKBONE_STYLE": style, "DIALECT": "detectron2"}
+        assert {setting: getattr(config, setting) for setting in expected} == expected
+        assert config.MEAN_PIXEL == (123.675, 116.28, 103.53)
+        assert checkpoint["model"]["backbone.stem.weight"][0, :, 0, 0].tolist() == [3, 2, 1], "files are BGR"
+        printed = capsys.readouterr().out
+        assert ('assumed     no names of classes: they are called "class 1"' in printed) == (classes == 1230)
+        assert printed.count("assumed") == (classes == 1230), "all else is known"
+        if classes == 8:
+            assert checkpoint["class_names"][:3] == ["BG", "person", "rider"]
+    changed = load_checkpoint("lvis_mask_rcnn_R_101_FPN_1x", DETECTION_MAX_INSTANCES=5)["config"]
+    assert changed["DETECTION_MAX_INSTANCES"] == 100, "the caller stores what the caller gives"
+    assert changed["DETECTION_MIN_CONFIDENCE"] == 0.0001

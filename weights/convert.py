@@ -658,7 +658,7 @@ def convert(
     dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
-    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
+    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated.settings, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
@@ -977,24 +977,3 @@ def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int
     config.CLASS_NAMES, config.CATEGORY_IDS = classes
     coco = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
     config.NAME = "coco" if coco == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
-
-
-def read_class_names(path: str | Path) -> list[str]:
-    """Names of the foreground classes: one a line; blank lines and lines that begin with # do not count.
-
-    Raises: FileNotFoundError; ValueError for an empty file, a name twice, or the background among them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}, the file of class names, does not exist")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file in UTF-8; expected a class name a line") from None
-    names = [line for line in lines if line and not line.startswith("#")]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if not names or twice:
-        raise ValueError(f"{path} must name each class once, a line each; {utils.listed(twice) or 'it names none'}")
-    if names[0].lower() in ("bg", "background", "__background__"):
-        raise ValueError(f"{path} begins with {names[0]!r}; the background is class 0 by itself, leave it out")
-    return names

@@ -10,6 +10,7 @@ from typing import Any
 
 from config import BACKBONES, Config
 
+from .class_names import KNOWN_CLASSES
 from .download import Digest, download, expected_digest
 
 
@@ -100,7 +101,6 @@ _MMDET_MASK_RCNN = (
 ############################################################
 
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
-_CITYSCAPES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 
 def _detectron2(
@@ -162,7 +162,7 @@ _DETECTRON2 = (
         prefix="cityscapes_",
         IMAGE_MIN_DIM=1024,
         IMAGE_MAX_DIM=2048,
-        CLASS_NAMES=("BG", *_CITYSCAPES),
+        CLASS_NAMES=("BG", *KNOWN_CLASSES["cityscapes"]),
     ),
     _lvis("R_50", "144219072/model_final_571f7c.pkl", 23.6, 24.4),
     _lvis("R_101", "144219035/model_final_824ab5.pkl", 25.6, 25.9),
