@@ -658,7 +658,7 @@ def convert(
     dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
-    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated.settings, *settings})
+    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
