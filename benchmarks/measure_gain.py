@@ -66,14 +66,15 @@ def measure(
     max_dets: int,
     samples: int = 1000,
     image_ids: Sequence[int] | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Every number of a model: metrics of evaluate_results, "gains" of bootstrap_gains, "correlation on objects".
 
     dataset: prepared. max_dets: how many of an image's best results of a class count. samples: of the bootstrap.
-    image_ids: the images to measure on; default: all.
+    image_ids: the images to measure on; default: all. dtype: of detect().
     """
     start = time.perf_counter()
-    boxes, masks = detect_dataset(model, dataset, image_ids, verbose=True)
+    boxes, masks = detect_dataset(model, dataset, image_ids, dtype=dtype, verbose=True)
     seconds = time.perf_counter() - start
     contents = known_truth(model, dataset, ground_truth(dataset, image_ids))
     found = evaluate_results(contents, boxes, masks, max_dets)
@@ -148,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         "--images", type=int, help=f"measure on the first N images; default: {SHAPES_IMAGES} of shapes, all of nuclei"
     )
     parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
+    cli.add_dtype(parser)
     arguments = parser.parse_args(argv)
     return cli.run("measure_gain.py", lambda: measure_models(arguments))
 
@@ -158,7 +160,7 @@ def measure_models(arguments: argparse.Namespace) -> None:
     for name in arguments.model or [arguments.data]:
         model, dataset, max_dets = open_model(arguments, name)
         image_ids = dataset.image_ids[: arguments.images]
-        numbers = measure(model, dataset, max_dets, arguments.samples, image_ids)
+        numbers = measure(model, dataset, max_dets, arguments.samples, image_ids, arguments.dtype or "float32")
         rows[name] = {"source": model.source, **numbers}
     print(table(rows))
     machine.finish({**machine.describe(arguments.device), "data": arguments.data, "models": rows}, arguments.output)
