@@ -218,6 +218,8 @@ SETTINGS = [
     ({"MODEL__PIXEL_MEAN": [1, 2, 3], "MODEL__PIXEL_STD": [4, 5, 6]},
      {"MEAN_PIXEL": (3, 2, 1), "STD_PIXEL": (6, 5, 4)}),
     ({"MODEL__PIXEL_MEAN": [1, 2, 3], "INPUT__FORMAT": "RGB"}, {"MEAN_PIXEL": (1, 2, 3)}),
+    ({"MODEL__PIXEL_MEAN": [7], "MODEL__PIXEL_STD": [8], "INPUT__FORMAT": "L"},
+     {"MEAN_PIXEL": (7,), "STD_PIXEL": (8,)}),
     ({"MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32], [64], [128]]}, {"RPN_ANCHOR_SCALES": (8, 16, 32, 64, 128)}),
     ({"MODEL__ANCHOR_GENERATOR__SIZES": [[48]]}, {"RPN_ANCHOR_SCALES": (48,) * 5}),
     ({"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[0.25, 1.0, 5.0]]}, {"RPN_ANCHOR_RATIOS": (0.2, 1, 4)}),

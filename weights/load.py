@@ -105,7 +105,7 @@ def _load(
     """The file of a name or path, converted. Nobody has matched a checkpoint of this project to its network yet."""
     published, path = find_published(name_or_path), find_weights(name_or_path)
     style, known = style or (published.style if published else None), dict(published.detection if published else {})
-    if published is not None and source_config is None:
+    if source_config is None and path != Path(name_or_path).expanduser():
         source_config = NONE  # what lies in the folder of downloads belongs to something else
     options = {"settings": {**known, **settings}, "source_config": source_config}
     checkpoint, report = convert(path, network_shapes, style, class_names, eps, **options)

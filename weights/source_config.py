@@ -39,7 +39,7 @@ class Fact(NamedTuple):
 class SourceConfig(NamedTuple):
     """A configuration, in our words.
 
-    settings: of Config. facts: the weights show them too. input_format: the order of an image's channels, BGR or RGB;
+    settings: of Config. facts: the weights show them too. input_format: the channels of an image, BGR, RGB or L (gray);
     None: nobody says it. notes: what of it is not done here, for people.
     """
 
@@ -52,7 +52,7 @@ class SourceConfig(NamedTuple):
     def text(self) -> str:
         """What the file gave, for people: pixels and style in any case, and what is not usual."""
         always = ("BACKBONE_STYLE", "MEAN_PIXEL", "STD_PIXEL")
-        here, usual = Config(DIALECT="detectron2", **self.settings).to_dict(), Config(DIALECT="detectron2").to_dict()
+        here, usual = _config_of(self.settings).to_dict(), _config_of({}).to_dict()
         named = {n: value for n, value in self.settings.items() if n in always or here[n] != usual[n]}
         shown = ", ".join(f"{name} {_shown(value)}" for name, value in named.items())
         others = len(self.settings) - len(named)
@@ -69,6 +69,11 @@ class SourceConfig(NamedTuple):
                     f"{found}. Give the configuration of this checkpoint with --source-config FILE, or none with "
                     f"--source-config {NONE}, in Python source_config=..."
                 )
+
+
+def _config_of(settings: Mapping[str, Any]) -> Config:
+    channels = len(settings.get("MEAN_PIXEL", Config.MEAN_PIXEL))
+    return Config(DIALECT="detectron2", IMAGE_CHANNEL_COUNT=channels, **settings)
 
 
 NO_CONFIG = SourceConfig(Path(), {}, [], None, [])
@@ -129,7 +134,7 @@ def read_source_config(path: str | Path) -> SourceConfig:
         _check_supported(values)
         pixels, order = _pixels(values)
         settings = {**_style(values), **pixels, **_settings(values)}
-        Config(DIALECT="detectron2", **settings)  # checks the ranges
+        _config_of(settings)  # checks the ranges
         return SourceConfig(path, settings, _facts(values), order, _notes(values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -414,7 +419,7 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
     if values.get("MODEL.META_ARCHITECTURE") == "PanopticFPN":
         notes.append("MODEL.META_ARCHITECTURE PanopticFPN: its instances are detected, its semantic map is not")
     if values.get("INPUT.MIN_SIZE_TEST") == 0:
-        usual = Config(DIALECT="detectron2")
+        usual = _config_of({})
         notes.append(
             f"INPUT.MIN_SIZE_TEST 0, which leaves images as they are: here their short sides get {usual.IMAGE_MIN_DIM} "
             "pixels; IMAGE_MIN_DIM and IMAGE_MAX_DIM change it"
@@ -514,17 +519,17 @@ def _style(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pixels(values: Mapping[str, Any]) -> tuple[dict[str, tuple[float, ...]], str]:
-    """MEAN_PIXEL and STD_PIXEL in RGB, and the order of the channels that the weights take.
+    """MEAN_PIXEL and STD_PIXEL in RGB, or of gray, and the order of the channels that the weights take.
 
     Where the file does not say them, they are what Detectron2 does without these keys.
     """
     order = values.get("INPUT.FORMAT", "BGR")
-    if order not in ("BGR", "RGB"):
-        raise ValueError(f"INPUT.FORMAT is {_quoted(order)}, and this project has BGR and RGB")
+    if order not in ("BGR", "RGB", "L"):
+        raise ValueError(f"INPUT.FORMAT is {_quoted(order)}, and this project has BGR, RGB and L")
     defaults = {"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675], "MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}
     pixels = {}
     for (key, default), name in zip(defaults.items(), ("MEAN_PIXEL", "STD_PIXEL"), strict=True):
-        numbers = _number_list(key, values.get(key, default), 3)
+        numbers = _number_list(key, values.get(key, default), 1 if order == "L" else 3)
         pixels[name] = numbers[::-1] if order == "BGR" else numbers
     return pixels, order
 
