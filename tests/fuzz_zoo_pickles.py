@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import pickletools
 
 import numpy as np
 import pytest
@@ -66,13 +67,11 @@ def test_instructions_of_pickles(state, tmp_path):
         path.write_bytes(b"".join(parts))
         find_state_dict(path, load_torch_file(path))
 
-    fuzz(case, 400, NAME)
+    fuzz(case, 250, NAME)
 
 
 def _instructions(data):
     """The bytes of each instruction of a pickle."""
-    import pickletools
-
     starts = [position for _, _, position in pickletools.genops(data)]
     return [data[start:end] for start, end in itertools.pairwise([*starts, len(data)])]
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import yaml
+from zoo_files import changed
 
 from config import Config
 from weights.source_config import find_source_config, read_source_config
@@ -170,25 +171,13 @@ LAZY = {
 }
 
 
-def changed(contents=FULL, **values):
-    """A copy with other values; MODEL__RPN__NMS_THRESH is MODEL.RPN.NMS_THRESH."""
-    contents = copy.deepcopy(contents)
-    for key, value in values.items():
-        *parents, name = key.split("__")
-        place = contents
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    return contents
-
-
 def write(path, contents):
     path.write_text(contents if isinstance(contents, str) else yaml.dump(contents))
     return path
 
 
 def read(tmp_path, **values):
-    return read_source_config(write(tmp_path / "config.yaml", changed(**values)))
+    return read_source_config(write(tmp_path / "config.yaml", changed(FULL, **values)))
 
 
 ############################################################
@@ -268,7 +257,7 @@ def test_pixels_and_style_are_detectron2s_where_nothing_says_them(tmp_path):
 
 def test_tuples_of_python_are_lists(tmp_path):
     text = yaml.dump(
-        changed(MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS=(10.0, 10.0, 5.0, 5.0), INPUT__MIN_SIZE_TRAIN=(1, 2))
+        changed(FULL, MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS=(10.0, 10.0, 5.0, 5.0), INPUT__MIN_SIZE_TRAIN=(1, 2))
     )
     assert text.count("!!python/tuple") == 2
     found = read_source_config(write(tmp_path / "config.yaml", text)).settings
@@ -458,11 +447,11 @@ def test_which_file_is_found(tmp_path):
     write(tmp_path / "config.yaml", FULL)
     assert find_source_config(checkpoint, None)[0].path == tmp_path / "config.yaml"
     assert find_source_config(checkpoint, "none") == (None, [])
-    other = write(tmp_path / "other.yaml", changed(MODEL__RPN__NMS_THRESH=0.6))
+    other = write(tmp_path / "other.yaml", changed(FULL, MODEL__RPN__NMS_THRESH=0.6))
     assert find_source_config(checkpoint, other)[0].settings["RPN_NMS_THRESHOLD"] == 0.6
     with pytest.raises(FileNotFoundError, match=r"none\.yaml, the configuration of the checkpoint, does not exist"):
         find_source_config(checkpoint, tmp_path / "none.yaml")
-    write(tmp_path / "config.yaml", changed(MODEL__KEYPOINT_ON=True))
+    write(tmp_path / "config.yaml", changed(FULL, MODEL__KEYPOINT_ON=True))
     with pytest.raises(ValueError, match="If it belongs to another checkpoint, give --source-config none"):
         find_source_config(checkpoint, None)
 
