@@ -644,7 +644,7 @@ def convert(
     config = _config(path, source, tensors, settings, model_config, known)
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
     report.assumed += contradictions(constants.settings, config)
-    _decide_norms(source, config, tensors, origin, report)
+    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
@@ -682,8 +682,8 @@ def _config(
     model_config: Config | None,
     known: Mapping[str, Any],
 ) -> Config:
-    """The settings of a foreign file: the caller's, then known ones, then those of the model that takes the weights.
-    What shapes say counts before all that are not of SHAPE.
+    """The settings of a foreign file: the caller's, then known ones, then those of the model that takes the weights,
+    then what the shapes of its tensors say.
 
     settings, model_config: as for convert. known: what the file or its training's configuration says.
 
@@ -693,8 +693,8 @@ def _config(
     found = _settings(path, source, shapes)
     if source.name != "imagenet" and model_config is not None:
         has_own_pixels = source.dialect == "mmdet" or found["IMAGE_CHANNEL_COUNT"] != model_config.IMAGE_CHANNEL_COUNT
-        known = {"PIXEL_RANGE", *(PER_CHANNEL_SETTINGS if has_own_pixels else ())}
-        found |= {name: getattr(model_config, name) for name in _MEANING if name not in known}
+        own = {"PIXEL_RANGE", *(PER_CHANNEL_SETTINGS if has_own_pixels else ())}
+        found |= {name: getattr(model_config, name) for name in _MEANING if name not in own}
     names = {*_MEANING, *settings_that(SHAPE)} - {"DIALECT", "BACKBONE", "BACKBONE_STYLE"}
     found |= known
     found |= {name: value for name, value in settings.items() if name in names}
@@ -769,20 +769,29 @@ def _decide_style(
 
 
 def _decide_norms(
-    source: Format, config: Config, tensors: dict[str, Tensor], origin: dict[str, str], report: Report
+    source: Format,
+    config: Config,
+    tensors: dict[str, Tensor],
+    origin: dict[str, str],
+    report: Report,
+    is_said: bool,
 ) -> None:
-    """Complete the norms of a backbone that has no statistics. What is guessed is reported."""
+    """Complete the norms of a backbone that has no statistics. What is guessed is reported.
+
+    is_said: somebody said which norms these are.
+    """
     if not source.group_norms:
         return
-    if config.BACKBONE_NORM == "batch" and add_statistics(tensors, origin):
+    is_filled = config.BACKBONE_NORM == "batch" and add_statistics(tensors, origin)
+    if is_said:
+        return
+    if is_filled:
         report.assumed.append(
             "mean 0 and variance 1 of the backbone's norms, which have no statistics, as in older files of frozen "
             "batch norms; if they are group norms, set BACKBONE_NORM to group"
         )
     elif config.BACKBONE_NORM == "group":
-        report.assumed.append(
-            "group norms, because norms of the backbone, the pyramid and the heads have no statistics"
-        )
+        report.assumed.append("group norms in the backbone, because its norms and others have no statistics")
 
 
 def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tensor], eps: float) -> None:
