@@ -376,7 +376,7 @@ def test_padding_is_zero_after_the_mean():
 
 @pytest.mark.parametrize(
     ("side", "expected"),
-    [(0, 0), (111.99997, 0), (112, 1), (223.99995, 1), (224, 2), (447.9999, 2), (448, 3), (1e5, 3)],
+    [(0, 0), (111.99997, 0), (112, 1), (223.99995, 1), (224, 2), (447.9998, 2), (448, 3), (1e5, 3)],
 )
 def test_levels_at_their_borders(side, expected):
     """1e-6 inside of the logarithm, as mmdetection has it, would lift 223.99995 to the next level; 1e-8 does not."""
@@ -681,6 +681,19 @@ def test_order_of_channels(tmp_path):
         assert config["MEAN_PIXEL"] == list(mean[::-1] if turned else mean)
         assert config["STD_PIXEL"] == ([4, 2, 1] if turned else [1, 2, 4])
         assert torch.equal(checkpoint["model"]["backbone.stem.weight"], weight.flip(1) if turned else weight)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_not_turned(channels, tmp_path):
+    """Nobody knows what BGR would be of them."""
+    stem, mean = "backbone.bottom_up.stem.conv1.weight", torch.arange(channels) + 1.0
+    weight = torch.rand(8, channels, 7, 7)
+    state = state_of(SOURCES["caffe"]) | {stem: weight, "pixel_mean": mean, "pixel_std": mean + 1}
+    checkpoint, report = converted(SOURCES["caffe"], tmp_path / "x.pth", state)
+    assert checkpoint["config"]["MEAN_PIXEL"] == mean.tolist()
+    assert checkpoint["config"]["STD_PIXEL"] == (mean + 1).tolist()
+    assert torch.equal(checkpoint["model"]["backbone.stem.weight"], weight)
+    assert not any("order" in line for line in report.assumed)
 
 
 def test_settings_count_more_than_the_files_constants(tmp_path):
