@@ -32,12 +32,13 @@ _NORMED_PARTS = {
 
 
 class Constants(NamedTuple):
-    """settings: of Config, as a file's constants say them. order: of the channels of its images, "BGR" or "RGB".
+    """settings: of Config, as a file's constants say them; names: the file's, of these constants.
 
-    guess: why order was assumed; None: somebody said it.
+    order: of the channels of its images, "BGR" or "RGB". guess: why order was assumed; None: somebody said it.
     """
 
     settings: dict[str, Any]
+    names: tuple[str, ...]
     order: str
     guess: str | None
 
@@ -54,12 +55,13 @@ def read_constants(path: Path, raw: Mapping[str, Tensor], input_format: str | No
 
     Raises: ValueError for constants that are none, and for anchors that no settings describe.
     """
-    check_values(path, {name: tensor for name, tensor in raw.items() if name in _PIXELS or _CELLS.fullmatch(name)})
+    found = {name: tensor for name, tensor in raw.items() if name in _PIXELS or _CELLS.fullmatch(name)}
+    check_values(path, found)
     pixels = {setting: _pixel_values(path, name, raw[name]) for name, setting in _PIXELS.items() if name in raw}
     order, guess = _order(pixels.get("MEAN_PIXEL", ()), input_format)
     if order == "BGR":
         pixels = {name: values[::-1] if len(values) == 3 else values for name, values in pixels.items()}
-    return Constants({**pixels, **_read_anchors(path, raw)}, order, guess)
+    return Constants({**pixels, **_read_anchors(path, raw)}, tuple(found), order, guess)
 
 
 def _pixel_values(path: Path, name: str, tensor: Tensor) -> tuple[float, ...]:

@@ -614,9 +614,9 @@ def convert(
         anchors and pixels are the model's, and its class names are if the model has as many classes.
     settings: of Config, for what a foreign file does not say or cannot, such as RPN_ANCHOR_RATIOS. They count before
         shapes are checked.
-    stated: settings of Config that the configuration of the file's training says. They count less than settings and
-        style, and more than constants of the file. input_format: what it says of a Detectron2 file's images: "BGR",
-        "RGB" or "L".
+    stated: settings of Config that the configuration of the file's training says, with pixels as RGB. They count less
+        than settings and style, and more than constants of the file.
+    input_format: what it says of the order of channels of a Detectron2 file: "BGR", "RGB" or "L".
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -642,6 +642,7 @@ def convert(
     constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format)
     known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
+    dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
     report.assumed += contradictions(constants.settings, config)
     _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
@@ -764,7 +765,8 @@ def _decide_style(
     if constants.guess and is_color:
         report.assumed.append(f"pixels in {constants.order} order, {constants.guess}")
     if constants.settings:
-        report.folded.append(f"constants of pixels and anchors into {', '.join(constants.settings)}")
+        count = len(constants.names)
+        report.folded.append(f"{count} constants of pixels and anchors into {', '.join(constants.settings)}")
     return is_color and constants.order == "BGR"
 
 
