@@ -579,7 +579,7 @@ def _larger_than(boxes: Tensor, side: float) -> Tensor:
 
 
 def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config) -> Tensor:
-    """Detected boxes in pixels of the original image.
+    """Boxes in pixels of the original image.
 
     boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
     image_shape: (height, width) of the original.
@@ -590,8 +590,7 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
     scale = boxes.new_tensor([height / (y2 - y1), width / (x2 - x1)]).repeat(2)
     coordinates = config.dialect.coordinates
     if coordinates == "half_open":
-        boxes = (boxes - origin) * scale
-        return utils.clip_boxes(boxes, (0, 0, height, width)) if config.dialect.clips_result else boxes
+        return (boxes - origin) * scale
     corner = boxes.new_tensor([0, 0, 1, 1])
     if coordinates == "inclusive":
         return (boxes - corner - origin) * scale + corner
@@ -600,11 +599,19 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
     return ((boxes - origin) * scale).add_(corner).round_()
 
 
-def survive_unmolding(boxes: Tensor, config: Config) -> Tensor:
-    """Which boxes of unmold_boxes are still boxes: bool [N]. Dialects that round them or clip them lose some."""
-    if config.dialect.coordinates != "normalised" and not config.dialect.clips_result:
-        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    return _larger_than(boxes, 0)
+def unmold_detections(
+    boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config
+) -> tuple[Tensor, Tensor]:
+    """unmold_boxes of detections [N, 4], and which of them are still boxes: bool [N].
+
+    Dialects that round boxes, or clip them to the image once more, lose some.
+    """
+    boxes = unmold_boxes(boxes, window, image_shape, config)
+    if config.dialect.clips_result:
+        boxes = utils.clip_boxes(boxes, (0, 0, *image_shape[:2]))
+    elif config.dialect.coordinates != "normalised":
+        return boxes, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return boxes, _larger_than(boxes, 0)
 
 
 ############################################################
@@ -2325,8 +2332,7 @@ class MaskRCNN(nn.Module):
         shape: (height, width) of the image. masks: "array" or "rle".
         """
         config = self.config
-        boxes = unmold_boxes(detections.boxes, window, shape, config)
-        keep = survive_unmolding(boxes, config)
+        boxes, keep = unmold_detections(detections.boxes, window, shape, config)
         detections, boxes = detections[keep], boxes[keep]
         scores, maskious = detections.scores, detections.maskious
         pasted_boxes = boxes

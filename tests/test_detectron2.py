@@ -448,11 +448,15 @@ def test_the_threshold_is_above_and_every_class_counts():
 def test_boxes_in_the_image_are_clipped_and_empty_ones_dropped():
     """The window of 10 x 20 is an image of 5 x 7 pixels."""
     boxes = torch.tensor([[0.0, 0, 10, 20], [2, 4, 6, 10], [3, 5, 3, 9], [10, 0, 10.4, 5], [-1, -2, 4, 5]])
-    found = modellib.unmold_boxes(boxes, (0, 0, 10, 20), (5, 7), D2)
+    found, keep = modellib.unmold_detections(boxes, (0, 0, 10, 20), (5, 7), D2)
     is_close(found[:2], [[0, 0, 5, 7], [1, 1.4, 3, 3.5]], 1e-6)
     assert found[4].tolist() == pytest.approx([0, 0, 2, 1.75])
-    assert modellib.survive_unmolding(found, D2).tolist() == [True, True, False, False, True]
-    assert modellib.survive_unmolding(found, Config()).all(), "mmdetection keeps them"
+    assert keep.tolist() == [True, True, False, False, True]
+    found, keep = modellib.unmold_detections(boxes, (0, 0, 10, 20), (5, 7), Config())
+    assert keep.all(), "mmdetection keeps them"
+    assert found[4].tolist() == pytest.approx([-0.5, -0.7, 2, 1.75])
+    anchors = modellib.unmold_boxes(boxes, (0, 0, 10, 20), (5, 7), D2)
+    assert torch.equal(anchors, found), "what is no detection is not clipped"
 
 
 def test_empty_boxes_count_among_the_best_before_they_are_dropped():
