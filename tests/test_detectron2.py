@@ -753,6 +753,8 @@ def test_weights_load_into_a_model_of_the_same_settings(tmp_path):
     fresh = MaskRCNN(config)
     fresh.load_weights(save(tmp_path / "bare.pth", state_of(source, with_constants=False)))
     assert torch.equal(fresh.fpn.lateral[0].weight, model.fpn.lateral[0].weight)
+    stored = convert(tmp_path / "x.pth", modellib.network_shapes, model_config=config)[0]["config"]
+    assert stored["MEAN_PIXEL"] == list(source.mean), "what the file says counts more than the model"
 
 
 def test_the_published_names_are_all_in_the_table(tmp_path, monkeypatch):
