@@ -40,7 +40,7 @@ class Dialect:
     are attributes of Config, and `defaults` holds those whose usual value differs in this dialect.
     """
 
-    size_rounding: str  # resized sides of mode "shorter": half_up, truncate (after maskrcnn-benchmark's rule) or floor
+    size_rounding: str  # resized sides of mode "shorter": a rule of utils.ROUNDINGS
     resampling: str  # what resizes images: opencv, pillow, torch or skimage
     pads_before_mean: bool  # True: padding is black pixels; False: padding is zero after the mean is subtracted
     stem_pool: str  # the 3x3 max pool pads on all sides (symmetric), or at the right and bottom only (same)
@@ -51,16 +51,17 @@ class Dialect:
     delta_limits: tuple[float | None, float | None]  # log sizes are clamped to these before exp
     proposals_of: str  # PRE_NMS_LIMIT and NMS apply to each level, or to the whole image
     proposal_order: str  # anchors are ranked by probability, or by logit
+    drops_infinite: bool  # anchors and RoIs with a logit or a delta that is no finite number give nothing
     min_proposal_side: float  # proposals must be larger along both sides, pixels
     min_detection_side: float  # the same for detections
-    level_rule: (
-        str  # pyramid level of an RoI: floor with 1e-6 added inside the log, to size / 56 or / 224, outside; round
-    )
+    level_rule: str  # pyramid level of an RoI: a branch of model.roi_levels
     pooling: str  # adaptive (aligned RoIAlign), legacy (RoIAlign, 2 samples) or crop (crop_and_resize)
     detections_of: str  # every class above the threshold may give a detection, or only an RoI's best class
+    clips_result: bool  # boxes in the original image are clipped to it, and empty ones dropped
     paste: str  # masks are sampled at pixel centres, expanded by a cell, or resized into the rounded box
     anchors_outside: bool  # in training: anchors that reach outside of the image take part
     rpn_counts_missing: bool  # in training: an image without positive anchors counts as if it had one; negative too
+    rpn_counts_quota: bool  # in training: the RPN's divisor is RPN_TRAIN_ANCHORS_PER_IMAGE, however few there are
     low_quality_steals: bool  # in training: an object's best anchors are its own, though they overlap another one more
     low_quality_rois: bool  # in training: RoIs are matched as anchors are: the best of an object are its own
     gt_rois_first: bool  # in training: ground-truth boxes become RoIs before the proposals, or after them
@@ -71,35 +72,39 @@ class Dialect:
 
 
 _LOG_LIMIT = math.log(1000 / 16)
+_BOTH_LIMITS, _UPPER_LIMIT = (-_LOG_LIMIT, _LOG_LIMIT), (None, _LOG_LIMIT)
 
 # fmt: off
 _COLUMNS = (
-    # what                  mmdet             benchmark         torchvision       matterport
-    ("size_rounding",      "half_up",        "truncate",       "floor",          "half_even"),
-    ("resampling",         "opencv",         "pillow",         "torch",          "skimage"),
-    ("pads_before_mean",   False,            False,            False,            True),
-    ("stem_pool",          "symmetric",      "symmetric",      "symmetric",      "same"),
-    ("anchor_rounding",    "exact",          "stride",         "corners",        "exact"),
-    ("anchor_centre",      0.0,              0.5,              0.0,              0.0),
-    ("anchor_stride",      "fixed",          "fixed",          "map",            "fixed"),
-    ("coordinates",        "half_open",      "inclusive",      "half_open",      "normalised"),
-    ("delta_limits",       (-_LOG_LIMIT, _LOG_LIMIT), (None, _LOG_LIMIT), (None, _LOG_LIMIT), (None, None)),
-    ("proposals_of",       "level",          "level",          "level",          "image"),
-    ("proposal_order",     "probability",    "probability",    "logit",          "probability"),
-    ("min_proposal_side",  0.0,              -1.0,             1e-3,             -1.0),
-    ("min_detection_side", -1.0,             -1.0,             1e-2,             -1.0),
-    ("level_rule",         "inside_56",      "inside_224",     "outside",        "round"),
-    ("pooling",            "adaptive",       "legacy",         "legacy",         "crop"),
-    ("detections_of",      "every class",    "every class",    "every class",    "best class"),
-    ("paste",              "centres",        "expand",         "expand",         "resize"),
-    ("anchors_outside",    True,             False,            True,             True),
-    ("rpn_counts_missing", True,             False,            False,            False),
-    ("low_quality_steals", True,             False,            False,            False),
-    ("low_quality_rois",   True,             False,            False,            False),
-    ("gt_rois_first",      True,             False,            False,            True),
-    ("rpn_beta",           0.0,              1 / 9,            1 / 9,            1.0),
-    ("box_beta",           0.0,              1.0,              1 / 9,            1.0),
-    ("trains_affine",      True,             False,            False,            False),
+    # what                  mmdet             benchmark         torchvision       matterport        detectron2
+    ("size_rounding",      "half_up",        "truncate",       "floor",          "half_even",      "scale_twice"),
+    ("resampling",         "opencv",         "pillow",         "torch",          "skimage",        "pillow"),
+    ("pads_before_mean",   False,            False,            False,            True,             False),
+    ("stem_pool",          "symmetric",      "symmetric",      "symmetric",      "same",           "symmetric"),
+    ("anchor_rounding",    "exact",          "stride",         "corners",        "exact",          "exact"),
+    ("anchor_centre",      0.0,              0.5,              0.0,              0.0,              0.0),
+    ("anchor_stride",      "fixed",          "fixed",          "map",            "fixed",          "fixed"),
+    ("coordinates",        "half_open",      "inclusive",      "half_open",      "normalised",     "half_open"),
+    ("delta_limits",       _BOTH_LIMITS,     _UPPER_LIMIT,     _UPPER_LIMIT,     (None, None),     _UPPER_LIMIT),
+    ("proposals_of",       "level",          "level",          "level",          "image",          "level"),
+    ("proposal_order",     "probability",    "probability",    "logit",          "probability",    "logit"),
+    ("drops_infinite",     False,            False,            False,            False,            True),
+    ("min_proposal_side",  0.0,              -1.0,             1e-3,             -1.0,             0.0),
+    ("min_detection_side", -1.0,             -1.0,             1e-2,             -1.0,             -1.0),
+    ("level_rule",         "inside_56",      "inside_224",     "outside",        "round",          "inside_1e-8"),
+    ("pooling",            "adaptive",       "legacy",         "legacy",         "crop",           "adaptive"),
+    ("detections_of",      "every class",    "every class",    "every class",    "best class",     "every class"),
+    ("clips_result",       False,            False,            False,            False,            True),
+    ("paste",              "centres",        "expand",         "expand",         "resize",         "centres"),
+    ("anchors_outside",    True,             False,            True,             True,             True),
+    ("rpn_counts_missing", True,             False,            False,            False,            False),
+    ("rpn_counts_quota",   False,            False,            False,            False,            True),
+    ("low_quality_steals", True,             False,            False,            False,            False),
+    ("low_quality_rois",   True,             False,            False,            False,            False),
+    ("gt_rois_first",      True,             False,            False,            True,             False),
+    ("rpn_beta",           0.0,              1 / 9,            1 / 9,            1.0,              0.0),
+    ("box_beta",           0.0,              1.0,              1 / 9,            1.0,              0.0),
+    ("trains_affine",      True,             False,            False,            False,            False),
 )
 # fmt: on
 
@@ -134,6 +139,11 @@ _DEFAULTS = {
         "ROI_POSITIVE_RATIO": 0.33,
         "DETECTION_MIN_CONFIDENCE": 0.7,
         "DETECTION_NMS_THRESHOLD": 0.3,
+        "WEIGHT_DECAY_NORMS": False,
+    },
+    "detectron2": {
+        "STD_PIXEL": (1.0, 1.0, 1.0),
+        "BACKBONE_STYLE": "caffe",
         "WEIGHT_DECAY_NORMS": False,
     },
 }
@@ -431,7 +441,8 @@ class Config:
     # its data set; else the class index.
     CATEGORY_IDS: Annotated[tuple[int, ...] | None, PER_CLASS, DETECTION] = None
 
-    # How to compute: "mmdet" (new training), "benchmark", "torchvision" or "matterport". Checkpoints carry theirs.
+    # How to compute: "mmdet" (new training), "benchmark", "torchvision", "matterport" or "detectron2". Checkpoints
+    # carry theirs.
     DIALECT: Annotated[str, OneOf(tuple(DIALECTS)), WEIGHTS, TRAINING] = "mmdet"
 
     ### Machine
@@ -526,6 +537,9 @@ class Config:
     # Channels of P2 to P6.
     TOP_DOWN_PYRAMID_SIZE: Annotated[int, AtLeast(1), SHAPE] = 256
 
+    # Norm after each convolution of the pyramid: None, or "group", which detectron2's models of group norm have.
+    FPN_NORM: Annotated[str | None, OneOf((None, "group")), SHAPE] = None
+
     # File with ImageNet weights of the backbone, which `--model imagenet` starts from. None: the published weights.
     IMAGENET_MODEL_PATH: Annotated[str | None, ANY, RUN] = None
 
@@ -578,17 +592,24 @@ class Config:
     # The same for the mask and MaskIoU heads. A predicted mask has twice as many pixels a side: MASK_SHAPE.
     MASK_POOL_SIZE: Annotated[int, AtLeast(1), SHAPE] = 14
 
-    # Box head: 3x3 convolutions first (torchvision v2 has 4), then fully connected layers of this width.
+    # Box head: 3x3 convolutions first (torchvision v2 has 4), then fully connected layers.
     BOX_HEAD_CONVS: Annotated[int, AtLeast(0), SHAPE] = 0
+
+    # Channels of these convolutions; None: TOP_DOWN_PYRAMID_SIZE. Norm after each: None or "group".
+    BOX_HEAD_CHANNELS: Annotated[int | None, AtLeast(1), SHAPE] = None
+    BOX_HEAD_NORM: Annotated[str | None, OneOf((None, "group")), SHAPE] = None
+
+    # The fully connected layers of the box head: their number and width.
     BOX_HEAD_FC_LAYERS: Annotated[int, AtLeast(1), SHAPE] = 2
     FPN_CLASSIF_FC_LAYERS_SIZE: Annotated[int, AtLeast(1), SHAPE] = 1024
 
     # Factors of the box deltas (dy, dx, dh, dw).
     BBOX_STD_DEV: Annotated[tuple[float, ...], PER_DELTA, Above(0), WEIGHTS] = (0.1, 0.1, 0.2, 0.2)
 
-    # Mask head: 3x3 convolutions and their channels.
+    # Mask head: 3x3 convolutions, their channels, and the norm after each: None or "group".
     MASK_HEAD_CONVS: Annotated[int, AtLeast(1), SHAPE] = 4
     MASK_HEAD_CHANNELS: Annotated[int, AtLeast(1), SHAPE] = 256
+    MASK_HEAD_NORM: Annotated[str | None, OneOf((None, "group")), SHAPE] = None
 
     # MaskIoU head: False is plain Mask R-CNN. Channels of its convolutions, width of its two fully connected layers.
     USE_MASKIOU_HEAD: Annotated[bool, SHAPE] = True

@@ -13,7 +13,7 @@ Papers: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144), Mask Scoring R-CN
     RoIs are flat: rois [R, 4] with batch_index [R], the image of each.
     *_logits are unbounded; *_probs and scores lie in [0, 1]; predicted maskious are unbounded.
 
-The family computes this in four dialects (config.py); each difference is one branch, in the section where it belongs.
+The family computes this in five dialects (config.py); each difference is one branch, in the section where it belongs.
 
 The dialect matterport computes with normalised boxes: (box - (0, 0, 1, 1)) / (side - 1). Nothing depends on the
 constant factor, so it is left out, and a *shrunk* box is box - (0, 0, 1, 1). In all other dialects a shrunk box is the
@@ -24,6 +24,7 @@ The sections follow the data, and use only what stands above them. The last one 
 
 import copy
 import functools
+import itertools
 import math
 import os
 import re
@@ -516,10 +517,10 @@ class ResNet(nn.Module):
 class FPN(nn.Module):
     """P2 to P5 from C2 to C5, top down, and P6, every second cell of P5."""
 
-    def __init__(self, channels_in: Sequence[int], channels: int) -> None:
+    def __init__(self, channels_in: Sequence[int], channels: int, norm: str | None = None) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(Conv(count, channels, 1) for count in channels_in)
-        self.output = nn.ModuleList(Conv(channels, channels, 3) for _ in channels_in)
+        self.lateral = nn.ModuleList(Conv(count, channels, 1, norm=norm) for count in channels_in)
+        self.output = nn.ModuleList(Conv(channels, channels, 3, norm=norm) for _ in channels_in)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """[C2, ..., C5] to [P2, ..., P6], each [B, C, h, w]."""
@@ -578,7 +579,7 @@ def _larger_than(boxes: Tensor, side: float) -> Tensor:
 
 
 def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config) -> Tensor:
-    """Detected boxes in pixels of the original image.
+    """Boxes in pixels of the original image.
 
     boxes: [N, 4], shrunk. window: (y1, x1, y2, x2), where the image lies in the network's input.
     image_shape: (height, width) of the original.
@@ -598,11 +599,19 @@ def unmold_boxes(boxes: Tensor, window: Sequence[float], image_shape: Sequence[i
     return ((boxes - origin) * scale).add_(corner).round_()
 
 
-def survive_rounding(boxes: Tensor, config: Config) -> Tensor:
-    """Which boxes of unmold_boxes are still boxes: bool [N]. Only the dialect matterport rounds."""
-    if config.dialect.coordinates != "normalised":
-        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    return _larger_than(boxes, 0)
+def unmold_detections(
+    boxes: Tensor, window: Sequence[float], image_shape: Sequence[int], config: Config
+) -> tuple[Tensor, Tensor]:
+    """unmold_boxes of detections [N, 4], and which of them are still boxes: bool [N].
+
+    Dialects that round boxes, or clip them to the image once more, lose some.
+    """
+    boxes = unmold_boxes(boxes, window, image_shape, config)
+    if config.dialect.clips_result:
+        boxes = utils.clip_boxes(boxes, (0, 0, *image_shape[:2]))
+    elif config.dialect.coordinates != "normalised":
+        return boxes, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    return boxes, _larger_than(boxes, 0)
 
 
 ############################################################
@@ -840,6 +849,9 @@ def propose(
         top_scores, top = ranked.topk(min(pre_nms, ranked.shape[1]), dim=1)  # [B, k]
         top_deltas = deltas.gather(1, top[:, :, None].expand(-1, -1, 4))
         decoded = decode_boxes(base[top], top_deltas, config.RPN_BBOX_STD_DEV, config)
+        if dialect.drops_infinite:
+            is_finite = decoded.isfinite().all(dim=2) & top_scores.isfinite()
+            top_scores = top_scores.masked_fill(~is_finite, -math.inf)
         boxes.append(clip_to_windows(decoded, windows[:, None], config))
         scores.append(top_scores)
         groups.append((images * len(anchors) + level)[:, None].expand_as(top))
@@ -876,6 +888,8 @@ def roi_levels(rois: Tensor, image_shape: Sequence[int], config: Config) -> Tens
         level = torch.floor(4 + torch.log2(size / 224 + 1e-6)) - 2
     elif rule == "outside":
         level = torch.floor(4 + torch.log2(size / 224) + 1e-6) - 2
+    elif rule == "inside_1e-8":
+        level = torch.floor(4 + torch.log2(size / 224 + 1e-8)) - 2
     else:
         # Matterport divides by (side - 1), but compares with the area of the image: here the factor matters.
         height, width = image_shape
@@ -916,8 +930,11 @@ class BoxHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.FPN_CLASSIF_FC_LAYERS_SIZE
-        self.convs = nn.ModuleList(Conv(channels, channels, 3, relu=True) for _ in range(config.BOX_HEAD_CONVS))
-        self.fcs = nn.ModuleList([Linear(channels, width, config.POOL_SIZE**2, relu=True)])
+        counts = [channels] + [config.BOX_HEAD_CHANNELS or channels] * config.BOX_HEAD_CONVS
+        self.convs = nn.ModuleList(
+            Conv(*pair, 3, norm=config.BOX_HEAD_NORM, relu=True) for pair in itertools.pairwise(counts)
+        )
+        self.fcs = nn.ModuleList([Linear(counts[-1], width, config.POOL_SIZE**2, relu=True)])
         self.fcs.extend(Linear(width, width, relu=True) for _ in range(config.BOX_HEAD_FC_LAYERS - 1))
         # Scores and boxes do not lose digits, whatever the dtype of the rest.
         self.class_logits = Linear(width, config.NUM_CLASSES, is_exact=True)
@@ -968,7 +985,9 @@ class MaskHead(nn.Module):
         super().__init__()
         channels, width = config.TOP_DOWN_PYRAMID_SIZE, config.MASK_HEAD_CHANNELS
         counts = [channels] + [width] * config.MASK_HEAD_CONVS
-        self.convs = nn.ModuleList(Conv(counts[i], width, 3, relu=True) for i in range(config.MASK_HEAD_CONVS))
+        self.convs = nn.ModuleList(
+            Conv(*pair, 3, norm=config.MASK_HEAD_NORM, relu=True) for pair in itertools.pairwise(counts)
+        )
         self.upsample = Upsample(width, width)
         self.mask_logits = Conv(width, config.NUM_CLASSES, 1)
 
@@ -1312,10 +1331,11 @@ def sample_anchors(
     divisor = sums.sum(dim=2)  # [2, B]
     if config.dialect.rpn_counts_missing:
         divisor = divisor.clamp(min=1)
+    total = divisor.new_full((), images * count) if config.dialect.rpn_counts_quota else divisor.sum()
     positives, negatives = sums.sum(dim=1).tolist()  # waits for a GPU, for all counts together
     levels = [sum(pair) for pair in zip(positives, negatives, strict=True)]
     chosen = _indices(positive | negative, sum(levels))
-    return RpnSample(chosen, flat[chosen], divisor.sum().float(), sum(positives), levels if level_sizes else None)
+    return RpnSample(chosen, flat[chosen], total.float(), sum(positives), levels if level_sizes else None)
 
 
 def _indices(flags: Tensor, count: int | None = None) -> Tensor:
@@ -1571,7 +1591,10 @@ def detect_boxes(
     class_logits: [R, K]. box_deltas: [R, K, 4]. rois: [R, 4], shrunk. windows: [B, 4], shrunk.
     most_rois: no image has more RoIs; None: it may have all. A GPU needs less memory where it is known.
     """
-    roi, class_ids, scores = _candidates(class_logits.softmax(dim=1), config)
+    probs = class_logits.softmax(dim=1)
+    if config.dialect.drops_infinite:
+        probs = probs.masked_fill(~box_deltas.isfinite().all(dim=2).all(dim=1)[:, None], 0)
+    roi, class_ids, scores = _candidates(probs, config)
     boxes = decode_boxes(rois[roi], box_deltas[roi, class_ids], config.BBOX_STD_DEV, config)
     image = batch_index[roi]
     boxes = clip_to_windows(boxes, windows[image], config)
@@ -1693,7 +1716,7 @@ class MaskRCNN(nn.Module):
             self._open_classes.add("CATEGORY_IDS")
         with _seeded(config.SEED):
             self.backbone = config.BACKBONE(config) if callable(config.BACKBONE) else ResNet(config)
-            self.fpn = FPN(self.backbone.channels, config.TOP_DOWN_PYRAMID_SIZE)
+            self.fpn = FPN(self.backbone.channels, config.TOP_DOWN_PYRAMID_SIZE, config.FPN_NORM)
             self.rpn = RPN(config)
             self.box_head = BoxHead(config)
             self.mask_head = MaskHead(config)
@@ -2309,8 +2332,7 @@ class MaskRCNN(nn.Module):
         shape: (height, width) of the image. masks: "array" or "rle".
         """
         config = self.config
-        boxes = unmold_boxes(detections.boxes, window, shape, config)
-        keep = survive_rounding(boxes, config)
+        boxes, keep = unmold_detections(detections.boxes, window, shape, config)
         detections, boxes = detections[keep], boxes[keep]
         scores, maskious = detections.scores, detections.maskious
         pasted_boxes = boxes

@@ -24,8 +24,8 @@ from model import (
     decode_boxes,
     mold_batch,
     shrink,
-    survive_rounding,
     unmold_boxes,
+    unmold_detections,
 )
 
 ############################################################
@@ -111,7 +111,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None 
     anchor_deltas = torch.cat(out["rpn/anchor_deltas"], dim=1)[0]
     origins = _origins(detections, out, shrink(windows, config), config).cpu().numpy()
     detections, window = detections.to("cpu"), windows[0].tolist()
-    kept = survive_rounding(unmold_boxes(detections.boxes, window, image.shape, config), config)
+    _, kept = unmold_detections(detections.boxes, window, image.shape, config)
 
     def in_image(boxes: Tensor) -> np.ndarray:
         return unmold_boxes(boxes.cpu(), window, image.shape, config).numpy()

@@ -1,6 +1,6 @@
 """Pure functions of boxes, images, masks and run-length codes, and Matterport's metrics. They know no models.
 
-Names and results are Matterport's, where these are right. Where the four numeric dialects differ, a function takes the
+Names and results are Matterport's, where these are right. Where the five numeric dialects differ, a function takes the
 name of a rule (ROUNDINGS, RESAMPLINGS), so that each function exists once.
 
     N boxes or masks   H, W an image's height and width   M mask side   C channels
@@ -402,6 +402,7 @@ ROUNDINGS: dict[str, Callable[[float], int]] = {
     "truncate": int,  # maskrcnn-benchmark, which in mode shorter also scales differently: _truncated_size
     "floor": math.floor,  # torchvision
     "half_even": round,  # Matterport
+    "scale_twice": lambda size: int(size + 0.5),  # detectron2, which in mode shorter also scales differently
 }
 RESIZE_MODES = ("square", "pad64", "crop", "shorter", "none")
 
@@ -494,7 +495,7 @@ def plan_resize(
 
     Returns: a ResizePlan. No side becomes shorter than 1 pixel.
     Raises: ValueError for numbers and names that do not fit.
-    Source: mmdetection, maskrcnn-benchmark, torchvision and Matterport, by mode and rounding.
+    Source: mmdetection, maskrcnn-benchmark, torchvision, Matterport and detectron2, by mode and rounding.
     """
     rounding = rounding or ("half_up" if mode == "shorter" else "half_even")
     _check_plan(height, width, min_dim, max_dim, mode, rounding, divisor)
@@ -561,6 +562,8 @@ def _scaled_size(height, width, min_dim, max_dim, min_scale, mode, rounding) -> 
         scale = min(side / short, limit / long)
         if rounding == "truncate":
             return scale, _truncated_size(height, width, side, limit)
+        if rounding == "scale_twice":
+            return scale, _twice_scaled_size(height, width, side, limit)
     else:
         scale = max(1.0, (min_dim or 0) / short, min_scale)
         if mode == "square" and to_int(long * scale) > max_dim:
@@ -578,6 +581,17 @@ def _truncated_size(height: int, width: int, side: float, limit: float) -> tuple
     side = max(1, int(side))
     longer = int(side * long / short)
     return (longer, side) if width < height else (side, longer)
+
+
+def _twice_scaled_size(height: int, width: int, side: float, limit: float) -> tuple[int, int]:
+    """detectron2's size: both sides as floats by the short side, and, if the long one is above the limit, once more."""
+    scale = side / min(height, width)
+    sides = (side, scale * width) if height < width else (scale * height, side)
+    if max(sides) > limit:
+        again = limit / max(sides)
+        sides = sides[0] * again, sides[1] * again
+    rows, columns = (max(1, int(length + 0.5)) for length in sides)
+    return rows, columns
 
 
 def _centred(side: int, missing: int) -> tuple[int, int]:
@@ -711,7 +725,7 @@ def _resize_skimage(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 RESAMPLINGS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "opencv": _resize_opencv,  # mmdetection
-    "pillow": _resize_pillow,  # maskrcnn-benchmark
+    "pillow": _resize_pillow,  # maskrcnn-benchmark, detectron2
     "torch": _resize_torch,  # torchvision
     "skimage": _resize_skimage,  # Matterport
 }

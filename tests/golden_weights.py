@@ -1,6 +1,6 @@
 """Deterministic weights in the layouts of the published checkpoints, for tests and benchmarks that compare.
 
-Each number depends only on its tensor's name and shape, by the two recipes that the other implementations ran with when
+Each number depends only on its tensor's name and shape, by the recipes that the other implementations ran with when
 the numbers under test were made. tests/golden/keys.json.gz has the names and shapes of every checkpoint:
 
     mmdet    r50-caffe r50 r101-caffe x101-32x4d x101-64x4d
@@ -207,6 +207,57 @@ def _peer_weight(name: str, z: np.ndarray) -> np.ndarray:
     z *= np.sqrt(2.0 / fan_in)
     z *= next((gain for pattern, gain in _GAINS.items() if re.search(pattern, name)), 1.0)
     return z.reshape(shape).astype(np.float32)
+
+
+############################################################
+#  Detectron2: the peers' recipe under its names
+############################################################
+
+_DETECTRON2_LAST_NORM = re.compile(r"res\d\.\d+\.conv3\.norm\.weight$")
+_DETECTRON2_GAINS = {  # of He's scale, the first that is found
+    r"fpn_output2\.": 0.35,
+    r"fpn_output3\.": 0.55,
+    r"fpn_output4\.": 0.85,
+    r"fpn_output5\.": 1.6,
+    r"fpn_lateral\d\.": 0.70710678,
+    r"rpn_head\.objectness_logits\.": 1.5,
+    r"rpn_head\.anchor_deltas\.": 0.15,
+    r"box_head\.fc1\.": 1.5,
+    r"box_predictor\.cls_score\.": 3.0,
+    r"box_predictor\.bbox_pred\.": 0.5,
+    r"mask_head\.predictor\.": 4.0,
+}
+
+
+def fill_detectron2(name: str, shape: Sequence[int], divides: bool = False) -> np.ndarray:
+    """A tensor of Detectron2's checkpoints. divides: its images are divided by a standard deviation."""
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    stream = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    if name.endswith("running_var"):
+        return (0.5 + stream.random(shape)).astype(np.float32)
+    z = stream.standard_normal(shape)
+    if name.endswith("running_mean"):
+        return (0.1 * z).astype(np.float32)
+    if name.endswith("bias"):
+        bias = 0.05 * z
+        if name.endswith("cls_score.bias"):
+            bias[-1] += 2.0  # background, the last class
+        return bias.astype(np.float32)
+    if len(shape) == 1:
+        scale = 1.0 + 0.1 * z
+        return (0.2 * scale if _DETECTRON2_LAST_NORM.search(name) else scale).astype(np.float32)
+    transposed = name.endswith("mask_head.deconv.weight")
+    fan_in = shape[0] if transposed else math.prod(shape[1:])
+    if name.endswith("box_head.fc1.weight") and shape[1] % 49 == 0:
+        z = z.reshape(shape[0], -1, 49)
+        z = (z - z.mean(axis=2, keepdims=True)).reshape(shape)
+    else:
+        z -= z.mean(axis=(0,) if transposed else tuple(range(1, len(shape))), keepdims=True)
+    gain = next((gain for pattern, gain in _DETECTRON2_GAINS.items() if re.search(pattern, name)), 1.0)
+    if name.endswith("bottom_up.stem.conv1.weight"):
+        gain = 2.0 if divides else 0.03
+    return (z * np.sqrt(2.0 / fan_in) * gain).astype(np.float32)
 
 
 ############################################################

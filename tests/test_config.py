@@ -78,8 +78,8 @@ def test_dialect_gives_defaults_and_a_subclass_overrides_them(name):
 
 
 def test_dialects_are_the_table_of_the_design():
-    assert [d.pooling for d in DIALECTS.values()] == ["adaptive", "legacy", "legacy", "crop"]
-    assert [d.stem_pool for d in DIALECTS.values()] == ["symmetric"] * 3 + ["same"]
+    assert [d.pooling for d in DIALECTS.values()] == ["adaptive", "legacy", "legacy", "crop", "adaptive"]
+    assert [d.stem_pool for d in DIALECTS.values()] == ["symmetric"] * 3 + ["same", "symmetric"]
     assert Config().DIALECT == "mmdet"
     with pytest.raises(AttributeError):
         DIALECTS["mmdet"].pooling = "crop"  # frozen

@@ -61,7 +61,6 @@ CLASSIFIER = "it is an image classifier that is no ResNet"
 ONE_STAGE = "it is a one-stage detector of torchvision"
 GROUPS = r"bottleneck blocks with 3x3 convolutions of 128 channels in \d+ groups, which is none of resnet18"
 REFUSED = {
-    "detectron2_mask_rcnn_R_50_FPN_3x": "it is of Detectron2",
     "fasterrcnn_resnet50_fpn": NO_MASKS,
     "fasterrcnn_resnet50_fpn_v2": NO_MASKS,
     "keypointrcnn_resnet50_fpn": "it finds keypoints",

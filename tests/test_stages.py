@@ -11,10 +11,10 @@ import stages
 import utils
 import visualize
 from assets import make_pictures
+from config import DIALECTS
 from data.dataset import Instances
 from samples import shapes
 
-DIALECTS = ["mmdet", "benchmark", "torchvision", "matterport"]
 HEIGHT, WIDTH = 44, 60
 
 
@@ -56,7 +56,7 @@ def test_where_detections_come_from(dialect):
     assert len(still.origins) > 5
     inside_image = still.proposals[still.origins].clip(0, [HEIGHT, WIDTH] * 2)
     np.testing.assert_allclose(
-        inside_image, still.result["rois"], atol=1e-3 if dialect in ("mmdet", "torchvision") else 1.01
+        inside_image, still.result["rois"], atol=1e-3 if dialect in ("mmdet", "torchvision", "detectron2") else 1.01
     )
     moved = stages.look_inside(model_of(dialect, [1.0, 0, 0, 0]), random_image(HEIGHT, WIDTH))
     rois = moved.proposals[moved.origins]

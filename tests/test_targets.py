@@ -15,7 +15,7 @@ from torch import Tensor
 from waits import Waits
 
 import model as modellib
-from config import REFERENCE_TRAINING, Config
+from config import DIALECTS, REFERENCE_TRAINING, Config
 from model import BACKGROUND, IGNORED, Images, LossSums, RoiSample, RpnSample
 from roialign import MaskCrops
 
@@ -513,7 +513,7 @@ def test_deltas_by_hand():
     assert modellib.build_delta_targets(boxes[:0], gts[:0], (1, 1, 1, 1)).shape == (0, 4)
 
 
-@pytest.mark.parametrize("dialect", ["mmdet", "benchmark", "torchvision", "matterport"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_deltas_lead_to_the_object(dialect):
     config = Config(DIALECT=dialect)
     boxes, gts = (torch.from_numpy(random_boxes(50, 90, seed)) for seed in (8, 9))
@@ -858,7 +858,7 @@ def test_losses_and_gradients_are_finite(case, settings):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dialect", ["mmdet", "benchmark", "torchvision", "matterport"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_batch_equals_its_images_one_at_a_time(dialect, device, monkeypatch):
     """Three images of different sizes and objects: sums and counts of the batch are those of the images."""
     monkeypatch.setattr(modellib, "average_losses", lambda parts, config: parts)

@@ -435,7 +435,7 @@ def test_an_image_has_the_channels_of_the_network():
     ("arguments", "message"),
     [
         ({"mode": "sqare"}, "square, pad64, crop, shorter, none, got 'sqare'"),
-        ({"rounding": "up"}, "half_up, truncate, floor, half_even, got 'up'"),
+        ({"rounding": "up"}, "half_up, truncate, floor, half_even, scale_twice, got 'up'"),
         ({"height": 0}, "0 x 50"),
         ({"mode": "pad64", "min_dim": 100}, "64 divides, got 100"),
         ({"mode": "square", "max_dim": None}, "needs max_dim"),

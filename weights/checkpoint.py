@@ -74,7 +74,7 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Any], name: str | Path
     if not _is(contents.get("format"), FORMAT):
         raise ValueError(
             f"{name} is not a checkpoint of this project; `python convert_weights.py SRC DST` makes one from "
-            "checkpoints of Matterport, the 2018 port, maskrcnn-benchmark, mmdetection and torchvision"
+            "checkpoints of Matterport, the 2018 port, maskrcnn-benchmark, mmdetection, torchvision and Detectron2"
         )
     if not _is(contents.get("version"), FORMAT_VERSION):
         raise ValueError(

@@ -5,6 +5,7 @@ A source is recognised by its contents, never by its suffix:
     keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
     benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
     torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
+    detectron2   Mask R-CNN with FPN, of its model zoo and its trainer
 
 The network has one canonical form (model.py). A source may differ in names (formats.py has a table for each format),
 class order, row order, colour order and batch norm: the conversion makes these equal in the weights. All other
@@ -20,6 +21,7 @@ the report says so.
 """
 
 import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +47,15 @@ from .checkpoint import (
     make_checkpoint,
     read_checkpoint,
     shapes_of,
+)
+from .constants import (
+    Constants,
+    add_statistics,
+    contradictions,
+    group_norm_settings,
+    guess_style,
+    numbers,
+    read_constants,
 )
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, STYLES, Format, Table
@@ -133,6 +144,7 @@ def _check_names(
     must_be_normed = {name.removesuffix(".weight") for name in expected if name.endswith(".weight") and source.normed}
     normed = {name.rsplit(".norm.", 1)[0] for name in names if ".norm." in name}
     normed |= {module for module in must_be_normed if module.startswith(source.normed)}
+    normed = {module for module in normed if not _is_group_norm(f"{module}.norm", expected)}
     biases = {f"{module}.bias" for module in normed}  # optional: the batch norm gives the bias in any case
     required = expected | {f"{module}.norm.{leaf}" for module in normed for leaf in NORM}
     missing = sorted(required - names - biases)
@@ -141,6 +153,11 @@ def _check_names(
     problems += [f"left over {len(unused)}: {_shown(unused)}"] if unused else []
     if problems:
         raise ValueError(f"{path} is a {source.name} checkpoint, but its tensors are not those. " + "; ".join(problems))
+
+
+def _is_group_norm(norm: str, names: Iterable[str]) -> bool:
+    """Whether a norm, by the names of a network's tensors, is one that no convolution takes up."""
+    return f"{norm}.weight" in names and f"{norm}.running_var" not in names
 
 
 def _check_ranks(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
@@ -177,8 +194,10 @@ def _check_shapes(
 ############################################################
 
 
-def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool) -> list[str]:
+def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool, classes: int) -> list[str]:
     """Bring renamed tensors into the canonical form, in place.
+
+    classes: their number, background included.
 
     Returns: a line for each kind of change, for the report.
     Raises: ValueError for shapes that do not fit their names.
@@ -198,11 +217,25 @@ def _fold(tensors: dict[str, Tensor], source: Format, eps: float, bgr: bool) -> 
         _change(tensors, "rpn.deltas", 4, lambda rows: swap_xy(rows).flip(0))
         _change(tensors, "box_head.box_deltas", 4, swap_xy)
     if source.background_last:
+        for module in _AGNOSTIC:
+            if _is_agnostic({name: tensor.shape for name, tensor in tensors.items()}, module, classes):
+                notes.append(f"class-agnostic rows of {module}, which are repeated for each class")
+                _change(tensors, module, _AGNOSTIC[module], lambda rows: torch.cat([rows] * (classes - 1)))
         notes.append("background from last to first, with zeros where it had no row")
         _change(tensors, "box_head.class_logits", 1, lambda rows: rows.roll(1, 0))
         for module in ("box_head.box_deltas", "mask_head.mask_logits", "maskiou_head.maskious"):
             _change(tensors, module, 4 if module.endswith("deltas") else 1, prepend_zeros)
     return notes
+
+
+# Layers that may have one class for all, and the rows that they have then.
+_AGNOSTIC = {"box_head.box_deltas": 4, "mask_head.mask_logits": 1}
+
+
+def _is_agnostic(shapes: Mapping[str, Sequence[int]], module: str, classes: int) -> bool:
+    """Whether a layer without a row for the background does not tell classes apart. classes: background included."""
+    shape = shapes.get(f"{module}.weight")
+    return classes > 2 and shape is not None and shape[0] == _AGNOSTIC.get(module)
 
 
 def _change(tensors: dict[str, Tensor], module: str, group: int, change: Callable[[Tensor], Tensor]) -> None:
@@ -233,7 +266,7 @@ def prepend_zeros(rows: Tensor) -> Tensor:
 
 
 def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
-    """Fold batch norms into the convolutions before them, in place; those of the backbone stay as norms.
+    """Fold batch norms into the convolutions before them, in place; those of the backbone and group norms stay.
 
     A batch norm of our backbone adds no eps and follows a convolution without bias, so its statistics take up both.
 
@@ -241,6 +274,8 @@ def _fold_norms(tensors: dict[str, Tensor], eps: float) -> list[str]:
     """
     counts: Counter = Counter()
     for module in [name.removesuffix(".norm.weight") for name in tensors if name.endswith(".norm.weight")]:
+        if _is_group_norm(f"{module}.norm", tensors):
+            continue
         weight, bias = tensors[f"{module}.weight"], tensors.get(f"{module}.bias")
         norm = [tensors[f"{module}.norm.{leaf}"] for leaf in NORM]
         for leaf, vector in zip((*NORM, "bias"), (*norm, norm[0] if bias is None else bias), strict=True):
@@ -286,8 +321,8 @@ def fold_norm(
 ############################################################
 
 
-def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
-    """Name of the backbone, from its blocks and the groups of its 3x3 convolutions."""
+def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """BACKBONE and BACKBONE_WIDTH, from its blocks, its channels and the groups of its 3x3 convolutions."""
     tensors_of_block = Counter(match[0] for name in shapes if (match := re.match(r"backbone\.layer\d\.\d+\.", name)))
     blocks = tuple(
         sum(block.startswith(f"backbone.layer{stage}.") and count > 2 for block, count in tensors_of_block.items())
@@ -295,11 +330,13 @@ def _backbone(path: Path, shapes: Mapping[str, Sequence[int]]) -> str:
     )
     is_bottleneck = any(re.match(r"backbone\.layer\d\.\d+\.conv3\.", name) for name in shapes)
     width = _common(shapes, 64, (r"backbone\.layer1\.\d+\.conv2\.weight", 0))
-    group_width = _common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1))
-    groups = width // max(group_width, 1)
-    for name, architecture in BACKBONES.items():
-        if architecture == (blocks, is_bottleneck, groups, group_width):
-            return name
+    groups = width // max(_common(shapes, width, (r"backbone\.layer1\.\d+\.conv2\.weight", 1)), 1)
+    stem = _common(shapes, 64, (r"backbone\.stem\.weight", 0))
+    for planes in (64, stem):  # of narrow and wide networks, all channels are in proportion to those of the stem
+        for name, architecture in BACKBONES.items():
+            full = planes * architecture.group_width // 64 * architecture.groups
+            if (blocks, is_bottleneck, groups, width) == (*architecture[:3], full) and planes % 8 == 0:
+                return {"BACKBONE": name, "BACKBONE_WIDTH": planes / 64}
     if not any(blocks):
         raise ValueError(f"{path} has no backbone with the names of a ResNet: {_shown(shapes, 5)}, in our names")
     raise ValueError(
@@ -332,12 +369,13 @@ def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -
     """Settings of Config that follow from the shapes of renamed tensors, before they are folded."""
     settings = {
         "DIALECT": source.dialect,
-        "BACKBONE": _backbone(path, shapes),
+        **_backbone(path, shapes),
         "MASKIOU_CLAMP": False,
         "IMAGE_CHANNEL_COUNT": _common(shapes, 3, (r"backbone\.stem\.weight", 1)),
     }
     if source.name == "imagenet":
         return settings
+    pyramid = _common(shapes, 256, (r"fpn\.\w+\.\d\.weight", 0))
     box, mask, iou = r"box_head\.", r"mask_head\.", r"maskiou_head\."
     iou_head = any(name.startswith("maskiou_head.") for name in shapes)
     maskiou = {
@@ -346,10 +384,11 @@ def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -
     }
     return {
         **settings,
-        "TOP_DOWN_PYRAMID_SIZE": _common(shapes, 256, (r"fpn\.\w+\.\d\.weight", 0)),
+        "TOP_DOWN_PYRAMID_SIZE": pyramid,
         "RPN_CONVS": _count(shapes, "rpn.convs") or 1,
         "RPN_CHANNELS": _common(shapes, 256, (r"rpn\.convs\.\d\.weight", 0), (r"rpn\.(objectness|deltas)\.weight", 1)),
-        "BOX_HEAD_CONVS": _count(shapes, "box_head.convs"),
+        **_box_head(shapes, pyramid),
+        **(group_norm_settings(shapes) if source.group_norms else {}),
         "BOX_HEAD_FC_LAYERS": _count(shapes, "box_head.fcs") or 1,
         "FPN_CLASSIF_FC_LAYERS_SIZE": _common(
             shapes, 1024, (box + r"fcs\.\d\.weight", 0), (box + r"(class_logits|box_deltas)\.weight", 1)
@@ -362,6 +401,19 @@ def _settings(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -
         **(maskiou if iou_head else {}),
         "NUM_CLASSES": _num_classes(path, source, shapes),
     }
+
+
+def _box_head(shapes: Mapping[str, Sequence[int]], pyramid: int) -> dict[str, int | None]:
+    """The convolutions of the box head, and the cells of an RoI that its first fully connected layer sees.
+
+    pyramid: channels of the pyramid.
+    """
+    channels = _common(shapes, pyramid, (r"box_head\.convs\.\d\.weight", 0))
+    settings = {"BOX_HEAD_CONVS": _count(shapes, "box_head.convs")}
+    settings["BOX_HEAD_CHANNELS"] = None if channels == pyramid else channels
+    inputs = math.prod(shapes.get("box_head.fcs.0.weight", ())[1:])  # (channel, y, x)
+    side = math.isqrt(inputs // max(channels, 1))
+    return {**settings, "POOL_SIZE": side} if side > 0 and side * side * channels == inputs else settings
 
 
 def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -381,6 +433,8 @@ def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]
             f"{path} has {classes} rows for classes, boxes and masks alike, as mmdetection 1.x, which has the "
             "background first; version 2 has one row less for boxes and masks. Take a file of version 2 or later"
         )
+    if source.background_last:
+        rows = {name: count for name, count in rows.items() if not _is_agnostic(shapes, name, classes)}
     votes = Counter(
         [classes, *(n + source.background_last for name, n in rows.items() if name != "box_head.class_logits")]
     )
@@ -543,6 +597,8 @@ def convert(
     eps: float | None = None,
     model_config: Config | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    stated: Mapping[str, Any] = MappingProxyType({}),
+    input_format: str | None = None,
 ) -> tuple[Checkpoint, Report]:
     """Any checkpoint of the family as one of this project, and a report.
 
@@ -558,6 +614,9 @@ def convert(
         anchors and pixels are the model's, and its class names are if the model has as many classes.
     settings: of Config, for what a foreign file does not say or cannot, such as RPN_ANCHOR_RATIOS. They count before
         shapes are checked.
+    stated: settings of Config that the configuration of the file's training says, with pixels as RGB. They count less
+        than settings and style, and more than constants of the file.
+    input_format: what it says of the order of channels of a Detectron2 file: "BGR", "RGB" or "L".
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -580,16 +639,25 @@ def convert(
     tensors, origin, dropped, unused = _rename(path, source, raw)
     check_values(path, tensors, origin)
     _check_ranks(path, tensors, origin)
-    config = _config(path, source, tensors, settings, model_config)
+    constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format)
+    known = {**constants.settings, **stated}
+    config = _config(path, source, tensors, settings, model_config, known)
+    dropped = [name for name in dropped if name not in constants.names]
+    report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
+    report.assumed += contradictions(constants.settings, config)
+    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
-    report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
     text, stored_names = _meta(contents)
-    bgr = _decide_pixels(path, source, config, text, style or settings.get("BACKBONE_STYLE"), model_config, report)
+    style = style or settings.get("BACKBONE_STYLE") or stated.get("BACKBONE_STYLE")
+    if source.name == "detectron2":
+        bgr = _decide_style(config, constants, style, model_config, report)
+    else:
+        bgr = _decide_pixels(path, source, config, text, style, model_config, report)
     used_eps = _eps(source, dropped, config.BACKBONE, eps)
     _check_zero_variances(path, source, tensors, used_eps)
     try:
-        report.folded += _fold(tensors, source, used_eps, bgr)
+        report.folded += _fold(tensors, source, used_eps, bgr, config.NUM_CLASSES)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     _check_shapes(path, tensors, shapes, origin, raw)
@@ -598,7 +666,7 @@ def convert(
         given = class_names if class_names is not None else (settings.get("CLASS_NAMES") or (None,))[1:] or None
         classes = _class_names(path, source, config.NUM_CLASSES, given, stored_names, model_config)
         _name_classes(config, path, classes)
-        _assume(report, source, config, eps, used_eps, settings)
+        _assume(report, source, config, eps, used_eps, {*known, *settings})
     note = f"{source.name}, {utils.printable(path.name)}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
@@ -613,10 +681,12 @@ def _config(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     model_config: Config | None,
+    known: Mapping[str, Any],
 ) -> Config:
-    """The settings of a foreign file: of its tensors, then of the caller, then of the model that takes the weights.
+    """The settings of a foreign file: the caller's, then known ones, then those of the model that takes the weights,
+    then what the shapes of its tensors say.
 
-    settings, model_config: as for convert.
+    settings, model_config: as for convert. known: what the file or its training's configuration says.
 
     Raises: ValueError if they contradict each other, or if the file has another number of anchors than they say.
     """
@@ -624,9 +694,10 @@ def _config(
     found = _settings(path, source, shapes)
     if source.name != "imagenet" and model_config is not None:
         has_own_pixels = source.dialect == "mmdet" or found["IMAGE_CHANNEL_COUNT"] != model_config.IMAGE_CHANNEL_COUNT
-        known = {"PIXEL_RANGE", *(PER_CHANNEL_SETTINGS if has_own_pixels else ())}
-        found |= {name: getattr(model_config, name) for name in _MEANING if name not in known}
+        own = {"PIXEL_RANGE", *(PER_CHANNEL_SETTINGS if has_own_pixels else ())}
+        found |= {name: getattr(model_config, name) for name in _MEANING if name not in own}
     names = {*_MEANING, *settings_that(SHAPE)} - {"DIALECT", "BACKBONE", "BACKBONE_STYLE"}
+    found |= known
     found |= {name: value for name, value in settings.items() if name in names}
     try:
         config = Config(**found)
@@ -672,6 +743,59 @@ def _decide_pixels(
     return bgr
 
 
+def _decide_style(
+    config: Config, constants: Constants, style: str | None, model_config: Config | None, report: Report
+) -> bool:
+    """Set the style of a config of Detectron2. What is guessed is reported.
+
+    style: what somebody said. model_config: as for convert.
+
+    Returns: whether the first convolution takes BGR.
+    Raises: ValueError for a style that does not exist.
+    """
+    if style not in (None, *STYLES):
+        raise ValueError(f"style must be caffe or pytorch, not {style!r}")
+    guessed, reason = guess_style(config)
+    if model_config is not None:
+        guessed, reason = model_config.BACKBONE_STYLE, "as the model has it"
+    config.BACKBONE_STYLE = style or guessed
+    if style is None and reason:
+        report.assumed.append(f"{guessed} style, {reason}; --style or style=... changes it")
+    is_color = config.IMAGE_CHANNEL_COUNT == 3
+    if constants.guess and is_color:
+        report.assumed.append(f"pixels in {constants.order} order, {constants.guess}")
+    if constants.settings:
+        count = len(constants.names)
+        report.folded.append(f"{count} constants of pixels and anchors into {', '.join(constants.settings)}")
+    return is_color and constants.order == "BGR"
+
+
+def _decide_norms(
+    source: Format,
+    config: Config,
+    tensors: dict[str, Tensor],
+    origin: dict[str, str],
+    report: Report,
+    is_said: bool,
+) -> None:
+    """Complete the norms of a backbone that has no statistics. What is guessed is reported.
+
+    is_said: somebody said which norms these are.
+    """
+    if not source.group_norms:
+        return
+    is_filled = config.BACKBONE_NORM == "batch" and add_statistics(tensors, origin)
+    if is_said:
+        return
+    if is_filled:
+        report.assumed.append(
+            "mean 0 and variance 1 of the backbone's norms, which have no statistics, as in older files of frozen "
+            "batch norms; if they are group norms, set BACKBONE_NORM to group"
+        )
+    elif config.BACKBONE_NORM == "group":
+        report.assumed.append("group norms in the backbone, because its norms and others have no statistics")
+
+
 def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tensor], eps: float) -> None:
     """Raises ValueError for variances of zero in a torchvision file that is taken to have eps 0."""
     zeros = [name for name, tensor in tensors.items() if name.endswith("running_var") and float(tensor.min()) <= 0]
@@ -683,9 +807,12 @@ def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tens
 
 
 def _assume(
-    report: Report, source: Format, config: Config, eps: float | None, used_eps: float, settings: Mapping[str, Any]
+    report: Report, source: Format, config: Config, eps: float | None, used_eps: float, known: set[str]
 ) -> None:
-    """Report what a foreign detector's file does not say and changes results."""
+    """Report what a foreign detector's file does not say and changes results.
+
+    known: the settings that somebody said.
+    """
     if source.name == "torchvision" and eps is None and used_eps == 0:
         training = "the file is of a training, because it has an optimizer; " if "optimizer" in report.dropped else ""
         report.assumed.append(
@@ -699,21 +826,17 @@ def _assume(
         )
     sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
     names = ("RPN_ANCHOR_SCALES", *sizes, "MEAN_PIXEL", "STD_PIXEL")
-    values = {name: _numbers(getattr(config, name)) for name in names}
+    values = {name: numbers(getattr(config, name)) for name in names}
     texts = {
         "RPN_ANCHOR_SCALES": f"anchors of {values['RPN_ANCHOR_SCALES']} pixels",
         "IMAGE_MIN_DIM": f"images of {values['IMAGE_MIN_DIM']} to {values['IMAGE_MAX_DIM']} pixels",
         "MEAN_PIXEL": f"pixels minus {values['MEAN_PIXEL']}",
         "STD_PIXEL": f"divided by {values['STD_PIXEL']}",
     }
-    said = [text for name, text in texts.items() if name not in settings]
+    said = [text for name, text in texts.items() if name not in known]
     if said:
-        changes = ", ".join(name for name in names if name not in settings)
+        changes = ", ".join(name for name in names if name not in known)
         report.assumed.append(f"{', '.join(said)}; the file does not say these, and the settings {changes} change them")
-
-
-def _numbers(value: Any) -> str:
-    return " ".join(f"{number:g}" for number in (value if isinstance(value, tuple) else (value,)))
 
 
 def _checked(

@@ -100,6 +100,31 @@ _MMDET: Table = (
     ("roi_head.mask_iou_head.fcs.#.",       "maskiou_head.fcs.#."),
     ("roi_head.mask_iou_head.fc_mask_iou.", "maskiou_head.maskious."),
 )
+_DETECTRON2: Table = (
+    ("backbone.bottom_up.stem.conv1.",           "backbone.stem."),
+    ("backbone.bottom_up.stem.conv1.norm.",      "backbone.stem.norm."),
+    ("backbone.bottom_up.res#.#.conv#.",         "backbone.layer#-1.#.conv#."),
+    ("backbone.bottom_up.res#.#.conv#.norm.",    "backbone.layer#-1.#.conv#.norm."),
+    ("backbone.bottom_up.res#.#.shortcut.",      "backbone.layer#-1.#.shortcut."),
+    ("backbone.bottom_up.res#.#.shortcut.norm.", "backbone.layer#-1.#.shortcut.norm."),
+    ("backbone.fpn_lateral#.",                   "fpn.lateral.#-2."),
+    ("backbone.fpn_lateral#.norm.",              "fpn.lateral.#-2.norm."),
+    ("backbone.fpn_output#.",                    "fpn.output.#-2."),
+    ("backbone.fpn_output#.norm.",               "fpn.output.#-2.norm."),
+    ("proposal_generator.rpn_head.conv.",        "rpn.convs.0."),
+    ("proposal_generator.rpn_head.conv.conv#.",  "rpn.convs.#."),  # more than one convolution
+    ("proposal_generator.rpn_head.objectness_logits.", "rpn.objectness."),
+    ("proposal_generator.rpn_head.anchor_deltas.", "rpn.deltas."),
+    ("roi_heads.box_head.conv#.",                "box_head.convs.#-1."),
+    ("roi_heads.box_head.conv#.norm.",           "box_head.convs.#-1.norm."),
+    ("roi_heads.box_head.fc#.",                  "box_head.fcs.#-1."),
+    ("roi_heads.box_predictor.cls_score.",       "box_head.class_logits."),
+    ("roi_heads.box_predictor.bbox_pred.",       "box_head.box_deltas."),
+    ("roi_heads.mask_head.mask_fcn#.",           "mask_head.convs.#-1."),
+    ("roi_heads.mask_head.mask_fcn#.norm.",      "mask_head.convs.#-1.norm."),
+    ("roi_heads.mask_head.deconv.",              "mask_head.upsample."),
+    ("roi_heads.mask_head.predictor.",           "mask_head.mask_logits."),
+)
 _TORCHVISION: Table = (  # the published v1 file has the names of 2019; v2 and files of today have others
     ("backbone.body.conv1.",                "backbone.stem."),
     ("backbone.body.bn1.",                  "backbone.stem.norm."),
@@ -157,6 +182,7 @@ class Format:
     pairs: bool = False  # objectness is a softmax over (background, foreground)
     xyxy: bool = False  # deltas are (dx, dy, dw, dh), and the first of a cell's anchors is the wide one
     background_last: bool = False  # and there is no row for it in deltas, masks and mask IoUs
+    group_norms: bool = False  # norms without statistics are group norms, or frozen ones of statistics 0 and 1
     bgr: bool = False
 
 
@@ -204,6 +230,19 @@ FORMATS = (
         dropped=("data_preprocessor.",),
         xyxy=True,
         background_last=True,
+    ),
+    Format(  # before torchvision, whose names of the box head are the same
+        name="detectron2",
+        title="Detectron2",
+        dialect="detectron2",
+        signs=("backbone.bottom_up.", "backbone.fpn_lateral", "proposal_generator."),
+        table=_DETECTRON2,
+        eps=1e-5,
+        dropped=("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors."),  # constants.py
+        xyxy=True,
+        background_last=True,
+        group_norms=True,
+        bgr=True,
     ),
     Format(
         name="torchvision",

@@ -36,7 +36,6 @@ _REFUSALS = (
         "it is a bare state dict of this project, without config and class names. "
         "Give the file that MaskRCNN.save wrote",
     ),
-    _Refusal(r"(backbone\.(bottom_up|fpn_)|proposal_generator\.)", "it is of Detectron2, which this does not read"),
     _Refusal(r"roi_heads\.keypoint", "it finds keypoints, and this project finds masks"),
     _Refusal(r"roi_head\.(bbox|mask)_head\.\d", _CASCADE),
     _Refusal(r"roi_head\.(semantic|point|keypoint)_", "its heads are not those of Mask R-CNN or Mask Scoring R-CNN"),
