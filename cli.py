@@ -38,10 +38,10 @@ from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, 
 from model import MaskRCNN
 from training.checkpoints import find_last
 from weights.checkpoint import is_backbone, read_checkpoint
-from weights.convert import read_class_names
+from weights.class_names import KNOWN_CLASSES, read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
-from weights.published import MODEL_NAMES, imagenet_weights
+from weights.published import imagenet_weights, some_names
 from weights.stem import fit_images, settings_for_channels
 
 LOGS = Path("logs")
@@ -190,7 +190,7 @@ def add_model(parser: Any, default: str, trains: bool = False) -> None:
 
     trains: whether the command can train, and has --logs.
     """
-    names = f"a checkpoint file of any format that convert_weights.py reads, or one of {', '.join(MODEL_NAMES)}"
+    names = f"a checkpoint file of any format that convert_weights.py reads, or one of {some_names()}"
     if trains:
         names += (
             "; or last, the newest checkpoint in --logs, which train continues. "
@@ -200,7 +200,7 @@ def add_model(parser: Any, default: str, trains: bool = False) -> None:
 
 
 def add_checkpoint_options(parser: Any) -> None:
-    """--style, --classes and --eps: what a foreign checkpoint, named by --model, may not tell."""
+    """--style, --classes, --eps and --source-config: what a foreign checkpoint, named by --model, may not tell."""
     parser.add_argument(
         "--style",
         choices=STYLES,
@@ -209,7 +209,8 @@ def add_checkpoint_options(parser: Any) -> None:
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="names of the checkpoint's classes, one a line, without the background, if the file does not tell",
+        help="names of the checkpoint's classes, if the file does not tell: a text file, one a line, without the "
+        f"background; a .json file of annotations; or one of {', '.join(KNOWN_CLASSES)}",
     )
     parser.add_argument(
         "--eps",
@@ -217,10 +218,16 @@ def add_checkpoint_options(parser: Any) -> None:
         help="of a torchvision ResNet-50 with frozen batch norm, which the file does not say: 0 (default) if it was "
         "trained from the published detector, 1e-5 if from an ImageNet backbone",
     )
+    parser.add_argument(
+        "--source-config",
+        metavar="FILE",
+        help="the config.yaml that a Detectron2 checkpoint was trained with; none: use no file. Default: config.yaml "
+        "in the folder of the checkpoint",
+    )
 
 
 def checkpoint_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What add_checkpoint_options added, as arguments for weights.load: style, class_names and eps.
+    """What add_checkpoint_options added, as arguments for weights.load: style, class_names, eps and source_config.
 
     A command without these arguments has None for each. Raises: as read_class_names.
     """
@@ -229,6 +236,7 @@ def checkpoint_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "style": getattr(arguments, "style", None),
         "class_names": read_class_names(classes) if classes else None,
         "eps": getattr(arguments, "eps", None),
+        "source_config": getattr(arguments, "source_config", None),
     }
 
 

@@ -1,7 +1,7 @@
 """Convert any checkpoint of the family into one of this project: the command line of weights/.
 
-    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--set NAME=VALUE ...]
-                                      [--half] [--force]
+    python convert_weights.py SRC DST [--style caffe|pytorch] [--classes FILE] [--eps EPS] [--source-config FILE]
+                                      [--set NAME=VALUE ...] [--half] [--force]
 
 weights/convert.py says which formats it reads, and how.
 """

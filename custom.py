@@ -63,7 +63,7 @@ from own_evaluation import (
     split_file,
 )
 from own_training import MODEL_NAME, Request, is_first_process, open_job, open_job_together, training_folder
-from weights.published import MODEL_NAMES
+from weights.published import some_names
 
 CHECK_FOLDER, REVIEW_FOLDER, SUGGEST_FOLDER = "output/check", "output/review", "output/suggest"
 RESULTS = Path("output")  # of trainings and detections, a folder each
@@ -524,7 +524,7 @@ def run_suggest(arguments: argparse.Namespace) -> int:
     records, thumbnails = suggest.picture_records(arguments.unlabelled)
     label_queue.check_output(arguments.output, records.root, "--unlabelled")
     if arguments.model in (None, "last"):
-        raise ValueError(f"--model must name a checkpoint file, or one of {', '.join(MODEL_NAMES)}")
+        raise ValueError(f"--model must name a checkpoint file, or one of {some_names()}")
     model = open_finder(arguments, arguments.model)
     threshold = score_threshold(model.config)
     seen = label_queue.detect_pictures(model, records, arguments.output)

@@ -27,7 +27,7 @@ from evaluation.run import count_weak_detections
 from model import MaskRCNN
 from own_training import MODEL_NAME, OwnConfig, training_folder
 from weights.checkpoint import read_checkpoint
-from weights.published import MODEL_NAMES
+from weights.published import EMBEDDED, find_published
 
 SUBSETS = ("val", "test", "train", "all")
 LEAST_SHARED = 0.5  # of the pictures of split.json that a data set must have to be the one that was divided
@@ -239,7 +239,8 @@ def storing_problem(subset: str, checkpoint: str | Path, target: str) -> str | N
     if subset in ("train", "test"):
         why = "the model has learned from them" if subset == "train" else "they would be no test any more"
         return f"--store with the pictures of {subset}: {why}; --subset val has those to choose a threshold with"
-    if not target and not Path(checkpoint).is_file() and str(checkpoint) in MODEL_NAMES:
+    is_name = not Path(checkpoint).is_file() and (str(checkpoint) in EMBEDDED or find_published(checkpoint))
+    if not target and is_name:
         return (
             f"--store: {checkpoint} is a model of this project, which is not changed; name a file: --store my_model.pth"
         )

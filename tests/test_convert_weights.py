@@ -35,11 +35,11 @@ from weights.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from weights.convert import _eps, _pixels, _style, read_class_names
+from weights.class_names import read_class_names
+from weights.convert import _eps, _pixels
 from weights.formats import FORMATS
 from weights.load import load_checkpoint, load_model, load_with_report
 from weights.published import (
-    _MMDET_URL,
     EMBEDDED,
     IMAGENET,
     PUBLISHED,
@@ -863,7 +863,7 @@ def test_missing_and_useless_files(tmp_path):
         b"\n  <html lang='en'>Quota exceeded</html>": "is a web page",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "git-lfs pointer",
         b"hello world, this is no checkpoint": "neither a file of torch.save nor HDF5.*hello",
-        b"\x80\x04garbage": "neither a file of torch.save nor HDF5",
+        b"\x80\x04garbage": "is truncated or damaged",
     }.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=match):
@@ -1114,20 +1114,6 @@ def test_ours_that_is_wrong(ours, tmp_path):
 ############################################################
 
 
-def test_published_table():
-    assert PUBLISHED["coco"] is PUBLISHED["ms_rcnn_r101_caffe_fpn_2x_coco"]
-    assert all(published.name == name for name, published in PUBLISHED.items() if name != "coco")
-    for published in (*PUBLISHED.values(), *IMAGENET.values()):
-        urls = [other.url for other in PUBLISHED.values() if other.name != published.name]
-        assert published.url not in urls, "one file for each name"
-        assert published.url.startswith("https://")
-        assert published.style in ("caffe", "pytorch")
-        assert published.note
-        assert published.sha256 is None or published.url.endswith(f"-{published.sha256}.pth")
-        if published.url.startswith(_MMDET_URL) and "x101" not in published.name:
-            assert _style(Path(published.url), FORMATS[3], "resnet50", "", None)[0] == published.style
-
-
 def test_published_models_say_how_to_train_them_anew():
     trainable = {name: published.settings for name, published in PUBLISHED.items() if published.settings}
     assert "coco" in trainable
@@ -1136,7 +1122,7 @@ def test_published_models_say_how_to_train_them_anew():
         assert (config.BACKBONE, config.BACKBONE_STYLE) in IMAGENET
         assert published.style == config.BACKBONE_STYLE
         assert config.SCHEDULE is not None
-        assert published.url.startswith(_MMDET_URL) <= (f"_{config.SCHEDULE}_coco" in published.url)
+        assert f"_{config.SCHEDULE}_coco" in published.url
         assert model.network_shapes(config), "a network"
         _, mean, std = _pixels("", config.BACKBONE_STYLE)
         assert (mean, std) == (config.MEAN_PIXEL, config.STD_PIXEL)

@@ -277,8 +277,9 @@ def test_the_command_lines_take_the_options(tmp_path, monkeypatch, capsys):
         demo.main(["--model", "x.pth", "--output", str(tmp_path), *words])
     parser = cli.Parser("x", None)
     cli.add_checkpoint_options(parser)
-    assert cli.checkpoint_options(parser.parse_args([])) == {"style": None, "class_names": None, "eps": None}
-    assert cli.checkpoint_options(types.SimpleNamespace()) == {"style": None, "class_names": None, "eps": None}
+    nothing = dict.fromkeys(("style", "class_names", "eps", "source_config"))
+    assert cli.checkpoint_options(parser.parse_args([])) == nothing
+    assert cli.checkpoint_options(types.SimpleNamespace()) == nothing
     assert {"style": "caffe", "class_names": ["cat", "dog"], "eps": 1e-5}.items() <= calls[0].items()
     with pytest.raises(SystemExit):
         parser.parse_args(["--eps", "nan"])

@@ -29,6 +29,24 @@ def test_a_flipped_bit_in_any_tensor_is_found(tmp_path):
     assert torch.equal(load_torch_file(path)["a"], torch.arange(100.0))
 
 
+@pytest.mark.parametrize("again", [b"2\x86", b"q\x010h\x01h\x01\x86"], ids=["doubled", "from the memo"])
+def test_a_key_of_tuples_in_tuples_is_refused(again, tmp_path):
+    """Each tuple is twice in the next one: to look it up in a dict would take 2^40 steps, and no signal ends them."""
+    torch.save({"a": 1}, tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "bad.pth", "w") as bad:
+        for name in good.namelist():
+            pickled = b"\x80\x02})" + again * 40 + b"K\x01s."
+            bad.writestr(name, pickled if name.endswith("data.pkl") else good.read(name))
+    with pytest.raises(ValueError, match=r"bad\.pth is truncated or damaged; .*tuples lie in each other"):
+        load_torch_file(tmp_path / "bad.pth")
+
+
+def test_many_tuples_are_read(tmp_path):
+    contents = {"steps": [(step, (step, 0.5)) for step in range(1000)], (1, ("a", "b")): ("class",) * 1203}
+    torch.save(contents, tmp_path / "x.pth")
+    assert load_torch_file(tmp_path / "x.pth") == contents
+
+
 def test_an_archive_that_unpacks_to_more_than_the_file_is_refused(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

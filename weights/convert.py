@@ -4,7 +4,7 @@ A source is recognised by its contents, never by its suffix:
 
     keras        Matterport's Mask R-CNN, HDF5        port2018     its PyTorch port of 2018
     benchmark    the paper's code, and its ancestor   mmdet        MS R-CNN and Mask R-CNN of mmdetection 2 and 3
-    torchvision  Mask R-CNN v1 and v2                 imagenet     torchvision's and OpenMMLab's classifiers
+    torchvision  Mask R-CNN v1 and v2                 imagenet     classifiers of torchvision, OpenMMLab, Detectron2
     detectron2   Mask R-CNN with FPN, of its model zoo and its trainer
 
 The network has one canonical form (model.py). A source may differ in names (formats.py has a table for each format),
@@ -59,9 +59,10 @@ from .constants import (
 )
 from .download import sha256_of
 from .formats import FORMATS, LEAVES, NORM, STYLES, Format, Table
-from .refusals import refuse
+from .refusals import refuse, refuse_config
 from .safe_files import read_safetensors
-from .state_dicts import find_state_dict
+from .source_config import NO_CONFIG, NONE, SourceConfig, find_source_config
+from .state_dicts import StateDict, find_state_dict
 from .torch_files import file_kind, load_torch_file
 
 ############################################################
@@ -102,9 +103,7 @@ def _rename(
     dropped, unused = [], []
     for name, tensor in tensors.items():
         target = _target(source.table, name)
-        if name.endswith(".num_batches_tracked") or any(
-            name == rule or _pattern(rule).match(name) for rule in source.dropped
-        ):
+        if name.endswith(".num_batches_tracked") or any(_is_dropped(rule, name) for rule in source.dropped):
             dropped.append(name)
         elif target is None:
             unused.append(name)
@@ -113,6 +112,13 @@ def _rename(
         else:
             renamed[target], origin[target] = tensor, name
     return renamed, origin, dropped, unused
+
+
+def _is_dropped(rule: str, name: str) -> bool:
+    """Whether a rule of Format.dropped means a name."""
+    if rule.endswith("$"):
+        return re.fullmatch(_numbered(rule.removesuffix("$")), name) is not None
+    return name == rule or _pattern(rule).match(name) is not None
 
 
 def _target(table: Table, name: str) -> str | None:
@@ -129,8 +135,11 @@ def _target(table: Table, name: str) -> str | None:
 @functools.cache
 def _pattern(rule: str) -> re.Pattern:
     """The pattern of the names that a rule of the tables in formats.py stands for."""
-    text = re.escape(rule).replace(r"\#", r"([0-9]{1,3})").replace("@", "([a-z])")  # 999 layers at most
-    return re.compile(text + r"(?P<leaf>\w+)")
+    return re.compile(_numbered(rule) + r"(?P<leaf>\w+)")
+
+
+def _numbered(rule: str) -> str:
+    return re.escape(rule).replace(r"\#", r"([0-9]{1,3})").replace("@", "([a-z])")  # 999 layers at most
 
 
 def _check_names(
@@ -533,10 +542,15 @@ def _style(
     )
 
 
-def _pixels(text: str, style: str) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    """mmdetection's pixels, from the stored config or else the style: whether BGR, then mean and std in RGB order."""
+# Backbones of pytorch style whose ImageNet weights came from Caffe2, and which learned from BGR images therefore.
+_CAFFE2 = ("resnext101_32x8d",)
+
+
+def _pixels(text: str, style: str, backbone: str = "") -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+    """mmdetection's pixels, from the stored config or else style and backbone: whether BGR, then mean and std in RGB
+    order."""
     flag = _last(r"to_rgb['\"]?\s*[=:]\s*(True|False)", text)
-    bgr = flag == "False" if flag else style == "caffe"
+    bgr = flag == "False" if flag else style == "caffe" or backbone in _CAFFE2
     defaults = {"mean": (123.675, 116.28, 103.53), "std": (1.0,) * 3 if style == "caffe" else (58.395, 57.12, 57.375)}
     statistics = []
     for name, default in defaults.items():
@@ -567,6 +581,7 @@ class Report:
     dropped: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # what was taken off the names of the tensors
     assumed: list[str] = field(default_factory=list)  # what the file does not say and changes results
+    configured: list[str] = field(default_factory=list)  # what a configuration beside the file said
 
     def text(self, written: int) -> str:
         """The report for people. written: tensors that came out."""
@@ -578,8 +593,8 @@ class Report:
         return "\n".join([*lines, f"dropped     {dropped or 'nothing'}", *self.notes()])
 
     def notes(self) -> list[str]:
-        """A line for each thing that was assumed."""
-        return [f"assumed     {note}" for note in self.assumed]
+        """A line for each thing that was assumed, or said by a configuration beside the file."""
+        return [f"configured  {line}" for line in self.configured] + [f"assumed     {note}" for note in self.assumed]
 
 
 def _kind_of_name(name: str) -> str:
@@ -597,6 +612,7 @@ def convert(
     eps: float | None = None,
     model_config: Config | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    source_config: str | Path | None = None,
     stated: Mapping[str, Any] = MappingProxyType({}),
     input_format: str | None = None,
 ) -> tuple[Checkpoint, Report]:
@@ -614,44 +630,43 @@ def convert(
         anchors and pixels are the model's, and its class names are if the model has as many classes.
     settings: of Config, for what a foreign file does not say or cannot, such as RPN_ANCHOR_RATIOS. They count before
         shapes are checked.
-    stated: settings of Config that the configuration of the file's training says, with pixels as RGB. They count less
-        than settings and style, and more than constants of the file.
-    input_format: what it says of the order of channels of a Detectron2 file: "BGR", "RGB" or "L".
+    source_config: the file of the configuration that a Detectron2 checkpoint was trained with. None: config.yaml or
+        config.yml in the checkpoint's folder, if it is there; "none": no file. What it says counts less than settings
+        and style, and more than constants of the file.
+    stated: settings of Config that somebody knows of that configuration, with pixels as RGB; they count as if it said
+        them. input_format: the order of channels of its images, likewise: "BGR", "RGB" or "L".
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
     Raises: FileNotFoundError; ValueError for files that are damaged, unknown, incomplete, ambiguous, or hold code.
     """
     path = Path(path)
-    kind = file_kind(path)
-    contents: Mapping[str, Any] = {}
-    names: list[str] = []
-    if kind == "hdf5":
-        from .keras_files import read_keras  # here, with h5py: few files are of Keras
-
-        raw, others = read_keras(path)
-    else:
-        contents = read_safetensors(path) if kind == "safetensors" else load_torch_file(path)
-        if contents.get("format") == FORMAT:
-            return _checked(path, contents, style, class_names, eps)
-        raw, others, names = find_state_dict(path, contents)
+    kind, contents, (raw, others, names) = _read(path)
+    if contents.get("format") == FORMAT:
+        return _checked(path, contents, style, class_names, eps, source_config)
     source = _recognise(path, raw, kind)
+    style = style or settings.get("BACKBONE_STYLE")
+    found, lines = _source_config(path, source, source_config, style)
+    stated = {**found.settings, **stated}
     tensors, origin, dropped, unused = _rename(path, source, raw)
     check_values(path, tensors, origin)
     _check_ranks(path, tensors, origin)
-    constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format)
+    constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format or found.input_format)
     known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
+    found.check(config)
     dropped = [name for name in dropped if name not in constants.names]
-    report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names)
+    report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
     _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
-    style = style or settings.get("BACKBONE_STYLE") or stated.get("BACKBONE_STYLE")
+    refuse_config(path, text if source.name == "mmdet" else "")
     if source.name == "detectron2":
-        bgr = _decide_style(config, constants, style, model_config, report)
+        bgr = _decide_style(config, constants, style or stated.get("BACKBONE_STYLE"), model_config, report)
+    elif source.name == "imagenet":
+        bgr = _decide_classifier(path, source, config, contents, style, report)
     else:
         bgr = _decide_pixels(path, source, config, text, style, model_config, report)
     used_eps = _eps(source, dropped, config.BACKBONE, eps)
@@ -669,6 +684,47 @@ def convert(
         _assume(report, source, config, eps, used_eps, {*known, *settings})
     note = f"{source.name}, {utils.printable(path.name)}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
+
+
+def _read(path: Path) -> tuple[str, Mapping[str, Any], StateDict]:
+    """The kind and the contents of a file, and the weights in them; none of a checkpoint of this project.
+
+    Raises: as convert.
+    """
+    kind = file_kind(path)
+    if kind == "hdf5":
+        from .keras_files import read_keras  # here, with h5py: few files are of Keras
+
+        return kind, {}, StateDict(*read_keras(path), [])
+    contents = read_safetensors(path) if kind == "safetensors" else load_torch_file(path)
+    is_ours = contents.get("format") == FORMAT
+    return kind, contents, StateDict({}, [], []) if is_ours else find_state_dict(path, contents)
+
+
+def _source_config(
+    path: Path, source: Format, given: str | Path | None, style: str | None
+) -> tuple[SourceConfig, list[str]]:
+    """The configuration of a checkpoint's training, an empty one if there is none; and lines that say so.
+
+    given: as source_config of convert. style: the caller's. Raises: ValueError for one that is given to files of other
+    formats.
+    """
+    if source.name == "detectron2":
+        found, lines = find_source_config(path, given)
+        said = found.settings.get("BACKBONE_STYLE") if found else None
+        if None not in (said, style) and style != said:
+            lines.append(f"{style} style as given, where {found.path} says {said}")
+        return (found or NO_CONFIG), lines
+    _check_no_config(path, source.title, given)
+    return NO_CONFIG, []
+
+
+def _check_no_config(path: Path, title: str, given: str | Path | None) -> None:
+    if given is not None and str(given) != NONE:
+        raise ValueError(
+            f"--source-config, in Python source_config, is for detectors of Detectron2, and {path} is {title}; leave "
+            "it out"
+        )
 
 
 # What weights mean, and no foreign file says: anchors, pixels, ...
@@ -729,18 +785,44 @@ def _decide_pixels(
 
     Returns: whether the first convolution takes BGR.
     """
-    if source.name == "imagenet":  # only Caffe's have that bias
-        text = "style='caffe'" if "conv1.bias" in report.dropped else "style='pytorch'"
     config.BACKBONE_STYLE, guess = _style(path, source, config.BACKBONE, text, style, model_config)
     if guess:
         report.assumed.append(f"{config.BACKBONE_STYLE} style, {guess}; --style or style=... changes it")
     if source.dialect != "mmdet":
         return source.bgr
-    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE)
-    if source.name != "imagenet" and "mean" not in text:
-        order = "BGR" if bgr else "RGB"
-        report.assumed.append(f"pixels in {order} order, as mmdetection's models of {config.BACKBONE_STYLE} style have")
+    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE, config.BACKBONE)
+    if "mean" not in text:
+        models = config.BACKBONE if config.BACKBONE in _CAFFE2 else f"{config.BACKBONE_STYLE} style"
+        report.assumed.append(f"pixels in {'BGR' if bgr else 'RGB'} order, as mmdetection's models of {models} have")
     return bgr
+
+
+def _decide_classifier(
+    path: Path, source: Format, config: Config, contents: Mapping[str, Any], style: str | None, report: Report
+) -> bool:
+    """Set style, mean and std of an ImageNet classifier's config. What is guessed is reported.
+
+    contents: of the file. style: the caller's, or None.
+
+    Returns, raises: as _decide_pixels.
+    """
+    if source.bgr:
+        is_resnext = config.BACKBONE.startswith("resnext")
+        known, maker = ("pytorch", "FAIR's ResNeXts") if is_resnext else ("caffe", "MSRA's ResNets")
+        report.assumed.append(f"{known} style and pixels in BGR order, as {maker} with Caffe2's names have")
+    elif source.group_norms:
+        is_certain = contents.get("__author__") == "torchvision" or style is not None
+        known = style or "pytorch"
+        if not is_certain:
+            report.assumed.append(
+                "pytorch style and pixels in RGB order, as torchvision's weights in Detectron2's names have; give "
+                "--style caffe, in Python style='caffe', for MSRA's, which are caffe style in BGR"
+            )
+    else:  # only Caffe's have that bias
+        known = "caffe" if "conv1.bias" in report.dropped else "pytorch"
+    config.BACKBONE_STYLE, _ = _style(path, source, config.BACKBONE, f"style='{known}'", style)
+    bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels("", config.BACKBONE_STYLE)
+    return bgr or source.bgr
 
 
 def _decide_style(
@@ -806,6 +888,9 @@ def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tens
         )
 
 
+UNNAMED = "no names of classes"  # how the note of _assume begins that published files may leave, too
+
+
 def _assume(
     report: Report, source: Format, config: Config, eps: float | None, used_eps: float, known: set[str]
 ) -> None:
@@ -819,9 +904,11 @@ def _assume(
             f"eps 0 of the batch norms, as in the published detector and what was trained from it; {training}give "
             "--eps 1e-5, in Python eps=1e-5, if the training began from an ImageNet backbone"
         )
+    if any(name.startswith("sem_seg_head.") for name in report.dropped):
+        report.assumed.append("instances alone: the semantic head of this panoptic model is left out")
     if config.CLASS_NAMES[1:2] == ("class 1",):
         report.assumed.append(
-            f'no names of classes: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
+            f'{UNNAMED}: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
             "Python class_names=[...], names them"
         )
     sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
@@ -845,9 +932,11 @@ def _checked(
     style: str | None,
     class_names: Sequence[str] | None,
     eps: float | None,
+    source_config: str | Path | None,
 ) -> tuple[Checkpoint, Report]:
     """A checkpoint of this project, with other names of classes where class_names gives them."""
     checkpoint = read_checkpoint(contents, path)
+    _check_no_config(path, "a checkpoint of this project", source_config)
     if eps is not None:
         raise ValueError(f"eps {eps:g} is for checkpoints of torchvision; {path} is of this project, which adds none")
     stored_style = checkpoint["config"].get("BACKBONE_STYLE", Config.BACKBONE_STYLE)
@@ -888,24 +977,3 @@ def _name_classes(config: Config, path: Path, classes: tuple[list[str], list[int
     config.CLASS_NAMES, config.CATEGORY_IDS = classes
     coco = {category: name for name, category in zip(*classes, strict=True) if category in COCO_CATEGORIES}
     config.NAME = "coco" if coco == COCO_CATEGORIES else re.sub(r"\W+", "_", path.stem).strip("_") or "custom"
-
-
-def read_class_names(path: str | Path) -> list[str]:
-    """Names of the foreground classes: one a line; blank lines and lines that begin with # do not count.
-
-    Raises: FileNotFoundError; ValueError for an empty file, a name twice, or the background among them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}, the file of class names, does not exist")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file in UTF-8; expected a class name a line") from None
-    names = [line for line in lines if line and not line.startswith("#")]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if not names or twice:
-        raise ValueError(f"{path} must name each class once, a line each; {utils.listed(twice) or 'it names none'}")
-    if names[0].lower() in ("bg", "background", "__background__"):
-        raise ValueError(f"{path} begins with {names[0]!r}; the background is class 0 by itself, leave it out")
-    return names

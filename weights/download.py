@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
@@ -43,8 +43,43 @@ def sha256_of(path: str | os.PathLike) -> str:
 
     Raises: FileNotFoundError if there is no such file.
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Digest("sha256", "").of(path)
+
+
+class Digest(NamedTuple):
+    """The hash that a file should have. Few digits tell a damaged file; only a whole sha256 tells a forged one."""
+
+    kind: str  # sha256 or md5
+    digits: str  # the first of its hex digits, in small letters
+
+    def of(self, path: str | os.PathLike) -> str:
+        """The hash of this kind that a file has. Raises: FileNotFoundError if there is no such file."""
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.new(self.kind, usedforsecurity=False)).hexdigest()
+
+    def mismatch(self, path: str | os.PathLike) -> str | None:
+        """The hash of a file that has another one than this; None if it has this."""
+        actual = self.of(path)
+        return None if actual.startswith(self.digits) else actual
+
+
+_LENGTHS = {"sha256": (8, 64), "md5": (6, 32)}  # hex digits: the fewest that are published, and all
+
+
+def expected_digest(sha256: str | None, md5: str | None) -> Digest | None:
+    """The hash that a download is compared with, of the two that may be published; None without one.
+
+    Raises: ValueError for both, and for one that has other than 8 to 64 (sha256) or 6 to 32 (md5) hex digits.
+    """
+    if sha256 is not None and md5 is not None:
+        raise ValueError("give sha256 or md5, not both; sha256 tells more")
+    if sha256 is None and md5 is None:
+        return None
+    kind, digits = ("sha256", sha256) if md5 is None else ("md5", md5)
+    fewest, all_ = _LENGTHS[kind]
+    if not re.fullmatch(f"[0-9a-fA-F]{{{fewest},{all_}}}", digits):
+        raise ValueError(f"{kind} must be {all_} hex digits, or the first {fewest} or more of them, not {digits!r}")
+    return Digest(kind, digits.lower())
 
 
 ############################################################
@@ -60,6 +95,7 @@ def download(
     timeout: float = 30,
     retries: int = 3,
     limit: float = 24 * 3600,
+    md5: str | None = None,
 ) -> Path:
     """Download a file, unless it exists. An interrupted download stays in PATH.part, and the next call continues it.
 
@@ -69,8 +105,9 @@ def download(
 
     url: http or https, and so are all addresses that it leads to.
     path: the file to make. Its folder is made too.
-    sha256: the file's hash, 64 hex digits or the first 8 or more, as published. Without it, only the size that the
-        server announces is checked, if it does, and a file that exists already counts as the right one.
+    sha256, md5: the file's hash, whichever is published: of sha256 64 hex digits or the first 8 or more, of md5 32 or
+        the first 6 or more. Without one, only the size that the server announces is checked, if it does, and a file
+        that exists already counts as the right one.
     progress: show a bar.
     timeout: seconds without a byte after which the connection counts as lost.
     retries: further attempts after the first, if the connection was lost or the server was busy.
@@ -87,41 +124,40 @@ def download(
         raise ValueError(f"url must begin with http:// or https:// and name a host, not {url!r}")
     if not all("!" <= char <= "~" for char in url):
         raise ValueError(f"url must not have spaces or letters outside of ASCII: {url!r}; urllib.parse.quote helps")
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
-        raise ValueError(f"sha256 must be 64 hex digits, or the first 8 or more of them, not {sha256!r}")
+    expected = expected_digest(sha256, md5)
     if retries < 0 or not timeout > 0 or not limit > 0:
         raise ValueError(
             f"retries must be at least 0, timeout and limit above 0 seconds, not {retries}, {timeout} and {limit}"
         )
     if path.is_dir():
         raise ValueError(f"path must name a file, but {path} is a folder; add the file's name")
-    if _exists(path, sha256):
+    if _exists(path, expected):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f"{path.name}.lock")
     with runtime.locked_file(lock, lambda: logger.warning("Another process is downloading %s; waiting for it", path)):
-        if not _exists(path, sha256):
+        if not _exists(path, expected):
             with _Deadline(limit) as deadline:
-                _download_new(url, path, sha256, progress, timeout, retries, deadline)
+                _download_new(url, path, expected, progress, timeout, retries, deadline)
         with contextlib.suppress(OSError):  # Windows deletes no file that another process has open
             lock.unlink()  # another process may still wait for this lock; then it finds the finished file
     return path
 
 
-def _exists(path: Path, sha256: str | None) -> bool:
+def _exists(path: Path, expected: Digest | None) -> bool:
     """Whether the file exists. Raises: ValueError if it does and has another hash."""
     if not path.exists():
         return False
-    if sha256 is not None and not (actual := sha256_of(path)).startswith(sha256.lower()):
+    if expected is not None and (actual := expected.mismatch(path)):
         raise ValueError(
-            f"path {path} is there but is another file: sha256 {sha256} was expected and it has {actual}; "
-            "delete or move it to download the right one"
+            f"path {path} is there but is another file: {expected.kind} {expected.digits} was expected and it has "
+            f"{actual}; delete or move it to download the right one"
         )
     return True
 
 
 def _download_new(
-    url: str, path: Path, sha256: str | None, progress: bool, timeout: float, retries: int, deadline: "_Deadline"
+    url: str, path: Path, expected: Digest | None, progress: bool, timeout: float, retries: int, deadline: "_Deadline"
 ) -> None:
     """Complete PATH.part in as many attempts as allowed, check its hash and rename it to path."""
     part, notes = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
@@ -129,7 +165,7 @@ def _download_new(
     while True:
         attempts += 1
         try:
-            _attempt(url, part, notes, sha256 is not None, progress, timeout, deadline)
+            _attempt(url, part, notes, expected is not None, progress, timeout, deadline)
             break
         except _Interrupted as error:
             reason = error
@@ -142,12 +178,12 @@ def _download_new(
                 "proxy?"
             ) from reason
         time.sleep(min(BACKOFF * 2 ** (attempts - 1), 30, deadline.seconds_left()))
-    if sha256 is not None and not (actual := sha256_of(part)).startswith(sha256.lower()):
+    if expected is not None and (actual := expected.mismatch(part)):
         part.unlink()
         notes.unlink(missing_ok=True)
         raise ValueError(
-            f"{url} does not have the sha256 {sha256} that was expected, but {actual}; was the file replaced, or "
-            "damaged on its way? What was downloaded is deleted, and the next try starts anew"
+            f"{url} does not have the {expected.kind} {expected.digits} that was expected, but {actual}; was the file "
+            "replaced, or damaged on its way? What was downloaded is deleted, and the next try starts anew"
         )
     with runtime.errors_name(part), runtime.open_own(part, "ab") as file:
         os.fsync(file.fileno())

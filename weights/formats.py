@@ -163,6 +163,23 @@ _IMAGENET: Table = (
     ("layer#.#.downsample.0.",  "backbone.layer#.#.shortcut."),
     ("layer#.#.downsample.1.",  "backbone.layer#.#.shortcut.norm."),
 )
+_IMAGENET_DETECTRON2: Table = (
+    ("stem.conv1.",             "backbone.stem."),
+    ("stem.conv1.norm.",        "backbone.stem.norm."),
+    ("res#.#.conv#.",           "backbone.layer#-1.#.conv#."),
+    ("res#.#.conv#.norm.",      "backbone.layer#-1.#.conv#.norm."),
+    ("res#.#.shortcut.",        "backbone.layer#-1.#.shortcut."),
+    ("res#.#.shortcut.norm.",   "backbone.layer#-1.#.shortcut.norm."),
+)
+_IMAGENET_CAFFE2: Table = (  # the last part, which is taken over, is "_w" of a convolution, and what follows "bn_"
+    ("conv1",                   "backbone.stem."),
+    ("conv1_bn_",               "backbone.stem.norm."),
+    ("res_conv1_bn_",           "backbone.stem.norm."),
+    ("res#_#_branch2@",         "backbone.layer#-1.#.conv#+1."),
+    ("res#_#_branch2@_bn_",     "backbone.layer#-1.#.conv#+1.norm."),
+    ("res#_#_branch1",          "backbone.layer#-1.#.shortcut."),
+    ("res#_#_branch1_bn_",      "backbone.layer#-1.#.shortcut.norm."),
+)
 # fmt: on
 
 
@@ -176,7 +193,7 @@ class Format:
     signs: tuple[str, ...]  # the format is recognised by a name that begins with one of these
     table: Table
     eps: float  # of its batch norms
-    dropped: tuple[str, ...] = ()  # names of tensors that are no weights, written as in the tables
+    dropped: tuple[str, ...] = ()  # names of tensors that are no weights, written as in the tables; "$": they end there
     style: str | None = None  # of its backbones, if all have the same
     normed: tuple[str, ...] = ()  # modules outside the backbone that must come with a batch norm
     pairs: bool = False  # objectness is a softmax over (background, foreground)
@@ -238,7 +255,10 @@ FORMATS = (
         signs=("backbone.bottom_up.", "backbone.fpn_lateral", "proposal_generator."),
         table=_DETECTRON2,
         eps=1e-5,
-        dropped=("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors."),  # constants.py
+        dropped=(
+            *("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors."),  # constants.py
+            "sem_seg_head.",  # of panoptic models; their instances do not depend on it
+        ),
         xyxy=True,
         background_last=True,
         group_norms=True,
@@ -263,6 +283,30 @@ FORMATS = (
         eps=1e-5,
         dropped=("fc.", "conv1.bias"),  # the latter in Caffe's; mmdetection leaves it out, too
     ),
+    Format(
+        name="imagenet",
+        title="an ImageNet classifier with Detectron2's names",
+        dialect="mmdet",
+        signs=("res2.0.conv1.",),
+        table=_IMAGENET_DETECTRON2,
+        eps=1e-5,
+        dropped=("stem.fc.", "fc.", "linear."),
+        group_norms=True,
+    ),
+    Format(
+        name="imagenet",
+        title="an ImageNet classifier with Caffe2's names, as Detectron and Detectron2 publish",
+        dialect="mmdet",
+        signs=("res2_0_branch2a_",),
+        table=_IMAGENET_CAFFE2,
+        eps=1e-5,
+        dropped=(  # Detectron and Detectron2 leave biases of convolutions out, too
+            *("conv1_b$", "res#_#_branch2@_b$", "res#_#_branch1_b$"),
+            *("fc1000_", "pred_", "fc_", "last_out_", "linear_"),
+        ),
+        group_norms=True,
+        bgr=True,
+    ),
 )
 
 LEAVES = {
@@ -272,5 +316,10 @@ LEAVES = {
     "beta": "bias",
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
+    "_w": "weight",
+    "s": "weight",
+    "b": "bias",
+    "rm": "running_mean",
+    "riv": "running_var",
 }
 NORM = ("weight", "bias", "running_mean", "running_var")

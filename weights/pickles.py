@@ -223,6 +223,52 @@ def kind_of(value: Any) -> str:
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
+_LARGEST_TUPLES = 10_000_000  # values in tuples, each time that it is named, of all tuples; a file has some thousands
+
+
+class _Tuples:
+    """Counts the values in the tuples of a pickle, with those in tuples inside.
+
+    A tuple may be a key of a dict, and then all of that is looked at. A pickle of 100 bytes can name a tuple twice in
+    the next one, 40 times, which would take days.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []  # the number of values of each object, 1 if it is no tuple; None: a mark
+        self._memo: dict[int, int | None] = {}
+        self._total = 0
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """The next instruction. Raises: pickle.UnpicklingError for tuples that are too large."""
+        name = opcode.name
+        if name.endswith("PUT") or name == "MEMOIZE":
+            self._memo[len(self._memo) if name == "MEMOIZE" else argument] = self._stack[-1] if self._stack else 1
+            return
+        values = self._taken(opcode.stack_before)
+        size = 1
+        if name.endswith("GET"):
+            size = self._memo.get(argument) or 1
+        elif name == "DUP":
+            size = sum(values)
+        elif name.startswith("TUPLE") or name in ("REDUCE", "BUILD"):  # some calls return what they are given
+            size += sum(values)
+        self._total += size if size > 1 else 0
+        if self._total > _LARGEST_TUPLES:
+            raise pickle.UnpicklingError("its tuples lie in each other so often that nobody could compare them")
+        self._stack += [None if kind is pickletools.markobject else size for kind in opcode.stack_after]
+
+    def _taken(self, kinds: list[Any]) -> list[int]:
+        """The numbers of the values that an instruction takes off the stack."""
+        values: list[int] = []
+        if pickletools.markobject in kinds:
+            while self._stack and (value := self._stack.pop()) is not None:
+                values.append(value)
+            kinds = kinds[: kinds.index(pickletools.markobject)]
+        for _ in kinds[: len(self._stack)]:
+            values.append(self._stack.pop() or 1)
+        return values
+
+
 def end_of_pickle(file: Any) -> int:
     """The position after the pickle that begins at a file's position, after a check of what its instructions claim.
 
@@ -231,8 +277,10 @@ def end_of_pickle(file: Any) -> int:
     Raises: ValueError for what is no pickle; pickle.UnpicklingError for one that would take memory for nothing.
     """
     start, count, opcode, position = file.tell(), 0, None, 0
+    tuples = _Tuples()
     for opcode, argument, position in pickletools.genops(file):  # noqa: B007
         count += 1
+        tuples.follow(opcode, argument)
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= count:
             raise pickle.UnpicklingError(f"instruction {count} of the pickle claims {argument} objects")
     if count == 0:
@@ -253,8 +301,10 @@ def read_pickle(data: bytes) -> tuple[Any, list[Storage]]:
 _DEEPEST = 50  # containers inside each other; published files have up to 8
 
 
-def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
+def resolve(value: Any, tensor_of: Callable[[Any], Any], note: type = StoredTensor) -> Any:
     """A copy of what read_pickle returned, of dicts, lists and tuples alone, with tensors in place of their notes.
+
+    note: the class of the notes, which tensor_of is given.
 
     Raises: pickle.UnpicklingError for containers that hold themselves, or lie too deep in each other.
     """
@@ -263,7 +313,7 @@ def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
     running: set[int] = set()
 
     def copy(value: Any, depth: int) -> Any:
-        if isinstance(value, StoredTensor | dict | list | tuple):
+        if isinstance(value, note | dict | list | tuple):
             if id(value) in copies:
                 return copies[id(value)]
             if depth > _DEEPEST or id(value) in running:
@@ -281,7 +331,7 @@ def resolve(value: Any, tensor_of: Callable[[StoredTensor], Any]) -> Any:
     def _copied(value: Any, depth: int) -> Any:
         if isinstance(value, Storage | _StorageType):
             return Ignored()
-        if isinstance(value, StoredTensor):
+        if isinstance(value, note):
             return tensor_of(value)
         if isinstance(value, dict):
             return {key if isinstance(key, str | int) else copy(key, depth + 1): copy(item, depth + 1)

@@ -25,19 +25,82 @@ class _Refusal(NamedTuple):
 
 _NO_MASKS = "it finds boxes only and has no mask head, and this project needs masks: take a Mask R-CNN"
 _NOT_RESNET = (
-    "its backbone is no ResNet with the names of torchvision, maskrcnn-benchmark or mmdetection, and this project has "
-    "ResNet and ResNeXt only"
+    "its backbone is no ResNet with the names of torchvision, maskrcnn-benchmark, mmdetection or Detectron2, and this "
+    "project has ResNet and ResNeXt only"
 )
 _CLASSIFIER = "it is an image classifier that is no ResNet; backbones of this project are ResNet and ResNeXt"
 _CASCADE = "it is a cascade of several heads (Cascade R-CNN or HTC), and this project has one head of each kind"
+_DETECTRON2 = (  # and Detectron, whose names have no dots
+    _Refusal(
+        r"(conv_rpn|rpn_(cls_logits|bbox_pred)|fpn_(inner_)?res\d|retnet_|(cls_score|bbox_pred|mask_fcn_logits)_[wb]$)",
+        "it is a detector of Detectron, the Caffe2 code before Detectron2, with other boxes and another RoIAlign; "
+        "Detectron2's model zoo has a better model of the same network",
+    ),
+    _Refusal(
+        r".*_gn_[sb]$",
+        "it is an ImageNet classifier of Caffe2 with group norms, and trainings of this project start from batch norms",
+    ),
+    _Refusal(
+        r"sem_seg_head\.",
+        "it labels the pixels of a whole image (semantic segmentation, Panoptic-DeepLab or MaskFormer), and finds no "
+        "boxes",
+        unless=r"roi_heads\.",
+    ),
+    _Refusal(r"(backbone|roi_heads\.res5)\..*\.conv2_offset", "its backbone has deformable convolutions of Detectron2"),
+    _Refusal(
+        r"roi_heads\.res5\.",
+        "it is a C4 model of Detectron2, whose heads have the last stage of the backbone; this project needs a feature "
+        "pyramid (FPN)",
+    ),
+    _Refusal(
+        r"roi_heads\.(box_head\.\d+\.(fc|conv)\d|box_predictor\.\d+\.(cls_score|bbox_pred))",
+        "it is Detectron2's Cascade R-CNN, and this project has one head of each kind",
+    ),
+    _Refusal(
+        r"roi_heads\.(mask_head\.|mask_)?(point|coarse)_head", "it is PointRend of Detectron2, with another mask head"
+    ),
+    _Refusal(r"roi_heads\.densepose", "it is DensePose, and this project finds masks"),
+    _Refusal(
+        r"(head\.(cls|bbox)_(subnet|score|pred)\.|proposal_generator\.(fcos|centernet)_head\.)",
+        "it is a one-stage detector of Detectron2 or its relatives (RetinaNet, FCOS or CenterNet), with other heads",
+    ),
+    _Refusal(
+        r"backbone\.(net|simfp_\d|bottom_up\.(blocks|patch_embed|layers|pos_embed))\b",
+        "its backbone is a transformer (ViTDet, MViT or Swin), and this project has ResNet and ResNeXt only",
+    ),
+    _Refusal(
+        r"backbone\.bottom_up\.(s\d\.b\d|stem\.conv\.)",
+        "its backbone is a RegNet, and this project has ResNet and ResNeXt",
+    ),
+    _Refusal(
+        r"backbone\.bottom_up\.(?!stem\.conv1\.|res\d+\.\d+\.(shortcut|conv\d)\.)",
+        "its backbone is no ResNet with Detectron2's names, and this project has ResNet and ResNeXt only",
+    ),
+    _Refusal(
+        r"backbone\.(stem\.conv1|res\d\.\d+)\.",
+        "it is a model of Detectron2 without a feature pyramid (DC5, or C4 without its heads), and this project needs "
+        "one (FPN)",
+    ),
+    _Refusal(
+        r"proposal_generator\.",
+        "it is a region proposal network alone, without heads for classes",
+        unless=r"roi_heads\.",
+    ),
+)
 _REFUSALS = (
     _Refusal(
         r"backbone\.stem\.weight$",
         "it is a bare state dict of this project, without config and class names. "
         "Give the file that MaskRCNN.save wrote",
     ),
+    *_DETECTRON2,
     _Refusal(r"roi_heads\.keypoint", "it finds keypoints, and this project finds masks"),
     _Refusal(r"roi_head\.(bbox|mask)_head\.\d", _CASCADE),
+    _Refusal(
+        r"roi_head\.shared_head\.",
+        "it is a C4 model of mmdetection, whose heads have the last stage of the backbone; this project needs a "
+        "feature pyramid (FPN)",
+    ),
     _Refusal(r"roi_head\.(semantic|point|keypoint)_", "its heads are not those of Mask R-CNN or Mask Scoring R-CNN"),
     _Refusal(
         r"head\.(classification|regression)_head\.",
@@ -71,3 +134,17 @@ def refuse(path: Path, names: Iterable[str]) -> None:
 
 def _first(pattern: str, names: Sequence[str]) -> str | None:
     return next((name for name in names if re.match(pattern, name)), None)
+
+
+def refuse_config(path: Path, text: str) -> None:
+    """Raises ValueError if the configuration that a file of mmdetection stores has another RoIAlign than its weights'
+    dialect. Its tensors do not show it.
+
+    text: of the configuration; empty if the file has none.
+    """
+    sign = re.search(r"(\baligned['\"]?\s*[=:]\s*False|\bsampling_ratio['\"]?\s*[=:]\s*[1-9]\d*)", text)
+    if sign:
+        raise ValueError(
+            f"{path} is not converted: the config in it says {utils.printable(sign[0], 60)}, as mmdetection's configs "
+            "that end in _v1 do, and this project reads models with the aligned RoIAlign that all other configs have"
+        )

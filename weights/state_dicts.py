@@ -14,8 +14,9 @@ import utils
 
 from .pickles import kind_of
 
-# Keys under which training code keeps a state dict, the first that is there counts. DeepSpeed has "module".
-_KEYS = ("state_dict", "model", "model_state_dict", "network", "net", "weights", "module")
+# Keys under which training code keeps a state dict, the first that is there counts. DeepSpeed has "module", Detectron 1
+# "blobs".
+_KEYS = ("state_dict", "model", "model_state_dict", "network", "net", "weights", "module", "blobs")
 # Wrappers whose names may stand anywhere in a tensor's name: torch.compile, fully sharded training, ...
 _INSIDE = re.compile(r"(^|\.)(_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 # Wrappers whose names count only where all tensors have them, because they are words that a model may use itself:
@@ -35,8 +36,8 @@ class StateDict(NamedTuple):
 def find_state_dict(path: Path, contents: Mapping[str, Any]) -> StateDict:
     """The weights among the contents of a file.
 
-    Averages that lie beside the weights, as torch's AveragedModel and mmdetection's EMAHook store them, are dropped:
-    n_averaged, ema_backbone_conv1_weight.
+    What lies beside the weights is dropped: averages, as torch's AveragedModel and mmdetection's EMAHook store them
+    (n_averaged, ema_backbone_conv1_weight), and the momentum of Caffe2's optimiser (conv1_w_momentum).
 
     Raises: ValueError if there are no weights.
     """
@@ -48,7 +49,7 @@ def find_state_dict(path: Path, contents: Mapping[str, Any]) -> StateDict:
         dropped += [utils.printable(name, 100) for name in contents if name != key]
         contents = contents[key]
     _check_state_dict(path, contents)
-    tensors = {name: value for name, value in contents.items() if not _is_average(name)}
+    tensors = {name: value for name, value in contents.items() if not _is_no_weight(name)}
     dropped += [name for name in contents if name not in tensors]
     notes = []
     inside = sorted({match[2] for name in tensors for match in _INSIDE.finditer(name)})
@@ -63,10 +64,9 @@ def find_state_dict(path: Path, contents: Mapping[str, Any]) -> StateDict:
     return StateDict(tensors, dropped, notes)
 
 
-def _is_average(name: str) -> bool:
-    return (
-        name == "n_averaged" or name.endswith(".n_averaged") or re.match(r"(module\.|model\.)*ema_", name) is not None
-    )
+def _is_no_weight(name: str) -> bool:
+    ends = name == "n_averaged" or name.endswith((".n_averaged", "_momentum"))
+    return ends or re.match(r"(module\.|model\.)*ema_", name) is not None
 
 
 def _renamed(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Files that torch.save wrote, read without executing anything in them, and the kinds of other files."""
+"""Files that torch.save wrote and pickles of arrays, read without executing anything in them; kinds of other files."""
 
 import math
 import mmap
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import utils
 
+from .array_pickles import begins_a_pickle, read_array_pickle
 from .pickles import Forbidden, Storage, StoredTensor, end_of_pickle, kind_of, read_pickle, resolve
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before version 1.6
@@ -57,7 +58,7 @@ def file_kind(path: str | os.PathLike) -> str:
 
 
 def load_torch_file(path: str | os.PathLike) -> Mapping[str, Any]:
-    """The dict that torch.save wrote, without running anything in it.
+    """The dict that torch.save wrote, or a pickle of NumPy arrays, without running anything in it.
 
     Tensors are mapped into memory, so that unused ones take none. The checksums of the archive are compared first:
     torch does not do that, and a flipped bit in a weight would go unseen. A tensor that claims more than the file has
@@ -219,15 +220,11 @@ def _read_other(path: Path) -> Any:
         raise Refused(" is a tar archive; unpack it and give what is inside")
     with path.open("rb") as file:
         head = file.read(16)
-        try:  # a plain pickle may hold code, which is worth to be named
-            file.seek(0)
-            data = file.read(1 << 24)
-            read_pickle(data)
-        except Forbidden:
-            raise
-        except Exception:
-            pass
-    raise Refused(f" is neither a file of torch.save nor HDF5, or damaged: it begins with {head!r}")
+        if begins_a_pickle(head):
+            return read_array_pickle(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    raise Refused(
+        f" is neither a file of torch.save nor HDF5 nor a pickle of arrays, or damaged: it begins with {head!r}"
+    )
 
 
 ############################################################
