@@ -11,8 +11,8 @@
 
 Mask Scoring R-CNN R-50 in float32 with the weights of golden_weights.py. Each curve has a process of its own. A time is
 the median of three calls, but one call of the evaluation. Memory is the peak of a call beyond what was in use before,
-measured while freed memory goes back to the system. "grows as x^p" is the line through the first and the last point of
-a curve, on logarithmic axes. The last line printed is JSON; DIR gets it, and the curves as a picture.
+measured while freed memory goes back to the system. "Each more" is the slope of the line from the first point of a
+curve to the last. The last line printed is JSON; DIR gets it, and the curves as a picture.
 """
 
 import argparse
@@ -166,12 +166,12 @@ def in_process(name: str, threads: int, quick: bool) -> list[dict[str, float | N
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def exponent(rows: Sequence[dict[str, Any]], column: str) -> float | None:
-    """p of "grows as x^p": the slope from the first point to the last, on logarithmic axes."""
+def slope(rows: Sequence[dict[str, Any]], column: str) -> float | None:
+    """What one more of a curve's unit costs, from the first point to the last. None with one point or no memory."""
     first, last = rows[0], rows[-1]
-    if first is last or not first[column] or not last[column] or min(first[column], last[column]) <= 0:
+    if first is last or first[column] is None or last[column] is None:
         return None
-    return math.log(last[column] / first[column]) / math.log(last["size"] / first["size"])
+    return (last[column] - first[column]) / (last["size"] - first["size"])
 
 
 def print_table(name: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -179,8 +179,8 @@ def print_table(name: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{name}: {CURVES[name].label}")
     for row in rows:
         print(f"  {row['size']:12,.5g} {row['ms']:12,.0f} ms {row['mb'] or math.nan:10,.0f} MB")
-    powers = {column: exponent(rows, column) for column in ("ms", "mb")}
-    print("  grows as " + ", ".join(f"{column}: x^{p:.2f}" for column, p in powers.items() if p is not None))
+    slopes = {column: slope(rows, column) for column in ("ms", "mb")}
+    print("  each more: " + ", ".join(f"{value:.3g} {column}" for column, value in slopes.items() if value is not None))
 
 
 def draw(curves: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
@@ -193,14 +193,13 @@ def draw(curves: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         axis.axis("off")
     for axis, (name, rows) in zip(axes, curves.items(), strict=False):
         sizes = [row["size"] for row in rows]
-        axis.plot(sizes, [row["ms"] / 1e3 for row in rows], "o-", color="tab:blue")
-        axis.set(title=name, xlabel=CURVES[name].label, xscale="log", yscale="log")
+        seconds, memory = [row["ms"] / 1e3 for row in rows], [row["mb"] or math.nan for row in rows]
+        axis.plot(sizes, seconds, "o-", color="tab:blue")
+        axis.set(title=name, xlabel=CURVES[name].label, xlim=(0, None), ylim=(0, 1.1 * max(seconds)))
         axis.set_ylabel("seconds", color="tab:blue")
-        axis.set_xticks(sizes, [f"{size:,.3g}" if size < 1000 else f"{size:,.0f}" for size in sizes], rotation=30)
-        axis.minorticks_off()
         other = axis.twinx()
-        other.plot(sizes, [row["mb"] or math.nan for row in rows], "s--", color="tab:orange")
-        other.set_yscale("log")
+        other.plot(sizes, memory, "s--", color="tab:orange")
+        other.set_ylim(0, 1.1 * np.nanmax([1, *memory]))
         other.set_ylabel("MB", color="tab:orange")
     runtime.write_atomically(path, lambda file: file.write(visualize.figure_to_png(figure)))
 
@@ -230,9 +229,7 @@ def main(arguments: argparse.Namespace) -> None:
         print_table(name, rows)
     labels = {name: CURVES[name].label for name in curves}
     facts = {**machine.describe(), "quick": arguments.quick, "labels": labels, "curves": curves}
-    facts["exponents"] = {
-        name: {column: exponent(rows, column) for column in ("ms", "mb")} for name, rows in curves.items()
-    }
+    facts["slopes"] = {name: {column: slope(rows, column) for column in ("ms", "mb")} for name, rows in curves.items()}
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         draw(curves, arguments.output / "growth.png")

@@ -132,19 +132,22 @@ def drawing(facts: dict[str, Any]) -> list[Row]:
 
 def growth(facts: dict[str, Any]) -> list[Row]:
     """bench_growth.py: each curve from its first value to its last."""
-    rows = [[_machine(facts), "from", "to", "seconds", "MB", "time grows as", "memory grows as"]]
+    rows = [[_machine(facts), "from", "to", "seconds", "MB", "each more, ms", "each more, MB"]]
     for name, points in facts["curves"].items():
         if len(points) < 2:
             continue
-        first, last = points[0], points[-1]
+        first, last, label = points[0], points[-1], facts["labels"][name]
         sizes = [f"{point['size']:,.3g}" if point["size"] < 1000 else f"{point['size']:,.0f}" for point in points]
-        powers = [facts["exponents"][name][column] for column in ("ms", "mb")]
+        slopes = [facts["slopes"][name][column] for column in ("ms", "mb")]
         rows.append(
             [
-                f"{name}, {facts['labels'][name]}",
+                name if name == label else f"{name}, {label}",
                 *(sizes[0], sizes[-1], f"{first['ms'] / 1e3:.1f} to {last['ms'] / 1e3:.1f}"),
                 f"{first['mb']:,.0f} to {last['mb']:,.0f}",
-                *("" if power is None else f"x^{power:.2f}" for power in powers),
+                *(
+                    "" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+                    for value in slopes
+                ),
             ]
         )
     return rows

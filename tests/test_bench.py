@@ -99,8 +99,8 @@ def test_each_benchmark_has_its_table():
 
     points = [{"size": 0.25, "ms": 1000, "mb": 100}, {"size": 4096, "ms": 8000, "mb": 2500}]
     facts = {**FACTS, "curves": {"area": points, "threads": points[:1]}, "labels": {"area": "pixels"}}
-    rows = tables.growth({**facts, "exponents": {"area": {"ms": 1.5, "mb": None}}})
-    assert rows[1:] == [["area, pixels", "0.25", "4,096", "1.0 to 8.0", "100 to 2,500", "x^1.50", ""]]
+    rows = tables.growth({**facts, "slopes": {"area": {"ms": 1.51234, "mb": None}}})
+    assert rows[1:] == [["area, pixels", "0.25", "4,096", "1.0 to 8.0", "100 to 2,500", "1.51", ""]]
 
 
 def test_tables_of_a_page_are_made_anew_and_found_by_their_machine(tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_benchmark_that_fails_writes_nothing(faked):
 ############################################################
 
 
-def test_growth_measures_each_value_and_its_power(tmp_path, capsys):
+def test_growth_measures_each_value_and_what_one_more_costs(tmp_path, capsys):
     sizes = []
 
     def prepare(side):
@@ -233,12 +233,12 @@ def test_growth_measures_each_value_and_its_power(tmp_path, capsys):
     assert [row["value"] for row in bench_growth.measure(Curve("pixels", (8,), (4,), prepare, calls=1), True)] == [4]
     assert sizes[-1] == 4
     assert len(sizes) == 11
-    line = [{"size": 10, "ms": 5, "mb": 0}, {"size": 1000, "ms": 50, "mb": 7}]
-    assert bench_growth.exponent(line, "ms") == pytest.approx(0.5)
-    assert bench_growth.exponent(line, "mb") is None
-    assert bench_growth.exponent(line[:1], "ms") is None
+    line = [{"size": 10, "ms": 5, "mb": None}, {"size": 100, "ms": 50, "mb": 7}]
+    assert bench_growth.slope(line, "ms") == 0.5
+    assert bench_growth.slope(line, "mb") is None
+    assert bench_growth.slope(line[:1], "ms") is None
     bench_growth.print_table("area", line)
-    assert "grows as ms: x^0.50\n" in capsys.readouterr().out
+    assert "each more: 0.5 ms\n" in capsys.readouterr().out
     bench_growth.draw({"area": line, "batch": line, "threads": line, "objects": line}, tmp_path / "growth.png")
     height, width = matplotlib.image.imread(tmp_path / "growth.png").shape[:2]
     assert (math.floor(width / 100), math.floor(height / 100)) == (12, 6)
