@@ -30,18 +30,22 @@ import native
 import runtime
 import utils
 from config import BACKBONES, Config
+from data.classes import Classes, map_classes, unnamed
 from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
 from evaluation.detect import digest_of, identify
 from evaluation.results import category_numbers
 from evaluation.run import count_weak_detections, evaluate_dataset, evaluate_to_folder, evaluation_callback
-from model import TRAINABLE, MaskRCNN
+from model import TRAINABLE, MaskRCNN, network_shapes
 from training.optimizer import SCHEDULES
+from training.state_checks import check_state
+from weights.checkpoint import is_backbone
 from weights.published import PUBLISHED
 
 DATASET = Path("datasets/coco")
 VALIDATION_IMAGES = 500  # evaluated after each epoch of a training
+_CLASSES = ("NUM_CLASSES", "CLASS_NAMES", "CATEGORY_IDS")  # settings that a data set decides
 VALIDATION_SUBSETS = {"2014": "minival", "2017": "val"}
 
 ############################################################
@@ -111,6 +115,118 @@ def evaluate_coco(
     metrics = evaluate_dataset(model, dataset, image_ids[: limit or None])
     kind = "box " if eval_type == "bbox" else "mask "
     return {name.removeprefix(kind): value for name, value in metrics.items() if name.startswith(kind)}
+
+
+############################################################
+#  The MaskIoU head alone
+############################################################
+
+HEAD_ALONE = "maskiou"  # the value of --layers
+_HEAD = "maskiou_head."  # its tensors
+
+
+def check_detector_named(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if --layers maskiou has no detector to learn on, before anything is read or downloaded."""
+    if arguments.layers != HEAD_ALONE:
+        return
+    name = arguments.model or "imagenet"
+    if name in ("none", "imagenet"):
+        given = f"--model {name}" if arguments.model else "train without --model"
+        kind = "random weights" if name == "none" else "a backbone alone"
+        raise ValueError(
+            f"--layers maskiou learns to judge the masks of a trained Mask R-CNN, and {given} starts from {kind}; name "
+            "one, such as --model torchvision, or leave --layers out"
+        )
+    if not cli.settings_of(arguments).get("USE_MASKIOU_HEAD", True):
+        raise ValueError(
+            "--layers maskiou trains the MaskIoU head, and --set USE_MASKIOU_HEAD=False leaves it out; give one of them"
+        )
+
+
+def head_alone(
+    arguments: argparse.Namespace, start: cli.Start, settings: Mapping[str, Any], dataset: Dataset
+) -> MaskRCNN:
+    """The detector of a checkpoint as it is, with a MaskIoU head that is going to learn alone.
+
+    start: of cli.find_start. settings: of training_settings, for the data set.
+
+    Raises: ValueError if there is no detector, if it does not know all classes, or if settings change it; and as
+        cli.starting_model.
+    """
+    settings = {name: value for name, value in settings.items() if name not in _CLASSES}  # the detector's stay
+    if start.path is not None:
+        _check_continued(arguments, start)
+        return cli.starting_model(start, CocoConfig, arguments.logs, settings)
+    _check_detector(start, arguments, dataset)
+    chosen = _settings_for_head(start)
+    _check_network(start, arguments, {**chosen, **settings})
+    if runtime.rank() == 0:
+        head = "that of the checkpoint goes on" if _has_head(start) else "a new one, since the checkpoint has none"
+        changed = [f"{name}={value}" for name, value in chosen.items() if name not in settings]
+        print(f"the MaskIoU head learns alone: {head}. Boxes, masks and class scores stay as they are")
+        print(f"settings for a head alone, which --set changes: {', '.join(changed) or 'none'}")
+    return cli.starting_model(start, CocoConfig, arguments.logs, {**chosen, **settings})
+
+
+def _settings_for_head(start: cli.Start) -> dict[str, Any]:
+    """The settings that a MaskIoU head alone is trained with, unless the command line has others.
+
+    The detector is finished, so the head learns from the boxes that it will judge, and in a quarter of the time of a
+    whole training. A new head has the output range of new models.
+    """
+    new = {} if _has_head(start) else {"MASKIOU_CLAMP": True}
+    return {"USE_MASKIOU_HEAD": True, **new, "MASKIOU_REFINED_ROIS": True, "SCHEDULE": "0.25x"}
+
+
+def _check_detector(start: cli.Start, arguments: argparse.Namespace, dataset: Dataset) -> None:
+    """Raises ValueError if a new training's start is no detector, or not one of all classes of the data set."""
+    name, checkpoint = utils.printable(arguments.model, 300), start.checkpoint
+    if is_backbone(checkpoint):
+        raise ValueError(
+            f"--layers maskiou learns to judge the masks of a trained Mask R-CNN, and --model {name} is a backbone "
+            "alone; name a whole detector, such as --model torchvision, or leave --layers out"
+        )
+    names = checkpoint["class_names"] or unnamed(checkpoint["config"]["NUM_CLASSES"])
+    mapping = map_classes(Classes.of(dataset), Classes(list(names), checkpoint["category_ids"]))
+    if mapping.unknown:
+        raise ValueError(
+            f"--layers maskiou leaves the detector as it is, and --model {name} does not know "
+            f"{len(mapping.unknown)} classes of {arguments.dataset}: {utils.listed(mapping.unknown, 5)}; it knows "
+            f"{utils.listed(map(utils.printable, names[1:]), 5)}. Leave --layers out, so that it learns them"
+        )
+
+
+def _check_network(start: cli.Start, arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if settings make other layers than the checkpoint has, but for a MaskIoU head that it lacks."""
+    stored = {name: tensor.shape for name, tensor in start.checkpoint["model"].items()}
+    own = network_shapes(cli.training_config(start, CocoConfig, settings))
+    missing = [name for name in own if name not in stored and not (name.startswith(_HEAD) and not _has_head(start))]
+    changed = [name for name in stored if own.get(name) != stored[name]] + missing
+    if changed:
+        raise ValueError(
+            f"--layers maskiou leaves the detector as it is, but the command line makes another network than that of "
+            f"--model {utils.printable(arguments.model, 300)}: {len(changed)} tensors differ, "
+            f"{utils.listed(map(utils.printable, changed), 3)}. Leave out --backbone, --config and those of --set that "
+            "change layers, or leave out --layers, so that all of it learns"
+        )
+
+
+def _has_head(start: cli.Start) -> bool:
+    return any(name.startswith(_HEAD) for name in start.checkpoint["model"])
+
+
+def _check_continued(arguments: argparse.Namespace, start: cli.Start) -> None:
+    """Raises ValueError if --model last is a training that a MaskIoU head alone cannot continue."""
+    learning = start.checkpoint.get("training", {}).get("learning", [])
+    before = learning[1] if len(learning) > 1 else HEAD_ALONE
+    has_head = _has_head(start)
+    if not has_head or (before != HEAD_ALONE and arguments.epochs is None):
+        path = utils.printable(start.path, 300)
+        raise ValueError(
+            f"--model last continues {path}, in which {utils.printable(before, 100)} learned"
+            f"{'' if has_head else ' without a MaskIoU head'}; --model {shlex.quote(path)} --layers maskiou begins a "
+            "training of the head alone on its weights"
+        )
 
 
 ############################################################
@@ -197,7 +313,11 @@ def _add_training_arguments(group: Any) -> None:
     group.add_argument(
         "--layers", help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: all"
     )
-    group.add_argument("--schedule", choices=list(SCHEDULES), help="epochs and learning rates; default: 1x, 12 epochs")
+    group.add_argument(
+        "--schedule",
+        choices=list(SCHEDULES),
+        help="epochs and learning rates; default: 1x, 12 epochs, and with --layers maskiou 0.25x, 3 epochs",
+    )
     cli.add_epochs(group)
     cli.add_seed(group)
     group.add_argument(
@@ -243,17 +363,47 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train on COCO. Returns the exit code."""
+    check_detector_named(arguments)
     train_dataset, val_dataset = load_training_data(arguments)
     settings = training_settings(arguments, train_dataset)
     options = cli.checkpoint_options(arguments)
     start = cli.find_start(arguments.model or "imagenet", CocoConfig, arguments.logs, settings, **options)
-    model = cli.starting_model(start, CocoConfig, arguments.logs, settings)
+    layers, epochs = what_learns(arguments, start)
+    if layers == HEAD_ALONE:
+        model = head_alone(arguments, start, settings, train_dataset)
+    else:
+        model = cli.starting_model(start, CocoConfig, arguments.logs, settings)
     count = VALIDATION_IMAGES if arguments.limit is None else arguments.limit
     evaluate = evaluation_callback(val_dataset, val_dataset.image_ids[: count or None])
-    progress = model.train_model(
-        train_dataset, val_dataset, epochs=arguments.epochs, layers=arguments.layers or "all", evaluate=evaluate
-    )
+    progress = model.train_model(train_dataset, val_dataset, epochs=epochs, layers=layers, evaluate=evaluate)
     return 128 + progress.interrupted if progress.interrupted else 0
+
+
+def what_learns(arguments: argparse.Namespace, start: cli.Start) -> tuple[str, int | None]:
+    """The arguments layers and epochs of train_model.
+
+    The training that --model last continues goes on with its own, where the command line does not say others: without
+    --layers, a detector that was frozen stays frozen.
+
+    Raises: ValueError if its state is damaged.
+    """
+    layers, epochs = arguments.layers, arguments.epochs
+    training = start.checkpoint.get("training") if start.path is not None else None
+    if training is None:
+        return layers or "all", epochs
+    check_state(training, start.path)
+    before = start.checkpoint["config"].get("SCHEDULE")
+    schedule = cli.settings_of(arguments, SCHEDULE=arguments.schedule).get("SCHEDULE", before)
+    if "matterport" in (schedule, before) and epochs is None:
+        return layers or "all", epochs  # the schedule decides
+    learning = training.get("learning", [])
+    if layers is None and len(learning) > 1:
+        layers = learning[1]
+        if layers != "all" and runtime.rank() == 0:
+            print(f"layers that learn, as in the training that continues: {utils.printable(layers, 200)}")
+    if epochs is None and schedule == before and training["epoch"] < training.get("epochs", 0):
+        epochs = training["epochs"]
+    return layers or "all", epochs
 
 
 def load_training_data(arguments: argparse.Namespace) -> tuple[CocoDataset, CocoDataset]:
@@ -295,13 +445,8 @@ def training_settings(arguments: argparse.Namespace, dataset: Dataset) -> dict[s
         WORKERS=arguments.workers,
         GPU_COUNT=cli.gpu_count(arguments.device),
         TRAIN_DTYPE=arguments.dtype,
-        USE_MASKIOU_HEAD=True if arguments.layers == "maskiou" else None,
     )
-    classes = {
-        "NUM_CLASSES": dataset.num_classes,
-        "CLASS_NAMES": dataset.class_names,
-        "CATEGORY_IDS": dataset.category_ids,
-    }
+    classes = dict(zip(_CLASSES, (dataset.num_classes, dataset.class_names, dataset.category_ids), strict=True))
     return {**CONFIGS.get(arguments.config, {}), **settings, **classes}
 
 

@@ -716,7 +716,7 @@ class Config:
     # "sgd" with momentum, or "adamw" (then a learning rate of about 1e-4).
     OPTIMIZER: Annotated[str, OneOf(("sgd", "adamw")), RUN] = "sgd"
 
-    # Learning rate, momentum and L2 penalty. The schedules "1x" and "2x" have learning rates of their own.
+    # Learning rate, momentum and L2 penalty. The schedules "0.25x", "1x" and "2x" have learning rates of their own.
     LEARNING_RATE: Annotated[float, AtLeast(0), RUN] = 0.001
     LEARNING_MOMENTUM: Annotated[float, SHARE, RUN] = 0.9
     WEIGHT_DECAY: Annotated[float, AtLeast(0), RUN] = 0.0001
@@ -726,9 +726,10 @@ class Config:
     WEIGHT_DECAY_NORMS: Annotated[bool, RUN] = True
     BIAS_LEARNING_RATE_FACTOR: Annotated[float, AtLeast(0), RUN] = 1.0
 
-    # "1x": 12 epochs, a tenth of the learning rate after 8 and 11. "2x": 24, after 16 and 22. "matterport": the heads
-    # for 40 epochs, 4+ until 120, all until 160 at a tenth. None: the epochs and layers that train_model is given.
-    SCHEDULE: Annotated[str | None, OneOf((None, "1x", "2x", "matterport")), RUN] = None
+    # "1x": 12 epochs, a tenth of the learning rate after 8 and 11. "2x": 24, after 16 and 22. "0.25x": 3, after 2, for
+    # a MaskIoU head alone. "matterport": the heads for 40 epochs, 4+ until 120, all until 160 at a tenth. None:
+    # the epochs and layers that train_model is given.
+    SCHEDULE: Annotated[str | None, OneOf((None, "0.25x", "1x", "2x", "matterport")), RUN] = None
 
     # How the learning rate falls. "steps": as SCHEDULE says, or not at all. "cosine": along half a cosine to 0 at the
     # last epoch, which gets more out of short trainings. A phase that trains other layers begins a new cosine.

@@ -493,9 +493,15 @@ class ResNet(nn.Module):
         features = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = self._recomputed(block, x) if self.recomputes and torch.is_grad_enabled() else block(x)
+                x = self._recomputed(block, x) if self.recomputes and self._has_gradient(block, x) else block(x)
             features.append(x)
         return features
+
+    @staticmethod
+    def _has_gradient(block: nn.Module, x: Tensor) -> bool:
+        """Whether activations are kept for gradients at all: not those of frozen stages."""
+        learns = x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
+        return learns and torch.is_grad_enabled()
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
@@ -1737,7 +1743,11 @@ class MaskRCNN(nn.Module):
                 "MaskRCNN.train(mode) is nn.Module's switch and takes a bool; to train, call "
                 "model.train_model(train_dataset, val_dataset, learning_rate, epochs, layers)"
             )
-        return super().train(mode)
+        super().train(mode)
+        for part in self.children():  # what does not learn stays as it is, with the statistics of norms of a BACKBONE
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
 
     def forward(
         self, images: Images | Tensor, targets: Targets | None = None, out: dict[str, Any] | None = None
@@ -2086,6 +2096,11 @@ class MaskRCNN(nn.Module):
         phases = SCHEDULES[config.SCHEDULE]
         if len(phases) == 1:
             phases = [phases[0]._replace(layers=layers, epochs=epochs or phases[0].epochs)]
+        elif layers != "all":
+            raise ValueError(
+                f"SCHEDULE {config.SCHEDULE} chooses the layers that learn, which contradicts layers={layers!r}; say "
+                "how many epochs these learn (epochs, --epochs), or take another SCHEDULE (--schedule)"
+            )
         return phases, learning_rate
 
     def _train_phase(
@@ -2460,8 +2475,9 @@ class MaskRCNN(nn.Module):
         initialised = [name for name in others if name not in fitting]
         with _seeded(self.config.SEED + 1):  # not the numbers that the first weights have
             initialise(self, initialised)
+        is_new = self._from_nothing()
         self.source = checkpoint["source"]
-        _print_loaded(fitting, initialised, target, source)
+        _print_loaded(fitting, initialised, target, source, is_new)
 
     def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool) -> Checkpoint:
         """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights.
@@ -2525,7 +2541,7 @@ class MaskRCNN(nn.Module):
         self, checkpoint: Mapping[str, Any], target: Mapping[str, Tensor], excluded: set[str]
     ) -> dict[str, Tensor]:
         """The model's tensors with rows for classes, with the checkpoint's rows for classes of the same name."""
-        stored_names = list(checkpoint["class_names"] or [])
+        stored_names = list(checkpoint["class_names"] or unnamed(checkpoint["config"]["NUM_CLASSES"]))
         rows = [0] + [UNKNOWN] * (len(self.class_names) - 1)
         if stored_names[1:] != unnamed(len(stored_names))[1:]:
             rows = map_classes(Classes(self.class_names), Classes(stored_names)).rows.tolist()
@@ -2536,6 +2552,8 @@ class MaskRCNN(nn.Module):
                 continue
             tensor = target[name].clone().unflatten(0, (len(self.class_names), -1))  # [K, rows of a class, ...]
             source = checkpoint["model"][name].unflatten(0, (len(stored_names), -1))
+            if tensor[0].shape != source[0].shape:
+                continue  # of another width: it starts anew
             for row, source_row in pairs:
                 tensor[row] = source[source_row]
             copied[name] = tensor.flatten(0, 1)
@@ -2666,14 +2684,15 @@ def _layer_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in model.state_dict()))
 
 
-def _print_loaded(fitting: Mapping, initialised: Sequence[str], target: Mapping, source: Mapping) -> None:
-    """Print what load_weights did with each tensor, by name."""
+def _print_loaded(fitting: Mapping, initialised: Sequence[str], target: Mapping, source: Mapping, is_new: bool) -> None:
+    """Print what load_weights did with each tensor, by name. is_new: the model had random weights before."""
     print(f"loaded: {len(fitting)} of the model's {len(target)} tensors")
     same_shape = [name for name in initialised if source[name].shape == target[name].shape]
+    without_source = [name for name in target if name not in fitting and name not in initialised]
     for title, names in (
         ("of another shape, initialised anew", [name for name in initialised if name not in same_shape]),
         ("of other classes, initialised anew", same_shape),
-        ("kept as they were", [name for name in target if name not in fitting and name not in initialised]),
+        ("left at random weights" if is_new else "kept as they were", without_source),
         ("not used", [name for name in source if name not in fitting]),
     ):
         if names:

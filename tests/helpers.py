@@ -21,8 +21,10 @@ import utils
 import visualize
 from config import Config
 from data.dataset import Dataset
+from data.loader import make_loader
+from data.samples import TrainingData
 from evaluation.metrics import Evaluation
-from model import MaskRCNN, Targets, network_shapes
+from model import MaskRCNN, Targets, mold_batch, network_shapes
 from roialign import MaskCrops
 from samples import shapes
 from training.loop import Progress
@@ -144,6 +146,13 @@ class TrainConfig(TinyConfig):
 
 def settings_of(config: type) -> dict:
     return {name: value for name, value in vars(config).items() if name.isupper()}
+
+
+def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
+    """(images, targets) of the first squares."""
+    data = TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
+    (batch,) = make_loader(data, shuffle=False)
+    return mold_batch(batch, torch.device("cpu"), config)
 
 
 def train_squares(model: MaskRCNN, epochs: int, **options) -> Progress:

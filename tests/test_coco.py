@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TinyConfig, settings_of
-from PIL import Image
+from toy_coco import SETTINGS, TINY, run, write_subset
 
 import coco
 import native
@@ -30,45 +29,6 @@ from weights.convert import _pixels
 from weights.published import IMAGENET, PUBLISHED
 
 DATA = native.ROOT.parent / "shared" / "data"
-CATEGORIES = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
-TINY = {
-    **{name: value for name, value in settings_of(TinyConfig).items() if "CLASSES" not in name and "NAME" not in name},
-    "STEPS_PER_EPOCH": 2,
-    "VALIDATION_STEPS": 1,
-    "TRAIN_ROIS_PER_IMAGE": 16,
-}
-SETTINGS = [f"{name}={value}" for name, value in TINY.items()]
-
-
-def write_subset(folder: Path, subset: str, count: int, first: int = 1) -> None:
-    """Images of two rectangles each, every third without any; a crowd in the second."""
-    rng = np.random.default_rng(first)
-    (folder / subset).mkdir(parents=True)
-    (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
-    for image_id in range(first, first + count):
-        height, width = (60, 80) if image_id % 2 else (80, 60)
-        pixels = rng.integers(0, 50, (height, width, 3), np.uint8)
-        for number, category in enumerate((1, 3) if image_id % 3 else ()):
-            y, x = rng.integers(0, 30, 2).tolist()
-            pixels[y : y + 24, x : x + 20] = 255 if category == 1 else 120
-            polygon = [x, y, x + 20, y, x + 20, y + 24, x, y + 24]
-            annotations.append(
-                {
-                    "id": 10 * image_id + number,
-                    "image_id": image_id,
-                    "category_id": category,
-                    "bbox": [x, y, 20, 24],
-                    "area": 480,
-                    "iscrowd": 0,
-                    "segmentation": [polygon],
-                }
-            )
-        name = f"{image_id:012d}.png"
-        Image.fromarray(pixels).save(folder / subset / name)
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-    contents = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-    (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(contents))
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +38,6 @@ def data(tmp_path_factory) -> Path:
     write_subset(folder, "train2017", 6)
     write_subset(folder, "val2017", 5, first=101)
     return folder
-
-
-def run(command: str, data: Path, *more: str) -> int:
-    arguments = [command, "--dataset", str(data), "--device", "cpu", *more]
-    return coco.main(arguments)
 
 
 def renamed(checkpoint: dict, **changes: list) -> dict:
@@ -379,16 +334,16 @@ def test_other_classes_start_with_the_rows_of_the_same_names(data, started, logs
     assert model.class_names == ["BG", "person", "car", "toothbrush"]
 
 
-def test_a_maskiou_head_for_a_model_without(data, started, tmp_path):
-    plain = MaskRCNN(Config(**TINY, NUM_CLASSES=4, CLASS_NAMES=("BG", "person", "car", "toothbrush"),
-                            USE_MASKIOU_HEAD=False))  # fmt: skip
-    plain.source = "published"
-    plain.save(tmp_path / "plain.pth")
-    assert run("train", data, "--model", str(tmp_path / "plain.pth"), "--layers", "maskiou") == 0
-    (((model, *_), named),) = started
-    assert named["layers"] == "maskiou"
-    assert model.maskiou_head is not None
-    assert torch.equal(model.mask_head.mask_logits.weight, plain.mask_head.mask_logits.weight)
+def test_class_layers_of_another_width_start_anew(data, started, logs, tmp_path):
+    """Other classes and a narrower box head: rows of the mask head are copied; those of the box head cannot be."""
+    checkpoint = renamed(dict(read_checkpoint(find_last(logs, "coco"))), class_names=["BG", "car", "bicycle", "cow"])
+    path = tmp_path / "other.pth"
+    write_checkpoint(path, checkpoint)
+    assert run("train", data, "--model", str(path), "--set", "FPN_CLASSIF_FC_LAYERS_SIZE=24") == 0
+    (((model, *_), _),) = started
+    assert model.box_head.class_logits.weight.shape == (4, 24)
+    masks = checkpoint["model"]["mask_head.mask_logits.weight"]
+    assert torch.equal(model.mask_head.mask_logits.weight[2], masks[1]), "car"
 
 
 def test_settings_come_from_the_strongest(data, logs):
@@ -404,7 +359,6 @@ def test_settings_come_from_the_strongest(data, logs):
     assert (config.NUM_CLASSES, config.CATEGORY_IDS) == (4, (0, 1, 3, 90))
     settings = coco.training_settings(parse("train", "--set", "NUM_CLASSES=9"), dataset)
     assert settings["NUM_CLASSES"] == 4, "classes are the data set's"
-    assert coco.training_settings(parse("train", "--layers", "maskiou"), dataset)["USE_MASKIOU_HEAD"] is True
 
 
 @pytest.mark.parametrize("name", coco.CONFIGS)

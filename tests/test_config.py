@@ -153,7 +153,7 @@ def test_arrays_and_lists_become_tuples():
         ({"MINI_MASK_SHAPE": (56,)}, r"MINI_MASK_SHAPE must have 2 entries \(height, width\), not 1"),
         ({"SCALE_JITTER": (1.0, 2.0, 3.0)}, "SCALE_JITTER must have 2 entries"),
         ({"SCALE_JITTER": (2.0, 1.0)}, r"SCALE_JITTER must be \(smallest, largest\) factor"),
-        ({"SCHEDULE": "3x"}, "SCHEDULE must be one of None, 1x, 2x, matterport, not '3x'"),
+        ({"SCHEDULE": "3x"}, "SCHEDULE must be one of None, 0.25x, 1x, 2x, matterport, not '3x'"),
         ({"LOSS_WEIGHTS": {"mask_loss": 1}}, "LOSS_WEIGHTS must have no key but rpn_class_loss, .* not 'mask_loss'"),
         ({"LOSS_WEIGHTS": {"mrcnn_mask_loss": -1}}, "LOSS_WEIGHTS must be at least 0"),
         ({"RPN_NEGATIVE_IOU": 0.8}, "RPN_NEGATIVE_IOU 0.8 is above RPN_POSITIVE_IOU 0.7"),

@@ -15,6 +15,7 @@ from helpers import (
     SquaresDataset,
     TinyConfig,
     TrainConfig,
+    batch_of,
     imagenet_state,
     settings_of,
     tiny_model,
@@ -26,8 +27,6 @@ from torch import nn
 
 import model as modellib
 from config import Config
-from data.loader import make_loader
-from data.samples import TrainingData
 from model import BatchNorm, Conv, MaskRCNN
 from training.checkpoints import find_last
 from training.loop import Progress
@@ -35,13 +34,6 @@ from weights.load import load_checkpoint
 from weights.torch_files import load_torch_file
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
-
-
-def batch_of(config, count: int = 2, empty: tuple[int, ...] = ()):
-    """(images, targets) of the first squares."""
-    data = TrainingData(SquaresDataset().load_squares(count, empty=empty), config, augment=False)
-    (batch,) = make_loader(data, shuffle=False)
-    return modellib.mold_batch(batch, torch.device("cpu"), config)
 
 
 def learner(seed: int = 0, **overrides) -> MaskRCNN:

@@ -24,19 +24,21 @@ class Phase(NamedTuple):
     factor: float = 1.0  # on the training's learning rate
 
 
-# The values of Config.SCHEDULE. 1x and 2x are Detectron's, as in mmdetection; "matterport" is that of its coco.py.
+# The values of Config.SCHEDULE. 1x and 2x are Detectron's, as in mmdetection; 0.25x is 1x in a quarter of the time;
+# "matterport" is that of its coco.py.
 SCHEDULES: dict[str, tuple[Phase, ...]] = {
+    "0.25x": (Phase("all", 3, (2,)),),
     "1x": (Phase("all", 12, (8, 11)),),
     "2x": (Phase("all", 24, (16, 22)),),
     "matterport": (Phase("heads", 40), Phase("4+", 120), Phase("all", 160, factor=0.1)),
 }
-BASE_BATCH = 16  # images in a batch for which BASE_LEARNING_RATES are right, with 1x and 2x
+BASE_BATCH = 16  # images in a batch for which BASE_LEARNING_RATES are right, with 0.25x, 1x and 2x
 BASE_LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-4}
 
 
 def schedule_learning_rate(config) -> tuple[float, str]:
     """The learning rate of config.SCHEDULE for the batch size of this training, and a line that explains it."""
-    if config.SCHEDULE not in ("1x", "2x"):
+    if config.SCHEDULE not in ("0.25x", "1x", "2x"):
         return config.LEARNING_RATE, f"learning rate {config.LEARNING_RATE:g}, as LEARNING_RATE says"
     base = BASE_LEARNING_RATES[config.OPTIMIZER]
     factors = config.IMAGES_PER_GPU, runtime.world_size(), config.ACCUMULATE_STEPS

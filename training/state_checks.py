@@ -73,7 +73,7 @@ def _check_counts(state: Any) -> None:
     _expect(is_whole, "weights", "there, beside the averaged ones")
     for key in ("epoch", "step"):
         _expect(_is_count(state.get(key)), key, "a whole number from 0 up")
-    for key in ("steps", "begin", "averaged_updates"):
+    for key in ("steps", "epochs", "begin", "averaged_updates"):
         _expect(_is_count(state.get(key, 0)), key, "a whole number from 0 up")
     steps = state.get("steps", 0)
     _expect(state["step"] <= steps, "step", f"at most steps, {steps}")
