@@ -22,7 +22,7 @@ import custom
 import demo
 import native
 import runtime
-from benchmarks import ablations
+from benchmarks import ablations, head_afterwards
 from config import Config
 from model import MaskRCNN
 from samples import balloon, nucleus, shapes
@@ -34,6 +34,7 @@ COMMANDS = {
     "demo.py": (demo.build_parser, []),
     "shapes.py": (shapes.build_parser, ["train"]),
     "ablations.py": (ablations.build_parser, []),
+    "head_afterwards.py": (head_afterwards.build_parser, ["shapes"]),
     "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
     "balloon.py": (balloon.build_parser, ["train"]),
     "custom.py": (custom.build_parser, ["train", "--dataset", "x"]),
