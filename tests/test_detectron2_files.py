@@ -24,7 +24,7 @@ from zoo_files import (
 
 import cli
 import convert_weights
-from config import Config
+from config import WEIGHTS, Config, settings_that
 from weights.load import load_checkpoint, load_model, load_with_report
 
 STATE = detectron2_state()
@@ -160,6 +160,38 @@ def test_settings_that_are_given_count_more(tmp_path):
     write_config(tmp_path, MODEL__ANCHOR_GENERATOR__SIZES=[[8], [16], [32], [64], [128]])
     scales = (1.0, 2.0, 3.0, 4.0, 5.0)
     assert load_checkpoint(path, RPN_ANCHOR_SCALES=scales)["config"]["RPN_ANCHOR_SCALES"] == [*scales]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("BACKBONE_NORM", "group"),
+        ("BACKBONE_STYLE", "pytorch"),
+        ("RPN_ANCHOR_SCALES", (8, 16, 32, 64, 128)),
+        ("MEAN_PIXEL", (1.0, 2.0, 3.0)),
+    ],
+)
+def test_settings_say_in_a_training_what_they_say_in_a_detection(setting, value, tmp_path, capsys):
+    """Both print what is assumed, and name these settings there."""
+    left_out = "pixel_|cell_anchors|running_" if setting == "BACKBONE_NORM" else "pixel_|cell_anchors"
+    path = trainer(tmp_path, {name: tensor for name, tensor in STATE.items() if not re.search(left_out, name)})
+    settings = {setting: value, "IMAGE_MIN_DIM": 96, "IMAGE_MAX_DIM": 160}
+    detector = load_model(path, "cpu", **settings)
+    printed = capsys.readouterr().out
+    start = cli.find_start(str(path), Config, tmp_path, settings)
+    assert capsys.readouterr().out == printed
+    model = cli.starting_model(start, Config, tmp_path, settings)
+    names = (*settings, *settings_that(WEIGHTS))
+    assert [getattr(model.config, name) for name in names] == [getattr(detector.config, name) for name in names]
+    assert getattr(model.config, setting) == value
+    assert same(model.state_dict(), detector.state_dict())
+
+
+def test_pixels_of_a_training_with_other_channels_say_nothing_of_the_file(tmp_path):
+    settings = {"IMAGE_CHANNEL_COUNT": 1, "MEAN_PIXEL": (7.0,), "STD_PIXEL": (2.0,)}
+    start = cli.find_start(str(trainer(tmp_path)), Config, tmp_path, settings)
+    assert len(start.checkpoint["config"]["MEAN_PIXEL"]) == 3
+    assert cli.training_config(start, Config, settings).MEAN_PIXEL == (7,)
 
 
 def test_files_of_something_else_beside_the_checkpoint(tmp_path, capsys):
