@@ -265,6 +265,27 @@ def test_tuples_of_python_are_lists(tmp_path):
     assert found["MULTI_SCALE"] == (1, 2)
 
 
+# As people and Detectron2's own configs write tuples, and YAML takes them for texts.
+TEXTS = {
+    "INPUT__MIN_SIZE_TRAIN": ("(480, 512)", [480, 512]),
+    "MODEL__PIXEL_STD": ("[57.375, 57.120, 58.395]", [57.375, 57.12, 58.395]),
+    "MODEL__ANCHOR_GENERATOR__SIZES": (" ((16,), (32,), (64,), (128,), (256,))", [[16], [32], [64], [128], [256]]),
+    "MODEL__FPN__IN_FEATURES": ("['res2', 'res3', 'res4', 'res5']", ["res2", "res3", "res4", "res5"]),
+}
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_texts_of_tuples_are_lists(key, tmp_path):
+    text, value = TEXTS[key]
+    assert read(tmp_path, **{key: text}).settings == read(tmp_path, **{key: value}).settings
+
+
+@pytest.mark.parametrize("text", ["(640, 800", "[f(1)]", "(" * 900, "(1, " * 90, "[1, 2]" + " " * 2000])
+def test_texts_that_are_no_tuples_stay_texts(text, tmp_path):
+    with pytest.raises(ValueError, match=r"MODEL\.PIXEL_MEAN must be a list of 3 numbers"):
+        read(tmp_path, MODEL__PIXEL_MEAN=text)
+
+
 def test_a_lazy_config(tmp_path):
     found = read_source_config(write(tmp_path / "config.yaml", LAZY))
     settings = found.settings

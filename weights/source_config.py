@@ -9,6 +9,7 @@ keys are of no concern here. Nothing in a file is executed: tuples are read as l
 by name.
 """
 
+import ast
 import contextlib
 import functools
 import re
@@ -23,6 +24,7 @@ FILES = ("config.yaml", "config.yml")  # what the trainer, and people, call the 
 NONE = "none"  # in place of a file: use no configuration
 _MOST_BYTES = 1 << 16  # Detectron2's own have 10,000
 _MOST_KEYS = 5000  # with those of aliases, each time that they are named; Detectron2's own have 300
+_LONGEST_TEXT = 1000  # of a list or tuple; Detectron2's own have up to 100 characters
 _DEEPEST = 50  # lists and dicts in each other; Detectron2's own have up to 6
 _COMPLETE = "give the complete config.yaml that Detectron2's trainer writes beside its checkpoints"
 _BASE = "Base-RCNN-FPN.yaml"  # of Detectron2's configs; it says what is usual
@@ -211,12 +213,27 @@ def _flat(contents: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             left += [(f"{key}.{name}".lstrip("."), item) for name, item in value.items() if isinstance(name, str)]
         else:
-            flat[key] = value
+            flat[key] = _decoded(value)
     raise ValueError(f"it has more than {_MOST_KEYS:,} keys, counted each time that an alias names them")
 
 
 ############################################################
 #  LazyConfig
+def _decoded(value: Any) -> Any:
+    """A value as yacs reads it: the text of a tuple or list, such as (640, 800), which YAML has as text, as a list."""
+    if not isinstance(value, str) or not re.match(r"\s*[(\[]", value) or len(value) > _LONGEST_TEXT or "\\" in value:
+        return value
+    try:
+        return _lists(ast.literal_eval(value.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def _lists(value: Any) -> Any:
+    """A value with lists in place of tuples."""
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 ############################################################
 
 _PREDICTOR, _RPN = "roi_heads.box_predictor.", "proposal_generator."
