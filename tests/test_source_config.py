@@ -322,6 +322,7 @@ def test_a_lazy_config_of_another_network(tmp_path):
         ({"TEST__AUG": {"ENABLED": True}}, "TEST.AUG.ENABLED"),
         ({"MODEL__META_ARCHITECTURE": "PanopticFPN"}, "its semantic map is not"),
         ({"INPUT__MIN_SIZE_TEST": 0}, "INPUT.MIN_SIZE_TEST 0"),
+        ({"INPUT__MIN_SIZE_TRAIN_SAMPLING": "range"}, "unless MULTI_SCALE"),
     ],
 )
 def test_what_is_left_out_is_said(values, note, tmp_path):

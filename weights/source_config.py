@@ -437,6 +437,11 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
         notes.append("MODEL.META_ARCHITECTURE PanopticFPN: its instances are detected, its semantic map is not")
     if values.get("INPUT.MIN_SIZE_TEST") == 0:
         usual = _config_of({})
+    if values.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "range":
+        notes.append(
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING range: a training sees images of the size of tests, unless MULTI_SCALE has "
+            "other short sides"
+        )
         notes.append(
             f"INPUT.MIN_SIZE_TEST 0, which leaves images as they are: here their short sides get {usual.IMAGE_MIN_DIM} "
             "pixels; IMAGE_MIN_DIM and IMAGE_MAX_DIM change it"
