@@ -423,7 +423,7 @@ NO_YAML = {
     "lists in lists": ("MODEL: " + "[" * 5000, "more than 50 lists or dicts lie in each other"),
     "items in items": ("MODEL:\n " + "- " * 5000, "more than 50 lists or dicts lie in each other"),
     "no model": ("DATASETS: {}", "is no configuration of Detectron2: it has neither MODEL nor model"),
-    "another's model": ("MODEL: resnet\nmodel: {a: 1}", "is no configuration of Detectron2"),
+    "another's model": ("MODEL: resnet\nmodel: {a: 1}", "it has neither MODEL nor model._target_"),
 }
 
 
@@ -459,6 +459,11 @@ def test_aliases_of_dicts_take_no_memory(tmp_path):
     lines += [f"  a{n}: &a{n} {{{', '.join(f'k{k}: *a{n - 1}' for k in range(10))}}}" for n in range(1, 11)]
     with pytest.raises(ValueError, match=r"config\.yaml: it has more than 5,000 keys"):
         read_source_config(write(tmp_path / "config.yaml", "\n".join(lines)))
+
+
+def test_a_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder; give the file in it"):
+        read_source_config(tmp_path)
 
 
 def test_which_file_is_found(tmp_path):

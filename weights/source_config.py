@@ -27,6 +27,7 @@ _MOST_KEYS = 5000  # with those of aliases, each time that they are named; Detec
 _LONGEST_TEXT = 1000  # of a list or tuple; Detectron2's own have up to 100 characters
 _DEEPEST = 50  # lists and dicts in each other; Detectron2's own have up to 6
 _COMPLETE = "give the complete config.yaml that Detectron2's trainer writes beside its checkpoints"
+_NO_MODEL = "it has neither MODEL nor model._target_"
 _BASE = "Base-RCNN-FPN.yaml"  # of Detectron2's configs; it says what is usual
 
 
@@ -100,7 +101,7 @@ def find_source_config(checkpoint: Path, given: str | Path | None) -> tuple[Sour
         return None, []
     try:
         is_of_detectron2 = _model_key(_read_yaml(path)) is not None
-        reason = "it has no MODEL"
+        reason = _NO_MODEL
     except ValueError as error:
         is_of_detectron2, reason = False, str(error)
     if not is_of_detectron2:
@@ -127,8 +128,8 @@ def read_source_config(path: str | Path) -> SourceConfig:
     kind = _model_key(contents)
     if kind is None:
         raise ValueError(
-            f"{path} is no configuration of Detectron2: it has neither MODEL nor model; {_COMPLETE}, or say what it "
-            "would with --style and --set"
+            f"{path} is no configuration of Detectron2: {_NO_MODEL}; {_COMPLETE}, or say what it would with --style "
+            "and --set"
         )
     try:
         values = _keys_of_lazy(contents) if kind == "model" else _flat(contents)
@@ -147,7 +148,8 @@ def _read_yaml(path: Path) -> dict:
     import yaml  # here: few checkpoints have such files
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}, the configuration of the checkpoint, does not exist")
+        problem = "is a folder; give the file in it" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path}, the configuration of the checkpoint, {problem}")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which is too long for a configuration")
     try:
@@ -217,8 +219,6 @@ def _flat(contents: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"it has more than {_MOST_KEYS:,} keys, counted each time that an alias names them")
 
 
-############################################################
-#  LazyConfig
 def _decoded(value: Any) -> Any:
     """A value as yacs reads it: the text of a tuple or list, such as (640, 800), which YAML has as text, as a list."""
     if not isinstance(value, str) or not re.match(r"\s*[(\[]", value) or len(value) > _LONGEST_TEXT or "\\" in value:
@@ -234,6 +234,8 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+############################################################
+#  LazyConfig
 ############################################################
 
 _PREDICTOR, _RPN = "roi_heads.box_predictor.", "proposal_generator."
@@ -435,13 +437,13 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
         notes.append("TEST.AUG.ENABLED: images are seen once here, without the test-time augmentation of evaluations")
     if values.get("MODEL.META_ARCHITECTURE") == "PanopticFPN":
         notes.append("MODEL.META_ARCHITECTURE PanopticFPN: its instances are detected, its semantic map is not")
-    if values.get("INPUT.MIN_SIZE_TEST") == 0:
-        usual = _config_of({})
     if values.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "range":
         notes.append(
             "INPUT.MIN_SIZE_TRAIN_SAMPLING range: a training sees images of the size of tests, unless MULTI_SCALE has "
             "other short sides"
         )
+    if values.get("INPUT.MIN_SIZE_TEST") == 0:
+        usual = _config_of({})
         notes.append(
             f"INPUT.MIN_SIZE_TEST 0, which leaves images as they are: here their short sides get {usual.IMAGE_MIN_DIM} "
             "pixels; IMAGE_MIN_DIM and IMAGE_MAX_DIM change it"
