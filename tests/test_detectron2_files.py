@@ -144,6 +144,9 @@ def test_a_configuration_that_contradicts_the_weights(tmp_path):
     with pytest.raises(ValueError, match=r"config\.yaml contradicts the checkpoint: .*NUM_CLASSES 81, .* have 4\."):
         load_checkpoint(path)
     right = write_config(tmp_path, "right.yaml", MODEL__RPN__NMS_THRESH=0.65)
+    norms = write_config(tmp_path, "norms.yaml", MODEL__RESNETS__NORM="GN")
+    with pytest.raises(ValueError, match=r"norms\.yaml contradicts the checkpoint: MODEL\.RESNETS\.NORM is GN"):
+        load_checkpoint(path, source_config=norms)
     assert load_checkpoint(path, source_config=right)["config"]["RPN_NMS_THRESHOLD"] == 0.65
     assert load_checkpoint(path, source_config="none")["config"]["RPN_NMS_THRESHOLD"] == 0.7
 

@@ -654,7 +654,7 @@ def convert(
     constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format or found.input_format)
     known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
-    found.check(config)
+    found.check(config, tensors)
     dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)

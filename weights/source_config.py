@@ -13,7 +13,7 @@ import ast
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,16 +62,24 @@ class SourceConfig(NamedTuple):
         rest = f", and {others} settings as Detectron2 usually has them" if others else ""
         return f"{self.path}: images in {self.input_format}, {shown}{rest}"
 
-    def check(self, config: Config) -> None:
-        """Raises ValueError if weights say something else. config: whose shapes are those of the weights."""
-        for key, setting, value in self.facts:
-            found = getattr(config, setting)
-            if found != value:
-                raise ValueError(
-                    f"{self.path} contradicts the checkpoint: {key} makes {setting} {value}, and the weights have "
-                    f"{found}. Give the configuration of this checkpoint with --source-config FILE, or none with "
-                    f"--source-config {NONE}, in Python source_config=..."
-                )
+    def check(self, config: Config, names: Iterable[str] = ()) -> None:
+        """Raises ValueError if weights say something else.
+
+        config: whose shapes are those of the weights. names: of the weights, in our words.
+        """
+        wrong = [
+            f"{key} makes {setting} {value}, and the weights have {getattr(config, setting)}"
+            for key, setting, value in self.facts
+            if getattr(config, setting) != value
+        ]
+        has_statistics = any(name.startswith("backbone.") and name.endswith(".running_var") for name in names)
+        if self.settings.get("BACKBONE_NORM") == "group" and has_statistics:
+            wrong.append("MODEL.RESNETS.NORM is GN, and the weights have the statistics of batch norms")
+        if wrong:
+            raise ValueError(
+                f"{self.path} contradicts the checkpoint: {wrong[0]}. Give the configuration of this checkpoint with "
+                f"--source-config FILE, or none with --source-config {NONE}, in Python source_config=..."
+            )
 
 
 def _config_of(settings: Mapping[str, Any]) -> Config:
