@@ -198,6 +198,12 @@ def test_pixels_of_a_training_with_other_channels_say_nothing_of_the_file(tmp_pa
 
 
 def test_files_of_something_else_beside_the_checkpoint(tmp_path, capsys):
+def test_a_file_without_a_row_for_the_background(tmp_path):
+    rows = {name: tensor[:-1] if "cls_score" in name else tensor for name, tensor in STATE.items()}
+    with pytest.raises(ValueError, match="a model of Detectron2 has one more for classes, that of the background"):
+        load_checkpoint(zoo(tmp_path, rows))
+
+
     (tmp_path / "config.yaml").write_text("model: resnet50\nlr: 0.1\n")
     path = trainer(tmp_path)
     load_checkpoint(path)

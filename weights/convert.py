@@ -428,7 +428,8 @@ def _box_head(shapes: Mapping[str, Sequence[int]], pyramid: int) -> dict[str, in
 def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
     """Classes, background included, that most of the layers with rows for classes have.
 
-    Raises: ValueError for a file of mmdetection 1.x, which must not be read as one of version 2.
+    Raises: ValueError for a file without a row for the background, and for one of mmdetection 1.x, which must not be
+        read as one of version 2.
     """
     rows = {
         name: shapes[f"{name}.weight"][0]
@@ -438,9 +439,12 @@ def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]
     rows["box_head.box_deltas"] = rows.get("box_head.box_deltas", 0) // 4
     classes, masks = rows.get("box_head.class_logits", 0), rows.get("mask_head.mask_logits")
     if source.background_last and classes == masks == rows["box_head.box_deltas"]:
+        alike = f"{path} has {classes} rows for classes, boxes and masks alike"
+        if source.name != "mmdet":
+            raise ValueError(f"{alike}, and a model of {source.title} has one more for classes, that of the background")
         raise ValueError(
-            f"{path} has {classes} rows for classes, boxes and masks alike, as mmdetection 1.x, which has the "
-            "background first; version 2 has one row less for boxes and masks. Take a file of version 2 or later"
+            f"{alike}, as mmdetection 1.x, which has the background first; version 2 has one row less for boxes and "
+            "masks. Take a file of version 2 or later"
         )
     if source.background_last:
         rows = {name: count for name, count in rows.items() if not _is_agnostic(shapes, name, classes)}
