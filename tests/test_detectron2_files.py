@@ -65,11 +65,12 @@ def test_zoo_and_trainer_give_the_same(protocol, tmp_path):
 
 
 def test_what_a_trainer_stores_beside_the_weights_is_dropped(tmp_path):
-    """The trainer evaluates "model", also where it keeps an average."""
+    """The trainer evaluates "model", also where it keeps an average; a line says so then."""
     average = {name: tensor + 1 for name, tensor in trainer_contents(STATE)["model"].items()}
     path = trainer(tmp_path, ema_state=average)
     checkpoint, report = load_with_report(path)
     assert {"optimizer", "scheduler", "iteration", "ema_state"} <= {*report.dropped}
+    assert any("not their moving average, ema_state" in line for line in report.assumed)
     (tmp_path / "plain").mkdir()
     assert same(checkpoint["model"], load_checkpoint(trainer(tmp_path / "plain"))["model"])
 
@@ -143,10 +144,10 @@ def test_a_configuration_that_contradicts_the_weights(tmp_path):
     write_config(tmp_path, MODEL__ROI_HEADS__NUM_CLASSES=80)
     with pytest.raises(ValueError, match=r"config\.yaml contradicts the checkpoint: .*NUM_CLASSES 81, .* have 4\."):
         load_checkpoint(path)
-    right = write_config(tmp_path, "right.yaml", MODEL__RPN__NMS_THRESH=0.65)
     norms = write_config(tmp_path, "norms.yaml", MODEL__RESNETS__NORM="GN")
     with pytest.raises(ValueError, match=r"norms\.yaml contradicts the checkpoint: MODEL\.RESNETS\.NORM is GN"):
         load_checkpoint(path, source_config=norms)
+    right = write_config(tmp_path, "right.yaml", MODEL__RPN__NMS_THRESH=0.65)
     assert load_checkpoint(path, source_config=right)["config"]["RPN_NMS_THRESHOLD"] == 0.65
     assert load_checkpoint(path, source_config="none")["config"]["RPN_NMS_THRESHOLD"] == 0.7
 
@@ -197,13 +198,13 @@ def test_pixels_of_a_training_with_other_channels_say_nothing_of_the_file(tmp_pa
     assert cli.training_config(start, Config, settings).MEAN_PIXEL == (7,)
 
 
-def test_files_of_something_else_beside_the_checkpoint(tmp_path, capsys):
 def test_a_file_without_a_row_for_the_background(tmp_path):
     rows = {name: tensor[:-1] if "cls_score" in name else tensor for name, tensor in STATE.items()}
     with pytest.raises(ValueError, match="a model of Detectron2 has one more for classes, that of the background"):
         load_checkpoint(zoo(tmp_path, rows))
 
 
+def test_files_of_something_else_beside_the_checkpoint(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("model: resnet50\nlr: 0.1\n")
     path = trainer(tmp_path)
     load_checkpoint(path)

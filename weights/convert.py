@@ -910,6 +910,11 @@ def _assume(
         )
     if any(name.startswith("sem_seg_head.") for name in report.dropped):
         report.assumed.append("instances alone: the semantic head of this panoptic model is left out")
+    if "ema_state" in report.dropped:
+        report.assumed.append(
+            "the weights of model, as Detectron2 takes them by default, and not their moving average, ema_state, which "
+            "the file has too; it opens if it is saved alone, as a file of its own"
+        )
     if config.CLASS_NAMES[1:2] == ("class 1",):
         report.assumed.append(
             f'{UNNAMED}: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
