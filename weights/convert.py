@@ -916,10 +916,9 @@ def _assume(
             "the file has too; it opens if it is saved alone, as a file of its own"
         )
     if config.CLASS_NAMES[1:2] == ("class 1",):
-        report.assumed.append(
-            f'{UNNAMED}: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
-            "Python class_names=[...], names them"
-        )
+        last = config.NUM_CLASSES - 1
+        called = f'they are called "class 1" to "class {last}"' if last > 1 else 'the only one is called "class 1"'
+        report.assumed.append(f"{UNNAMED}: {called}; --classes FILE, in Python class_names=[...], names them")
     sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
     names = ("RPN_ANCHOR_SCALES", *sizes, "MEAN_PIXEL", "STD_PIXEL")
     values = {name: numbers(getattr(config, name)) for name in names}
