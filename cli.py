@@ -41,7 +41,7 @@ from weights.checkpoint import is_backbone, read_checkpoint
 from weights.class_names import KNOWN_CLASSES, read_class_names
 from weights.formats import STYLES
 from weights.load import load_checkpoint, load_model
-from weights.published import imagenet_weights, some_names
+from weights.published import find_published, imagenet_weights, some_names
 from weights.stem import fit_images, settings_for_channels
 
 LOGS = Path("logs")
@@ -471,8 +471,23 @@ def find_start(name: str, config_class: type[Config], logs: Path, settings: Mapp
         return Start(read_checkpoint(path), path)
     if name == "imagenet":
         return Start(load_checkpoint(imagenet_weights(config_class(**settings))))
-    ratios = {key: settings[key] for key in ("RPN_ANCHOR_RATIOS",) if key in settings}
-    return Start(load_checkpoint(name, **options, **ratios))
+    return Start(load_checkpoint(name, **options, **_said_of_a_file(name, config_class, settings)))
+
+
+# What a foreign file may not say of its weights.
+_OF_A_FILE = {*settings_that(WEIGHTS), "BACKBONE_NORM", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM"} - {"DIALECT", "BACKBONE"}
+
+
+def _said_of_a_file(name: str, config_class: type[Config], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training that say what the weights of a foreign file mean, as they do in a detection.
+
+    A published file is known; only ratios of anchors count there. MEAN_PIXEL and STD_PIXEL of a training whose images
+    have other channels say nothing of the file.
+    """
+    names = set(_OF_A_FILE if find_published(name) is None else ("RPN_ANCHOR_RATIOS",))
+    if settings.get("IMAGE_CHANNEL_COUNT", config_class.IMAGE_CHANNEL_COUNT) != Config.IMAGE_CHANNEL_COUNT:
+        names -= {*PER_CHANNEL_SETTINGS}
+    return {key: value for key, value in settings.items() if key in names}
 
 
 # With network_only, config_class decides these, whatever the network of a checkpoint has.

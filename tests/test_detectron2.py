@@ -625,6 +625,13 @@ def test_widths_and_depths_follow_from_shapes(depth, stem, tmp_path, monkeypatch
     assert config["CLASS_NAMES"] == ["BG", "class 1", "class 2", "class 3"]
 
 
+def test_the_name_of_one_class_alone(tmp_path):
+    _, report = converted(replace(SOURCES["caffe"], classes=1), tmp_path / "x.pth")
+    assert [line for line in report.assumed if "class" in line] == [
+        'no names of classes: the only one is called "class 1"; --classes FILE, in Python class_names=[...], names them'
+    ]
+
+
 def test_what_is_assumed_is_printed(tmp_path, capsys):
     """For a file of the trainer: style, order, anchors, sizes, mean and deviation."""
     load_checkpoint(save(tmp_path / "x.pth", state_of(SOURCES["caffe"], with_constants=False)))

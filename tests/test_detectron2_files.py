@@ -24,7 +24,7 @@ from zoo_files import (
 
 import cli
 import convert_weights
-from config import Config
+from config import WEIGHTS, Config, settings_that
 from weights.load import load_checkpoint, load_model, load_with_report
 
 STATE = detectron2_state()
@@ -65,11 +65,12 @@ def test_zoo_and_trainer_give_the_same(protocol, tmp_path):
 
 
 def test_what_a_trainer_stores_beside_the_weights_is_dropped(tmp_path):
-    """The trainer evaluates "model", also where it keeps an average."""
+    """The trainer evaluates "model", also where it keeps an average; a line says so then."""
     average = {name: tensor + 1 for name, tensor in trainer_contents(STATE)["model"].items()}
     path = trainer(tmp_path, ema_state=average)
     checkpoint, report = load_with_report(path)
     assert {"optimizer", "scheduler", "iteration", "ema_state"} <= {*report.dropped}
+    assert any("not their moving average, ema_state" in line for line in report.assumed)
     (tmp_path / "plain").mkdir()
     assert same(checkpoint["model"], load_checkpoint(trainer(tmp_path / "plain"))["model"])
 
@@ -143,6 +144,9 @@ def test_a_configuration_that_contradicts_the_weights(tmp_path):
     write_config(tmp_path, MODEL__ROI_HEADS__NUM_CLASSES=80)
     with pytest.raises(ValueError, match=r"config\.yaml contradicts the checkpoint: .*NUM_CLASSES 81, .* have 4\."):
         load_checkpoint(path)
+    norms = write_config(tmp_path, "norms.yaml", MODEL__RESNETS__NORM="GN")
+    with pytest.raises(ValueError, match=r"norms\.yaml contradicts the checkpoint: MODEL\.RESNETS\.NORM is GN"):
+        load_checkpoint(path, source_config=norms)
     right = write_config(tmp_path, "right.yaml", MODEL__RPN__NMS_THRESH=0.65)
     assert load_checkpoint(path, source_config=right)["config"]["RPN_NMS_THRESHOLD"] == 0.65
     assert load_checkpoint(path, source_config="none")["config"]["RPN_NMS_THRESHOLD"] == 0.7
@@ -160,6 +164,44 @@ def test_settings_that_are_given_count_more(tmp_path):
     write_config(tmp_path, MODEL__ANCHOR_GENERATOR__SIZES=[[8], [16], [32], [64], [128]])
     scales = (1.0, 2.0, 3.0, 4.0, 5.0)
     assert load_checkpoint(path, RPN_ANCHOR_SCALES=scales)["config"]["RPN_ANCHOR_SCALES"] == [*scales]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("BACKBONE_NORM", "group"),
+        ("BACKBONE_STYLE", "pytorch"),
+        ("RPN_ANCHOR_SCALES", (8, 16, 32, 64, 128)),
+        ("MEAN_PIXEL", (1.0, 2.0, 3.0)),
+    ],
+)
+def test_settings_say_in_a_training_what_they_say_in_a_detection(setting, value, tmp_path, capsys):
+    """Both print what is assumed, and name these settings there."""
+    left_out = "pixel_|cell_anchors|running_" if setting == "BACKBONE_NORM" else "pixel_|cell_anchors"
+    path = trainer(tmp_path, {name: tensor for name, tensor in STATE.items() if not re.search(left_out, name)})
+    settings = {setting: value, "IMAGE_MIN_DIM": 96, "IMAGE_MAX_DIM": 160}
+    detector = load_model(path, "cpu", **settings)
+    printed = capsys.readouterr().out
+    start = cli.find_start(str(path), Config, tmp_path, settings)
+    assert capsys.readouterr().out == printed
+    model = cli.starting_model(start, Config, tmp_path, settings)
+    names = (*settings, *settings_that(WEIGHTS))
+    assert [getattr(model.config, name) for name in names] == [getattr(detector.config, name) for name in names]
+    assert getattr(model.config, setting) == value
+    assert same(model.state_dict(), detector.state_dict())
+
+
+def test_pixels_of_a_training_with_other_channels_say_nothing_of_the_file(tmp_path):
+    settings = {"IMAGE_CHANNEL_COUNT": 1, "MEAN_PIXEL": (7.0,), "STD_PIXEL": (2.0,)}
+    start = cli.find_start(str(trainer(tmp_path)), Config, tmp_path, settings)
+    assert len(start.checkpoint["config"]["MEAN_PIXEL"]) == 3
+    assert cli.training_config(start, Config, settings).MEAN_PIXEL == (7,)
+
+
+def test_a_file_without_a_row_for_the_background(tmp_path):
+    rows = {name: tensor[:-1] if "cls_score" in name else tensor for name, tensor in STATE.items()}
+    with pytest.raises(ValueError, match="a model of Detectron2 has one more for classes, that of the background"):
+        load_checkpoint(zoo(tmp_path, rows))
 
 
 def test_files_of_something_else_beside_the_checkpoint(tmp_path, capsys):

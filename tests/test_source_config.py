@@ -265,6 +265,27 @@ def test_tuples_of_python_are_lists(tmp_path):
     assert found["MULTI_SCALE"] == (1, 2)
 
 
+# As people and Detectron2's own configs write tuples, and YAML takes them for texts.
+TEXTS = {
+    "INPUT__MIN_SIZE_TRAIN": ("(480, 512)", [480, 512]),
+    "MODEL__PIXEL_STD": ("[57.375, 57.120, 58.395]", [57.375, 57.12, 58.395]),
+    "MODEL__ANCHOR_GENERATOR__SIZES": (" ((16,), (32,), (64,), (128,), (256,))", [[16], [32], [64], [128], [256]]),
+    "MODEL__FPN__IN_FEATURES": ("['res2', 'res3', 'res4', 'res5']", ["res2", "res3", "res4", "res5"]),
+}
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_texts_of_tuples_are_lists(key, tmp_path):
+    text, value = TEXTS[key]
+    assert read(tmp_path, **{key: text}).settings == read(tmp_path, **{key: value}).settings
+
+
+@pytest.mark.parametrize("text", ["(640, 800", "[f(1)]", "(" * 900, "(1, " * 90, "[1, 2]" + " " * 2000])
+def test_texts_that_are_no_tuples_stay_texts(text, tmp_path):
+    with pytest.raises(ValueError, match=r"MODEL\.PIXEL_MEAN must be a list of 3 numbers"):
+        read(tmp_path, MODEL__PIXEL_MEAN=text)
+
+
 def test_a_lazy_config(tmp_path):
     found = read_source_config(write(tmp_path / "config.yaml", LAZY))
     settings = found.settings
@@ -301,6 +322,7 @@ def test_a_lazy_config_of_another_network(tmp_path):
         ({"TEST__AUG": {"ENABLED": True}}, "TEST.AUG.ENABLED"),
         ({"MODEL__META_ARCHITECTURE": "PanopticFPN"}, "its semantic map is not"),
         ({"INPUT__MIN_SIZE_TEST": 0}, "INPUT.MIN_SIZE_TEST 0"),
+        ({"INPUT__MIN_SIZE_TRAIN_SAMPLING": "range"}, "unless MULTI_SCALE"),
     ],
 )
 def test_what_is_left_out_is_said(values, note, tmp_path):
@@ -401,7 +423,7 @@ NO_YAML = {
     "lists in lists": ("MODEL: " + "[" * 5000, "more than 50 lists or dicts lie in each other"),
     "items in items": ("MODEL:\n " + "- " * 5000, "more than 50 lists or dicts lie in each other"),
     "no model": ("DATASETS: {}", "is no configuration of Detectron2: it has neither MODEL nor model"),
-    "another's model": ("MODEL: resnet\nmodel: {a: 1}", "is no configuration of Detectron2"),
+    "another's model": ("MODEL: resnet\nmodel: {a: 1}", "it has neither MODEL nor model._target_"),
 }
 
 
@@ -437,6 +459,11 @@ def test_aliases_of_dicts_take_no_memory(tmp_path):
     lines += [f"  a{n}: &a{n} {{{', '.join(f'k{k}: *a{n - 1}' for k in range(10))}}}" for n in range(1, 11)]
     with pytest.raises(ValueError, match=r"config\.yaml: it has more than 5,000 keys"):
         read_source_config(write(tmp_path / "config.yaml", "\n".join(lines)))
+
+
+def test_a_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder; give the file in it"):
+        read_source_config(tmp_path)
 
 
 def test_which_file_is_found(tmp_path):

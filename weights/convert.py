@@ -428,7 +428,8 @@ def _box_head(shapes: Mapping[str, Sequence[int]], pyramid: int) -> dict[str, in
 def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]) -> int:
     """Classes, background included, that most of the layers with rows for classes have.
 
-    Raises: ValueError for a file of mmdetection 1.x, which must not be read as one of version 2.
+    Raises: ValueError for a file without a row for the background, and for one of mmdetection 1.x, which must not be
+        read as one of version 2.
     """
     rows = {
         name: shapes[f"{name}.weight"][0]
@@ -438,9 +439,12 @@ def _num_classes(path: Path, source: Format, shapes: Mapping[str, Sequence[int]]
     rows["box_head.box_deltas"] = rows.get("box_head.box_deltas", 0) // 4
     classes, masks = rows.get("box_head.class_logits", 0), rows.get("mask_head.mask_logits")
     if source.background_last and classes == masks == rows["box_head.box_deltas"]:
+        alike = f"{path} has {classes} rows for classes, boxes and masks alike"
+        if source.name != "mmdet":
+            raise ValueError(f"{alike}, and a model of {source.title} has one more for classes, that of the background")
         raise ValueError(
-            f"{path} has {classes} rows for classes, boxes and masks alike, as mmdetection 1.x, which has the "
-            "background first; version 2 has one row less for boxes and masks. Take a file of version 2 or later"
+            f"{alike}, as mmdetection 1.x, which has the background first; version 2 has one row less for boxes and "
+            "masks. Take a file of version 2 or later"
         )
     if source.background_last:
         rows = {name: count for name, count in rows.items() if not _is_agnostic(shapes, name, classes)}
@@ -654,7 +658,7 @@ def convert(
     constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format or found.input_format)
     known = {**constants.settings, **stated}
     config = _config(path, source, tensors, settings, model_config, known)
-    found.check(config)
+    found.check(config, tensors)
     dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
@@ -906,11 +910,15 @@ def _assume(
         )
     if any(name.startswith("sem_seg_head.") for name in report.dropped):
         report.assumed.append("instances alone: the semantic head of this panoptic model is left out")
-    if config.CLASS_NAMES[1:2] == ("class 1",):
+    if "ema_state" in report.dropped:
         report.assumed.append(
-            f'{UNNAMED}: they are called "class 1" to "class {config.NUM_CLASSES - 1}"; --classes FILE, in '
-            "Python class_names=[...], names them"
+            "the weights of model, as Detectron2 takes them by default, and not their moving average, ema_state, which "
+            "the file has too; it opens if it is saved alone, as a file of its own"
         )
+    if config.CLASS_NAMES[1:2] == ("class 1",):
+        last = config.NUM_CLASSES - 1
+        called = f'they are called "class 1" to "class {last}"' if last > 1 else 'the only one is called "class 1"'
+        report.assumed.append(f"{UNNAMED}: {called}; --classes FILE, in Python class_names=[...], names them")
     sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
     names = ("RPN_ANCHOR_SCALES", *sizes, "MEAN_PIXEL", "STD_PIXEL")
     values = {name: numbers(getattr(config, name)) for name in names}

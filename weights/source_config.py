@@ -9,10 +9,11 @@ keys are of no concern here. Nothing in a file is executed: tuples are read as l
 by name.
 """
 
+import ast
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,10 @@ FILES = ("config.yaml", "config.yml")  # what the trainer, and people, call the 
 NONE = "none"  # in place of a file: use no configuration
 _MOST_BYTES = 1 << 16  # Detectron2's own have 10,000
 _MOST_KEYS = 5000  # with those of aliases, each time that they are named; Detectron2's own have 300
+_LONGEST_TEXT = 1000  # of a list or tuple; Detectron2's own have up to 100 characters
 _DEEPEST = 50  # lists and dicts in each other; Detectron2's own have up to 6
 _COMPLETE = "give the complete config.yaml that Detectron2's trainer writes beside its checkpoints"
+_NO_MODEL = "it has neither MODEL nor model._target_"
 _BASE = "Base-RCNN-FPN.yaml"  # of Detectron2's configs; it says what is usual
 
 
@@ -59,16 +62,24 @@ class SourceConfig(NamedTuple):
         rest = f", and {others} settings as Detectron2 usually has them" if others else ""
         return f"{self.path}: images in {self.input_format}, {shown}{rest}"
 
-    def check(self, config: Config) -> None:
-        """Raises ValueError if weights say something else. config: whose shapes are those of the weights."""
-        for key, setting, value in self.facts:
-            found = getattr(config, setting)
-            if found != value:
-                raise ValueError(
-                    f"{self.path} contradicts the checkpoint: {key} makes {setting} {value}, and the weights have "
-                    f"{found}. Give the configuration of this checkpoint with --source-config FILE, or none with "
-                    f"--source-config {NONE}, in Python source_config=..."
-                )
+    def check(self, config: Config, names: Iterable[str] = ()) -> None:
+        """Raises ValueError if weights say something else.
+
+        config: whose shapes are those of the weights. names: of the weights, in our words.
+        """
+        wrong = [
+            f"{key} makes {setting} {value}, and the weights have {getattr(config, setting)}"
+            for key, setting, value in self.facts
+            if getattr(config, setting) != value
+        ]
+        has_statistics = any(name.startswith("backbone.") and name.endswith(".running_var") for name in names)
+        if self.settings.get("BACKBONE_NORM") == "group" and has_statistics:
+            wrong.append("MODEL.RESNETS.NORM is GN, and the weights have the statistics of batch norms")
+        if wrong:
+            raise ValueError(
+                f"{self.path} contradicts the checkpoint: {wrong[0]}. Give the configuration of this checkpoint with "
+                f"--source-config FILE, or none with --source-config {NONE}, in Python source_config=..."
+            )
 
 
 def _config_of(settings: Mapping[str, Any]) -> Config:
@@ -98,7 +109,7 @@ def find_source_config(checkpoint: Path, given: str | Path | None) -> tuple[Sour
         return None, []
     try:
         is_of_detectron2 = _model_key(_read_yaml(path)) is not None
-        reason = "it has no MODEL"
+        reason = _NO_MODEL
     except ValueError as error:
         is_of_detectron2, reason = False, str(error)
     if not is_of_detectron2:
@@ -125,8 +136,8 @@ def read_source_config(path: str | Path) -> SourceConfig:
     kind = _model_key(contents)
     if kind is None:
         raise ValueError(
-            f"{path} is no configuration of Detectron2: it has neither MODEL nor model; {_COMPLETE}, or say what it "
-            "would with --style and --set"
+            f"{path} is no configuration of Detectron2: {_NO_MODEL}; {_COMPLETE}, or say what it would with --style "
+            "and --set"
         )
     try:
         values = _keys_of_lazy(contents) if kind == "model" else _flat(contents)
@@ -145,7 +156,8 @@ def _read_yaml(path: Path) -> dict:
     import yaml  # here: few checkpoints have such files
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}, the configuration of the checkpoint, does not exist")
+        problem = "is a folder; give the file in it" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path}, the configuration of the checkpoint, {problem}")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which is too long for a configuration")
     try:
@@ -211,8 +223,23 @@ def _flat(contents: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             left += [(f"{key}.{name}".lstrip("."), item) for name, item in value.items() if isinstance(name, str)]
         else:
-            flat[key] = value
+            flat[key] = _decoded(value)
     raise ValueError(f"it has more than {_MOST_KEYS:,} keys, counted each time that an alias names them")
+
+
+def _decoded(value: Any) -> Any:
+    """A value as yacs reads it: the text of a tuple or list, such as (640, 800), which YAML has as text, as a list."""
+    if not isinstance(value, str) or not re.match(r"\s*[(\[]", value) or len(value) > _LONGEST_TEXT or "\\" in value:
+        return value
+    try:
+        return _lists(ast.literal_eval(value.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def _lists(value: Any) -> Any:
+    """A value with lists in place of tuples."""
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 ############################################################
@@ -418,6 +445,11 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
         notes.append("TEST.AUG.ENABLED: images are seen once here, without the test-time augmentation of evaluations")
     if values.get("MODEL.META_ARCHITECTURE") == "PanopticFPN":
         notes.append("MODEL.META_ARCHITECTURE PanopticFPN: its instances are detected, its semantic map is not")
+    if values.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "range":
+        notes.append(
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING range: a training sees images of the size of tests, unless MULTI_SCALE has "
+            "other short sides"
+        )
     if values.get("INPUT.MIN_SIZE_TEST") == 0:
         usual = _config_of({})
         notes.append(
