@@ -749,8 +749,8 @@ def test_another_number_of_anchors_needs_their_ratios(tmp_path):
         converted(source, tmp_path / "x.pth", state_of(source, with_constants=False))
 
 
-def test_weights_load_into_a_model_of_the_same_settings(tmp_path):
-    """Where the file does not say them, anchors, pixels and style are the model's."""
+def test_weights_load_into_a_model_of_the_same_settings(tmp_path, capsys):
+    """Where the file does not say them, anchors, pixels and style are the model's, and no line names other values."""
     source = SOURCES["rgb"]
     model = model_of(source, tmp_path / "x.pth")
     fresh = MaskRCNN(model.config)
@@ -760,6 +760,9 @@ def test_weights_load_into_a_model_of_the_same_settings(tmp_path):
     fresh = MaskRCNN(config)
     fresh.load_weights(save(tmp_path / "bare.pth", state_of(source, with_constants=False)))
     assert torch.equal(fresh.fpn.lateral[0].weight, model.fpn.lateral[0].weight)
+    printed = capsys.readouterr().out
+    assert "caffe style, as the model has it; the model's setting BACKBONE_STYLE changes it" in printed
+    assert "the file does not say these" not in printed
     stored = convert(tmp_path / "x.pth", modellib.network_shapes, model_config=config)[0]["config"]
     assert stored["MEAN_PIXEL"] == list(source.mean), "what the file says counts more than the model"
 

@@ -685,7 +685,8 @@ def convert(
         given = class_names if class_names is not None else (settings.get("CLASS_NAMES") or (None,))[1:] or None
         classes = _class_names(path, source, config.NUM_CLASSES, given, stored_names, model_config)
         _name_classes(config, path, classes)
-        _assume(report, source, config, eps, used_eps, {*known, *settings})
+        decided = () if model_config is None else _SAID_BY_MODEL  # whatever a file says of them
+        _assume(report, source, config, eps, used_eps, {*known, *settings, *decided})
     note = f"{source.name}, {utils.printable(path.name)}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
@@ -791,7 +792,7 @@ def _decide_pixels(
     """
     config.BACKBONE_STYLE, guess = _style(path, source, config.BACKBONE, text, style, model_config)
     if guess:
-        report.assumed.append(f"{config.BACKBONE_STYLE} style, {guess}; --style or style=... changes it")
+        report.assumed.append(_style_note(config.BACKBONE_STYLE, guess, model_config))
     if source.dialect != "mmdet":
         return source.bgr
     bgr, config.MEAN_PIXEL, config.STD_PIXEL = _pixels(text, config.BACKBONE_STYLE, config.BACKBONE)
@@ -829,6 +830,12 @@ def _decide_classifier(
     return bgr or source.bgr
 
 
+def _style_note(style: str, reason: str, model_config: Config | None) -> str:
+    """A line about a style that was guessed, and what changes it. model_config: as for convert."""
+    change = "--style or style=..." if model_config is None else "the model's setting BACKBONE_STYLE"
+    return f"{style} style, {reason}; {change} changes it"
+
+
 def _decide_style(
     config: Config, constants: Constants, style: str | None, model_config: Config | None, report: Report
 ) -> bool:
@@ -846,7 +853,7 @@ def _decide_style(
         guessed, reason = model_config.BACKBONE_STYLE, "as the model has it"
     config.BACKBONE_STYLE = style or guessed
     if style is None and reason:
-        report.assumed.append(f"{guessed} style, {reason}; --style or style=... changes it")
+        report.assumed.append(_style_note(guessed, reason, model_config))
     is_color = config.IMAGE_CHANNEL_COUNT == 3
     if constants.guess and is_color:
         report.assumed.append(f"pixels in {constants.order} order, {constants.guess}")
@@ -892,6 +899,7 @@ def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tens
         )
 
 
+_SAID_BY_MODEL = ("RPN_ANCHOR_SCALES", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "MEAN_PIXEL", "STD_PIXEL")
 UNNAMED = "no names of classes"  # how the note of _assume begins that published files may leave, too
 
 
@@ -919,8 +927,7 @@ def _assume(
         last = config.NUM_CLASSES - 1
         called = f'they are called "class 1" to "class {last}"' if last > 1 else 'the only one is called "class 1"'
         report.assumed.append(f"{UNNAMED}: {called}; --classes FILE, in Python class_names=[...], names them")
-    sizes = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM")
-    names = ("RPN_ANCHOR_SCALES", *sizes, "MEAN_PIXEL", "STD_PIXEL")
+    names = _SAID_BY_MODEL
     values = {name: numbers(getattr(config, name)) for name in names}
     texts = {
         "RPN_ANCHOR_SCALES": f"anchors of {values['RPN_ANCHOR_SCALES']} pixels",
