@@ -756,13 +756,14 @@ def test_weights_load_into_a_model_of_the_same_settings(tmp_path, capsys):
     fresh = MaskRCNN(model.config)
     fresh.load_weights(tmp_path / "x.pth")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in fresh.state_dict().items())
-    config = Config(**{**model.config.to_dict(), "BACKBONE_STYLE": "caffe", "MEAN_PIXEL": (1, 2, 3)})
+    changes = {"BACKBONE_STYLE": "caffe", "MEAN_PIXEL": (1, 2, 3), "IMAGE_MIN_DIM": 448, "IMAGE_MAX_DIM": 640}
+    config = Config(**{**model.config.to_dict(), **changes})
     fresh = MaskRCNN(config)
     fresh.load_weights(save(tmp_path / "bare.pth", state_of(source, with_constants=False)))
     assert torch.equal(fresh.fpn.lateral[0].weight, model.fpn.lateral[0].weight)
     printed = capsys.readouterr().out
     assert "caffe style, as the model has it; the model's setting BACKBONE_STYLE changes it" in printed
-    assert "the file does not say these" not in printed
+    assert "images of 448 to 640 pixels, pixels minus 1 2 3" in printed
     stored = convert(tmp_path / "x.pth", modellib.network_shapes, model_config=config)[0]["config"]
     assert stored["MEAN_PIXEL"] == list(source.mean), "what the file says counts more than the model"
 

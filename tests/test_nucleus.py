@@ -903,9 +903,9 @@ def test_measure_gain_looks_at_whole_images_and_counts_all_nuclei(weights, tmp_p
     folder, output = write_coco(tmp_path / "data", "val"), tmp_path / "gain.json"
     models = []
 
-    def measure(model, dataset, max_dets, samples, image_ids):
+    def measure(model, dataset, max_dets, *others):
         models.append(model)
-        return {"max_dets asked for": max_dets, **original(model, dataset, max_dets, samples, image_ids)}
+        return {"max_dets asked for": max_dets, **original(model, dataset, max_dets, *others)}
 
     original = measure_gain.measure
     monkeypatch.setattr(measure_gain, "measure", measure)

@@ -685,8 +685,7 @@ def convert(
         given = class_names if class_names is not None else (settings.get("CLASS_NAMES") or (None,))[1:] or None
         classes = _class_names(path, source, config.NUM_CLASSES, given, stored_names, model_config)
         _name_classes(config, path, classes)
-        decided = () if model_config is None else _SAID_BY_MODEL  # whatever a file says of them
-        _assume(report, source, config, eps, used_eps, {*known, *settings, *decided})
+        _assume(report, source, config, eps, used_eps, {*known, *settings}, model_config or config)
     note = f"{source.name}, {utils.printable(path.name)}, sha256 {sha256_of(path)}"
     return Checkpoint(make_checkpoint(config, note, {name: tensors[name] for name in shapes})), report
 
@@ -899,16 +898,16 @@ def _check_zero_variances(path: Path, source: Format, tensors: Mapping[str, Tens
         )
 
 
-_SAID_BY_MODEL = ("RPN_ANCHOR_SCALES", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "MEAN_PIXEL", "STD_PIXEL")
 UNNAMED = "no names of classes"  # how the note of _assume begins that published files may leave, too
 
 
 def _assume(
-    report: Report, source: Format, config: Config, eps: float | None, used_eps: float, known: set[str]
+    report: Report, source: Format, config: Config, eps: float | None, used_eps: float, known: set[str], usual: Config
 ) -> None:
     """Report what a foreign detector's file does not say and changes results.
 
-    known: the settings that somebody said.
+    known: the settings that somebody said. usual: has the values of the others: the config, or that of a model which
+    takes the weights.
     """
     if source.name == "torchvision" and eps is None and used_eps == 0:
         training = "the file is of a training, because it has an optimizer; " if "optimizer" in report.dropped else ""
@@ -927,8 +926,8 @@ def _assume(
         last = config.NUM_CLASSES - 1
         called = f'they are called "class 1" to "class {last}"' if last > 1 else 'the only one is called "class 1"'
         report.assumed.append(f"{UNNAMED}: {called}; --classes FILE, in Python class_names=[...], names them")
-    names = _SAID_BY_MODEL
-    values = {name: numbers(getattr(config, name)) for name in names}
+    names = ("RPN_ANCHOR_SCALES", "IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "MEAN_PIXEL", "STD_PIXEL")
+    values = {name: numbers(getattr(usual, name)) for name in names}
     texts = {
         "RPN_ANCHOR_SCALES": f"anchors of {values['RPN_ANCHOR_SCALES']} pixels",
         "IMAGE_MIN_DIM": f"images of {values['IMAGE_MIN_DIM']} to {values['IMAGE_MAX_DIM']} pixels",
