@@ -214,7 +214,7 @@ _BLOCK = 1024  # side of the regions that are read for them
 class Pixels:
     """The pixels of a source in 8 bits, by one rule for the whole image.
 
-    With PIXEL_RANGE "percentiles", the image is read once before, and every so manieth pixel of it decides what becomes
+    With PIXEL_RANGE "percentiles", the image is read once before, and every n-th pixel of it decides what becomes
     black and white. Tiles by themselves would be of different brightness, and seams would show.
     """
 

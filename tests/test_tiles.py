@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 
 import tiles
 import utils
-from data.crops import Crop
+from data.crops import Crop, trim
 from data.images import read_image
+from roialign.paste import crop_to_rle
 from tiles import Seams, TiledDetections, plan_tiles
 from utils import ResizePlan
 from weights.load import load_model
@@ -464,7 +465,7 @@ def test_crops_become_run_length_codes_of_the_image():
 LARGE = plan_tiles((1100, 900), CONFIG, tile=256, overlap=64)
 
 
-def scattered(seed: int, count: int = 150, plan=LARGE) -> list[Crop]:
+def scattered(seed: int, count: int = 100, plan=LARGE) -> list[Crop]:
     """Rectangles that do not overlap but may touch: small ones, and some larger than the overlap or than a tile."""
     rng = np.random.default_rng(seed)
     taken = np.zeros(plan.image_shape, bool)
@@ -483,6 +484,61 @@ def scattered(seed: int, count: int = 150, plan=LARGE) -> list[Crop]:
 def test_with_perfect_views_every_object_comes_out_once(seed):
     masks = scattered(seed)
     assert pixels_of(merge(*masks, plan=LARGE)) == sorted([*box_of(mask)] for mask in masks)
+
+
+def ellipses(seed: int, plan=LARGE) -> list[Crop]:
+    """Ellipses of 70 to 500 pixels that do not overlap."""
+    rng = np.random.default_rng(seed)
+    taken = np.zeros(plan.image_shape, bool)
+    masks = []
+    for radius in rng.uniform(35, 250, 150):
+        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+        angle, share = rng.uniform(0, np.pi), rng.uniform(0.4, 1)
+        along, across = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
+        mask = trim(0, 0, along**2 + (across / share) ** 2 <= radius**2).mask
+        if min(np.subtract(plan.image_shape, mask.shape)) <= 0:
+            continue
+        y1, x1 = rng.integers(0, np.subtract(plan.image_shape, mask.shape)).tolist()
+        place = taken[y1 : y1 + mask.shape[0], x1 : x1 + mask.shape[1]]
+        if not (place & mask).any():
+            place |= mask
+            masks.append(Crop(y1, x1, mask))
+    return masks
+
+
+def blurred(tile, number, mask: Crop, rng, plan=LARGE):
+    """The view of a tile as a mask head shows it: 28 x 28 cells in a box that is one hundredth off, or None."""
+    y1, x1, y2, x2 = tile.region
+    top, left = max(mask.y, y1), max(mask.x, x1)
+    y, x, part = trim(top, left, mask.mask[top - mask.y : max(y2 - mask.y, 0), left - mask.x : max(x2 - mask.x, 0)])
+    if part.sum() < 100:
+        return None
+    height, width = part.shape
+    box = np.array([y, x, y + height, x + width]) + rng.normal(0, 0.01, 4) * [height, width, height, width]
+    box = box.clip((y1, x1) * 2, (y2, x2) * 2)
+    cells = utils.resize_pixels(part[..., None].astype(np.uint8) * 255, (28, 28), "pillow")
+    top, left, bottom, right = np.rint(box).astype(int).tolist()
+    pixels = utils.resize_pixels(cells, (max(bottom - top, 1), max(right - left, 1)))[..., 0] > 127
+    crop = Crop(top, left, pixels)
+    return tiles.make_view(tile, number, plan.image_shape, box, crop, 1, score=0.9, mask_iou=0.8, mask_score=0.72)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_large_objects_are_joined_from_pieces_that_are_not_exact(seed):
+    rng, masks = np.random.default_rng(seed), ellipses(seed)
+    seams, parts = Seams(LARGE), []
+    for row in LARGE.rows():
+        for tile in row:
+            views = [blurred(tile, number, mask, rng) for number, mask in enumerate(masks)]
+            seams.add(tile, [view for view in views if view is not None])
+        parts.append(seams.finish(row[0].row))
+    found = TiledDetections.cat(parts)
+    assert len(found) == len(masks) >= 10
+    assert (found.pieces > 1).sum() >= 5
+    codes = [crop_to_rle(*mask, LARGE.image_shape) for mask in masks]
+    ious = coco_mask.iou(codes, found.to_image_detections(LARGE.image_shape).masks, [0] * len(found))
+    assert (ious.max(axis=1) >= 0.9).mean() >= 0.95
+    assert ious.max(axis=1).min() >= 0.8
 
 
 def wobbly(seed: int, plan=LARGE) -> list[tuple]:
