@@ -380,6 +380,33 @@ def test_each_view_has_its_own_twin_among_similar_ones():
     assert found.scores.tolist() == pytest.approx([0.9, 0.1])
 
 
+def test_a_view_without_a_twin_of_its_own_is_not_believed():
+    """The left tile is deeper, and shows one object where the right one shows two."""
+    left, right = PLAN.row(0)
+    seams = Seams(PLAN)
+    seams.add(left, seen(left, rectangle(20, 200, 60, 220)))
+    seams.add(right, seen(right, rectangle(20, 201, 60, 221), rectangle(20, 205, 60, 224)))
+    assert pixels_of(seams.finish(0)) == [[20, 200, 60, 220]]
+
+
+def test_twins_of_twins_are_never_two_views_of_one_tile():
+    """Each view resembles the next one only; the first and the last are of one tile."""
+    boxes = [rectangle(200, x, 220, x + 20) for x in (200, 205, 210, 215)]
+    corner, right, below = PLAN.tile(0, 0), PLAN.tile(0, 1), PLAN.tile(1, 0)
+    seams = Seams(PLAN, context=0)  # no tile knows better
+    seams.add(corner, seen(corner, boxes[0], boxes[3]))
+    seams.add(right, seen(right, boxes[1]))
+    seams.add(below, seen(below, boxes[2]))
+    seams.add(PLAN.tile(1, 1), [])
+    assert len(seams.finish(1)) == 2
+
+
+def test_a_piece_that_a_whole_view_covers_is_no_object():
+    """The right tile shows a part of what it sees; near the left tile's side, so that this does not know better."""
+    whole, part = (20, 195, 100, 250), (20, 180, 50, 254)
+    assert two_views(whole, part) == [[*whole]]
+
+
 def test_a_view_that_ends_too_early_is_a_piece():
     """The left tile shows the object 20 pixels shorter than it sees it, as if it ended there."""
     found = two_views((20, 40, 60, 236), (20, 40, 60, 330))
