@@ -703,6 +703,17 @@ def test_every_dialect_detects_in_tiles(dialect):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(
+    ("settings", "shape"), [({}, ()), ({"IMAGE_CHANNEL_COUNT": 1}, ()), ({"IMAGE_CHANNEL_COUNT": 5}, (5,))]
+)
+def test_gray_deep_and_many_channels_are_read_and_bfloat16_detects(settings, shape):
+    model = tiny_model(PIXEL_RANGE="percentiles", **settings)
+    image = np.random.default_rng(0).integers(0, 3000, (90, 200, *shape), np.uint16)
+    (found,) = tiles.detect_tiled(model, image, tile=128, overlap=64, dtype="bfloat16")
+    assert len(found) > 0
+    assert np.isfinite(found.mask_scores).all()
+
+
 def test_wrong_arguments_are_refused_before_detection():
     model = tiny_model()
     with pytest.raises(ValueError, match="at most half of tile"):
