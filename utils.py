@@ -342,35 +342,54 @@ def stretch_percentiles(image: np.ndarray, name: str = "image") -> np.ndarray:
     Returns: uint8, of the same shape.
     Raises: ValueError for NaN, infinite values and values that are too far apart, and for what are no numbers.
     """
+    return stretch_to_ranges(image, percentile_ranges(image, name), name)
+
+
+def percentile_ranges(image: np.ndarray, name: str = "image") -> list[tuple[float, float]]:
+    """For each channel the values that stretch_percentiles turns into 0 and 255. image, name, raises: as there."""
     if image.dtype.kind not in "buif" or (image.dtype.kind == "f" and not np.isfinite(image).all()):
         wrong = f"values of type {image.dtype}" if image.dtype.kind not in "buif" else "infinite values or NaN"
         raise ValueError(f"{name} must have finite numbers, not {wrong}")
+    channels = [image] if image.ndim == 2 else [image[..., channel] for channel in range(image.shape[2])]
+    return [_percentile_range(channel) for channel in channels]
+
+
+def stretch_to_ranges(image: np.ndarray, ranges: Sequence[tuple[float, float]], name: str = "image") -> np.ndarray:
+    """stretch_percentiles with the percentile_ranges of another image, of which this one is a part."""
     if image.ndim == 2:
-        return _stretched(image, name)
-    return np.stack([_stretched(image[..., channel], name) for channel in range(image.shape[2])], axis=2)
+        return _stretched(image, ranges[0], name)
+    channels = [_stretched(image[..., channel], values, name) for channel, values in enumerate(ranges)]
+    return np.stack(channels, axis=2)
 
 
-def _stretched(channel: np.ndarray, name: str) -> np.ndarray:
-    """stretch_percentiles of a channel [H, W]."""
+def _percentile_range(channel: np.ndarray) -> tuple[float, float]:
+    """percentile_ranges of a channel [H, W]."""
     places = math.floor(PERCENTILES[0] / 100 * (channel.size - 1)), math.ceil(PERCENTILES[1] / 100 * (channel.size - 1))
     channel = channel.astype(np.uint8) if channel.dtype == bool else channel
     if channel.dtype == np.uint8:
         black, white = (np.count_nonzero(channel == value) for value in (0, 255))
         if black > places[0] and white >= channel.size - places[1]:
-            return channel  # it was scaled before
-    has_table = channel.dtype in (np.uint8, np.uint16)
-    if has_table:
+            return 0, 255  # it was scaled before
+    if channel.dtype in (np.uint8, np.uint16):
         counts = np.bincount(channel.ravel(), minlength=1 << 8 * channel.dtype.itemsize).cumsum()
         low, high = np.searchsorted(counts, places, side="right").tolist()
     else:
         low, high = np.partition(channel.ravel(), places)[list(places)].tolist()
-    if low == high:
-        low, high = channel.min().item(), channel.max().item()
+    return (low, high) if low != high else (channel.min().item(), channel.max().item())
+
+
+def _stretched(channel: np.ndarray, values: tuple[float, float], name: str) -> np.ndarray:
+    """A channel [H, W] scaled so that a range of values becomes 0 and 255."""
+    low, high = values
+    channel = channel.astype(np.uint8) if channel.dtype == bool else channel
+    if channel.dtype == np.uint8 and values == (0, 255):
+        return channel
     span = float(high) - float(low)
     if not math.isfinite(span):
         raise ValueError(f"{name} has values from {low:g} to {high:g}, which are too far apart for a picture")
-    values = np.arange(len(counts)) if has_table else channel
-    scaled = (values.astype(np.float64) - low) * (255 / span if span else 0.0)
+    has_table = channel.dtype in (np.uint8, np.uint16)
+    table = np.arange(1 << 8 * channel.dtype.itemsize) if has_table else channel
+    scaled = (table.astype(np.float64) - low) * (255 / span if span else 0.0)
     scaled = np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
     return scaled[channel] if has_table else scaled
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"training"},
     {"model"},
     {"weights.load"},
-    {"evaluation", "stages"},
+    {"evaluation", "stages", "tiles"},
     {"cli"},
     {"own_training"},
     {"own_evaluation"},

@@ -47,6 +47,18 @@ def test_percentiles_become_black_and_white():
     np.testing.assert_array_equal(stretch_percentiles(ramp.astype(np.int32) - 5000), pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [None, 2])
+def test_a_part_is_scaled_as_the_whole(channels, dtype):
+    image = deep(channels=channels, dtype=dtype, low=3, high=250)
+    ranges = utils.percentile_ranges(image)
+    assert len(ranges) == (channels or 1)
+    part = utils.stretch_to_ranges(image[10:20, 5:9], ranges)
+    np.testing.assert_array_equal(part, stretch_percentiles(image)[10:20, 5:9])
+    black = utils.stretch_to_ranges(np.zeros_like(image[:2, :2]), ranges)
+    assert not black.any(), "values outside of the range are clipped"
+
+
 def test_each_channel_has_its_own_range():
     image = np.stack([deep(seed=1), deep(seed=2, low=0, high=90), np.full((40, 50), 7, np.uint16)], axis=2)
     pixels = stretch_percentiles(image)
