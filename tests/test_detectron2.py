@@ -25,6 +25,7 @@ from config import DIALECTS, Config
 from model import BACKGROUND, Images, MaskRCNN
 from weights.convert import convert
 from weights.load import load_checkpoint, load_model, load_with_report
+from weights.source_config import SourceConfig
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "detectron2"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/golden/detectron2 is not here")
@@ -283,7 +284,14 @@ def test_detections_are_the_references(case, tmp_path):
     assert abs(len(result["rois"]) - count) <= 0.03 * count
 
 
-def test_a_file_without_constants_is_the_same_with_its_settings(tmp_path):
+def convert_with_config(monkeypatch, path, stated=None, input_format=None, **arguments):
+    """convert() of a file beside which a configuration lies that says these settings."""
+    config = SourceConfig(path.with_name("config.yaml"), stated or {}, [], input_format, [])
+    monkeypatch.setattr("weights.convert.find_source_config", lambda *_: (config, []))
+    return convert(path, modellib.network_shapes, **arguments)
+
+
+def test_a_file_without_constants_is_the_same_with_its_settings(tmp_path, monkeypatch):
     source = SOURCES["rgb"]
     settings = {
         "BACKBONE_STYLE": "pytorch",
@@ -294,7 +302,7 @@ def test_a_file_without_constants_is_the_same_with_its_settings(tmp_path):
     }
     full = load_checkpoint(save(tmp_path / "full.pth", state_of(source)))
     path = save(tmp_path / "bare.pth", state_of(source, with_constants=False))
-    bare, report = convert(path, modellib.network_shapes, stated=settings, input_format="RGB")
+    bare, report = convert_with_config(monkeypatch, path, settings, "RGB")
     names = [name for name in full["config"] if name not in ("NAME", "RPN_ANCHOR_RATIOS")]
     assert [bare["config"][name] for name in names] == [full["config"][name] for name in names]
     np.testing.assert_allclose(bare["config"]["RPN_ANCHOR_RATIOS"], full["config"]["RPN_ANCHOR_RATIOS"], rtol=1e-6)
@@ -651,7 +659,7 @@ def test_what_is_assumed_is_printed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("case", "style"), [("caffe", "caffe"), ("resnext", "pytorch"), ("rgb", "pytorch")])
-def test_styles_that_are_guessed_and_given(case, style, tmp_path):
+def test_styles_that_are_guessed_and_given(case, style, tmp_path, monkeypatch):
     path = save(tmp_path / "x.pth", state_of(SOURCES[case]))
     other = {"caffe": "pytorch", "pytorch": "caffe"}[style]
     styles = [
@@ -659,15 +667,15 @@ def test_styles_that_are_guessed_and_given(case, style, tmp_path):
         for arguments in ({}, {"style": other}, {"BACKBONE_STYLE": other})
     ]
     assert styles == [style, other, other]
-    stated, _ = convert(path, modellib.network_shapes, stated={"BACKBONE_STYLE": other})
-    assert stated["config"]["BACKBONE_STYLE"] == other
-    both, _ = convert(path, modellib.network_shapes, style, stated={"BACKBONE_STYLE": other})
-    assert both["config"]["BACKBONE_STYLE"] == style, "the caller counts more"
     with pytest.raises(ValueError, match="style must be caffe or pytorch"):
         convert(path, modellib.network_shapes, "tensorflow")
+    stated, _ = convert_with_config(monkeypatch, path, {"BACKBONE_STYLE": other})
+    assert stated["config"]["BACKBONE_STYLE"] == other
+    both, _ = convert_with_config(monkeypatch, path, {"BACKBONE_STYLE": other}, style=style)
+    assert both["config"]["BACKBONE_STYLE"] == style, "the caller counts more"
 
 
-def test_order_of_channels(tmp_path):
+def test_order_of_channels(tmp_path, monkeypatch):
     """By the mean, unless the configuration of the training says it; settings are RGB in any case."""
     bgr, rgb = (103.53, 116.28, 123.675), (123.675, 116.28, 103.53)
     stem = "backbone.bottom_up.stem.conv1.weight"
@@ -681,7 +689,7 @@ def test_order_of_channels(tmp_path):
     ):
         source = replace(SOURCES["caffe"], mean=mean, std=(1.0, 2.0, 4.0))
         path = save(tmp_path / "x.pth", state_of(source))
-        checkpoint, _ = convert(path, modellib.network_shapes, input_format=input_format)
+        checkpoint, _ = convert_with_config(monkeypatch, path, input_format=input_format)
         config, weight = checkpoint["config"], state_of(source)[stem]
         assert config["MEAN_PIXEL"] == list(mean[::-1] if turned else mean)
         assert config["STD_PIXEL"] == ([4, 2, 1] if turned else [1, 2, 4])
@@ -701,7 +709,7 @@ def test_images_of_other_channels_are_not_turned(channels, tmp_path):
     assert not any("order" in line for line in report.assumed)
 
 
-def test_settings_count_more_than_the_files_constants(tmp_path):
+def test_settings_count_more_than_the_files_constants(tmp_path, monkeypatch):
     path = save(tmp_path / "x.pth", state_of(SOURCES["caffe"]))
     sizes = (8, 16, 32, 64, 128)
     checkpoint, report = load_with_report(path, RPN_ANCHOR_SCALES=sizes)
@@ -710,7 +718,7 @@ def test_settings_count_more_than_the_files_constants(tmp_path):
     assert note in report.assumed
     stated = {"RPN_ANCHOR_SCALES": (1, 2, 3, 4, 5), "DETECTION_MIN_CONFIDENCE": 0.3, "IMAGE_MIN_DIM": 600}
     settings = {"RPN_ANCHOR_SCALES": sizes}
-    checkpoint, _ = convert(path, modellib.network_shapes, settings=settings, stated=stated)
+    checkpoint, _ = convert_with_config(monkeypatch, path, stated, settings=settings)
     names = ("RPN_ANCHOR_SCALES", "DETECTION_MIN_CONFIDENCE", "IMAGE_MIN_DIM")
     assert [checkpoint["config"][name] for name in names] == [list(sizes), 0.3, 600]
 

@@ -617,8 +617,6 @@ def convert(
     model_config: Config | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     source_config: str | Path | None = None,
-    stated: Mapping[str, Any] = MappingProxyType({}),
-    input_format: str | None = None,
 ) -> tuple[Checkpoint, Report]:
     """Any checkpoint of the family as one of this project, and a report.
 
@@ -637,8 +635,6 @@ def convert(
     source_config: the file of the configuration that a Detectron2 checkpoint was trained with. None: config.yaml or
         config.yml in the checkpoint's folder, if it is there; "none": no file. What it says counts less than settings
         and style, and more than constants of the file.
-    stated: settings of Config that somebody knows of that configuration, with pixels as RGB; they count as if it said
-        them. input_format: the order of channels of its images, likewise: "BGR", "RGB" or "L".
 
     Returns: the checkpoint: plain data, and tensors on the CPU, float32 if converted; some are mapped from the file.
         "model" has only the backbone for ImageNet weights.
@@ -651,24 +647,23 @@ def convert(
     source = _recognise(path, raw, kind)
     style = style or settings.get("BACKBONE_STYLE")
     found, lines = _source_config(path, source, source_config, style)
-    stated = {**found.settings, **stated}
     tensors, origin, dropped, unused = _rename(path, source, raw)
     check_values(path, tensors, origin)
     _check_ranks(path, tensors, origin)
-    constants = read_constants(path, raw if source.name == "detectron2" else {}, input_format or found.input_format)
-    known = {**constants.settings, **stated}
+    constants = read_constants(path, raw if source.name == "detectron2" else {}, found.input_format)
+    known = {**constants.settings, **found.settings}
     config = _config(path, source, tensors, settings, model_config, known)
     found.check(config, tensors)
     dropped = [name for name in dropped if name not in constants.names]
     report = Report(f"{source.name}: {source.title}", len(origin), [], dropped + others, names, configured=lines)
     report.assumed += contradictions(constants.settings, config)
-    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*stated, *settings})
+    _decide_norms(source, config, tensors, origin, report, "BACKBONE_NORM" in {*found.settings, *settings})
     shapes = shapes_of(config, network_shapes, source.name == "imagenet", str(path))
     _check_names(path, source, set(tensors), shapes, unused, origin)
     text, stored_names = _meta(contents)
     refuse_config(path, text if source.name == "mmdet" else "")
     if source.name == "detectron2":
-        bgr = _decide_style(config, constants, style or stated.get("BACKBONE_STYLE"), model_config, report)
+        bgr = _decide_style(config, constants, style or found.settings.get("BACKBONE_STYLE"), model_config, report)
     elif source.name == "imagenet":
         bgr = _decide_classifier(path, source, config, contents, style, report)
     else:
