@@ -168,16 +168,28 @@ _GAINS = {  # of He's scale, the first that is found
 }
 
 
-def fill_peer(name: str, shape: Sequence[int]) -> np.ndarray:
-    """A tensor of the 2018 port's, the paper's or torchvision's checkpoint, in their own naming."""
+_STATISTICS = ("num_batches_tracked", "running_var", "running_mean")
+
+
+def _stream_of(name: str) -> np.random.Generator:
+    """The random numbers of a tensor: the same wherever its name is the same."""
+    return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+
+
+def _fill_statistics(name: str, shape: Sequence[int]) -> np.ndarray:
+    """What a batch norm has counted. name: ends with one of _STATISTICS."""
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    stream = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    if name.endswith("running_var"):
-        return (0.5 + stream.random(shape)).astype(np.float32)
-    z = stream.standard_normal(shape)
-    if name.endswith("running_mean"):
-        return (0.1 * z).astype(np.float32)
+    stream = _stream_of(name)
+    is_variance = name.endswith("running_var")
+    return (0.5 + stream.random(shape) if is_variance else 0.1 * stream.standard_normal(shape)).astype(np.float32)
+
+
+def fill_peer(name: str, shape: Sequence[int]) -> np.ndarray:
+    """A tensor of the 2018 port's, the paper's or torchvision's checkpoint, in their own naming."""
+    if name.endswith(_STATISTICS):
+        return _fill_statistics(name, shape)
+    z = _stream_of(name).standard_normal(shape)
     if name.endswith("bias"):
         return _peer_bias(name, 0.05 * z)
     if len(shape) == 1:
@@ -231,14 +243,9 @@ _DETECTRON2_GAINS = {  # of He's scale, the first that is found
 
 def fill_detectron2(name: str, shape: Sequence[int], divides: bool = False) -> np.ndarray:
     """A tensor of Detectron2's checkpoints. divides: its images are divided by a standard deviation."""
-    if name.endswith("num_batches_tracked"):
-        return np.zeros(shape, np.int64)
-    stream = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    if name.endswith("running_var"):
-        return (0.5 + stream.random(shape)).astype(np.float32)
-    z = stream.standard_normal(shape)
-    if name.endswith("running_mean"):
-        return (0.1 * z).astype(np.float32)
+    if name.endswith(_STATISTICS):
+        return _fill_statistics(name, shape)
+    z = _stream_of(name).standard_normal(shape)
     if name.endswith("bias"):
         bias = 0.05 * z
         if name.endswith("cls_score.bias"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_coco import SETTINGS, TINY, run, write_subset
+from toy_coco import SETTINGS, TINY, run, write_coco, write_subset
 
 import coco
 import native
@@ -33,11 +33,7 @@ DATA = native.ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder like COCO's of 2017."""
-    folder = tmp_path_factory.mktemp("coco")
-    write_subset(folder, "train2017", 6)
-    write_subset(folder, "val2017", 5, first=101)
-    return folder
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 def renamed(checkpoint: dict, **changes: list) -> dict:

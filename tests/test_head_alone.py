@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import TrainConfig, batch_of
 from torch import nn
-from toy_coco import SETTINGS, TINY, run, write_subset
+from toy_coco import SETTINGS, TINY, run, write_coco
 
 import coco
 from config import DIALECTS, Config
@@ -26,11 +26,7 @@ STEPS = ["--workers", "0", "--set", "STEPS_PER_EPOCH=3", "VALIDATION_STEPS=1"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder like COCO's of 2017."""
-    folder = tmp_path_factory.mktemp("coco")
-    write_subset(folder, "train2017", 6)
-    write_subset(folder, "val2017", 5, first=101)
-    return folder
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 def detector(path: Path, has_head: bool = False, **settings) -> Path:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from foreign_shapes import detectron2_shapes, mask_rcnn_shapes, without_memory
+from zoo_files import changed, config_yaml
 
 import demo
 import model
@@ -34,37 +35,22 @@ def source_config(depth=50, classes=80, groups=1, width=64, stride_in_1x1=True, 
 
     changes: {dotted key, "__" for ".": value}.
     """
-    contents = {
-        "VERSION": 2,
-        "INPUT": {"FORMAT": "BGR", "MIN_SIZE_TEST": 800, "MAX_SIZE_TEST": 1333},
-        "MODEL": {
-            "META_ARCHITECTURE": "GeneralizedRCNN",
-            "MASK_ON": True,
-            "PIXEL_MEAN": [103.53, 116.28, 123.675],
-            "PIXEL_STD": list(std),
-            "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 2},
-            "RESNETS": {
-                "DEPTH": depth,
-                "NORM": "FrozenBN",
-                "NUM_GROUPS": groups,
-                "WIDTH_PER_GROUP": width,
-                "STRIDE_IN_1X1": stride_in_1x1,
-            },
-            "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
-            "RPN": {"PRE_NMS_TOPK_TEST": 1000, "POST_NMS_TOPK_TEST": 1000},
-            "ROI_HEADS": {"NUM_CLASSES": classes, "SCORE_THRESH_TEST": 0.05, "NMS_THRESH_TEST": 0.5},
-            "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_TYPE": "ROIAlignV2"},
-            "ROI_MASK_HEAD": {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_TYPE": "ROIAlignV2"},
+    contents = config_yaml(
+        MODEL__PIXEL_STD=list(std),
+        MODEL__BACKBONE={"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 2},
+        MODEL__RESNETS={
+            "DEPTH": depth,
+            "NORM": "FrozenBN",
+            "NUM_GROUPS": groups,
+            "WIDTH_PER_GROUP": width,
+            "STRIDE_IN_1X1": stride_in_1x1,
         },
-        "TEST": {"DETECTIONS_PER_IMAGE": 100},
-    }
-    for key, value in changes.items():
-        *groups_of_keys, name = key.split("__")
-        place = contents
-        for group in groups_of_keys:
-            place = place[group]
-        place[name] = value
-    return contents
+        MODEL__RPN={"PRE_NMS_TOPK_TEST": 1000, "POST_NMS_TOPK_TEST": 1000},
+        MODEL__ROI_HEADS={"NUM_CLASSES": classes, "SCORE_THRESH_TEST": 0.05, "NMS_THRESH_TEST": 0.5},
+        MODEL__ROI_BOX_HEAD={"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_TYPE": "ROIAlignV2"},
+        MODEL__ROI_MASK_HEAD={"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_TYPE": "ROIAlignV2"},
+    )
+    return changed(contents, **changes)
 
 
 X_101 = {"depth": 101, "groups": 32, "width": 8, "stride_in_1x1": False, "std": (57.375, 57.12, 58.395)}
