@@ -6,14 +6,20 @@ and cuDNN on a GPU, compute all of it in one pass. Each of them is tried once in
 result differs from torch's plain operations, or where the operation is missing, the plain ones are used.
 
 Only where no gradient flows, no program is being exported, and autocast is off: elsewhere the plain operations run.
+
+Where oneDNN has no bfloat16 for a CPU, such as one with AVX2 alone, the plain operations compute it in float32, and
+round their results: what torch falls back to is far slower (benchmarks/NOTES.md).
 """
 
 import functools
+import logging
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 ############################################################
 #  Convolution
@@ -48,7 +54,8 @@ def convolve(
 
 
 def _plain(x, weight, bias, stride, padding, groups, residual, relu) -> Tensor:
-    x = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    wide = _widened(x, weight, bias)
+    x = F.conv2d(*wide, stride, padding, 1, groups).to(x.dtype)
     if residual is not None:
         x += residual
     return x.relu_() if relu else x
@@ -116,9 +123,37 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
     )
 
 
+@functools.cache
+def widens(device: str, dtype: torch.dtype) -> bool:
+    """Whether plain convolutions and products in a dtype are computed in float32 on a kind of device.
+
+    That is so for bfloat16 on a CPU for which oneDNN has none; a warning says it once.
+    """
+    if device != "cpu" or dtype != torch.bfloat16:
+        return False
+    is_on = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if is_on and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    logger.warning("this processor cannot compute in bfloat16: products take float32, and float32 throughout is faster")
+    return True
+
+
+def _widened(*operands: Tensor | None) -> list[Tensor | None]:
+    """The operands as they are multiplied. The first one decides."""
+    x = operands[0]
+    if is_exporting() or not widens(x.device.type, x.dtype):
+        return list(operands)
+    return [None if operand is None else operand.float() for operand in operands]
+
+
 ############################################################
 #  Product
 ############################################################
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear: x weight^T + bias. x: [R, in]. weight: [out, in]. Returns: [R, out]."""
+    return F.linear(*_widened(x, weight, bias)).to(x.dtype)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
@@ -129,7 +164,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Ten
             return convolve(rows, weight[:, :, None, None], bias, relu=relu)[0, :, :, 0].t()
         if _may_fuse(x):
             return _product(x, weight, bias, relu)
-    x = F.linear(x, weight, bias)
+    x = linear(x, weight, bias)
     return x.relu_() if relu else x
 
 

@@ -60,7 +60,7 @@ from data.loader import make_loader
 from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
-from fused import convolve, is_exporting, multiply
+from fused import convolve, is_exporting, linear, multiply
 from nms import nms_of_images
 from roialign import (
     MaskCrops,
@@ -823,7 +823,7 @@ def _patches(x: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
 def _as_linear(conv: Conv, x: Tensor) -> Tensor:
     """A convolution at single cells: patches [S, (dy, dx, C)] to [S, out]."""
     weight, bias = conv.weights(x.dtype)
-    return F.linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return linear(x, weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
 def propose(

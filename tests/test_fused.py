@@ -8,7 +8,7 @@ from helpers import TinyConfig, tiny_model
 from hypothesis import given, settings
 
 import fused
-from fused import convolve, fuses, multiplies_by, multiply
+from fused import convolve, fuses, linear, multiplies_by, multiply, widens
 from model import ConvOfTwo, ResNet
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -20,9 +20,11 @@ def forget():
     """What this process knows of its processor is found out again, before the test and after it."""
     fuses.cache_clear()
     multiplies_by.cache_clear()
+    widens.cache_clear()
     yield
     fuses.cache_clear()
     multiplies_by.cache_clear()
+    widens.cache_clear()
 
 
 def operands(images, channels, out, side, kernel, groups, dtype):
@@ -187,3 +189,18 @@ def test_a_program_that_is_recorded_is_told_from_a_run(monkeypatch):
     assert not fused.is_exporting()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert fused.is_exporting()
+
+
+def test_a_cpu_without_bfloat16_multiplies_in_float32(forget, monkeypatch, caplog):
+    x, weight, bias = operands(2, 5, 4, 6, 3, 1, torch.bfloat16)
+    rows, matrix = torch.randn(7, 5).bfloat16(), torch.randn(4, 5).bfloat16().requires_grad_()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    result = convolve(x, weight, bias, padding=1, relu=True)
+    product = linear(rows, matrix, bias)
+    product.sum().backward()
+    assert torch.equal(result, F.conv2d(x.float(), weight.float(), bias.float(), padding=1).bfloat16().relu())
+    assert torch.equal(product, F.linear(rows.float(), matrix.float(), bias.float()).bfloat16())
+    assert torch.equal(matrix.grad, rows.float().sum(dim=0).bfloat16().expand(4, 5))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["this processor cannot compute in bfloat16"]
+    assert not widens("cpu", torch.float32)
+    assert not widens("cuda", torch.bfloat16)
