@@ -154,7 +154,8 @@ def _find_image(folder: Path) -> _Image:
     arrays = [name for name in names if _node(folder / name)[0] is not None]
     if len(arrays) != 1:
         listed = utils.listed((utils.printable(name) for name in names), 5)
-        raise Refused(f"it is a group without an image of its own; give one of the folders in it ({listed or 'none'})")
+        where = f"; give one of the folders in it ({listed})" if names else ", and has none inside"
+        raise Refused(f"it is a group without an image of its own{where}")
     header = _node(folder / arrays[0])[0]
     return _Image(folder / arrays[0], header, _plain_axes(header), None)
 

@@ -684,7 +684,7 @@ def test_folders_of_zarr_without_one_image_are_explained(tmp_path):
     zarr = pytest.importorskip("zarr", reason="the optional package zarr is not installed")
     folder = tmp_path / "a.zarr"
     group = zarr.open_group(str(folder), mode="w")
-    with pytest.raises(ValueError, match=r"a\.zarr: it is a group without an image of its own"):
+    with pytest.raises(ValueError, match=r"a\.zarr: it is a group without an image of its own, and has none inside"):
         open_source(folder)
     group.create_array("only", shape=(20, 30), dtype=np.uint8, chunks=(8, 8))
     with open_source(folder) as source:
