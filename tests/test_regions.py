@@ -455,6 +455,25 @@ def test_a_geotiff_has_a_place_on_the_map(tmp_path):
         assert source.georeference is None
 
 
+@pytest.mark.parametrize(("micrometres", "step"), [(None, 1), (0.1, 1), (0.35, 1), (0.36, 2), (0.5, 2), (9.0, 2)])
+def test_the_level_of_a_pyramid_is_the_nearest_one(tmp_path, micrometres, step):
+    pyramid(tmp_path / "a.tif")
+    with open_source(tmp_path / "a.tif", 5, micrometres) as source:
+        assert source.pixel_size == 0.25 * step
+        np.testing.assert_array_equal(source.read(0, 0, *source.shape[:2]), MANY[::step, ::step])
+
+
+def test_a_pyramid_without_a_size_has_no_level_of_a_size(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(DEEP, subifds=1)
+        file.write(DEEP[::2, ::2], subfiletype=1)
+    with pytest.raises(ValueError, match=r"a\.tif: it does not say the size of its pixels"):
+        open_source(tmp_path / "a.tif", micrometres=0.5)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with open_source(tmp_path / "a.png", micrometres=0.5) as source:
+        assert source.shape == COLOUR.shape, "it has one level"
+
+
 ############################################################
 #  One rule for the whole image
 ############################################################
@@ -663,6 +682,21 @@ def test_units_of_ome_zarr(tmp_path, unit):
     ome_zarr(tmp_path / "a.zarr", DEEP, "yx", unit=unit)
     with open_source(tmp_path / "a.zarr") as source:
         assert source.pixel_size == {"nanometer": 0.0005, "micrometer": 0.5, "millimeter": 500.0}.get(unit)
+
+
+def test_the_level_of_ome_zarr_is_the_nearest_one(tmp_path):
+    folder = ome_zarr(tmp_path / "a.zarr", DEEP, "yx")
+    zarr = pytest.importorskip("zarr", reason="the optional package zarr is not installed")
+    group = zarr.open_group(str(folder), mode="a")
+    group.create_array("1", shape=(35, 50), dtype=DEEP.dtype, chunks=(32, 32))[:] = DEEP[::2, ::2]
+    ome = group.attrs["ome"]
+    transformations = [{"type": "scale", "scale": [1.0, 1.0]}]
+    ome["multiscales"][0]["datasets"].append({"path": "1", "coordinateTransformations": transformations})
+    group.attrs["ome"] = ome
+    for micrometres, step in ((None, 1), (0.6, 1), (0.9, 2)):
+        with open_source(folder, micrometres=micrometres) as source:
+            assert source.pixel_size == 0.5 * step
+            np.testing.assert_array_equal(source.read(0, 0, *source.shape), DEEP[::step, ::step])
 
 
 @pytest.mark.parametrize("options", [{}, {"zarr_format": 2}, {"shards": (64, 64, 3)}])
