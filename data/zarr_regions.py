@@ -35,7 +35,7 @@ class _Image(NamedTuple):
 
 
 class ZarrRegions:
-    """The first image of a Zarr folder, or a smaller level of it, by regions. Attributes and methods: as TiffRegions."""
+    """The first image of a Zarr folder, or a smaller level, by regions. Attributes and methods: as TiffRegions."""
 
     orientation, bits, georeference, nodata = 1, None, None, None
 

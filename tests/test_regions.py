@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -631,7 +632,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 
 def test_a_slide_without_its_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
+    monkeypatch.setitem(sys.modules, "openslide", None)
     (tmp_path / "a.mrxs").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(
         ValueError, match=r"a\.mrxs: slides \(\.mrxs\) are read by OpenSlide; pip install openslide-python"
@@ -878,7 +879,7 @@ def test_slides_are_read_by_openslide(tmp_path):
 def test_a_slide_is_read_as_a_tiff_without_openslide(tmp_path, monkeypatch):
     image = random_image(200, 300)
     write_slide(tmp_path / "a.svs", image)
-    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
+    monkeypatch.setitem(sys.modules, "openslide", None)
     with open_source(tmp_path / "a.svs") as source:
         assert source.pixel_size == 0.5
         np.testing.assert_array_equal(source.read(50, 60, 150, 170), image[50:150, 60:170])
