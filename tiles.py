@@ -738,13 +738,23 @@ def detect_tiled(
 
 
 def _merged(model: MaskRCNN, source: Source, plan: Plan, dtype: str) -> Iterator[TiledDetections]:
-    config = model.config
+    pixels = Pixels(source, model.config)
+    rows = (detect_views(model, pixels, plan, row, dtype) for row in plan.rows())
+    yield from merge_views(plan, rows, model.config)
+
+
+def merge_views(
+    plan: Plan, rows: Iterable[Iterable[tuple[Tile, list[View], int]]], config: Config
+) -> Iterator[TiledDetections]:
+    """Whole objects out of what all tiles of an image see: for each row those that no later row can change.
+
+    rows: for each row, from the top, what detect_views gives of its tiles. config: of the model.
+    """
     seams = Seams(plan, limit=config.DETECTION_MAX_INSTANCES, has_ious=config.USE_MASKIOU_HEAD)
-    pixels = Pixels(source, config)
-    for row in plan.rows():
-        for tile, views, count in detect_views(model, pixels, plan, row, dtype):
+    for number, row in enumerate(rows):
+        for tile, views, count in row:
             seams.add(tile, views, count)
-        yield seams.finish(row[0].row)
+        yield seams.finish(number)
 
 
 def detect_views(
