@@ -30,6 +30,7 @@ import runtime
 import utils
 from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
+from data.writers.json_files import write_list
 
 from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
 from .stream import ImageFile, Line, describe_problems, find_stored, is_unchanged, keep_lines, read_lines
@@ -482,13 +483,5 @@ def write_submission(
     """bbox.json and segm.json, as COCO's evaluation server takes them. Each appears whole, or stays as it was."""
     paths = Path(folder) / "bbox.json", Path(folder) / "segm.json"
     for path, entries in zip(paths, (boxes, masks), strict=True):
-        runtime.write_atomically(path, lambda file, entries=entries: _write_list(file, entries))
+        runtime.write_atomically(path, lambda file, entries=entries: write_list(file, entries))
     return paths
-
-
-def _write_list(file: Any, entries: Sequence[dict[str, Any]]) -> None:
-    """Write what json.dump would, entry by entry: the text of all would take as much memory again."""
-    file.write(b"[")
-    for i, entry in enumerate(entries):
-        file.write((", " if i else "").encode() + json.dumps(entry).encode())
-    file.write(b"]")

@@ -11,10 +11,11 @@ The number of an object is the same everywhere: its place among those of its pic
 import csv
 import hashlib
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from data.recognise import Records
 from data.records import Findings, Object, Picture
 from data.sources import is_address, local_copy
 from data.writers.all import WRITERS
-from data.writers.common import counted, number_names, write_json, write_text
+from data.writers.common import counted, number_names, write_json
 from data.writers.pictures import LONGEST_JPEG, comment_of, save_picture
 
 from .own_detect import PictureResults, PictureSet, find_results, gathered, results_of
@@ -89,7 +90,8 @@ def write_outputs(dataset: PictureSet, folder: Path, evaluation: str, request: R
     failures = {dataset.pictures[entry[0]].address: entry[3] for entry in rows if entry[1] is None}
     if runtime.rank() == 0:
         if TABLE in request.kinds:
-            write_text(folder / "objects.csv", table_text([row for entry in rows for row in entry[2]]))
+            table_rows = [row for entry in rows for row in entry[2]]
+            table_of(table_rows).write(folder / "objects.csv", table_rows)
         write_labels(results, folder, request, root)
     return Outcome(results, failures, sum(entry[3] is not None for entry in rows if entry[1] is not None))
 
@@ -164,19 +166,24 @@ def rows_of(
 
     values: [H, W, C], the picture's own. scale: micrometres a pixel.
     """
-    found, rows = results.found, []
-    for i, rle in enumerate(found.masks):
-        taken = measure(rle, values)
-        scores = (
-            found.scores[i],
-            None if found.mask_ious is None else found.mask_ious[i],
-            found.mask_scores[i],
-            None if results.accept is None else results.accept[i],
-        )
-        row = {"file": results.picture.name, "number": i + 1, "class": class_names[int(found.class_ids[i])]}
-        row |= {name: None if score is None else float(score) for name, score in zip(_SCORES, scores, strict=True)}
-        rows.append(row | _in_pixels(taken) | _in_micrometres(taken, scale) | _brightness(taken))
-    return rows
+    taken = [measure(rle, values) for rle in results.found.masks]
+    return [row_of(results, i, i + 1, measurements, scale, class_names) for i, measurements in enumerate(taken)]
+
+
+def row_of(
+    results: PictureResults, i: int, number: int, taken: Measurements, scale: float | None, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The row of an object, by column. i: its place among the results. number: in all files. The rest: as rows_of."""
+    found = results.found
+    scores = (
+        found.scores[i],
+        None if found.mask_ious is None else found.mask_ious[i],
+        found.mask_scores[i],
+        None if results.accept is None else results.accept[i],
+    )
+    row = {"file": results.picture.name, "number": number, "class": class_names[int(found.class_ids[i])]}
+    row |= {name: None if score is None else float(score) for name, score in zip(_SCORES, scores, strict=True)}
+    return row | _in_pixels(taken) | _in_micrometres(taken, scale) | _brightness(taken)
 
 
 def _in_pixels(taken: Measurements) -> dict[str, Any]:
@@ -217,22 +224,54 @@ _SIZED_COLUMNS = (
 )  # fmt: skip
 
 
-def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV. Columns of micrometres and of channels are there if a row has them; others leave them empty."""
+# Of large pictures: where the centroid lies on the map, of how many tiles' views an object is joined, and if it is cut.
+MAP_COLUMNS = ("centroid_map_x", "centroid_map_y")
+TILE_COLUMNS = ("pieces", "is_cut")
+
+
+class Table(NamedTuple):
+    """Which columns a table of objects has."""
+
+    is_sized: bool = False  # columns of micrometres
+    channels: int = 0  # that have a mean and a deviation
+    is_mapped: bool = False  # MAP_COLUMNS
+    is_tiled: bool = False  # TILE_COLUMNS
+
+    @property
+    def columns(self) -> list[str]:
+        brightness = [f"{kind}_{channel}" for channel in range(1, self.channels + 1) for kind in ("mean", "deviation")]
+        sized, mapped = _SIZED_COLUMNS if self.is_sized else (), MAP_COLUMNS if self.is_mapped else ()
+        return [*_COLUMNS, *sized, *mapped, *brightness, *(TILE_COLUMNS if self.is_tiled else ())]
+
+    @classmethod
+    def joined(cls, tables: Iterable["Table"]) -> "Table":
+        """All columns that one of several tables has."""
+        return cls(*map(max, zip(cls(), *tables, strict=True)))
+
+    def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
+        """Writes rows as CSV, one after the other, completely or not at all. What a row does not have stays empty."""
+
+        def write_rows(file: BinaryIO) -> None:
+            for cells in itertools.chain([self.columns], map(self._cells, rows)):
+                text = io.StringIO(newline="")
+                csv.writer(text, lineterminator="\n").writerow(cells)
+                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runtime.write_atomically(path, write_rows)
+
+    def _cells(self, row: dict[str, Any]) -> list[Any]:
+        return [_cell(row.get(name), 12 if name in MAP_COLUMNS else 6) for name in self.columns]
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """The columns that some rows need: of micrometres and of channels those that a row has."""
     channels = max((sum(name.startswith("mean_") for name in row) for row in rows), default=0)
-    names = [*_COLUMNS, *(_SIZED_COLUMNS if any("pixel_size_um" in row for row in rows) else ())]
-    for channel in range(1, channels + 1):
-        names += [f"mean_{channel}", f"deviation_{channel}"]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in names])
-    return text.getvalue()
+    return Table(any("pixel_size_um" in row for row in rows), channels)
 
 
-def _cell(value: Any) -> Any:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+def _cell(value: Any, digits: int) -> Any:
+    return "" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else value
 
 
 ############################################################
@@ -279,16 +318,22 @@ def _read_remote(address: str) -> np.ndarray:
 
 def objects_of(entry: PictureResults, class_names: Sequence[str]) -> list[Object]:
     """The detections in a picture as objects."""
-    found, objects = entry.found, []
-    for i, rle in enumerate(found.masks):
-        attributes: dict[str, float | str] = {"score": _rounded(found.scores[i])}
-        if found.mask_ious is not None:
-            attributes["mask_iou"] = _rounded(found.mask_ious[i])
-        attributes["mask_score"] = _rounded(found.mask_scores[i])
-        if entry.accept is not None:
-            attributes["accept"] = _rounded(entry.accept[i])
-        objects.append(Object(class_names[int(found.class_ids[i])], f"object {i + 1}", rle=rle, attributes=attributes))
-    return objects
+    codes = enumerate(entry.found.masks)
+    return [object_of(entry, i, i + 1, class_names, rle) for i, rle in codes]
+
+
+def object_of(
+    entry: PictureResults, i: int, number: int, class_names: Sequence[str], rle: dict | None = None
+) -> Object:
+    """The detection at place i of the results as an object. rle: of its mask in the picture."""
+    found = entry.found
+    attributes: dict[str, float | str] = {"score": _rounded(found.scores[i])}
+    if found.mask_ious is not None:
+        attributes["mask_iou"] = _rounded(found.mask_ious[i])
+    attributes["mask_score"] = _rounded(found.mask_scores[i])
+    if entry.accept is not None:
+        attributes["accept"] = _rounded(entry.accept[i])
+    return Object(class_names[int(found.class_ids[i])], f"object {number}", rle=rle, attributes=attributes)
 
 
 def _rounded(score: float) -> float:
