@@ -113,6 +113,12 @@ def evaluation_of(folder: str | os.PathLike) -> str:
     return _read_record(path).get("evaluation", "") if path.exists() else ""
 
 
+def stored_identity(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The identity that a folder was reserved with; None if nothing has reserved it. Raises: as evaluation_of."""
+    path = Path(folder) / "evaluation.json"
+    return _read_record(path)["identity"] if path.exists() else None
+
+
 def _checksum(record: dict[str, Any]) -> str:
     """16 hexadecimal digits of a record without its checksum."""
     values = {name: value for name, value in record.items() if name != "checksum"}
@@ -345,7 +351,7 @@ def detect_chunks(
 
     writer = _Writer(folder)
     count = sum(map(len, chunks))
-    silent = not verbose or runtime.rank() > 0
+    silent = not verbose or runtime.rank() > 0 or not count
     images = 0
     try:
         with tqdm(total=count, unit="image", desc="detecting", disable=silent) as progress:
