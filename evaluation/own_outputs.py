@@ -8,14 +8,12 @@
 The number of an object is the same everywhere: its place among those of its picture, best mask first.
 """
 
-import csv
 import hashlib
-import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +31,7 @@ from data.sources import is_address, local_copy
 from data.writers.all import WRITERS
 from data.writers.common import counted, number_names, write_json
 from data.writers.pictures import LONGEST_JPEG, comment_of, save_picture
+from data.writers.streams import stream_csv
 
 from .own_detect import PictureResults, PictureSet, find_results, gathered, results_of
 from .stream import read_span
@@ -250,15 +249,7 @@ class Table(NamedTuple):
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         """Writes rows as CSV, one after the other, completely or not at all. What a row does not have stays empty."""
-
-        def write_rows(file: BinaryIO) -> None:
-            for cells in itertools.chain([self.columns], map(self._cells, rows)):
-                text = io.StringIO(newline="")
-                csv.writer(text, lineterminator="\n").writerow(cells)
-                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        runtime.write_atomically(path, write_rows)
+        stream_csv(path, itertools.chain([self.columns], map(self._cells, rows)))
 
     def _cells(self, row: dict[str, Any]) -> list[Any]:
         return [_cell(row.get(name), 12 if name in MAP_COLUMNS else 6) for name in self.columns]
