@@ -30,7 +30,7 @@ import runtime
 import utils
 from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
-from data.writers.json_files import write_list
+from data.writers.streams import write_list
 
 from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
 from .stream import ImageFile, Line, describe_problems, find_stored, is_unchanged, keep_lines, read_lines

@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,7 +32,9 @@ from data.crops import Crop, trim
 from data.measurements import measure_crop
 from data.records import Object
 from data.sources import PictureFile
+from data.writers.common import write_text
 from data.writers.geojson import feature, write_features
+from data.writers.label_images import add_classes, mask_name
 from data.writers.pictures import save_picture
 from data.writers.tiled_labels import SIDE, NumberTile, write_tiles
 from tiles import Pixels, Source, TiledDetections
@@ -47,10 +49,10 @@ from .own_outputs import MAP_COLUMNS, TILE_COLUMNS, Table, draw, object_of, row_
 
 
 class NumberedRows:
-    """The objects of a large image with a mask score of a threshold at least, and their numbers; they can be read often.
+    """The objects of a large image whose mask scores reach a threshold, and their numbers.
 
-    Iterating gives (TiledDetections, numbers int64 [N]) for each row of tiles. Masks have no empty rows and columns at
-    their sides.
+    Iterating, any number of times, gives (TiledDetections, numbers int64 [N]) for each row of tiles. Masks have no
+    empty rows and columns at their sides.
 
     complete: for each of these rows, how many rows of pixels no later object touches. Infinite at the end.
     """
@@ -144,19 +146,59 @@ def _tile_facts(found: TiledDetections, i: int) -> dict[str, Any]:
 #  Polygons and label images
 ############################################################
 
+LARGE_KINDS = ("geojson", "label_images")  # the formats of data/writers/ for large pictures, beside COCO's
+_INSTEAD = f"--to {' or '.join(LARGE_KINDS)} can"
+
 
 def write_label(large: LargePicture, path: Path) -> Path:
     """Writes the objects as a file for other tools, completely or not at all: the suffix of the path says which.
 
     .geojson: polygons, see write_features. They are in pixels, or on the map where the picture has a georeference.
-    .tif, .zarr: a label image, see write_tiles. Where objects overlap, the best mask lies on top.
+    .tif, .zarr: a label image, see write_tiles. Where objects overlap, the best mask lies on top. If the picture has a
+        georeference, a .tif gets a world file beside it, .tfw, which places it on the map.
 
     Returns: the path.
     Raises: ValueError for another suffix, and for a package that is missing; OSError if the disk is full.
     """
     if path.suffix.lower() == ".geojson":
         return write_features(path, _features(large), large.georeference and large.georeference.crs)
-    return write_tiles(path, large.size, number_tiles(large), large.pixel_size)
+    write_tiles(path, large.size, number_tiles(large), large.pixel_size)
+    if large.georeference is not None and path.suffix.lower() != ".zarr":
+        a, b, c, d, e, f = large.georeference.transform
+        centre = c + (a + b) / 2, f + (d + e) / 2  # of the first pixel
+        write_text(path.with_suffix(".tfw"), "".join(f"{number!r}\n" for number in (a, d, b, e, *centre)))
+    return path
+
+
+def write_labels_of_large(large: LargePicture, kind: str, folder: Path, name: str) -> Path:
+    """Writes the objects beside those of ordinary pictures, and with the same names.
+
+    kind: "geojson": folder/NAME.geojson. "label_images": folder/masks/NAME.tif and rows of classes.csv, to be called
+        once that has the ordinary pictures; for an image in OME-Zarr, NAME.zarr.
+    name: of the picture, with its suffix.
+
+    Returns: the folder.
+    Raises: ValueError for another kind; as write_label.
+    """
+    if kind not in LARGE_KINDS:
+        name = utils.printable(large.picture.name)
+        raise ValueError(f"{name} is a large picture, which --to {kind} cannot hold; {_INSTEAD}")
+    if kind == "geojson":
+        write_label(large, folder / PurePosixPath(name).with_suffix(".geojson"))
+        return folder
+    mask = PurePosixPath(mask_name(name))
+    mask = mask.with_suffix(".zarr") if name.lower().endswith(".zarr") else mask
+    write_label(large, folder / mask)
+    add_classes(folder, str(mask), _numbered(large))
+    return folder
+
+
+def _numbered(large: LargePicture) -> Iterator[tuple[int, Object]]:
+    for results, numbers in large.rows("classes"):
+        for i, number in enumerate(numbers):
+            parsed = object_of(results, i, number, large.class_names)
+            parsed.attributes |= _tile_facts(results.found, i)
+            yield number, parsed
 
 
 def _features(large: LargePicture) -> Iterator[dict[str, Any]]:
@@ -181,7 +223,7 @@ def number_tiles(large: LargePicture) -> Iterator[NumberTile]:
     height, width = large.size
     waiting: list[tuple[int, Crop]] = []
     y = 0
-    rows = ((list(zip(numbers, results.found.masks, strict=True))) for results, numbers in large.rows("label image"))
+    rows = (zip(numbers, results.found.masks, strict=True) for results, numbers in large.rows("label image"))
     for added, complete in itertools.chain(zip(rows, large.objects.complete, strict=True), [([], math.inf)]):
         waiting += added
         while y < height and min(y + SIDE, height) <= complete:
@@ -284,8 +326,8 @@ def coco_problem(large: LargePicture) -> str | None:
     if height * width < 1 << 32:
         return None
     return (
-        f"{large.picture.name} has {height} x {width} pixels, and COCO's run-length codes hold fewer than 2**32; "
-        "--to geojson or label_images has no such limit"
+        f"{utils.printable(large.picture.name)} has {height} x {width} pixels, and run-length codes as COCO has them "
+        f"hold fewer than 2**32; {_INSTEAD}"
     )
 
 
@@ -345,7 +387,7 @@ def preview(large: LargePicture) -> np.ndarray:
     Few objects have captions, as in ordinary pictures. An object that is smaller than a pixel is a pixel.
     """
     step = max(1, math.ceil(max(large.size) / PREVIEW))
-    image = _shrink_image(Pixels(large.source, large.config), large.size, step)
+    image = _shrink_image(large, step)
     if len(large.objects) <= CAPTIONED:
         parts = [found for found, _ in large.objects]
         if not parts:
@@ -364,12 +406,14 @@ def preview(large: LargePicture) -> np.ndarray:
     return image
 
 
-def _shrink_image(pixels: Pixels, size: tuple[int, int], step: int) -> np.ndarray:
+def _shrink_image(large: LargePicture, step: int) -> np.ndarray:
     """The mean of every step x step pixels, read by regions: uint8 [h, w, 3]."""
-    height, width = size
+    pixels = Pixels(large.source, large.config)
+    height, width = large.size
     region = math.ceil(_REGION / step) * step
     image = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
-    for y in range(0, height, region):
+    starts = range(0, height, region)
+    for y in tqdm(starts, unit="row of regions", desc="preview", disable=not large.verbose, leave=False):
         for x in range(0, width, region):
             read = utils.viewable(pixels.read(y, x, min(y + region, height), min(x + region, width)))
             missing = [(0, -side % step) for side in read.shape[:2]]

@@ -4,22 +4,20 @@ own_results.py writes the files of all pictures. The number of an object is the 
 of its picture, best mask first.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fonts
-import runtime
 import visualize
 from captions import Caption
 from data.measurements import Measurements, measure
 from data.records import Object
 from data.writers.common import number_names
+from data.writers.streams import stream_csv
 
 from .own_detect import PictureResults
 
@@ -142,15 +140,7 @@ class Table(NamedTuple):
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         """Writes rows as CSV, one after the other, completely or not at all. What a row does not have stays empty."""
-
-        def write_rows(file: BinaryIO) -> None:
-            for cells in itertools.chain([self.columns], map(self._cells, rows)):
-                text = io.StringIO(newline="")
-                csv.writer(text, lineterminator="\n").writerow(cells)
-                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        runtime.write_atomically(path, write_rows)
+        stream_csv(path, itertools.chain([self.columns], map(self._cells, rows)))
 
     def _cells(self, row: dict[str, Any]) -> list[Any]:
         return [_cell(row.get(name), 12 if name in MAP_COLUMNS else 6) for name in self.columns]

@@ -7,7 +7,7 @@
 
 Of a picture that was detected in tiles, large_outputs.py writes the same row by row: pictures/NAME.jpg is a small copy,
 and neither its pixels nor its masks are in memory together. Only formats with a file of labels for each picture, other
-than STREAMED, need the codes of all of its masks.
+than LARGE_KINDS, need the codes of all of its masks.
 """
 
 import dataclasses
@@ -22,22 +22,23 @@ import numpy as np
 import runtime
 import utils
 from config import Config
+from data.georeference import Georeference
 from data.images import image_size, read_values
 from data.measurements import pixel_size
 from data.recognise import Records
 from data.records import Findings, Picture
-from data.regions import open_source
+from data.regions import Source, open_source
 from data.sources import PictureFile, is_address, local_copy
 from data.writers.all import WRITERS
 from data.writers.common import counted, plan_names
-from data.writers.json_files import stream_json
-from data.writers.label_images import findable_name
 from data.writers.pictures import LONGEST_JPEG, comment_of, save_picture
+from data.writers.streams import stream_json
 from tiles import TiledDetections
 
 from .accept import chances
 from .large import LargeImage, TiledResults
 from .large_outputs import (
+    LARGE_KINDS,
     CocoObjects,
     LargePicture,
     NumberedRows,
@@ -45,7 +46,7 @@ from .large_outputs import (
     coco_results_of,
     table_of_large,
     table_rows,
-    write_label,
+    write_labels_of_large,
     write_preview,
 )
 from .own_detect import PictureResults, PictureSet, Run, as_read, find_results, gathered, results_of
@@ -55,7 +56,6 @@ from .stream import Line, read_span
 PICTURES, TABLE, COCO = "pictures", "csv", "coco"
 KINDS = (PICTURES, TABLE, *WRITERS)  # what --to takes
 DEFAULT_KINDS = (PICTURES, COCO, TABLE)
-STREAMED = {"geojson": ".geojson", "label_images": ".tif"}  # formats that large_outputs.py writes, with their suffixes
 DOUBTFUL = 0.5  # an object is doubtful if its chance to be good is below it,
 DOUBTFUL_IOU = 0.7  # or where the model is not calibrated, its predicted IoU is below this
 
@@ -70,6 +70,14 @@ class Request(NamedTuple):
     config: Config  # of the model
 
 
+class Facts(NamedTuple):
+    """What outputs that read no pixels need of a source."""
+
+    shape: tuple[int, ...]
+    pixel_size: float | None
+    georeference: Georeference | None
+
+
 class Entry(NamedTuple):
     """What was written of a picture alone, and what the files of all pictures need of it."""
 
@@ -79,7 +87,8 @@ class Entry(NamedTuple):
     pixel_size: float | None  # micrometres
     reason: str = ""  # why it could not be read
     large: LargeImage | None = None
-    table: Table | None = None  # the columns of a large picture
+    facts: Facts | None = None  # of a large picture
+    label: str = ""  # the name of its labels, below the folder of a format
 
 
 class Outcome(NamedTuple):
@@ -126,9 +135,13 @@ def write_outputs(dataset: PictureSet, folder: Path, run: Run, request: Request,
     failures = {dataset.pictures[entry.image_id].address: entry.reason for entry in entries if entry.results is None}
     good = [entry for entry in entries if entry.results is not None]
     if runtime.rank() == 0:
+        larges = {
+            entry.image_id: as_large(entry.results.picture, entry.large, request, entry.facts)
+            for entry in good if entry.large is not None and set(request.kinds) - {PICTURES, "geojson"}
+        }  # fmt: skip
         if TABLE in request.kinds:
-            write_table(good, folder / "objects.csv", request)
-        write_labels(good, folder, request, root)
+            write_table(good, larges, folder / "objects.csv")
+        write_labels(good, larges, folder, request, root)
     return Outcome([entry.results for entry in good], failures, sum(entry.pixel_size is not None for entry in good))
 
 
@@ -187,24 +200,23 @@ def digest_of_shown(shown: Sequence[Any]) -> str:
 ############################################################
 
 
-def as_large(picture: PictureFile, image: LargeImage, request: Request, source: Any) -> LargePicture:
+def as_large(picture: PictureFile, image: LargeImage, request: Request, source: Source | Facts) -> LargePicture:
     """A large picture and its objects, as large_outputs.py takes them.
 
-    source: of its pixels; for outputs without pixels, an object with the shape alone.
+    source: of its pixels; for outputs without pixels, their Facts.
     """
     results = TiledResults(image, request.config)
     objects = NumberedRows(lambda: results, request.threshold)
-    scale = request.pixel_size or getattr(source, "pixel_size", None)
-    place = getattr(source, "georeference", None)
+    scale, names = request.pixel_size or source.pixel_size, request.class_names
     return LargePicture(
-        picture, source, objects, request.config, request.class_names, scale, place, verbose=runtime.rank() == 0
+        picture, source, objects, request.config, names, scale, source.georeference, verbose=runtime.rank() == 0
     )
 
 
 def _write_large(
     picture: PictureFile, image_id: int, image: LargeImage, path: Path, label: str, folder: Path, request: Request
 ) -> Entry:
-    """Draws a large picture, and writes those of its labels that are STREAMED, as far as they were asked for.
+    """Draws a large picture, and writes its polygons, as far as they were asked for.
 
     path: of the drawn one. label: its name below the folder of a format. folder: of all outputs.
 
@@ -216,14 +228,14 @@ def _write_large(
         shown = [image.evaluation, request.threshold, list(request.class_names), calibrated]
         if PICTURES in request.kinds and comment_of(path) != digest_of_shown(shown):
             write_preview(large, path, digest_of_shown(shown))
-        for kind in STREAMED.keys() & set(request.kinds):
-            name = label if kind == "geojson" else f"masks/{findable_name(PurePosixPath(label))}"
-            write_label(large, folder / kind / PurePosixPath(name).with_suffix(STREAMED[kind]))
+        if "geojson" in request.kinds:
+            write_labels_of_large(large, "geojson", folder / "geojson", label)
         parts = [dataclasses.replace(found, masks=[]) for found, _ in large.objects]
         found = TiledDetections.cat(parts)
         accept = chances(request.config, found.class_ids, found.scores, found.mask_ious)
         results = PictureResults(picture, *large.size, found, None if accept is None else accept[:, 0])
-        return Entry(image_id, results, [], large.pixel_size, large=image, table=table_of_large(large))
+        facts = Facts(tuple(source.shape), source.pixel_size, source.georeference)
+        return Entry(image_id, results, [], large.pixel_size, large=image, facts=facts, label=label)
 
 
 ############################################################
@@ -231,18 +243,19 @@ def _write_large(
 ############################################################
 
 
-def write_table(entries: Sequence[Entry], path: Path, request: Request) -> None:
-    """Writes the rows of all pictures. Those of large ones are made as they are written."""
+def write_table(entries: Sequence[Entry], larges: Mapping[int, LargePicture], path: Path) -> None:
+    """Writes the rows of all pictures. Those of large ones, by image_id, are made as they are written."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for entry in entries:
             yield from entry.rows
-            if entry.large is not None:
-                with open_source(entry.large.path, request.config.IMAGE_CHANNEL_COUNT) as source:
-                    yield from table_rows(as_large(entry.results.picture, entry.large, request, source))
+            if entry.image_id in larges:
+                large = larges[entry.image_id]
+                with open_source(entry.large.path, large.config.IMAGE_CHANNEL_COUNT) as source:
+                    yield from table_rows(large._replace(source=source))
 
     ordinary = table_of([row for entry in entries for row in entry.rows])
-    Table.joined([ordinary, *(entry.table for entry in entries if entry.table is not None)]).write(path, rows())
+    Table.joined([ordinary, *map(table_of_large, larges.values())]).write(path, rows())
 
 
 ############################################################
@@ -250,20 +263,15 @@ def write_table(entries: Sequence[Entry], path: Path, request: Request) -> None:
 ############################################################
 
 
-class _Shape(NamedTuple):
-    """A source for outputs that read no pixels."""
+def write_labels(
+    entries: Sequence[Entry], larges: Mapping[int, LargePicture], folder: Path, request: Request, root: str
+) -> list[str]:
+    """Writes the labels of all formats that were asked for, and prints what they cannot hold.
 
-    shape: tuple[int, int]
-
-
-def write_labels(entries: Sequence[Entry], folder: Path, request: Request, root: str) -> list[str]:
-    """Writes the labels of all formats that were asked for, and prints what they cannot hold."""
+    larges: the large pictures, by image_id.
+    """
     kinds = [kind for kind in request.kinds if kind not in (PICTURES, TABLE)]
-    needed = [entry for entry in entries if entry.large is not None and set(kinds) - STREAMED.keys()]
-    larges = {
-        entry.image_id: as_large(entry.results.picture, entry.large, request, _Shape(entry.large.plan.image_shape))
-        for entry in needed
-    }
+    labels = {entry.image_id: entry.label for entry in entries}
     printed: list[str] = []
     for kind in kinds:
         if kind in ("yolo", "voc") and is_address(root):
@@ -271,13 +279,13 @@ def write_labels(entries: Sequence[Entry], folder: Path, request: Request, root:
         notes: list[str] = []
         problems = {entry.image_id: problem for entry in entries if (problem := _problem(kind, entry, larges))}
         chosen = [entry for entry in entries if entry.image_id not in problems]
-        if kind in STREAMED:  # those of large pictures are there already
+        if kind in LARGE_KINDS:
             chosen = [entry for entry in entries if entry.large is None]
-        if kind == "label_images" and len(chosen) < len(entries):
-            words = "large pictures are in tiles of 32 bits; objects.csv (--to csv) has the classes, by the same numbers"
-            notes.append(counted(len(entries) - len(chosen), words))
         if chosen or not entries:
             WRITERS[kind](records_of(kind, chosen, larges, request, root), _target(kind, folder), False, notes)
+        if kind == "label_images":  # polygons are there already
+            for image_id, large in larges.items():
+                write_labels_of_large(large, kind, folder / kind, labels[image_id])
         if kind == COCO:
             stream_json(folder / "results.json", coco_results(chosen, larges))
         printed += [utils.printable(f"{kind}: {text}", 500) for text in [*notes, *problems.values()]]
@@ -291,8 +299,8 @@ def _target(kind: str, folder: Path) -> Path:
 
 
 def _problem(kind: str, entry: Entry, larges: Mapping[int, LargePicture]) -> str | None:
-    """Why a large picture is left out in a format that is not STREAMED, as a sentence; None if it is not."""
-    if entry.large is None or kind in STREAMED:
+    """Why a large picture is left out in a format other than LARGE_KINDS, as a sentence; None if it is not."""
+    if entry.large is None or kind in LARGE_KINDS:
         return None
     if kind in ("yolo", "voc") and Path(entry.large.path).is_dir():
         return f"{entry.results.picture.name} is left out: it is a folder, and labels for {kind} lie beside copies of files"

@@ -10,7 +10,7 @@ from data.object_checks import class_name
 from data.recognise import Records
 
 from .common import check_embedded, class_names, copy_all, file_names
-from .json_files import stream_json
+from .streams import stream_json
 
 NAME = "annotations.json"
 

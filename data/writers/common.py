@@ -23,7 +23,7 @@ from data.reading import split_of
 from data.recognise import Records
 from data.records import Object, Picture
 
-from .json_files import json_bytes
+from .streams import json_bytes
 
 ############################################################
 #  Classes

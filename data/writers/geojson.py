@@ -18,7 +18,7 @@ from data.recognise import Records
 from data.records import Object
 
 from .common import each_picture
-from .json_files import stream_json
+from .streams import stream_json
 from .outlines import outlines
 
 _DEFAULT_CRS = ("EPSG:4326", "OGC:CRS84")  # RFC 7946's own; a file in it names none
@@ -40,11 +40,11 @@ def write_geojson(records: Records, folder: Path, copy_pictures: bool = False, n
 def write_features(path: Path, features: Iterator[dict[str, Any]], crs: str | None = None) -> Path:
     """Writes a FeatureCollection, feature by feature, completely or not at all.
 
-    crs: the coordinate reference of the features, as "EPSG:32633" or in another way that GDAL knows; None: pixels. It
-        becomes the member crs of the older GeoJSON 2008, which GDAL, QGIS and geopandas read. RFC 7946 has only
-        longitude and latitude in WGS84, for which a file names no reference.
+    crs: the coordinate reference of the features, as "EPSG:32633" or in another way that GDAL knows. It becomes the
+        member crs of the older GeoJSON 2008, which GDAL, QGIS and geopandas read. RFC 7946 has only longitude and
+        latitude in WGS84, for which a file names no reference. None or empty: pixels, or a map without a name.
     """
-    named = {} if crs is None or crs.upper() in _DEFAULT_CRS else {"crs": _crs_member(crs)}
+    named = {} if not crs or crs.upper() in _DEFAULT_CRS else {"crs": _crs_member(crs)}
     return stream_json(path, {"type": "FeatureCollection", **named, "features": features})
 
 

@@ -97,17 +97,17 @@ def _write_zarr(path: Path, size: tuple[int, int], tiles: Iterable[NumberTile], 
     Source: https://ngff.openmicroscopy.org/0.4, multiscales and labels.
     """
     try:
-        import numcodecs
         import zarr
+        from numcodecs import Zlib
     except ImportError as error:
-        raise ValueError(f"{path.name}: OME-Zarr needs the package {error.name}: pip install {error.name}") from error
+        raise ValueError(f"{path.name}: OME-Zarr needs the package zarr: pip install zarr") from error
     runtime.remove_leftovers(path)
     temporary, former = runtime.temporary_path(path), runtime.temporary_path(path)
     try:
         with runtime.errors_name(path):
             root = zarr.create_group(str(temporary), zarr_format=2)
             options = {
-                "dtype": "uint32", "chunks": (SIDE, SIDE), "compressors": numcodecs.Zlib(level=5), "fill_value": 0,
+                "dtype": "uint32", "chunks": (SIDE, SIDE), "compressors": Zlib(level=5), "fill_value": 0,
                 "chunk_key_encoding": {"name": "v2", "separator": "/"},
             }  # fmt: skip
             levels = [root.create_array("0", shape=size, **options)]

@@ -1,7 +1,9 @@
-"""JSON that is written entry by entry: all entries, or their text, would take too much memory."""
+"""Files that are written entry by entry, or row by row: all entries, or their text, would take too much memory."""
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +44,20 @@ def stream_json(path: Path, values: dict[str, Any] | Iterator[Any]) -> Path:
             else:
                 file.write(json_bytes(value))
         file.write(b"}")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_atomically(path, write)
+    return path
+
+
+def stream_csv(path: Path, rows: Iterable[Sequence[Any]]) -> Path:
+    """Writes a table to a file and makes its folder, whole or not at all. Names that are no UTF-8 keep their bytes."""
+
+    def write(file: BinaryIO) -> None:
+        for row in rows:
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerow(row)
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_atomically(path, write)
