@@ -33,7 +33,8 @@ import utils
 from config import Config
 from data.crops import Crop
 from data.images import image_size
-from data.regions import Pixels, open_source
+from data.regions import Pixels, open_source, source_shape
+from data.slide_regions import SUFFIXES as SLIDES
 from data.writers.common import counted
 from model import MaskRCNN
 from tiles import Plan, Tile, TiledDetections, View, detect_views, make_view, merge_views, plan_tiles
@@ -132,9 +133,8 @@ def picture_shape(path: str | os.PathLike) -> tuple[tuple[int, int] | None, bool
     """
     with contextlib.suppress(OSError, ValueError):
         return image_size(path, max_pixels=sys.maxsize).shown, True
-    with contextlib.suppress(OSError, ValueError), open_source(path) as source:
-        height, width = source.shape[:2]
-        return (height, width), False
+    with contextlib.suppress(OSError, ValueError):
+        return source_shape(path), False
     return None, False
 
 
@@ -143,11 +143,12 @@ def looks_into_tiles(
 ) -> tuple[tuple[int, int] | None, bool]:
     """(height, width) of a picture, None if it cannot be read, and whether it is detected in tiles.
 
-    A picture that can be read by regions only is, unless the user forbids it.
+    A picture that can be read by regions only is, unless the user forbids it; so is what looks like one, such as a
+    slide without the package that reads it, whose error says what is missing.
     """
     shape, is_whole = picture_shape(path)
     if shape is None:
-        return None, False
+        return None, options.tiles != "off" and (os.path.isdir(path) or Path(path).suffix.lower() in SLIDES)
     return shape, needs_tiles(shape, config, options) or (not is_whole and options.tiles != "off")
 
 
@@ -209,46 +210,51 @@ class LargeImage(NamedTuple):
 
 
 def file_facts(path: str | os.PathLike) -> dict[str, Any]:
-    """The size and a digest of a file, or of a folder such as OME-Zarr's, by which another run knows it again.
+    """The size of an image, and a digest of its file or folder by which another run knows it again.
 
     The digest of a file of more than SAMPLED_BYTES is of samples of its contents and of the time of its last change;
     that of a folder is of the names, sizes and times of its files.
 
-    Raises: OSError if it cannot be read.
+    Raises: as open_source; OSError if it cannot be read.
     """
+    height, width = source_shape(path)
+    size, digest = _digest(path)
+    return {"height": height, "width": width, "file size": size, "file digest": digest}
+
+
+def _digest(path: str | os.PathLike) -> tuple[int, str]:
+    """Bytes, and the digest."""
     digest, status = hashlib.sha256(), os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         entries = sorted((str(file.relative_to(path)), file.stat()) for file in Path(path).rglob("*") if file.is_file())
         for name, entry in entries:
             digest.update(f"{name} {entry.st_size} {entry.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return {"file size": sum(entry.st_size for _, entry in entries), "file digest": digest.hexdigest()}
+        return sum(entry.st_size for _, entry in entries), digest.hexdigest()
     with open(path, "rb") as file:
         if status.st_size <= SAMPLED_BYTES:
-            return {"file size": status.st_size, "file digest": hashlib.file_digest(file, "sha256").hexdigest()}
+            return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(str(status.st_mtime_ns).encode())
         for number in range(_SAMPLES):
-            file.seek((status.st_size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            file.seek(max(0, status.st_size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
-    return {"file size": status.st_size, "file digest": digest.hexdigest()}
+    return status.st_size, digest.hexdigest()
 
 
 def claim_image(
-    path: str, shape: Sequence[int], folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
+    path: str, facts: Mapping[str, Any], folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
 ) -> LargeImage:
     """Reserve a folder for the detection in an image. The first process does it for all.
 
     If the file has other contents than those that the folder is of, its rows are removed.
 
-    shape: (H, W, ...) of the image. identity: what detections depend on but the image and the tiles; its "settings" are
+    facts: file_facts of the image. identity: what detections depend on but the image and the tiles; its "settings" are
         those of the model. config: of the model.
 
-    Raises: ValueError that names the differences, if the folder is of other weights, settings or tiles. OSError if the
-        file cannot be read. ValueError as plan_tiles.
+    Raises: ValueError that names the differences, if the folder is of other weights, settings or tiles; as plan_tiles.
     """
     tile, overlap, scale = tile_sizes(config, options)
-    plan = plan_tiles(shape, config, tile, overlap, scale)
-    size = {"height": plan.image_shape[0], "width": plan.image_shape[1]}
-    wanted = {**identity, **file_facts(path), **size, "tile": tile, "overlap": overlap, "scale": plan.scale}
+    plan = plan_tiles((facts["height"], facts["width"]), config, tile, overlap, scale)
+    wanted = {**identity, **facts, "tile": tile, "overlap": overlap, "scale": plan.scale}
     stored = stored_identity(folder) or wanted
     if stored != wanted and {**stored, **{name: wanted[name] for name in FILE_FACTS}} == wanted:
         print(f"detected again, because its file has changed: {utils.printable(path)}")
