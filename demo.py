@@ -111,10 +111,10 @@ def files_in(folder: Path) -> list[Path]:
     Raises: FileNotFoundError if there are none.
     """
     suffixes = utils.IMAGE_SUFFIXES | SLIDES | video.SUFFIXES
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = [path for path in shown if path.suffix.lower() in suffixes or is_zarr(path)]
     # A link to nothing is named later.
-    paths = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
-    paths = sorted(paths + [path for path in shown if path.is_dir() and is_zarr(path)])
+    paths = [path for path in paths if path.is_file() or is_zarr(path) or not path.exists()]
     if not paths:
         inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
         hint = (
