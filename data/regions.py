@@ -171,8 +171,10 @@ def _open_reader(path: Path, file: BinaryIO | None, channels: int, micrometres: 
     if has_pieces:
         try:
             pixels = TiffRegions(file, channels)
-            is_map = pixels.georeference is not None and map_regions.is_installed()
-            return GeoTiffRegions(pixels, MapRegions(path, channels)) if is_map else pixels
+            if pixels.georeference is not None and map_regions.is_installed():
+                with contextlib.suppress(Exception):  # GDAL wants more of a file than its pixels need
+                    return GeoTiffRegions(pixels, MapRegions(path, channels))
+            return pixels
         except TiffError as error:
             reason = str(error)
             file.seek(0)

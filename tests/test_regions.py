@@ -118,6 +118,7 @@ KINDS = {
     "five pages": pages(MANY.transpose(2, 0, 1)),
     "unnamed, first": write(MANY.transpose(2, 0, 1), photometric="minisblack"),
     "unnamed, last": write(MANY, photometric="minisblack"),
+    "truncated": write(MANY.transpose(2, 0, 1), photometric="minisblack", truncate=True),
     "imagej": write(MANY.transpose(2, 0, 1)[:3], imagej=True, metadata={"axes": "CYX"}),
     "imagej, slices": write(
         np.stack([MANY[..., :2], MANY[..., 1:3]]).transpose(0, 3, 1, 2), imagej=True, metadata={"axes": "ZCYX"}
@@ -755,6 +756,41 @@ def test_maps_are_read_by_rasterio(tmp_path):
             assert source.georeference.transform == pytest.approx(tuple(transform)[:6])
             assert source.is_blank(0, 0, 30, 40)
             assert not source.is_blank(0, 0, 31, 41)
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (SMOOTH, {"compress": "JPEG", "photometric": "YCBCR"}),
+        (SMOOTH, {"compress": "JPEG", "photometric": "RGB", "interleave": "pixel"}),
+        (SMOOTH, {"compress": "JPEG", "interleave": "band"}),
+        (COLOUR, {"compress": "LZW", "predictor": 2}),
+        (COLOUR, {"compress": "LZW", "interleave": "band"}),
+        (COLOUR, {"compress": "DEFLATE", "predictor": 2, "BIGTIFF": "YES", "ENDIANNESS": "BIG"}),
+        (DEEP, {"compress": "LZW", "predictor": 2}),
+        (DEEP, {"compress": "ZSTD"}),
+        (DEEP.astype(np.float32) / 4095, {"compress": "LZW"}),
+        (MANY, {"compress": "DEFLATE", "interleave": "band"}),
+        (MANY[..., :3], {"compress": "LZW", "photometric": "RGB"}),
+        (COLOUR[..., 0], {"SPARSE_OK": "TRUE", "compress": "JPEG"}),
+    ],
+)
+def test_tiles_that_gdal_writes_are_the_parts_of_the_whole(tmp_path, image, options):
+    rasterio = pytest.importorskip("rasterio", reason="the optional package rasterio is not installed")
+    path = tmp_path / "a.tif"
+    bands = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    size = {"height": image.shape[0], "width": image.shape[1], "count": len(bands), "dtype": image.dtype.name}
+    transform = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 4000000)
+    tiled = {"tiled": True, "blockxsize": 32, "blockysize": 16}
+    with rasterio.open(path, "w", driver="GTiff", transform=transform, **size, **tiled, **options) as file:
+        file.write(bands[:, :16], window=((0, 16), (0, 100))) if "SPARSE_OK" in options else file.write(bands)
+    with open_source(path) as source:
+        actual = pasted(Pixels(source, settings()), np.random.default_rng(0))
+    if "SPARSE_OK" in options:
+        with rasterio.open(path) as file:
+            np.testing.assert_array_equal(actual[..., 0], file.read(1))
+    else:
+        np.testing.assert_array_equal(actual, read_image(path))
 
 
 def test_transparent_parts_of_maps_are_blank(tmp_path):
