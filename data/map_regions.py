@@ -15,7 +15,7 @@ from data.images import Refused
 from data.tiff import MOST_BYTES, channel_note, channels_read
 
 # What GDAL may read. It also knows formats that name other files or addresses (VRT, WMS), or databases.
-DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "NITF", "AAIGrid", "EHdr", "PNG", "JPEG")
+DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "NITF", "AAIGrid", "EHdr")
 
 
 def is_installed() -> bool:

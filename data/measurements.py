@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,21 @@ def in_micrometres(number: float, unit: str) -> float | None:
     """A length in a unit such as "µm", "nm" or "inch" in micrometres; None for an unknown unit."""
     factor = _MICROMETRES.get(_unit(unit))
     return None if factor is None else number * factor
+
+
+def nearest_level(sizes: Sequence[float | None], micrometres: float | None) -> int:
+    """The number of the level of a pyramid whose pixels are nearest to a size, by their ratio; 0 if none is wanted.
+
+    sizes: of the levels' pixels in micrometres. Raises: ValueError if there are several levels, and no sizes.
+    """
+    if micrometres is None or len(sizes) == 1:
+        return 0
+    if None in sizes:
+        raise ValueError(
+            f"it does not say the size of its pixels, so its level of {micrometres:g} micrometres is unknown"
+        )
+    distances = [abs(np.log(size / micrometres)) for size in sizes]
+    return distances.index(min(distances))
 
 
 def _of_slide(tiff: Any) -> tuple[float, float] | None:

@@ -139,8 +139,8 @@ def open_source(path: str | os.PathLike, channels: int = 3, micrometres: float |
     Values, channels and pages are those of read_image; its pixels are turned as EXIF says. Pixels makes the same 8 bits
     of them.
 
-    channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. micrometres: of a pixel; of slides that
-        OpenSlide reads, the level that is nearest to it. None: the finest.
+    channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. micrometres: of a pixel; of a pyramid, such
+        as a slide, the level that is nearest to it is read. None: the finest.
 
     Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if it is no image that
         can be read, if a package for it is missing, or if it is too large for the memory.
@@ -160,7 +160,7 @@ def open_source(path: str | os.PathLike, channels: int = 3, micrometres: float |
 def _open_reader(path: Path, file: BinaryIO | None, channels: int, micrometres: float | None) -> Any:
     """What reads the regions of an open file, or of a folder."""
     if file is None:
-        return ZarrRegions(path, channels)
+        return ZarrRegions(path, channels, micrometres)
     has_pieces = is_tiff(file)
     if has_pieces or path.suffix.lower() in slide_regions.SUFFIXES:
         if slide_regions.find_vendor(path) not in (None, "generic-tiff"):
@@ -170,7 +170,7 @@ def _open_reader(path: Path, file: BinaryIO | None, channels: int, micrometres: 
     reason = ""
     if has_pieces:
         try:
-            pixels = TiffRegions(file, channels)
+            pixels = TiffRegions(file, channels, micrometres)
             if pixels.georeference is not None and map_regions.is_installed():
                 with contextlib.suppress(Exception):  # GDAL wants more of a file than its pixels need
                     return GeoTiffRegions(pixels, MapRegions(path, channels))

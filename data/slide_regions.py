@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 import utils
-from data.images import Refused
-from data.measurements import square_side
+from data.measurements import nearest_level, square_side
 
 SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".avs"}
 PACKAGES = "openslide-python openslide-bin"
@@ -45,16 +44,9 @@ class SlideRegions:
         properties = self._slide.properties
         sides = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
         finest = None if None in sides else square_side((sides[0], sides[1]))
-        self._level, self.notes = 0, []
-        if micrometres is not None and finest is None:
-            raise Refused(
-                f"it does not say the size of its pixels, so its level of {micrometres:g} micrometres is unknown"
-            )
-        if micrometres is not None:
-            distances = [abs(math.log(finest * factor / micrometres)) for factor in self._slide.level_downsamples]
-            self._level = distances.index(min(distances))
-        self._factor = self._slide.level_downsamples[self._level]
-        self.pixel_size = None if finest is None else finest * self._factor
+        sizes = [None if finest is None else finest * factor for factor in self._slide.level_downsamples]
+        self._level, self.notes = nearest_level(sizes, micrometres), []
+        self._factor, self.pixel_size = self._slide.level_downsamples[self._level], sizes[self._level]
         width, height = self._slide.level_dimensions[self._level]
         self.shape = (height, width, 3)
         color = properties.get("openslide.background-color", "FFFFFF")

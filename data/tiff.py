@@ -87,14 +87,14 @@ class TiffImage:
     layout: a Layout. notes: sentences about what is left out, for messages.
     """
 
-    def __init__(self, file: BinaryIO, wanted: int = 3) -> None:
-        """Reads the header. wanted: the channels that a network takes.
+    def __init__(self, file: BinaryIO, wanted: int = 3, level: int = 0) -> None:
+        """Reads the header. wanted: the channels that a network takes. level: of a pyramid; 0 is the finest.
 
         Raises: errors of many kinds for a damaged file.
         """
         self._wanted = wanted
         self.file = open_tiff(file)
-        self.series = self.file.series[0]
+        self.series = self.file.series[0].levels[level]
         self.page = self.series.keyframe
         self.layout = _find_layout(self.series, self.page, wanted)
         self.dtype = np.dtype(self.series.dtype)

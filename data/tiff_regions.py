@@ -21,7 +21,7 @@ from PIL import Image
 
 from data.georeference import read_geotiff
 from data.images import decoded_kind, pillow_values
-from data.measurements import tiff_pixel_size
+from data.measurements import nearest_level, tiff_pixel_size
 from data.tiff import MOST_BYTES, TiffError, TiffImage
 
 CACHE_BYTES = 128 << 20  # of decoded pieces: a row of tiles of a striped file of 40,000 pixels in colour fits
@@ -111,18 +111,18 @@ class TiffRegions:
     nodata: the value of pixels that show nothing, or None.
     """
 
-    def __init__(self, file: BinaryIO, channels: int = 3) -> None:
-        """Reads the header. file: stays open. channels: those that a network takes.
+    def __init__(self, file: BinaryIO, channels: int = 3, micrometres: float | None = None) -> None:
+        """Reads the header. file: stays open. channels: those that a network takes. micrometres: of a pixel; the level
+        of a pyramid that is nearest to it is read. None: the finest.
 
         Raises: TiffError for a file that cannot be read by regions; errors of many kinds for a damaged one.
         """
         self._file, self._lock, self._cache = file, threading.Lock(), PieceCache()
         self._channels = channels
-        self.tiff = TiffImage(file, channels)
+        self.tiff, self.pixel_size = _open_level(file, channels, micrometres)
         self.page = page = self.tiff.page
         self.orientation, self.bits, self.notes = self.tiff.orientation, self.tiff.bits, self.tiff.notes
-        self.pixel_size, self.georeference = tiff_pixel_size(self.tiff.file), read_geotiff(page)
-        self.nodata = _nodata(page)
+        self.georeference, self.nodata = read_geotiff(page), _nodata(page)
         self._planes = self._find_planes()
         height, width = self.tiff.layout.height, self.tiff.layout.width
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
@@ -370,6 +370,17 @@ class TiffRegions:
 _DECODING_TAGS = (258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 338, 339, 347, 529, 530, 531, 532)
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of the types of TIFF
 _MOST_FIELD_BYTES = 1 << 20  # JPEG's tables and palettes have far less
+
+
+def _open_level(file: BinaryIO, channels: int, micrometres: float | None) -> tuple[TiffImage, float | None]:
+    """The level of a pyramid whose pixels are nearest to a size, and that of its pixels."""
+    tiff = TiffImage(file, channels)
+    finest, levels = tiff_pixel_size(tiff.file), tiff.series.levels
+    widths = [level.shape[level.axes.index("X")] for level in levels]
+    sizes = [None if finest is None else finest * widths[0] / width for width in widths]
+    number = nearest_level(sizes, micrometres)
+    file.seek(0)
+    return TiffImage(file, channels, number) if number else tiff, sizes[number]
 
 
 def _unpacked(packed: bytes, compression: int, size: int) -> bytes:

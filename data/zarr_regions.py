@@ -13,7 +13,7 @@ import numpy as np
 
 import utils
 from data.images import Refused
-from data.measurements import in_micrometres, square_side
+from data.measurements import in_micrometres, nearest_level, square_side
 from data.tiff import MOST_BYTES, MOST_CHANNELS, channel_note, channels_read
 from data.tiff_regions import Grid, PieceCache, paste
 
@@ -35,13 +35,20 @@ class _Image(NamedTuple):
 
 
 class ZarrRegions:
-    """The first image of a Zarr folder, at full resolution, by regions. Attributes and methods: as TiffRegions."""
+    """The first image of a Zarr folder, or a smaller level, by regions. Attributes and methods: as TiffRegions."""
 
     orientation, bits, georeference, nodata = 1, None, None, None
 
-    def __init__(self, folder: Path, channels: int = 3) -> None:
-        """Reads the headers. channels: those that a network takes. Raises: Refused, and errors of many kinds."""
-        image = _find_image(folder)
+    def __init__(self, folder: Path, channels: int = 3, micrometres: float | None = None) -> None:
+        """Reads the headers. channels: those that a network takes. micrometres: of a pixel; the level that is nearest
+        to it is read. None: the finest.
+
+        Raises: Refused, and errors of many kinds.
+        """
+        images = _find_levels(folder, micrometres is not None)
+        sizes = [square_side(image.sides) for image in images]
+        number = nearest_level(sizes, micrometres)
+        image, self.pixel_size = images[number], sizes[number]
         self.dtype, chunks = _check_header(image.header)
         shape = dict(zip(image.axes, image.header["shape"], strict=True))
         height, width = shape["y"], shape["x"]
@@ -52,7 +59,6 @@ class ZarrRegions:
         others = math.prod(shape.values()) > height * width * colours
         self.notes = [note] if note else []
         self.notes += ["Zarr images with several slices or times: the first one is read"] if others else []
-        self.pixel_size = square_side(image.sides)
         self._axes, self._cache = image.axes, PieceCache()
         self._chunks = dict(zip(image.axes, chunks, strict=True))
         sides = (self._chunks[axis] * max(1, _LEAST_PIECE // self._chunks[axis]) for axis in "yx")
@@ -138,25 +144,29 @@ def _node(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     return _read_json(folder / ".zarray") or None, _read_json(folder / ".zattrs")
 
 
-def _find_image(folder: Path) -> _Image:
-    """The array of full resolution. Raises: Refused if there is none, or none is the only one."""
+def _find_levels(folder: Path, wants_all: bool) -> list[_Image]:
+    """The array of full resolution, and those of smaller levels if these are wanted.
+
+    Raises: Refused if there is no array, or none is the only one.
+    """
     header, attributes = _node(folder)
     if header is not None:
-        return _Image(folder, header, _plain_axes(header), None)
+        return [_Image(folder, header, _plain_axes(header), None)]
     ome = attributes["ome"] if isinstance(attributes.get("ome"), dict) else attributes
     if isinstance(ome.get("multiscales"), list) and ome["multiscales"]:
-        return _of_multiscales(folder, ome["multiscales"][0])
+        return _of_multiscales(folder, ome["multiscales"][0], wants_all)
     if "plate" in ome:
         raise Refused("it is a plate with many wells; give the folder of one field, such as PLATE.zarr/A/1/0")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_zarr(path))
     if "bioformats2raw.layout" in ome and "0" in names:  # a series of images in numbered folders
-        return _find_image(folder / "0")
+        return _find_levels(folder / "0", wants_all)
     arrays = [name for name in names if _node(folder / name)[0] is not None]
     if len(arrays) != 1:
         listed = utils.listed((utils.printable(name) for name in names), 5)
-        raise Refused(f"it is a group without an image of its own; give one of the folders in it ({listed or 'none'})")
+        where = f"; give one of the folders in it ({listed})" if names else ", and has none inside"
+        raise Refused(f"it is a group without an image of its own{where}")
     header = _node(folder / arrays[0])[0]
-    return _Image(folder / arrays[0], header, _plain_axes(header), None)
+    return [_Image(folder / arrays[0], header, _plain_axes(header), None)]
 
 
 def _plain_axes(header: dict[str, Any]) -> str:
@@ -176,15 +186,26 @@ def _plain_axes(header: dict[str, Any]) -> str:
     return "tczyx"[-len(shape) :] if len(shape) != 2 else "yx"
 
 
-def _of_multiscales(folder: Path, image: Any) -> _Image:
-    """The array of full resolution of an OME-Zarr image. Source: NGFF 0.4 and 0.5, multiscales."""
+def _of_multiscales(folder: Path, image: Any, wants_all: bool) -> list[_Image]:
+    """The levels of an OME-Zarr image, the finest first. Source: NGFF 0.4 and 0.5, multiscales."""
     try:
-        dataset = image["datasets"][0]
-        name, axes = dataset["path"], image.get("axes", list("tczyx"))
+        datasets = list(image["datasets"]) if wants_all else image["datasets"][:1]
+        names, axes = [dataset["path"] for dataset in datasets], image.get("axes", list("tczyx"))
         named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
         letters = "".join(str(axis["name"]).lower() for axis in named)
+        names[0]
     except (TypeError, KeyError, IndexError, AttributeError):
         raise Refused("its multiscales do not name axes and an array") from None
+    if len(letters) != len(named) or len(set(letters)) != len(letters) or not {"y", "x"} <= set(letters):
+        raise Refused(f"its axes are {utils.printable(letters, 50)}; an image has y and x, and others of one letter")
+    return [
+        _level(folder, name, letters, _sides(image, dataset, named, letters))
+        for name, dataset in zip(names, datasets, strict=True)
+    ]
+
+
+def _level(folder: Path, name: Any, letters: str, sides: tuple[float, float] | None) -> _Image:
+    """An array of an OME-Zarr image."""
     inside = Path(str(name))
     if inside.is_absolute() or ".." in inside.parts:
         raise Refused(f"its array {utils.printable(name)} lies outside of the folder")
@@ -192,11 +213,9 @@ def _of_multiscales(folder: Path, image: Any) -> _Image:
     if header is None:
         raise Refused(f"the array {utils.printable(name)}, which it names, is not there")
     shape = _shape_of(header)
-    if len(letters) != len(named) or len(set(letters)) != len(letters) or not {"y", "x"} <= set(letters):
-        raise Refused(f"its axes are {utils.printable(letters, 50)}; an image has y and x, and others of one letter")
     if len(letters) != len(shape):
         raise Refused(f"its array has the shape {shape}, and its axes are {utils.printable(letters, 50)}")
-    return _Image(folder / inside, header, letters, _sides(image, dataset, named, letters))
+    return _Image(folder / inside, header, letters, sides)
 
 
 def _sides(image: dict, dataset: dict, axes: list[dict], letters: str) -> tuple[float, float] | None:

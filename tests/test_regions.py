@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -455,6 +456,25 @@ def test_a_geotiff_has_a_place_on_the_map(tmp_path):
         assert source.georeference is None
 
 
+@pytest.mark.parametrize(("micrometres", "step"), [(None, 1), (0.1, 1), (0.35, 1), (0.36, 2), (0.5, 2), (9.0, 2)])
+def test_the_level_of_a_pyramid_is_the_nearest_one(tmp_path, micrometres, step):
+    pyramid(tmp_path / "a.tif")
+    with open_source(tmp_path / "a.tif", 5, micrometres) as source:
+        assert source.pixel_size == 0.25 * step
+        np.testing.assert_array_equal(source.read(0, 0, *source.shape[:2]), MANY[::step, ::step])
+
+
+def test_a_pyramid_without_a_size_has_no_level_of_a_size(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(DEEP, subifds=1)
+        file.write(DEEP[::2, ::2], subfiletype=1)
+    with pytest.raises(ValueError, match=r"a\.tif: it does not say the size of its pixels"):
+        open_source(tmp_path / "a.tif", micrometres=0.5)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with open_source(tmp_path / "a.png", micrometres=0.5) as source:
+        assert source.shape == COLOUR.shape, "it has one level"
+
+
 ############################################################
 #  One rule for the whole image
 ############################################################
@@ -612,7 +632,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 
 def test_a_slide_without_its_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
+    monkeypatch.setitem(sys.modules, "openslide", None)
     (tmp_path / "a.mrxs").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(
         ValueError, match=r"a\.mrxs: slides \(\.mrxs\) are read by OpenSlide; pip install openslide-python"
@@ -665,6 +685,21 @@ def test_units_of_ome_zarr(tmp_path, unit):
         assert source.pixel_size == {"nanometer": 0.0005, "micrometer": 0.5, "millimeter": 500.0}.get(unit)
 
 
+def test_the_level_of_ome_zarr_is_the_nearest_one(tmp_path):
+    folder = ome_zarr(tmp_path / "a.zarr", DEEP, "yx")
+    zarr = pytest.importorskip("zarr", reason="the optional package zarr is not installed")
+    group = zarr.open_group(str(folder), mode="a")
+    group.create_array("1", shape=(35, 50), dtype=DEEP.dtype, chunks=(32, 32))[:] = DEEP[::2, ::2]
+    ome = group.attrs["ome"]
+    transformations = [{"type": "scale", "scale": [1.0, 1.0]}]
+    ome["multiscales"][0]["datasets"].append({"path": "1", "coordinateTransformations": transformations})
+    group.attrs["ome"] = ome
+    for micrometres, step in ((None, 1), (0.6, 1), (0.9, 2)):
+        with open_source(folder, micrometres=micrometres) as source:
+            assert source.pixel_size == 0.5 * step
+            np.testing.assert_array_equal(source.read(0, 0, *source.shape), DEEP[::step, ::step])
+
+
 @pytest.mark.parametrize("options", [{}, {"zarr_format": 2}, {"shards": (64, 64, 3)}])
 def test_plain_zarr_arrays_are_read(tmp_path, options):
     zarr = pytest.importorskip("zarr", reason="the optional package zarr is not installed")
@@ -684,7 +719,7 @@ def test_folders_of_zarr_without_one_image_are_explained(tmp_path):
     zarr = pytest.importorskip("zarr", reason="the optional package zarr is not installed")
     folder = tmp_path / "a.zarr"
     group = zarr.open_group(str(folder), mode="w")
-    with pytest.raises(ValueError, match=r"a\.zarr: it is a group without an image of its own"):
+    with pytest.raises(ValueError, match=r"a\.zarr: it is a group without an image of its own, and has none inside"):
         open_source(folder)
     group.create_array("only", shape=(20, 30), dtype=np.uint8, chunks=(8, 8))
     with open_source(folder) as source:
@@ -844,7 +879,7 @@ def test_slides_are_read_by_openslide(tmp_path):
 def test_a_slide_is_read_as_a_tiff_without_openslide(tmp_path, monkeypatch):
     image = random_image(200, 300)
     write_slide(tmp_path / "a.svs", image)
-    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
+    monkeypatch.setitem(sys.modules, "openslide", None)
     with open_source(tmp_path / "a.svs") as source:
         assert source.pixel_size == 0.5
         np.testing.assert_array_equal(source.read(50, 60, 150, 170), image[50:150, 60:170])
