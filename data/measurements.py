@@ -63,8 +63,8 @@ def measure_crop(y: int, x: int, crop: np.ndarray, size: tuple[int, int], pixels
         sides. size: (height, width) of the picture.
     pixels: [area, C], the picture where the mask is, in any order; None: means and deviations are left empty.
     """
-    rows, columns = np.nonzero(crop)
-    area = len(rows)
+    area = int(np.count_nonzero(crop))
+    x_sum, y_sum = (int(crop.sum(axis=axis) @ np.arange(crop.shape[1 - axis])) for axis in (0, 1))
     length, short = turned_sides(crop)
     means = deviations = ()
     if pixels is not None:
@@ -73,7 +73,7 @@ def measure_crop(y: int, x: int, crop: np.ndarray, size: tuple[int, int], pixels
     touches = y == 0 or x == 0 or y + crop.shape[0] == size[0] or x + crop.shape[1] == size[1]
     return Measurements(
         x, y, crop.shape[1], crop.shape[0], area, float(skimage.measure.perimeter(np.pad(crop, 1))), length, short,
-        float(np.sqrt(4 * area / np.pi)), float(columns.mean()) + x + 0.5, float(rows.mean()) + y + 0.5, touches,
+        float(np.sqrt(4 * area / np.pi)), x_sum / area + x + 0.5, y_sum / area + y + 0.5, touches,
         means, deviations,
     )  # fmt: skip
 

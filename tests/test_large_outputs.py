@@ -42,6 +42,7 @@ from evaluation.large_outputs import (
 from evaluation.own_detect import PictureResults
 from evaluation.own_outputs import Table, coco_results, objects_of, rows_of, table_of
 from tiles import ArraySource, TiledDetections
+from visualize import random_colors
 
 NAMES = TinyConfig.CLASS_NAMES
 FACTORS = [0.0] * 6 + [1.0, 1.0, -2.0, 1.0, 1.0, -3.0] * 3  # of ACCEPT_CALIBRATION, for four classes
@@ -601,3 +602,12 @@ def test_preview_of_few_objects_has_captions(monkeypatch):
 def test_preview_of_a_small_picture_is_not_shrunk():
     pixels = np.full((30, 40), 7, np.uint8)
     assert preview(large_of([found_of([square(3, 3)], [0.9])], pixels)).shape == (30, 40, 3)
+
+
+def test_preview_has_the_best_mask_on_top():
+    """Here it comes last."""
+    count = CAPTIONED + 1
+    rows = [found_of([square(2, 3, 5)] * count, np.linspace(0.5, 0.9, count))]
+    drawn = preview(large_of(rows, (10, 10)))
+    colour = np.array(random_colors(2)[1]) * 255
+    assert drawn[2, 3].tolist() == colour.astype(np.uint8).tolist()
