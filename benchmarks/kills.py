@@ -178,12 +178,12 @@ def evaluation(data: Path, model: Path) -> Kind:
     return Kind("evaluation", run, progress, results)
 
 
-def large(picture: Path, model: Path) -> Kind:
-    """An image of 7 rows of tiles, with all kinds of results that are written row by row."""
+def large(picture: Path) -> Kind:
+    """An image of shapes in 4 rows of tiles, by the embedded model, with all results that are written row by row."""
 
     def run(folder: Path) -> int:
-        words = ["detect", "--dataset", picture, "--model", model, "--output", folder, "--device", "cpu"]
-        tiles = ["--tiles", "128", "--overlap", "64", "--threshold", "0.1"]
+        words = ["detect", "--dataset", picture, "--model", "shapes", "--output", folder, "--device", "cpu"]
+        tiles = ["--tiles", "128", "--overlap", "64", "--threshold", "0.05"]
         return custom.main([*map(str, words), *tiles, "--to", "pictures,csv,coco,geojson,label_images"])
 
     def progress(folder: Path) -> int:
@@ -392,7 +392,7 @@ def prepare(folder: Path) -> None:
     """model.pth, data/ and large.png in a folder."""
     write_model(folder / "model.pth")
     write_data(folder / "data", 24)
-    Image.fromarray(shapes.draw(500, 560, np.random.default_rng(0))[0]).save(folder / "large.png")
+    Image.fromarray(shapes.draw(300, 360, np.random.default_rng(0))[0]).save(folder / "large.png")
 
 
 def run_all(counts: Mapping[str, int], folder: Path, rng: random.Random) -> list[dict[str, Any]]:
@@ -405,7 +405,7 @@ def run_all(counts: Mapping[str, int], folder: Path, rng: random.Random) -> list
     rows = []
     try:
         model = folder / "model.pth"
-        kinds = (training(), evaluation(folder / "data", model), large(folder / "large.png", model), conversion(model))
+        kinds = (training(), evaluation(folder / "data", model), large(folder / "large.png"), conversion(model))
         for kind in (*kinds, downloading(ready.get())):
             if counts[kind.name]:
                 print(f"{kind.name}: {counts[kind.name]} kills", file=sys.stderr, flush=True)
