@@ -45,6 +45,7 @@ from weights.published import find_published, imagenet_weights, some_names
 from weights.stem import fit_images, settings_for_channels
 
 LOGS = Path("logs")
+MOST_TILE = 16_384  # pixels, the side of a tile; the network would need a hundred gigabytes for a larger one
 
 ############################################################
 #  Errors and exit codes
@@ -271,6 +272,35 @@ def add_set(parser: Any) -> None:
         metavar="NAME=VALUE",
         help="change settings; config.py explains all of them",
     )
+
+
+def add_tiles(parser: Any) -> None:
+    """--tiles, --overlap and --scale, in which evaluation/large.py: TileOptions has them."""
+    parser.add_argument(
+        "--tiles", type=_tiles, default="auto", metavar="N|off|auto",
+        help="images that are larger than N x N pixels: detect in tiles of that size; off: detect in one piece; auto, "
+        "the default: by the size of the image and the model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", type=whole_number(0), metavar="N",
+        help="pixels that neighbouring tiles share; default: 128, or more for a model of large objects",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scale", type=positive_number, metavar="FACTOR",
+        help="enlarge tiles by this for the network, or shrink them below 1, so that objects have the size that they "
+        "had in training; default: as the model says",
+    )  # fmt: skip
+
+
+def _tiles(text: str) -> int | str:
+    """A type for argparse: a side in pixels, off or auto."""
+    if text in ("off", "auto"):
+        return text
+    if not text.isdecimal() or not 0 < int(text) <= MOST_TILE:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, off, or the side of a tile, 1 to {MOST_TILE} pixels, not {text!r}"
+        )
+    return int(text)
 
 
 def add_output(parser: Any, contents: str, default: str | None = None, metavar: str = "DIR") -> None:

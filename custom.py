@@ -49,9 +49,10 @@ from data.writers.common import counted
 from evaluation import data_page, label_queue, review_page, suggest
 from evaluation.accept import USUAL_THRESHOLD, score_threshold
 from evaluation.detect import LISTED
+from evaluation.large import TileOptions
 from evaluation.own_detect import PictureSet, detect_pictures, detection_settings
-from evaluation.own_outputs import DEFAULT_KINDS, KINDS, summary, write_outputs
-from evaluation.own_outputs import Request as DetectRequest
+from evaluation.own_results import DEFAULT_KINDS, KINDS, summary, write_outputs
+from evaluation.own_results import Request as DetectRequest
 from model import MaskRCNN
 from own_evaluation import (
     SUBSETS,
@@ -261,6 +262,7 @@ def _add_detect(commands: Any) -> None:
         "--pixel-size", type=cli.positive_number, metavar="UM",
         help="side of a pixel in micrometres, for the table; default: by the metadata of each TIFF",
     )  # fmt: skip
+    cli.add_tiles(parser)
     cli.add_output(parser, f"all results; default: {RESULTS / 'detect'}/ and the name of the first FOLDER")
     parser.add_argument("--limit", type=cli.whole_number(1), metavar="N", help="the first N pictures; default: all")
     parser.add_argument(
@@ -431,13 +433,14 @@ def run_detect(arguments: argparse.Namespace) -> int:
     say(f"weights: {utils.printable(model.source)}")
     kind = "mask score" if model.config.USE_MASKIOU_HEAD else "class score"
     say(f"{counted(len(pictures), 'pictures')}; threshold: {kind} {threshold:g}")
-    dataset = PictureSet(pictures)
+    dataset, tiles = PictureSet(pictures), TileOptions(arguments.tiles, arguments.overlap, arguments.scale)
     try:
-        run = detect_pictures(model, dataset, found.sources, folder, arguments.dtype or "float32", arguments.workers)
+        how = (arguments.dtype or "float32", arguments.workers, True, tiles)
+        run = detect_pictures(model, dataset, found.sources, folder, *how)
         for text in run.notes():
             say(text)
         request = DetectRequest(arguments.to, threshold, arguments.pixel_size, model.class_names, model.config)
-        outcome = write_outputs(dataset, folder, run.evaluation, request, found.root)
+        outcome = write_outputs(dataset, folder, run, request, found.root)
     except KeyboardInterrupt:
         print(f"\ncustom.py detect: interrupted; the same command continues in {folder}", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -9,6 +9,7 @@
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
     python demo.py rtsp://192.168.1.20/live           a video from the network: rtsp, rtmp, http or https, until Ctrl-C
     python demo.py photo.jpg --stages                 pictures of each stage of the network, too
+    python demo.py slide.tif --model nuclei           a large image: in tiles, where the model and its size ask for it
     python demo.py photo.jpg --model torchvision --threshold 0.7 --device cuda --dtype bfloat16
 
 A folder stands for the images and videos in it. Each image gets a picture, OUTPUT/NAME.jpg; each video, stream or
@@ -34,7 +35,7 @@ import sys
 import time
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +51,16 @@ import video
 import visualize
 from captions import LABELS
 from data.images import ImageReader, reading_settings
-from data.sources import match_files
+from data.regions import Pixels, open_source
+from data.slide_regions import SUFFIXES as SLIDES
+from data.sources import PictureFile, match_files
 from data.writers.pictures import LONGEST_JPEG, save_picture
+from data.zarr_regions import is_zarr
 from detections import ImageDetections
+from evaluation.large import TileOptions, describe_tiles, hint_at_tiles, looks_into_tiles, tile_sizes
+from evaluation.large_outputs import LargePicture, NumberedRows, preview
 from model import MaskRCNN
+from tiles import TiledDetections, detect_tiled, plan_tiles
 from video import Frame, Source
 from weights.published import find_weights
 
@@ -82,7 +89,7 @@ def find_sources(names: list[str]) -> list[Source]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            paths = files_in(path)
+            paths = [path] if is_zarr(path) else files_in(path)
         elif re.match("[A-Za-z][A-Za-z0-9+.-]+://", name):
             sources[Source(check_url(name), "stream")] = None
             continue
@@ -103,9 +110,11 @@ def files_in(folder: Path) -> list[Path]:
 
     Raises: FileNotFoundError if there are none.
     """
-    suffixes = utils.IMAGE_SUFFIXES | video.SUFFIXES
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    paths = sorted(path for path in paths if path.is_file() or not path.exists())  # a link to nothing is named later
+    suffixes = utils.IMAGE_SUFFIXES | SLIDES | video.SUFFIXES
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = [path for path in shown if path.suffix.lower() in suffixes or is_zarr(path)]
+    # A link to nothing is named later.
+    paths = [path for path in paths if path.is_file() or is_zarr(path) or not path.exists()]
     if not paths:
         inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
         hint = (
@@ -232,7 +241,7 @@ class Pictures:
 class Stopwatch:
     """Seconds spent in each kind of work. Several kinds may run at the same time."""
 
-    KINDS = ("read", "resize", "network", "masks", "draw", "write", "show")
+    KINDS = ("read", "resize", "network", "masks", "draw", "write", "show", "in tiles")
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -256,14 +265,19 @@ class Stopwatch:
 ############################################################
 
 
-def read_frames(sources: Sequence[Source], every: int, failures: list[str], *settings: Any) -> Iterator[Frame]:
+def read_frames(
+    sources: Sequence[Source], every: int, failures: list[str], *settings: Any, left_out: Collection[int] = ()
+) -> Iterator[Frame]:
     """All images and frames, one after another.
 
-    failures: gets a message for each source that cannot be read. settings: of data.images.reading_settings.
+    failures: gets a message for each source that cannot be read. settings: of data.images.reading_settings. left_out:
+    the places of sources that are not read.
     """
     reader = ImageReader()
     reader.inspect([source.name for source in sources if source.kind == "image"], *settings)
     for index, source in enumerate(sources):
+        if index in left_out:
+            continue
         try:
             if source.kind == "image":
                 yield Frame(reader.read(source.name), index)
@@ -286,6 +300,87 @@ def batches(
         yield [frame.image for frame in batch]
 
 
+############################################################
+#  Large images
+############################################################
+
+MOST_DRAWN = 1 << 26  # pixels of an image that is drawn as it is; a larger one gets a small copy
+NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+
+
+def find_large(model: MaskRCNN, sources: Sequence[Source], arguments: argparse.Namespace) -> list[int]:
+    """The places of images that are detected in tiles. What was chosen and why is printed."""
+    options = tile_options(arguments)
+    shapes, others = {}, {}
+    for index, source in enumerate(sources):
+        if source.kind != "image":
+            continue
+        shape, in_tiles = looks_into_tiles(source.name, model.config, options)
+        if in_tiles:
+            shapes[index] = shape
+        elif shape is not None:
+            others[str(source)] = shape
+    named = {str(sources[index]): shape for index, shape in shapes.items() if shape is not None}
+    for text in (*describe_tiles(named, model.config, options), *hint_at_tiles(others, model.config, options)):
+        print(utils.printable(text, 2000))
+    return list(shapes)
+
+
+def tile_options(arguments: argparse.Namespace) -> TileOptions:
+    """--tiles, --overlap and --scale."""
+    return TileOptions(arguments.tiles, arguments.overlap, arguments.scale)
+
+
+def add_large(
+    model: MaskRCNN, source: Source, frame: Frame, pictures: Pictures, results: Results, arguments: argparse.Namespace,
+    signals: runtime.StopSignals, failures: list[str],
+) -> None:  # fmt: skip
+    """Detect in an image in tiles, and add its picture and its results. After a signal, nothing is added.
+
+    failures: gets a message if the image cannot be read.
+    """
+    if signals.received:
+        return
+    try:
+        with open_source(source.name, model.config.IMAGE_CHANNEL_COUNT) as image:
+            sizes = tile_sizes(model.config, tile_options(arguments))
+            rows = plan_tiles(image.shape, model.config, *sizes).shape[0]
+            parts = []
+            with tqdm(total=rows, unit="row of tiles", desc=utils.printable(source), leave=False) as bar:
+                for found in detect_tiled(model, image, *sizes, arguments.dtype or "float32"):
+                    parts.append(found)
+                    bar.update()
+                    if signals.received:
+                        return
+            found = TiledDetections.cat(parts).sorted_by("scores")
+            result = found.to_image_detections(image.shape).to_result()
+            pictures.add(frame, draw_large(model, image, parts, found, arguments.labels))
+            results.add(str(source), frame, result, model.category_ids)
+    except (OSError, ValueError) as error:
+        failures.append(str(error))
+
+
+def draw_large(
+    model: MaskRCNN, image: Any, parts: Sequence[TiledDetections], found: TiledDetections, labels: str
+) -> np.ndarray:
+    """The picture of an image that was detected in tiles: a small copy, if it is too large to look at.
+
+    image: its source. parts: what was found, by rows of tiles. found: all of it. labels: of visualize.draw_instances.
+    """
+    height, width = image.shape[:2]
+    if height * width > MOST_DRAWN:
+        objects, name = NumberedRows(lambda: parts, 0.0), PictureFile("", "")
+        return preview(LargePicture(name, image, objects, model.config, model.class_names))
+    pixels = utils.viewable(Pixels(image, model.config).read(0, 0, height, width))
+    captions = visualize.captions_of(found.to_result(), model.class_names)
+    return visualize.draw_instances(pixels, found.rois, found.masks, captions, labels=labels)
+
+
+############################################################
+#  All sources
+############################################################
+
+
 class Outcome(NamedTuple):
     """The outcome of detect_all."""
 
@@ -304,7 +399,8 @@ def detect_all(
     paths: of the picture or video of each source. total: images, or None. window: video.Window, or None.
     """
     watch, failures, taken = Stopwatch(), [], deque()
-    frames = read_frames(sources, arguments.every, failures, *reading_settings(model.config))
+    large = find_large(model, sources, arguments)
+    frames = read_frames(sources, arguments.every, failures, *reading_settings(model.config), left_out=large)
     is_live = any(source.kind in ("camera", "stream") for source in sources)
     size = 1 if is_live else model.config.IMAGES_PER_GPU
     with contextlib.ExitStack() as stack:
@@ -331,6 +427,11 @@ def detect_all(
                         window.add(drawn)
                 bar.update()
         watch.seconds |= model.seconds
+        for index in large:
+            with watch.time("in tiles"):
+                rest = (pictures, results, arguments, signals, failures)
+                add_large(model, sources[index], Frame(NO_IMAGE, index), *rest)
+            bar.update()
     return Outcome(results.images, results.instances, failures, watch, signals.received)
 
 
@@ -432,6 +533,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--threshold", type=cli.share, help="the lowest class score of an instance; default: 0.5, or what --set says"
     )
+    cli.add_tiles(parser)
     cli.add_device(parser)
     cli.add_dtype(parser)
     cli.add_set(parser)

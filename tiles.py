@@ -17,8 +17,10 @@ H, W the image's height and width   Boxes are (y1, x1, y2, x2) in pixels of the 
 Tried and compared with others' rules by benchmarks/bench_tiles.py.
 """
 
+import contextlib
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,7 +33,7 @@ import torch
 import utils
 from config import Config
 from data.crops import Crop
-from data.regions import Pixels, Source, as_source
+from data.regions import Pixels, Source, as_source, open_source
 from detections import ImageDetections
 from model import Images, MaskRCNN, mold_image, pad_molded
 from roialign.paste import crop_to_rle
@@ -638,27 +640,40 @@ def detect_tiled(
     Memory holds one batch of tiles, the views that reach into the next row of tiles, and what the source needs.
     DETECTION_MAX_INSTANCES and the RPN's limits hold for each tile.
 
-    source: an array [H, W] or [H, W, C] as detect() takes it, or a Source, which reads regions.
+    source: an array [H, W] or [H, W, C] as detect() takes it, a Source, which reads regions, or the path of a file.
     tile, overlap, scale: as for plan_tiles. dtype: as for detect().
 
     Returns: an iterator. For each row of tiles it gives the objects that no later row can change, highest score first.
         An object may be larger than the overlap, or than a tile: then it is joined from pieces. Pieces that do not
         agree stay apart, with is_cut.
-    Raises: as plan_tiles and detect(); ValueError for what is no source.
+    Raises: as plan_tiles, detect() and open_source; ValueError for what is no source.
     """
-    source = as_source(source)
+    is_path = isinstance(source, str | os.PathLike)
+    source = open_source(source, model.config.IMAGE_CHANNEL_COUNT) if is_path else as_source(source)
     plan = plan_tiles(source.shape, model.config, tile, overlap, scale)
-    return _merged(model, source, plan, dtype)
+    return _merged(model, source, plan, dtype, closes=is_path)
 
 
-def _merged(model: MaskRCNN, source: Source, plan: Plan, dtype: str) -> Iterator[TiledDetections]:
-    config = model.config
+def _merged(model: MaskRCNN, source: Source, plan: Plan, dtype: str, closes: bool) -> Iterator[TiledDetections]:
+    """closes: close the source at the end."""
+    with source if closes else contextlib.nullcontext():
+        pixels = Pixels(source, model.config)
+        rows = (detect_views(model, pixels, plan, row, dtype) for row in plan.rows())
+        yield from merge_views(plan, rows, model.config)
+
+
+def merge_views(
+    plan: Plan, rows: Iterable[Iterable[tuple[Tile, list[View], int]]], config: Config
+) -> Iterator[TiledDetections]:
+    """Whole objects out of what all tiles of an image see: for each row those that no later row can change.
+
+    rows: for each row, from the top, what detect_views gives of its tiles. config: of the model.
+    """
     seams = Seams(plan, limit=config.DETECTION_MAX_INSTANCES, has_ious=config.USE_MASKIOU_HEAD)
-    pixels = Pixels(source, config)
-    for row in plan.rows():
-        for tile, views, count in detect_views(model, pixels, plan, row, dtype):
+    for number, row in enumerate(rows):
+        for tile, views, count in row:
             seams.add(tile, views, count)
-        yield seams.finish(row[0].row)
+        yield seams.finish(number)
 
 
 def detect_views(

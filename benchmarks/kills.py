@@ -1,14 +1,16 @@
-"""Kills trainings, evaluations, conversions and downloads, continues them, and compares with what was never killed.
+"""Kills trainings, evaluations, detections, conversions and downloads, continues them, and compares the results.
 
-    python benchmarks/kills.py              40 trainings, 30 evaluations, 20 conversions and 20 downloads are killed
-    python benchmarks/kills.py --training 0 --evaluation 0 --conversion 2 --download 2
+    python benchmarks/kills.py       40 trainings, 30 evaluations, 30 detections in a large image, 20 conversions and 20
+                                     downloads are killed
+    python benchmarks/kills.py --training 0 --evaluation 0 --large 0 --conversion 2 --download 2
 
 Each kind is a small real one, run by its command: samples/shapes.py train with a ResNet-18, coco.py evaluate on files
-of shapes, convert_weights.py --half, and weights.download from a slow server. A round starts in an empty folder. The
-process gets SIGKILL at a random instant, mostly after it began to write, the same command continues, and so on, until
-one comes to its end. Then the results of the round must equal those of an uninterrupted run to the bit: weights,
-optimiser, random states and losses; submission and numbers; files. No unfinished file may be left. And what a killed
-process had on the disk, in steps, images or bytes, must still be there after the next.
+of shapes, custom.py detect in tiles of an image of shapes, convert_weights.py --half, and weights.download from a slow
+server. A round starts in an empty folder. The process gets SIGKILL at a random instant, mostly after it began to write,
+the same command continues, and so on, until one comes to its end. Then the results of the round must equal those of an
+uninterrupted run to the bit: weights, optimiser, random states and losses; submission and numbers; tables, labels and
+pictures; files. No unfinished file may be left. And what a killed process had on the disk, in steps, images, rows of
+tiles or bytes, must still be there after the next.
 
 Each command has a process of its own, forked from this one, which has all imports but has computed nothing: most of the
 time of a small run would go into importing torch. A process has one thread.
@@ -48,16 +50,19 @@ from PIL import Image
 import cli
 import coco
 import convert_weights
+import custom
 import utils
 from benchmarks import machine
 from evaluation.detect import done_images
+from evaluation.stream import checked_length, read_values, whole_lines
 from model import MaskRCNN
 from samples import shapes
 from training.checkpoints import find_last, list_checkpoints
 from weights.checkpoint import read_checkpoint
 from weights.download import download
 
-COUNTS = {"training": 40, "evaluation": 30, "conversion": 20, "download": 20}
+COUNTS = {"training": 40, "evaluation": 30, "large": 30, "conversion": 20, "download": 20}
+NAMES = {"large": "a detection in a large image"}  # in words
 KILLS_A_ROUND = 5  # then the command may finish
 EARLY = 0.15  # of the kills hit a process before it began to write
 LATE_IMPORTS = ("matplotlib.pyplot", "torch._dynamo", "torch.utils.tensorboard")  # commands make these as they go
@@ -73,7 +78,7 @@ class Kind(NamedTuple):
 
     name: str
     run: Callable[[Path], int | None]  # starts it or continues it, by what the folder has; returns the exit code
-    progress: Callable[[Path], int]  # steps, images or bytes that the folder has; a kill must not lower it
+    progress: Callable[[Path], int]  # steps, images, rows or bytes that the folder has; a kill must not lower it
     results: Callable[[Path], dict[str, str]]  # what must be equal in the end, or hashes of it, by name
 
 
@@ -171,6 +176,31 @@ def evaluation(data: Path, model: Path) -> Kind:
         return {name: sha256((folder / name).read_bytes()) for name in names}
 
     return Kind("evaluation", run, progress, results)
+
+
+def large(picture: Path) -> Kind:
+    """An image of shapes in 4 rows of tiles, by the embedded model, with all results that are written row by row."""
+
+    def run(folder: Path) -> int:
+        words = ["detect", "--dataset", picture, "--model", "shapes", "--output", folder, "--device", "cpu"]
+        tiles = ["--tiles", "128", "--overlap", "64", "--threshold", "0.05"]
+        return custom.main([*map(str, words), *tiles, "--to", "pictures,csv,coco,geojson,label_images"])
+
+    def progress(folder: Path) -> int:
+        rows = 0
+        for place in (folder / "large").glob("*"):
+            for _, text in whole_lines(place):
+                with contextlib.suppress(ValueError):
+                    rows += read_values(checked_length(text)) is not None
+        return rows
+
+    def results(folder: Path) -> dict[str, str]:
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        names = {path.relative_to(folder).as_posix(): path for path in paths}
+        kept = ("detections/", "large/", ".lock")
+        return {name: sha256(path.read_bytes()) for name, path in names.items() if not name.startswith(kept)}
+
+    return Kind("large", run, progress, results)
 
 
 def conversion(model: Path) -> Kind:
@@ -359,21 +389,23 @@ def measure(kind: Kind, count: int, folder: Path, rng: random.Random) -> dict[st
 
 
 def prepare(folder: Path) -> None:
-    """model.pth and data/ in a folder."""
+    """model.pth, data/ and large.png in a folder."""
     write_model(folder / "model.pth")
     write_data(folder / "data", 24)
+    Image.fromarray(shapes.draw(300, 360, np.random.default_rng(0))[0]).save(folder / "large.png")
 
 
 def run_all(counts: Mapping[str, int], folder: Path, rng: random.Random) -> list[dict[str, Any]]:
     """A row for each kind that is killed at all."""
-    if counts["evaluation"] or counts["conversion"]:
+    if counts["evaluation"] or counts["large"] or counts["conversion"]:
         preparation = Kind("preparation", prepare, lambda place: 0, lambda place: {})
         run_to_end(preparation, folder)  # in a process of its own, so that this one has computed nothing
     ready = FORK.SimpleQueue()
     server = in_process(serve, ready, random.Random(0).randbytes(8_000_000), log=folder.with_suffix(".log"))
     rows = []
     try:
-        kinds = (training(), evaluation(folder / "data", folder / "model.pth"), conversion(folder / "model.pth"))
+        model = folder / "model.pth"
+        kinds = (training(), evaluation(folder / "data", model), large(folder / "large.png"), conversion(model))
         for kind in (*kinds, downloading(ready.get())):
             if counts[kind.name]:
                 print(f"{kind.name}: {counts[kind.name]} kills", file=sys.stderr, flush=True)
@@ -390,7 +422,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, count in COUNTS.items():
         parser.add_argument(
             f"--{name}", type=cli.whole_number(0), default=count, metavar="N",
-            help=f"how often a {name} is killed; default: {count}",
+            help=f"how often {NAMES.get(name, f'a {name}')} is killed; default: {count}",
         )  # fmt: skip
     cli.add_seed(parser, "the instants")
     return parser

@@ -47,22 +47,33 @@ def measure(rle: dict, values: np.ndarray | None) -> Measurements:
     Raises: ValueError for an empty mask, and for a picture of another size.
     """
     y, x, crop = utils.rle_to_crop(rle)
-    height, width = rle["size"]
+    size = tuple(rle["size"])
     if not crop.size:
         raise ValueError("an object without a pixel has no measurements")
-    if values is not None and values.shape[:2] != (height, width):
-        raise ValueError(f"the picture is {list(values.shape[:2])}, and the mask {[height, width]} (height, width)")
-    rows, columns = np.nonzero(crop)
-    area = len(rows)
+    if values is not None and values.shape[:2] != size:
+        raise ValueError(f"the picture is {list(values.shape[:2])}, and the mask {list(size)} (height, width)")
+    pixels = None if values is None else values[y : y + crop.shape[0], x : x + crop.shape[1]][crop]
+    return measure_crop(y, x, crop, size, pixels)
+
+
+def measure_crop(y: int, x: int, crop: np.ndarray, size: tuple[int, int], pixels: np.ndarray | None) -> Measurements:
+    """Measures an object without its picture.
+
+    y, x: the first pixel of its mask in the picture. crop: bool [h, w], the mask, without empty rows and columns at its
+        sides. size: (height, width) of the picture.
+    pixels: [area, C], the picture where the mask is, in any order; None: means and deviations are left empty.
+    """
+    area = int(np.count_nonzero(crop))
+    x_sum, y_sum = (int(crop.sum(axis=axis) @ np.arange(crop.shape[1 - axis])) for axis in (0, 1))
     length, short = turned_sides(crop)
     means = deviations = ()
-    if values is not None:
-        pixels = values[y : y + crop.shape[0], x : x + crop.shape[1]][crop].astype(np.float64)  # [area, C]
+    if pixels is not None:
+        pixels = pixels.astype(np.float64)
         means, deviations = tuple(pixels.mean(axis=0).tolist()), tuple(pixels.std(axis=0).tolist())
-    touches = y == 0 or x == 0 or y + crop.shape[0] == height or x + crop.shape[1] == width
+    touches = y == 0 or x == 0 or y + crop.shape[0] == size[0] or x + crop.shape[1] == size[1]
     return Measurements(
         x, y, crop.shape[1], crop.shape[0], area, float(skimage.measure.perimeter(np.pad(crop, 1))), length, short,
-        float(np.sqrt(4 * area / np.pi)), float(columns.mean()) + x + 0.5, float(rows.mean()) + y + 0.5, touches,
+        float(np.sqrt(4 * area / np.pi)), x_sum / area + x + 0.5, y_sum / area + y + 0.5, touches,
         means, deviations,
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ import runtime
 import utils
 from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
+from data.writers.streams import write_list
 
 from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
 from .stream import ImageFile, Line, describe_problems, find_stored, is_unchanged, keep_lines, read_lines
@@ -110,6 +111,12 @@ def evaluation_of(folder: str | os.PathLike) -> str:
     """
     path = Path(folder) / "evaluation.json"
     return _read_record(path).get("evaluation", "") if path.exists() else ""
+
+
+def stored_identity(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The identity that a folder was reserved with; None if nothing has reserved it. Raises: as evaluation_of."""
+    path = Path(folder) / "evaluation.json"
+    return _read_record(path)["identity"] if path.exists() else None
 
 
 def _checksum(record: dict[str, Any]) -> str:
@@ -344,7 +351,7 @@ def detect_chunks(
 
     writer = _Writer(folder)
     count = sum(map(len, chunks))
-    silent = not verbose or runtime.rank() > 0
+    silent = not verbose or runtime.rank() > 0 or not count
     images = 0
     try:
         with tqdm(total=count, unit="image", desc="detecting", disable=silent) as progress:
@@ -482,13 +489,5 @@ def write_submission(
     """bbox.json and segm.json, as COCO's evaluation server takes them. Each appears whole, or stays as it was."""
     paths = Path(folder) / "bbox.json", Path(folder) / "segm.json"
     for path, entries in zip(paths, (boxes, masks), strict=True):
-        runtime.write_atomically(path, lambda file, entries=entries: _write_list(file, entries))
+        runtime.write_atomically(path, lambda file, entries=entries: write_list(file, entries))
     return paths
-
-
-def _write_list(file: Any, entries: Sequence[dict[str, Any]]) -> None:
-    """Write what json.dump would, entry by entry: the text of all would take as much memory again."""
-    file.write(b"[")
-    for i, entry in enumerate(entries):
-        file.write((", " if i else "").encode() + json.dumps(entry).encode())
-    file.write(b"]")

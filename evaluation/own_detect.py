@@ -1,19 +1,23 @@
 """Detection in pictures that have no labels, with results for people and for tools: the engine of custom.py detect.
 
-    pictures ─ detect_pictures ─ FOLDER/detections/part-<process>.jsonl ─ PictureResults ─ own_outputs.py
+    pictures ─ detect_pictures ─ FOLDER/detections/part-<process>.jsonl ─ PictureResults ─ own_results.py
+    large ones ─ large.py ─ FOLDER/large/NAME/detections/part-<process>.jsonl ─ TiledResults ─ own_results.py
 
 The lines are those of evaluation/stream.py. A line is a picture's, whatever else is asked for: it has all detections
 from the least score on, so that another threshold or another kind of output needs no network. FOLDER/evaluation.json
 says which weights, settings and sources they are of. A folder takes one run, to which pictures may be added.
 
-A picture that cannot be read costs itself only. It is named at the end, and tried again by the next run.
+A picture that cannot be read costs itself only. It is named at the end, and tried again by the next run. Large pictures
+are detected in tiles, see large.py: their rows of tiles are shared among the processes.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +34,19 @@ from detections import ImageDetections
 
 from .accept import chances
 from .detect import claim_folder, detect_chunks, hash_weights, plan_chunks
+from .large import (
+    BY_MODEL,
+    Job,
+    LargeImage,
+    TileOptions,
+    claim_image,
+    describe_tiles,
+    detect_rows,
+    file_facts,
+    hint_at_tiles,
+    looks_into_tiles,
+    remaining_rows,
+)
 from .results import ResumableDetector
 from .stream import Line, Span, describe_problems, find_stored, is_unchanged, keep_lines
 
@@ -110,6 +127,7 @@ class Run(NamedTuple):
     taken_over: int  # pictures with results of an earlier run
     failures: dict[str, str]  # {address: why it could not be read}
     bits: int | str  # as which values of 16 bits were read, see Dataset.inspect_images
+    large: dict[int, LargeImage]  # the pictures that were detected in tiles, by image_id
 
     def notes(self) -> list[str]:
         """What a user should know, a sentence each."""
@@ -121,11 +139,12 @@ class Run(NamedTuple):
 
 def detect_pictures(
     model: ResumableDetector, dataset: PictureSet, sources: Sequence[str], folder: Path, dtype: str = "float32",
-    workers: int | None = None, verbose: bool = True,
+    workers: int | None = None, verbose: bool = True, options: TileOptions = BY_MODEL,
 ) -> Run:  # fmt: skip
     """Detect in all pictures that have no results in a folder yet. All processes of a group call it together.
 
-    sources: as identify_run. workers: threads that read. verbose: show progress, in the first process.
+    sources: as identify_run. workers: threads that read. verbose: show progress, in the first process. options: which
+    pictures are detected in tiles, and in which ones; the model is then a MaskRCNN.
 
     A picture is detected again if its file has other contents than before. Chunks are always the same, so that a
     picture is detected together with the same others, unless one of these cannot be read.
@@ -134,23 +153,97 @@ def detect_pictures(
     """
     with contextlib.ExitStack() as stack:
         bits = dataset.inspect_for(model.config)
-        numbers = {image_id: dataset.number(image_id) for image_id in dataset.image_ids.tolist()}
+        config = as_read(model.config, bits)
         answer: list[Any] = [None]
         if runtime.rank() == 0:
             try:
                 stack.enter_context(runtime.locked_folder(folder))
-                evaluation = claim_folder(folder, identify_run(model, sources, dtype))
-                answer = [(evaluation, *_remaining(model, dataset, numbers, folder, evaluation))]
+                identity = identify_run(model, sources, dtype)
+                evaluation = claim_folder(folder, identity)
+                large = _claim_large(dataset, folder, identity, config, options)
+                others = [i for i in dataset.image_ids.tolist() if i not in large.images | large.failures]
+                numbers = {i: dataset.number(i) for i in others}
+                rest = _remaining(model, dataset, numbers, folder, evaluation)
+                answer = [(evaluation, large, numbers, *rest)]
             except Exception as error:  # raised in all processes
                 answer = [error]
-        evaluation, chunks, taken_over = _told_by_first(answer)
-        chunks = chunks[runtime.rank() :: runtime.world_size()]
+        evaluation, large, numbers, chunks, taken_over = _told_by_first(answer)
+        chunks, jobs = (work[runtime.rank() :: runtime.world_size()] for work in (chunks, large.jobs))
         categories = list(range(model.config.NUM_CLASSES))
         work = (numbers, categories, folder, evaluation, dtype, workers, verbose)
         _, failures = detect_chunks(model, dataset, chunks, *work, keeps_rest=True)
         named = {dataset.pictures[image_id].address: reason for image_id, reason in failures.items()}
+        named |= detect_rows(model, jobs, config, dtype, verbose)
         everywhere = gathered(named)  # no process goes on before all have detected
-    return Run(evaluation, taken_over, {key: text for part in everywhere for key, text in part.items()}, bits)
+    unread = {dataset.pictures[image_id].address: reason for image_id, reason in large.failures.items()}
+    failures = unread | {key: text for part in everywhere for key, text in part.items()}
+    return Run(evaluation, taken_over + large.taken_over, failures, bits, large.images)
+
+
+def as_read(config: Config, bits: int | str) -> Config:
+    """A config by which large pictures are read as the others are. bits: of Dataset.inspect_images."""
+    config = copy.copy(config)
+    config.BIT_DEPTH = bits
+    return config
+
+
+class _Large(NamedTuple):
+    """The pictures that are detected in tiles."""
+
+    images: dict[int, LargeImage]  # by image_id
+    jobs: list[Job]  # rows that have no results yet, those of a picture together
+    failures: dict[int, str]  # {image_id: why its file could not be read}
+    taken_over: int  # pictures whose rows all have results
+
+
+def _claim_large(
+    dataset: PictureSet, folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
+) -> _Large:
+    """Which pictures are detected in tiles, said once, and the rows that remain. Lines that cannot be used go."""
+    chosen = _choose_large(dataset, config, options)
+    kept = {name: value for name, value in identity.items() if name != "dataset"} | {"bits": config.BIT_DEPTH}
+    images, jobs, failures = {}, [], {}
+    taken_over = rows = 0
+    for image_id in chosen:
+        picture = dataset.pictures[image_id]
+        name = re.sub(r"[^0-9A-Za-z._-]+", "_", picture.name)[-60:]
+        place = folder / "large" / f"{name}-{dataset.number(image_id):x}"
+        try:
+            facts = file_facts(picture.address)
+        except (OSError, ValueError) as error:
+            failures[image_id] = str(error)
+            continue
+        image = claim_image(picture.address, facts, place, kept, config, options)
+        remaining, problems = remaining_rows(image, config)
+        for text in describe_problems(problems, "rows of tiles"):
+            print(utils.printable(text, 2000))
+        images[image_id] = image
+        jobs += remaining
+        rows += image.plan.shape[0] - len(remaining) if remaining else 0
+        taken_over += not remaining
+    if rows:
+        print(f"taken over from an earlier run: {counted(rows, 'rows of tiles')}, where {len(jobs)} remain")
+    return _Large(images, jobs, failures, taken_over)
+
+
+def _choose_large(dataset: PictureSet, config: Config, options: TileOptions) -> list[int]:
+    """The image_id of each picture that is detected in tiles. What was chosen and why is printed."""
+    large, others = {}, {}
+    is_local = not any(is_address(picture.address) for picture in dataset.pictures)
+    if not is_local and isinstance(options.tiles, int):
+        raise ValueError(
+            "--tiles needs pictures on a disk, and these are in an object store; copy them first, or leave it out"
+        )
+    for image_id, picture in enumerate(dataset.pictures if is_local else ()):
+        shape, in_tiles = looks_into_tiles(picture.address, config, options)
+        if in_tiles:
+            large[image_id] = shape
+        elif shape is not None:
+            others[picture.name] = shape
+    named = {dataset.pictures[image_id].name: shape for image_id, shape in large.items() if shape is not None}
+    for text in (*describe_tiles(named, config, options), *hint_at_tiles(others, config, options)):
+        print(utils.printable(text, 2000))
+    return list(large)
 
 
 def _told_by_first(answer: list[Any]) -> Any:

@@ -95,6 +95,12 @@ class Line(NamedTuple):
     file: ImageFile | None = None
 
 
+def values_bytes(values: dict[str, Any]) -> bytes:
+    """The text of a line that has these values, and their checksum at the end."""
+    body = json.dumps(values)[:-1].encode()
+    return body + b', "checksum": "' + _digest(body).encode() + b'"}\n'
+
+
 def line_bytes(line: Line) -> bytes:
     """The text of a line. Raises: ValueError for values that results never have, such as a score of NaN."""
     if (fault := _fault(line)) is not None:
@@ -102,18 +108,17 @@ def line_bytes(line: Line) -> bytes:
             f"the detections in image {line.image_id} cannot be stored, because {fault}; are the weights damaged?"
         )
     names = ("image_id", "evaluation", "file", "boxes", "masks")
-    body = json.dumps({name: getattr(line, name) for name in names})[:-1].encode()
-    return body + b', "checksum": "' + _digest(body).encode() + b'"}\n'
+    return values_bytes({name: getattr(line, name) for name in names})
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def read_line(text: bytes, codes: bool = False) -> Line:
-    """A line from its text. codes: check the run-length codes of masks too, which takes longest.
+def read_values(text: bytes) -> Any:
+    """The values of a line, without the checksum; None if they are no JSON.
 
-    Raises: ValueError that says why the text is none, in words that go on after "line 7: ".
+    Raises: ValueError if the checksum does not fit, in words that go on after "line 7: ".
     """
     end = _CHECKSUM.search(text, max(0, len(text) - 64))
     if end is None:
@@ -122,10 +127,21 @@ def read_line(text: bytes, codes: bool = False) -> Line:
     if end[1].decode() != _digest(text[: end.start()]):
         raise ValueError("its checksum does not fit")
     try:
-        values = json.loads(text[: end.start()] + b"}")
+        return json.loads(text[: end.start()] + b"}")
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_line(text: bytes, codes: bool = False) -> Line:
+    """A line from its text. codes: check the run-length codes of masks too, which takes longest.
+
+    Raises: ValueError that says why the text is none, in words that go on after "line 7: ".
+    """
+    values = read_values(text)
+    try:
         file = None if values["file"] is None else ImageFile(*values["file"])
         line = Line(**{**values, "file": file})
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (TypeError, KeyError):
         raise ValueError("it is not the results of an image") from None
     if (fault := _fault(line)) is not None or (codes and (fault := _code_fault(line)) is not None):
         raise ValueError(fault)
@@ -192,8 +208,16 @@ class Span(NamedTuple):
     end: int
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[Span, bytes | None]]:
-    """Each line with its text, None if that is longer than MAX_LINE. A killed process leaves a half line at the end."""
+def whole_lines(folder: str | os.PathLike) -> Iterator[tuple[Span, bytes | None]]:
+    """The lines of all parts, each with its place and its text, which is None if it is longer than MAX_LINE.
+
+    A killed process leaves a half line at the end of its part. That is none of them.
+    """
+    for path in _parts(Path(folder)):
+        yield from _lines_of(path)
+
+
+def _lines_of(path: Path) -> Iterator[tuple[Span, bytes | None]]:
     number = start = 0
     with runtime.open_own(path, "rb") as file:
         while text := file.readline(MAX_LINE):
@@ -214,22 +238,30 @@ def read_lines(folder: str | os.PathLike, evaluation: str, codes: bool = False) 
 
     Raises: ValueError for an intact line of another evaluation.
     """
-    for path in _parts(Path(folder)):
-        for span, text in _whole_lines(path):
-            try:
-                if text is None:
-                    raise ValueError(f"it has more than {MAX_LINE:,} bytes")
-                line = read_line(text, codes)
-            except ValueError as error:
-                yield span, str(error)
-                continue
-            if line.evaluation != evaluation:
-                raise ValueError(
-                    f"{path}, line {span.number}, is of another evaluation ({utils.printable(line.evaluation)} there, "
-                    f"{evaluation} now): of other weights, settings or images. Choose another --output, or remove "
-                    f"{path}"
-                )
-            yield span, line
+    for span, text in whole_lines(folder):
+        try:
+            line = read_line(checked_length(text), codes)
+        except ValueError as error:
+            yield span, str(error)
+            continue
+        check_evaluation(span, line.evaluation, evaluation)
+        yield span, line
+
+
+def checked_length(text: bytes | None) -> bytes:
+    """The text of whole_lines. Raises: ValueError for None, as read_line."""
+    if text is None:
+        raise ValueError(f"it has more than {MAX_LINE:,} bytes")
+    return text
+
+
+def check_evaluation(span: Span, stored: str, evaluation: str) -> None:
+    """Raises ValueError if a line is of another evaluation than the folder. stored: the digest in the line."""
+    if stored != evaluation:
+        raise ValueError(
+            f"{span.path}, line {span.number}, is of another evaluation ({utils.printable(stored)} there, "
+            f"{evaluation} now): of other weights, settings or images. Choose another --output, or remove {span.path}"
+        )
 
 
 class StoredImage(NamedTuple):
@@ -291,13 +323,13 @@ def _copy(spans: Sequence[Span], file: Any) -> None:
             file.write(part.read(span.end - span.start))
 
 
-def describe_problems(problems: Sequence[tuple[Span, str]]) -> list[str]:
-    """A sentence for each part with lines that cannot be used."""
+def describe_problems(problems: Sequence[tuple[Span, str]], what: str = "images") -> list[str]:
+    """A sentence for each part with lines that cannot be used. what: the lines are of."""
     texts: dict[Path, list[str]] = {}
     for span, reason in problems:
         texts.setdefault(span.path, []).append(f"line {span.number} ({reason})")
     return [
-        f"{path}: {len(lines)} lines cannot be used, and their images are detected again: {utils.listed(lines, 5)}"
+        f"{path}: {len(lines)} lines cannot be used, and their {what} are detected again: {utils.listed(lines, 5)}"
         for path, lines in texts.items()
     ]
 
@@ -311,11 +343,14 @@ class Writer:
         self.file = runtime.open_own(self.path, "ab", buffering=0)
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Write lines at once. If the process is killed meanwhile, the next run cuts off the half-written line.
+        """Write lines at once, as append does."""
+        self.append(b"".join(map(line_bytes, lines)))
+
+    def append(self, text: bytes) -> None:
+        """Write the text of lines. If the process is killed meanwhile, the next run cuts off the half-written line.
 
         Raises: OSError that names the part if the disk is full.
         """
-        text = b"".join(map(line_bytes, lines))
         with runtime.errors_name(self.path):
             while text:
                 text = text[self.file.write(text) :]

@@ -486,7 +486,7 @@ def test_doctor_without_compilers():
 
 def test_kills_end_with_a_json_line(tmp_path):
     output = tmp_path / "kills.json"
-    counts = ("--training", "0", "--evaluation", "0", "--conversion", "0", "--download", "2")
+    counts = ("--training", "0", "--evaluation", "0", "--large", "0", "--conversion", "0", "--download", "2")
     done = run("benchmarks/kills.py", *counts, "--output", str(output), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()

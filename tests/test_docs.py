@@ -437,12 +437,16 @@ def test_the_tables_of_speed_are_the_committed_results():
         assert not facts.get("quick", False), path
 
 
-def test_kills_are_the_committed_result():
-    facts = committed("docs/training.md", "kills")
-    assert [case["name"] for case in facts["cases"]] == list(kills.COUNTS)
+@pytest.mark.parametrize(("page", "names"), [
+    ("docs/training.md", ["training", "evaluation", "conversion", "download"]),
+    ("docs/large_images.md", ["large"]),
+])  # fmt: skip
+def test_kills_are_the_committed_result(page, names):
+    facts = committed(page, "kills")
+    assert [case["name"] for case in facts["cases"]] == names
     for case in facts["cases"]:
         numbers = [str(case[name]) for name in ("kills", "rounds", "equal", "lost")]
-        assert row_of("docs/training.md", case["name"]).split(" | ") == numbers
+        assert row_of(page, case["name"]).split(" | ") == numbers
         assert case["kills"] == kills.COUNTS[case["name"]]
         assert (case["equal"], case["leftovers"]) == (case["rounds"], 0)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from detect_blobs import BlobFinder, save_blobs
 from helpers import TinyConfig, detection_result
 from PIL import Image
-from scipy import ndimage
 
 import cli
 import custom
@@ -25,51 +25,6 @@ from evaluation.own_detect import detection_settings
 from model import MaskRCNN
 
 FACTORS = [0.0] * 6 + [1.0, 1.0, -2.0, 1.0, 1.0, -3.0] * 3  # of ACCEPT_CALIBRATION, for four classes
-
-
-class BlobFinder:
-    """A detector that finds the bright blobs of pictures. Their red says the class, and their green the score."""
-
-    class_names, category_ids, source = ("BG", "cat, small", "dog", "cow"), (0, 1, 2, 3), "made by a test"
-    device, has_ious = torch.device("cpu"), True
-
-    def __init__(self, **settings) -> None:
-        self.config = TinyConfig(**settings)
-        self.seconds: dict[str, float] = {}
-        self.seen: list[tuple[int, int]] = []  # the shapes of pictures
-        self.stop_after: int | None = None
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"weight": torch.ones(2)}
-
-    def detect_batches(self, batches, dtype="float32", masks="rle"):
-        for batch in batches:
-            if self.stop_after is not None and len(self.seen) >= self.stop_after:
-                raise KeyboardInterrupt
-            self.seen += [image.shape[:2] for image in batch]
-            yield [self._find(image) for image in batch]
-
-    def _find(self, image: np.ndarray) -> dict:
-        labels, count = ndimage.label(image[..., 2] > 200)
-        found = [labels == number for number in range(1, count + 1)]
-        pixels = [image[mask][0] for mask in found]
-        stack = np.stack([*found, np.zeros(image.shape[:2], bool)], axis=-1)[..., : len(found)]
-        result = detection_result(
-            stack, [int(red) // 60 for red, _, _ in pixels], [green / 255 for _, green, _ in pixels],
-            [0.9 if number % 2 else 0.68 for number in range(count)] if self.has_ious else None,
-        )  # fmt: skip
-        result["masks"] = list(utils.mask_to_rle(stack))
-        return result
-
-
-def save_blobs(path: Path, *blobs, size=(40, 60)) -> Path:
-    """A picture with blobs (class, score, y1, x1, y2, x2)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((*size, 3), 30, np.uint8)
-    for class_id, score, y1, x1, y2, x2 in blobs:
-        pixels[y1:y2, x1:x2] = (60 * class_id, round(255 * score), 250)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Writes records as a file of instances in COCO's format."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import utils
 from data.object_checks import class_name
 from data.recognise import Records
 
-from .common import check_embedded, class_names, copy_all, file_names, write_json
+from .common import check_embedded, class_names, copy_all, file_names
+from .streams import stream_json
 
 NAME = "annotations.json"
 
@@ -31,20 +34,32 @@ def write_coco(records: Records, folder: Path, copy_pictures: bool = False, note
     names = file_names(records, copy_pictures)
     if copy_pictures:
         copy_all(records, folder, names)
-    return write_json(folder / NAME, _contents(records, names))
+    return stream_json(folder / NAME, _contents(records, names))
 
 
 def _contents(records: Records, names: list[str]) -> dict[str, Any]:
     number_of = {name: number for number, name in enumerate(class_names(records), start=1)}
-    images, annotations = [], []
+    images = []
     for number, (picture, name) in enumerate(zip(records.pictures, names, strict=True), start=1):
         split = {"split": picture.split} if picture.split else {}
         images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height, **split})
+    return {
+        "info": {"description": f"converted from {records.title} by custom.py convert"},
+        "images": images,
+        "annotations": _annotations(records, number_of),
+        "categories": [{"id": number, "name": name} for name, number in number_of.items()],
+    }
+
+
+def _annotations(records: Records, number_of: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The entries of all objects. They are never in memory together, and no more are those of a large image."""
+    ids = itertools.count(1)
+    for number, picture in enumerate(records.pictures, start=1):
         for parsed in picture.objects:
             rle = parsed.mask(picture.height, picture.width)
             y1, x1, y2, x2 = utils.rle_to_bbox(rle)
             entry = {
-                "id": len(annotations) + 1,
+                "id": next(ids),
                 "image_id": number,
                 "category_id": number_of[class_name(parsed)],
                 "segmentation": utils.rle_to_json(rle),
@@ -55,10 +70,4 @@ def _contents(records: Records, names: list[str]) -> dict[str, Any]:
             if parsed.attributes:
                 score = {"score": parsed.attributes["score"]} if "score" in parsed.attributes else {}
                 entry |= {**score, "attributes": parsed.attributes}
-            annotations.append(entry)
-    return {
-        "info": {"description": f"converted from {records.title} by custom.py convert"},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for name, number in number_of.items()],
-    }
+            yield entry

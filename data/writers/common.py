@@ -5,7 +5,6 @@ at all, and returns the file or folder that a user opens. notes gets a sentence,
 format cannot hold. What is in the folder already stays, and files of the same name are replaced.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,8 @@ from data.object_checks import picture_name, sorted_names
 from data.reading import split_of
 from data.recognise import Records
 from data.records import Object, Picture
+
+from .streams import json_bytes
 
 ############################################################
 #  Classes
@@ -273,6 +274,4 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
     """write_text of JSON. Its letters are unescaped, unless a file's name is no Unicode, which JSON must escape."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    is_unicode = as_unicode([text], None) == [text]
-    return write_text(path, text if is_unicode else json.dumps(value, indent=indent))
+    return write_bytes(path, json_bytes(value, indent))

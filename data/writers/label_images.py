@@ -7,6 +7,8 @@ are several classes, each also has label images of its own, in classes/CLASS/, w
 
 import csv
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from data.formats.label_images import CLASS_TABLE, label_stem
 from data.object_checks import class_name
 from data.recognise import Records
+from data.records import Object
 
 from .common import (
     Overlaps,
@@ -29,8 +32,10 @@ from .common import (
     plan_names,
     without_crowds,
     write_bytes,
-    write_text,
 )
+from .streams import stream_csv
+
+_COLUMNS = ("file", "number", "class")  # of classes.csv
 
 
 def write_label_images(
@@ -53,7 +58,7 @@ def write_label_images(
     divided = [name for name in classes if name in present] if len(present) > 1 else []
     folders = dict(zip(classes, number_names(map(_folder_name, classes)), strict=True))
     attributes = list({name: None for p in records.pictures for parsed in p.objects for name in parsed.attributes})
-    rows, overlaps, others = [["file", "number", "class", *attributes]], Overlaps(), Overlaps()
+    rows, overlaps, others = [[*_COLUMNS, *attributes]], Overlaps(), Overlaps()
     for found in labelled(records, names):
         name = PurePosixPath(found.name).with_suffix(".tif")
         _write(folder / "masks" / name, number_pixels(found, overlaps))
@@ -68,10 +73,33 @@ def write_label_images(
     overlaps.note(notes)
     if divided:
         note(notes, len(divided), f"classes: label images know none, so {CLASS_TABLE} and classes/ tell them apart")
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(folder / CLASS_TABLE, text.getvalue())
+    stream_csv(folder / CLASS_TABLE, rows)
     return folder
+
+
+def add_classes(folder: Path, name: str, objects: Iterator[tuple[int, Object]]) -> None:
+    """Adds the objects of a label image to classes.csv, in place of those that the table has of it already.
+
+    name: of the label image, below the folder. objects: the number of each, and what is known of it; all have the same
+    attributes. The table is copied row by row.
+    """
+    path = folder / CLASS_TABLE
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") if path.exists() else io.StringIO() as old:
+        former = csv.reader(old)
+        header = next(former, list(_COLUMNS))
+        first = list(itertools.islice(objects, 1))
+        columns = [*header, *(key for _, parsed in first for key in parsed.attributes if key not in header)]
+        kept = ([*row, *[""] * (len(columns) - len(row))] for row in former if row and row[0] != name)
+        added = (
+            [name, number, class_name(parsed), *map(attribute_text(parsed).get, columns[len(_COLUMNS) :])]
+            for number, parsed in itertools.chain(first, objects)
+        )
+        stream_csv(path, itertools.chain([columns], kept, added))
+
+
+def mask_name(name: str) -> str:
+    """The place of a picture's label image, below the folder. name: of the picture."""
+    return f"masks/{PurePosixPath(_findable(PurePosixPath(name))).with_suffix('.tif')}"
 
 
 def _findable(name: PurePosixPath) -> str:
