@@ -45,7 +45,7 @@ from data.images import (
 from data.inputs import image_array
 from data.measurements import tiff_pixel_size
 from data.tiff import TiffError, is_tiff
-from data.tiff_regions import TiffRegions
+from data.tiff_regions import PieceCache, TiffRegions
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +127,12 @@ def as_source(source: Any) -> Source:
 ############################################################
 
 
-def open_source(path: str | os.PathLike, channels: int = 3) -> "FileSource":
+def open_source(path: str | os.PathLike, channels: int = 3, cache: PieceCache | None = None) -> "FileSource":
     """Opens a file that is read by regions, and reads its header. It stays open until close().
 
     Values, channels and pages are those of read_image; its pixels are turned as EXIF says. Pixels makes the same 8 bits
-    of them. channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them.
+    of them. channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. cache: of decoded pieces, which
+    several files may share; None: one of its own.
 
     Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if it is no image that
         can be read, or too large for the memory.
@@ -141,18 +142,18 @@ def open_source(path: str | os.PathLike, channels: int = 3) -> "FileSource":
     name = utils.printable(path, 500)
     try:
         with errors_named(name, file):
-            return FileSource(path, file, _open_reader(file, channels))
+            return FileSource(path, file, _open_reader(file, channels, cache))
     except BaseException:
         file.close()
         raise
 
 
-def _open_reader(file: BinaryIO, channels: int) -> Any:
+def _open_reader(file: BinaryIO, channels: int, cache: PieceCache | None) -> Any:
     """What reads the regions of an open file."""
     if not is_tiff(file):
         return _WholeFile(file, channels)
     try:
-        return TiffRegions(file, channels)
+        return TiffRegions(file, channels, cache)
     except TiffError as error:
         file.seek(0)
         return _WholeFile(file, channels, str(error))
@@ -163,6 +164,7 @@ class FileSource(Source):
 
     path: of the file. name: the same, for messages. bits: how many bits of 16 the file says are in use, or None.
     nodata: the value of pixels that show nothing, or None. notes: sentences about what is not read.
+    reads_parts: whether a region is read without the rest of the file.
     """
 
     def __init__(self, path: Path, file: BinaryIO, reader: Any) -> None:
@@ -170,7 +172,7 @@ class FileSource(Source):
         is_empty and close, all of the pixels as they are stored.
         """
         self.path, self.name, self.notes = path, utils.printable(path, 500), list(reader.notes)
-        self._file, self._reader = file, reader
+        self._file, self._reader, self.reads_parts = file, reader, isinstance(reader, TiffRegions)
         height, width, *channels = reader.shape
         self.shape = (*((width, height) if reader.orientation >= 5 else (height, width)), *channels)
         self.dtype, self.nodata, self.pixel_size = reader.dtype, reader.nodata, reader.pixel_size
