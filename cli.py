@@ -277,9 +277,9 @@ def add_set(parser: Any) -> None:
 def add_tiles(parser: Any) -> None:
     """--tiles, --overlap and --scale, in which evaluation/large.py: TileOptions has them."""
     parser.add_argument(
-        "--tiles", type=_tiles, default="auto", metavar="N|off",
-        help="images that are larger than N x N pixels: detect in tiles of that size; off: detect in one piece; "
-        "default: by the size of the image and the model",
+        "--tiles", type=_tiles, default="auto", metavar="N|off|auto",
+        help="images that are larger than N x N pixels: detect in tiles of that size; off: detect in one piece; auto, "
+        "the default: by the size of the image and the model",
     )  # fmt: skip
     parser.add_argument(
         "--overlap", type=whole_number(0), metavar="N",
@@ -293,11 +293,13 @@ def add_tiles(parser: Any) -> None:
 
 
 def _tiles(text: str) -> int | str:
-    """A type for argparse: a side in pixels, or off."""
-    if text == "off":
+    """A type for argparse: a side in pixels, off or auto."""
+    if text in ("off", "auto"):
         return text
     if not text.isdecimal() or not 0 < int(text) <= MOST_TILE:
-        raise argparse.ArgumentTypeError(f"must be off, or the side of a tile, 1 to {MOST_TILE} pixels, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be auto, off, or the side of a tile, 1 to {MOST_TILE} pixels, not {text!r}"
+        )
     return int(text)
 
 

@@ -52,8 +52,10 @@ import visualize
 from captions import LABELS
 from data.images import ImageReader, reading_settings
 from data.regions import Pixels, open_source
+from data.slide_regions import SUFFIXES as SLIDES
 from data.sources import PictureFile, match_files
 from data.writers.pictures import LONGEST_JPEG, save_picture
+from data.zarr_regions import is_zarr
 from detections import ImageDetections
 from evaluation.large import TileOptions, describe_tiles, hint_at_tiles, looks_into_tiles, tile_sizes
 from evaluation.large_outputs import LargePicture, NumberedRows, preview
@@ -87,7 +89,7 @@ def find_sources(names: list[str]) -> list[Source]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            paths = files_in(path)
+            paths = [path] if is_zarr(path) else files_in(path)
         elif re.match("[A-Za-z][A-Za-z0-9+.-]+://", name):
             sources[Source(check_url(name), "stream")] = None
             continue
@@ -108,9 +110,11 @@ def files_in(folder: Path) -> list[Path]:
 
     Raises: FileNotFoundError if there are none.
     """
-    suffixes = utils.IMAGE_SUFFIXES | video.SUFFIXES
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    paths = sorted(path for path in paths if path.is_file() or not path.exists())  # a link to nothing is named later
+    suffixes = utils.IMAGE_SUFFIXES | SLIDES | video.SUFFIXES
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = [path for path in shown if path.suffix.lower() in suffixes or is_zarr(path)]
+    # A link to nothing is named later.
+    paths = [path for path in paths if path.is_file() or is_zarr(path) or not path.exists()]
     if not paths:
         inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
         hint = (
@@ -316,7 +320,7 @@ def find_large(model: MaskRCNN, sources: Sequence[Source], arguments: argparse.N
             shapes[index] = shape
         elif shape is not None:
             others[str(source)] = shape
-    named = {str(sources[index]): shape for index, shape in shapes.items()}
+    named = {str(sources[index]): shape for index, shape in shapes.items() if shape is not None}
     for text in (*describe_tiles(named, model.config, options), *hint_at_tiles(others, model.config, options)):
         print(utils.printable(text, 2000))
     return list(shapes)

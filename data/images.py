@@ -487,7 +487,7 @@ def open_header(
         _check_size((tiff.layout.width, tiff.layout.height), max_pixels)
         try:
             image = Image.open(file, formats=["TIFF"])
-        except Image.UnidentifiedImageError:
+        except (Image.UnidentifiedImageError, KeyError):  # KeyError: of a compression that Pillow does not know
             return None, tiff
         if not tiff.is_plain and (tiff.is_readable or not tiff.has_whole_pages):
             return None, tiff

@@ -118,7 +118,7 @@ def _opened(
 
     process: its number. A fork must share neither the place in a file with its parent, nor a lock.
     """
-    source = open_source(file[0], channels, _cache(process))
+    source = open_source(file[0], channels, cache=_cache(process))
     if not source.reads_parts:
         source.close()
         return None

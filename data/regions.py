@@ -3,7 +3,10 @@
     with open_source("slide.tif") as source:
         source.shape, source.pixel_size, source.read(0, 0, 512, 512)
 
-    tiles and strips of TIFF, BigTIFF, OME-TIFF, ImageJ   only the pieces that a region touches (data/tiff_regions.py)
+    tiles and strips of TIFF, BigTIFF, OME-TIFF, ImageJ   only the pieces that a region touches: data/tiff_regions.py
+    OME-Zarr and Zarr arrays                              the same, by the package zarr: data/zarr_regions.py
+    slides                                                the same, by OpenSlide: data/slide_regions.py
+    aerial and satellite images                           the same, by rasterio: data/map_regions.py
     other files that read_image reads                     decoded once, when the first region is read
 
 H, W the image's height and width   Regions are (y1, x1, y2, x2) in pixels; (y2, x2) lies outside.
@@ -11,7 +14,6 @@ H, W the image's height and width   Regions are (y1, x1, y2, x2) in pixels; (y2,
 
 import contextlib
 import functools
-import itertools
 import logging
 import math
 import os
@@ -26,6 +28,7 @@ from PIL import Image
 
 import utils
 from config import Config
+from data import map_regions, slide_regions
 from data.georeference import Georeference
 from data.images import (
     Refused,
@@ -43,9 +46,12 @@ from data.images import (
     turned,
 )
 from data.inputs import image_array
+from data.map_regions import GeoTiffRegions, MapRegions
 from data.measurements import tiff_pixel_size
+from data.slide_regions import SlideRegions
 from data.tiff import TiffError, is_tiff
 from data.tiff_regions import PieceCache, TiffRegions
+from data.zarr_regions import ZarrRegions, is_zarr
 
 logger = logging.getLogger(__name__)
 
@@ -127,36 +133,68 @@ def as_source(source: Any) -> Source:
 ############################################################
 
 
-def open_source(path: str | os.PathLike, channels: int = 3, cache: PieceCache | None = None) -> "FileSource":
-    """Opens a file that is read by regions, and reads its header. It stays open until close().
+def open_source(
+    path: str | os.PathLike, channels: int = 3, micrometres: float | None = None, cache: PieceCache | None = None
+) -> "FileSource":
+    """Opens a file, or a folder of Zarr, that is read by regions, and reads its header. It stays open until close().
 
     Values, channels and pages are those of read_image; its pixels are turned as EXIF says. Pixels makes the same 8 bits
-    of them. channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. cache: of decoded pieces, which
-    several files may share; None: one of its own.
+    of them.
+
+    channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. micrometres: of a pixel; of slides that
+        OpenSlide reads, the level that is nearest to it. None: the finest. cache: of decoded pieces of TIFF files,
+        which several files may share; None: one of its own.
 
     Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if it is no image that
-        can be read, or too large for the memory.
+        can be read, if a package for it is missing, or if it is too large for the memory.
     """
     path = Path(path)
-    file = open_file(path)
     name = utils.printable(path, 500)
+    file = None if path.is_dir() and is_zarr(path) else open_file(path)
     try:
         with errors_named(name, file):
-            return FileSource(path, file, _open_reader(file, channels, cache))
+            return FileSource(path, file, _open_reader(path, file, channels, micrometres, cache))
     except BaseException:
-        file.close()
+        if file is not None:
+            file.close()
         raise
 
 
-def _open_reader(file: BinaryIO, channels: int, cache: PieceCache | None) -> Any:
-    """What reads the regions of an open file."""
-    if not is_tiff(file):
-        return _WholeFile(file, channels)
+def _open_reader(
+    path: Path, file: BinaryIO | None, channels: int, micrometres: float | None, cache: PieceCache | None
+) -> Any:
+    """What reads the regions of an open file, or of a folder."""
+    if file is None:
+        return ZarrRegions(path, channels)
+    has_pieces = is_tiff(file)
+    if has_pieces or path.suffix.lower() in slide_regions.SUFFIXES:
+        if slide_regions.find_vendor(path) not in (None, "generic-tiff"):
+            return SlideRegions(path, micrometres)
+        if not has_pieces and (missing := slide_regions.missing_package(path)):
+            raise Refused(missing)
+    reason = ""
+    if has_pieces:
+        try:
+            pixels = TiffRegions(file, channels, cache)
+            is_map = pixels.georeference is not None and map_regions.is_installed()
+            return GeoTiffRegions(pixels, MapRegions(path, channels)) if is_map else pixels
+        except TiffError as error:
+            reason = str(error)
+            file.seek(0)
     try:
-        return TiffRegions(file, channels, cache)
-    except TiffError as error:
-        file.seek(0)
-        return _WholeFile(file, channels, str(error))
+        return _WholeFile(file, channels, reason)
+    except (Refused, TiffError, Image.UnidentifiedImageError) as error:
+        with contextlib.suppress(Exception):  # GDAL reads more kinds; if it cannot, the first error says why
+            if map_regions.is_installed():
+                return MapRegions(path, channels)
+        missing = slide_regions.missing_package(path)
+        raise (type(error)(f"{error}; {missing}") if missing else error) from None
+
+
+def source_shape(path: str | os.PathLike) -> tuple[int, int]:
+    """(H, W) of what open_source reads, from the header alone. Raises: as open_source."""
+    with open_source(path) as source:
+        return source.shape[0], source.shape[1]
 
 
 class FileSource(Source):
@@ -167,12 +205,12 @@ class FileSource(Source):
     reads_parts: whether a region is read without the rest of the file.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, reader: Any) -> None:
+    def __init__(self, path: Path, file: BinaryIO | None, reader: Any) -> None:
         """reader: has shape, dtype, orientation, notes, bits, pixel_size, georeference and nodata, and methods read,
         is_empty and close, all of the pixels as they are stored.
         """
         self.path, self.name, self.notes = path, utils.printable(path, 500), list(reader.notes)
-        self._file, self._reader, self.reads_parts = file, reader, isinstance(reader, TiffRegions)
+        self._file, self._reader, self.reads_parts = file, reader, not isinstance(reader, _WholeFile)
         height, width, *channels = reader.shape
         self.shape = (*((width, height) if reader.orientation >= 5 else (height, width)), *channels)
         self.dtype, self.nodata, self.pixel_size = reader.dtype, reader.nodata, reader.pixel_size
@@ -208,7 +246,8 @@ class FileSource(Source):
 
     def close(self) -> None:
         self._reader.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _check(self, y1: int, x1: int, y2: int, x2: int) -> None:
         height, width = self.shape[:2]
@@ -247,12 +286,13 @@ class _WholeFile:
         if height * width > _most_pixels():
             raise Refused(
                 f"its {width} x {height} pixels take about {height * width * _BYTES_A_PIXEL / 2**30:.0f} GB of memory, "
-                f"as it cannot be read by regions{f' ({reason})' if reason else ''}; save it as a TIFF in tiles, such as "
-                "by `vips tiffsave --tile --compression deflate --bigtiff`"
+                f"as it cannot be read by regions{f' ({reason})' if reason else ''}; save it as a TIFF in tiles, such "
+                "as by `vips tiffsave --tile --compression deflate --bigtiff`"
             )
         self.notes = [] if tiff is None else tiff.notes
         self.pixel_size = None if tiff is None else tiff_pixel_size(tiff.file)
         if image is None:
+            tiff.check_decoder()
             count = tiff.count if tiff.layout.axes[2] is not None and tiff.count > 1 else None
             self.dtype, self.orientation = tiff.dtype, tiff.orientation
         else:
@@ -380,9 +420,10 @@ class Pixels:
         height, width = self.source.shape[:2]
         step = _step(height * width, SAMPLED_PIXELS)
         block = -(-_BLOCK // step) * step
-        places = list(itertools.product(range(0, height, block), range(0, width, block)))
+        across = -(-width // block)
+        count = -(-height // block) * across
         every = -(-height * width // MOST_SURVEYED)
-        while every > 1 and math.gcd(every, -(-width // block)) > 1:  # else only some columns would be looked at
+        while every > 1 and math.gcd(every, across) > 1:  # else only some columns would be looked at
             every += 1
         if every > 1:
             logger.warning(
@@ -390,7 +431,8 @@ class Pixels:
                 getattr(self.source, "name", "source"), every, block, block,
             )  # fmt: skip
         parts, low, high = [], math.inf, -math.inf
-        for y, x in places[::every]:
+        for number in range(0, count, every):
+            y, x = number // across * block, number % across * block
             values = self._read(y, x, min(y + block, height), min(x + block, width))
             missing = self.source.missing(values) if self._is_file else None
             if missing is None:

@@ -1,6 +1,6 @@
 """Finds the pictures that names of files, folders, patterns and addresses of object stores mean, and opens them.
 
-    slides/  photo.jpg  "scans/**/*.tif"  s3://bucket/folder  "gs://bucket/*.png"
+    slides/  photo.jpg  slide.svs  image.zarr/  "scans/**/*.tif"  s3://bucket/folder  "gs://bucket/*.png"
 
 An object store is read through the package fsspec and the one that fsspec names for the store, such as s3fs. A picture
 of it is copied into a temporary file while it is read, so it is read by the same rules as any other.
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import utils
 from data.listing import IGNORED_FOLDERS
+from data.slide_regions import SUFFIXES as SLIDES
+from data.zarr_regions import is_zarr
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -52,8 +54,9 @@ def match_files(name: str) -> list[Path]:
 def find_pictures(names: Sequence[str], leave_out: Path | None = None) -> Found:
     """The pictures of files, folders with all folders inside, and patterns; each once, in the order of names.
 
-    Of a folder, files with the suffixes of pictures count, and hidden files and folders do not; nor do output/ and the
-    like, which listing.IGNORED_FOLDERS has. Of a pattern, pictures count if it matches any, else all files.
+    Of a folder, files with the suffixes of pictures and of slides count, and folders of Zarr. Hidden files and folders
+    do not; nor do output/ and the like, which listing.IGNORED_FOLDERS has. Of a pattern, pictures count if it matches
+    any, else all files.
     leave_out: a folder in which nothing is looked for: that of the output.
 
     Raises: FileNotFoundError for a name without any picture; ValueError for names of several stores, and for a store
@@ -82,7 +85,7 @@ def _named(addresses: list[str], is_remote: bool, names: Sequence[str]) -> tuple
         shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
         root = "/".join(parts[0] for parts in shared)
         return root, [PictureFile(address, address[len(root) :].lstrip("/")) for address in addresses]
-    if len(names) == 1 and Path(names[0]).is_dir():
+    if len(names) == 1 and Path(names[0]).is_dir() and not is_zarr(Path(names[0])):
         root = os.path.abspath(names[0])
     else:
         try:
@@ -94,6 +97,8 @@ def _named(addresses: list[str], is_remote: bool, names: Sequence[str]) -> tuple
 
 def _find_local(name: str, leave_out: Path | None) -> list[str]:
     path = Path(name)
+    if path.is_dir() and is_zarr(path):
+        return [os.path.abspath(path)]
     if not path.is_dir():
         files = match_files(name)
         if not files:
@@ -106,16 +111,19 @@ def _find_local(name: str, leave_out: Path | None) -> list[str]:
     avoided = None if leave_out is None else os.path.abspath(leave_out)
     found = []
     for folder, folders, files in os.walk(os.path.abspath(path)):
+        arrays = [inside for inside in folders if not inside.startswith(".") and is_zarr(Path(folder, inside))]
+        found += [os.path.join(folder, inside) for inside in arrays]
         folders[:] = [
             inside for inside in folders
-            if not inside.startswith(".") and inside not in IGNORED_FOLDERS and os.path.join(folder, inside) != avoided
+            if not (inside.startswith(".") or inside in IGNORED_FOLDERS or inside in arrays)
+            and os.path.join(folder, inside) != avoided
         ]  # fmt: skip
         found += [os.path.join(folder, file) for file in files if _is_picture(file)]
     return sorted(found, key=lambda address: address.split(os.sep))
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in utils.IMAGE_SUFFIXES
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in utils.IMAGE_SUFFIXES | SLIDES
 
 
 ############################################################

@@ -53,6 +53,23 @@ def open_tiff(file: BinaryIO) -> Any:
     return tifffile.TiffFile(file)
 
 
+def channels_read(count: int, wanted: int) -> int:
+    """How many channels of an image are read for a network: of three, a network of one gets a mixture."""
+    return count if (count, wanted) == (3, 1) else min(count, wanted)
+
+
+def channel_note(kind: str, count: int, wanted: int) -> str:
+    """A sentence about the channels that are read, if these are not all, or not colours; else empty. kind: of files."""
+    read = channels_read(count, wanted)
+    if wanted != 3 and read < count:
+        return f"{kind} with {count} channels: the {'first one is' if read == 1 else f'first {read} are'} read"
+    if wanted == 3 and count == 2:
+        return f"{kind} with 2 channels: they are read as red and green"
+    if wanted == 3 and count > 3:
+        return f"{kind} with {count} channels: the first three are read as red, green and blue"
+    return ""
+
+
 class Layout(NamedTuple):
     """Where an image lies in the arrays of a file."""
 
@@ -89,8 +106,7 @@ class TiffImage:
     @property
     def count(self) -> int:
         """The channels to read: of three, a network of one gets a mixture."""
-        colours = self.layout.channels - self.layout.has_alpha
-        return colours if (colours, self._wanted) == (3, 1) else min(colours, self._wanted)
+        return channels_read(self.layout.channels - self.layout.has_alpha, self._wanted)
 
     @property
     def is_plain(self) -> bool:
@@ -101,7 +117,8 @@ class TiffImage:
             return True  # colour spaces and palettes are Pillow's work
         is_usual = layout.channels in (1, 3) or layout.has_alpha
         is_small = self.dtype in (np.bool_, np.uint8) or (self.dtype == np.uint16 and layout.channels == 1)
-        return is_in_page and is_usual and is_small
+        is_whole = all(page.dataoffsets)  # Pillow takes pieces that were never written for the start of the file
+        return is_in_page and is_usual and is_small and is_whole
 
     @property
     def is_colour(self) -> bool:
@@ -142,18 +159,10 @@ class TiffImage:
     @property
     def notes(self) -> list[str]:
         """What is read of the file, if that is not all of it."""
-        layout, notes = self.layout, []
-        colours = layout.channels - layout.has_alpha
-        if self._wanted != 3 and self.count < colours:
-            which = "first one is" if self.count == 1 else f"first {self.count} are"
-            notes.append(f"TIFF files with {colours} channels: the {which} read")
-        elif self._wanted == 3 and colours == 2:
-            notes.append("TIFF files with 2 channels: they are read as red and green")
-        elif self._wanted == 3 and colours > 3:
-            notes.append(f"TIFF files with {colours} channels: the first three are read as red, green and blue")
-        if layout.other:
-            notes.append("TIFF files with several slices, times or pages: the first one is read")
-        return notes
+        layout = self.layout
+        note = channel_note("TIFF files", layout.channels - layout.has_alpha, self._wanted)
+        others = "TIFF files with several slices, times or pages: the first one is read" if layout.other else ""
+        return [text for text in (note, others) if text]
 
     def read(self) -> np.ndarray:
         """The values, [H, W] or [H, W, C], of the file's type. C is at most the number of wanted channels.

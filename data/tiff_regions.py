@@ -29,6 +29,7 @@ CACHE_BYTES = 128 << 20  # of decoded pieces: a row of tiles of a striped file o
 _NONE, _PACKBITS, _LZMA, _DEFLATE = 1, 32773, 34925, (8, 32946)
 _MIN_IS_BLACK, _RGB = 1, 2
 _NODATA = 42113  # GDAL's tag
+MOST_PIXELS = 1 << 40  # of an image; more is a damaged header
 
 ############################################################
 #  Pieces
@@ -126,7 +127,7 @@ class TiffRegions:
         self._planes = self._find_planes()
         height, width = self.tiff.layout.height, self.tiff.layout.width
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-        if min(height, width, rows, columns) < 1:
+        if min(height, width, rows, columns) < 1 or height * width > MOST_PIXELS:
             raise TiffError(f"its size is {width} x {height}, in pieces of {columns} x {rows}; is it damaged?")
         self._grid = Grid(height, width, rows if page.is_tiled else min(rows, height), columns)
         self._is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
@@ -134,7 +135,10 @@ class TiffRegions:
         self._by_pillow = self._needs_pillow()
         is_contiguous = page.is_contiguous and all(plane.offsets[0] for plane in self._planes)
         self._is_raw = not self._by_pillow and is_contiguous and page.compression == _NONE and page.predictor == 1
-        if not self._is_raw and self._grid.rows * columns * page.samplesperpixel * max(self.tiff.dtype.itemsize, 1) > MOST_BYTES:
+        if (
+            not self._is_raw
+            and self._grid.rows * columns * page.samplesperpixel * max(self.tiff.dtype.itemsize, 1) > MOST_BYTES
+        ):
             raise TiffError(
                 f"it is stored in pieces of {columns} x {self._grid.rows} pixels, each larger than "
                 f"{MOST_BYTES >> 30} GB; save it in tiles, such as 256 x 256"
@@ -189,6 +193,8 @@ class TiffRegions:
         is_usual = depth == 1 and (height, width) == (layout.height, layout.width) and start <= rows < columns
         if not is_usual or (channels is not None and channels >= start and page.samplesperpixel == 1):
             raise TiffError("its rows and columns do not lie in one page each")
+        if page.jpegheader is not None:  # NDPI: one JPEG of the whole image
+            raise TiffError("its pieces are no images of their own (NDPI)")
         if channels is None or channels >= start:
             numbers = [0]
         else:
@@ -215,7 +221,7 @@ class TiffRegions:
             try:
                 self._open_piece(self._nothing, self._grid.rows)
                 return True
-            except Image.UnidentifiedImageError:
+            except (Image.UnidentifiedImageError, KeyError):  # KeyError: of a compression that it does not know
                 pass
         tiff.check_decoder()
         if not is_ours:

@@ -20,7 +20,9 @@ import math
 import os
 import stat
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +35,8 @@ import utils
 from config import Config
 from data.crops import Crop
 from data.images import image_size
-from data.regions import Pixels, open_source
+from data.regions import Pixels, open_source, source_shape
+from data.slide_regions import SUFFIXES as SLIDES
 from data.writers.common import counted
 from model import MaskRCNN
 from tiles import Plan, Tile, TiledDetections, View, detect_views, make_view, merge_views, plan_tiles
@@ -132,9 +135,8 @@ def picture_shape(path: str | os.PathLike) -> tuple[tuple[int, int] | None, bool
     """
     with contextlib.suppress(OSError, ValueError):
         return image_size(path, max_pixels=sys.maxsize).shown, True
-    with contextlib.suppress(OSError, ValueError), open_source(path) as source:
-        height, width = source.shape[:2]
-        return (height, width), False
+    with contextlib.suppress(OSError, ValueError):
+        return source_shape(path), False
     return None, False
 
 
@@ -143,11 +145,12 @@ def looks_into_tiles(
 ) -> tuple[tuple[int, int] | None, bool]:
     """(height, width) of a picture, None if it cannot be read, and whether it is detected in tiles.
 
-    A picture that can be read by regions only is, unless the user forbids it.
+    A picture that can be read by regions only is, unless the user forbids it; so is what looks like one, such as a
+    slide without the package that reads it, whose error says what is missing.
     """
     shape, is_whole = picture_shape(path)
     if shape is None:
-        return None, False
+        return None, options.tiles != "off" and (os.path.isdir(path) or Path(path).suffix.lower() in SLIDES)
     return shape, needs_tiles(shape, config, options) or (not is_whole and options.tiles != "off")
 
 
@@ -209,46 +212,51 @@ class LargeImage(NamedTuple):
 
 
 def file_facts(path: str | os.PathLike) -> dict[str, Any]:
-    """The size and a digest of a file, or of a folder such as OME-Zarr's, by which another run knows it again.
+    """The size of an image, and a digest of its file or folder by which another run knows it again.
 
     The digest of a file of more than SAMPLED_BYTES is of samples of its contents and of the time of its last change;
     that of a folder is of the names, sizes and times of its files.
 
-    Raises: OSError if it cannot be read.
+    Raises: as open_source; OSError if it cannot be read.
     """
+    height, width = source_shape(path)
+    size, digest = _digest(path)
+    return {"height": height, "width": width, "file size": size, "file digest": digest}
+
+
+def _digest(path: str | os.PathLike) -> tuple[int, str]:
+    """Bytes, and the digest."""
     digest, status = hashlib.sha256(), os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         entries = sorted((str(file.relative_to(path)), file.stat()) for file in Path(path).rglob("*") if file.is_file())
         for name, entry in entries:
             digest.update(f"{name} {entry.st_size} {entry.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return {"file size": sum(entry.st_size for _, entry in entries), "file digest": digest.hexdigest()}
+        return sum(entry.st_size for _, entry in entries), digest.hexdigest()
     with open(path, "rb") as file:
         if status.st_size <= SAMPLED_BYTES:
-            return {"file size": status.st_size, "file digest": hashlib.file_digest(file, "sha256").hexdigest()}
+            return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(str(status.st_mtime_ns).encode())
         for number in range(_SAMPLES):
-            file.seek((status.st_size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            file.seek(max(0, status.st_size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
-    return {"file size": status.st_size, "file digest": digest.hexdigest()}
+    return status.st_size, digest.hexdigest()
 
 
 def claim_image(
-    path: str, shape: Sequence[int], folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
+    path: str, facts: Mapping[str, Any], folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
 ) -> LargeImage:
     """Reserve a folder for the detection in an image. The first process does it for all.
 
     If the file has other contents than those that the folder is of, its rows are removed.
 
-    shape: (H, W, ...) of the image. identity: what detections depend on but the image and the tiles; its "settings" are
+    facts: file_facts of the image. identity: what detections depend on but the image and the tiles; its "settings" are
         those of the model. config: of the model.
 
-    Raises: ValueError that names the differences, if the folder is of other weights, settings or tiles. OSError if the
-        file cannot be read. ValueError as plan_tiles.
+    Raises: ValueError that names the differences, if the folder is of other weights, settings or tiles; as plan_tiles.
     """
     tile, overlap, scale = tile_sizes(config, options)
-    plan = plan_tiles(shape, config, tile, overlap, scale)
-    size = {"height": plan.image_shape[0], "width": plan.image_shape[1]}
-    wanted = {**identity, **file_facts(path), **size, "tile": tile, "overlap": overlap, "scale": plan.scale}
+    plan = plan_tiles((facts["height"], facts["width"]), config, tile, overlap, scale)
+    wanted = {**identity, **facts, "tile": tile, "overlap": overlap, "scale": plan.scale}
     stored = stored_identity(folder) or wanted
     if stored != wanted and {**stored, **{name: wanted[name] for name in FILE_FACTS}} == wanted:
         print(f"detected again, because its file has changed: {utils.printable(path)}")
@@ -451,14 +459,36 @@ def _each_row(
 ############################################################
 
 
+class _PackedMask(NamedTuple):
+    """A mask in little memory."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+    bits: bytes
+
+    @classmethod
+    def of(cls, crop: Crop) -> "_PackedMask":
+        return cls(crop.y, crop.x, *crop.mask.shape, zlib.compress(np.packbits(crop.mask).tobytes(), 1))
+
+    def unpacked(self) -> Crop:
+        bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        mask = np.unpackbits(bits, count=self.height * self.width).view(bool)
+        return Crop(self.y, self.x, mask.reshape(self.height, self.width))
+
+
 class TiledResults:
-    """The objects of an image whose rows are all detected. Each iteration makes them anew, from the top."""
+    """The objects of an image whose rows are all detected, from the top, as often as needed.
+
+    The first iteration makes them of the lines. It keeps them packed, about 400 bytes each, for the others.
+    """
 
     def __init__(self, image: LargeImage, config: Config) -> None:
         """config: of the model. Raises: ValueError if rows are missing, or a line is of another evaluation."""
         self.image, self.config = image, config
         self.spans, _ = find_rows(image, config)
-        self._numbers: dict[float, np.ndarray] = {}  # by threshold
+        self._packed: list[tuple[TiledDetections, list[_PackedMask]]] | None = None
         missing = [str(row) for row in range(image.plan.shape[0]) if row not in self.spans]
         if missing:
             raise ValueError(
@@ -468,24 +498,15 @@ class TiledResults:
 
     def __iter__(self) -> Iterator[TiledDetections]:
         """For each row of tiles the objects that no later row can change, highest score of the class first."""
-        return merge_views(self.image.plan, map(self._read, range(self.image.plan.shape[0])), self.config)
-
-    def numbered(self, threshold: float) -> Iterator[tuple[TiledDetections, np.ndarray]]:
-        """The objects with a mask score of the threshold at least, and their numbers, int64 [N].
-
-        A number is the object's place among all of the image, best mask first, from 1.
-        """
-        if threshold not in self._numbers:
-            scores = np.concatenate([found.mask_scores for found in self])
-            scores = scores[scores >= threshold]
-            numbers = np.empty(len(scores), np.int64)
-            numbers[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-            self._numbers[threshold] = numbers
-        start = 0
-        for found in self:
-            found = found[found.mask_scores >= threshold]
-            yield found, self._numbers[threshold][start : start + len(found)]
-            start += len(found)
+        if self._packed is not None:
+            for found, masks in self._packed:
+                yield replace(found, masks=[mask.unpacked() for mask in masks])
+            return
+        packed = []
+        for found in merge_views(self.image.plan, map(self._read, range(self.image.plan.shape[0])), self.config):
+            packed.append((replace(found, masks=[]), list(map(_PackedMask.of, found.masks))))
+            yield found
+        self._packed = packed
 
     def _read(self, row: int) -> Iterable[Seen]:
         span = self.spans[row]

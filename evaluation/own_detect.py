@@ -42,6 +42,7 @@ from .large import (
     claim_image,
     describe_tiles,
     detect_rows,
+    file_facts,
     hint_at_tiles,
     looks_into_tiles,
     remaining_rows,
@@ -199,19 +200,20 @@ def _claim_large(
     dataset: PictureSet, folder: Path, identity: Mapping[str, Any], config: Config, options: TileOptions
 ) -> _Large:
     """Which pictures are detected in tiles, said once, and the rows that remain. Lines that cannot be used go."""
-    shapes = _shapes_of_large(dataset, config, options)
+    chosen = _choose_large(dataset, config, options)
     kept = {name: value for name, value in identity.items() if name != "dataset"} | {"bits": config.BIT_DEPTH}
     images, jobs, failures = {}, [], {}
     taken_over = rows = 0
-    for image_id, shape in shapes.items():
+    for image_id in chosen:
         picture = dataset.pictures[image_id]
         name = re.sub(r"[^0-9A-Za-z._-]+", "_", picture.name)[-60:]
         place = folder / "large" / f"{name}-{dataset.number(image_id):x}"
         try:
-            image = claim_image(picture.address, shape, place, kept, config, options)
-        except OSError as error:
+            facts = file_facts(picture.address)
+        except (OSError, ValueError) as error:
             failures[image_id] = str(error)
             continue
+        image = claim_image(picture.address, facts, place, kept, config, options)
         remaining, problems = remaining_rows(image, config)
         for text in describe_problems(problems, "rows of tiles"):
             print(utils.printable(text, 2000))
@@ -224,9 +226,9 @@ def _claim_large(
     return _Large(images, jobs, failures, taken_over)
 
 
-def _shapes_of_large(dataset: PictureSet, config: Config, options: TileOptions) -> dict[int, tuple[int, int]]:
-    """(height, width) of each picture that is detected in tiles, by image_id. What was chosen and why is printed."""
-    large, shrunk = {}, {}
+def _choose_large(dataset: PictureSet, config: Config, options: TileOptions) -> list[int]:
+    """The image_id of each picture that is detected in tiles. What was chosen and why is printed."""
+    large, others = {}, {}
     is_local = not any(is_address(picture.address) for picture in dataset.pictures)
     if not is_local and isinstance(options.tiles, int):
         raise ValueError(
@@ -237,11 +239,11 @@ def _shapes_of_large(dataset: PictureSet, config: Config, options: TileOptions) 
         if in_tiles:
             large[image_id] = shape
         elif shape is not None:
-            shrunk[picture.name] = shape
-    names = {dataset.pictures[image_id].name: shape for image_id, shape in large.items()}
-    for text in (*describe_tiles(names, config, options), *hint_at_tiles(shrunk, config, options)):
+            others[picture.name] = shape
+    named = {dataset.pictures[image_id].name: shape for image_id, shape in large.items() if shape is not None}
+    for text in (*describe_tiles(named, config, options), *hint_at_tiles(others, config, options)):
         print(utils.printable(text, 2000))
-    return large
+    return list(large)
 
 
 def _told_by_first(answer: list[Any]) -> Any:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,7 +303,8 @@ def _problem(kind: str, entry: Entry, larges: Mapping[int, LargePicture]) -> str
     if entry.large is None or kind in LARGE_KINDS:
         return None
     if kind in ("yolo", "voc") and Path(entry.large.path).is_dir():
-        return f"{entry.results.picture.name} is left out: it is a folder, and labels for {kind} lie beside copies of files"
+        name = entry.results.picture.name
+        return f"left out: {name} is a folder, and labels for {kind} lie beside copies of files"
     problem = coco_problem(larges[entry.image_id])
     return problem and f"left out: {problem}"
 

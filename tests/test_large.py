@@ -21,6 +21,7 @@ import evaluation.large
 import utils
 from coco import CocoConfig
 from config import Config
+from data.sources import find_pictures
 from evaluation.large import (
     Job,
     TiledResults,
@@ -140,7 +141,7 @@ def slide(tmp_path_factory):
 
 
 def claim(path: Path, folder: Path, options=SMALL, **changes):
-    return claim_image(path, picture_shape(path)[0], folder, {**IDENTITY, **changes}, CONFIG, options)
+    return claim_image(path, file_facts(path), folder, {**IDENTITY, **changes}, CONFIG, options)
 
 
 def detect_remaining(finder, image) -> list[int]:
@@ -316,12 +317,12 @@ def test_a_line_of_another_evaluation_is_refused(done):
 
 
 def test_digests_of_files_and_folders(tmp_path, monkeypatch):
-    path, folder = tmp_path / "a.tif", tmp_path / "b.zarr"
-    path.write_bytes(bytes(range(256)) * 4000)
+    path, folder = many_blobs(tmp_path / "a.png"), tmp_path / "b.zarr"
     (folder / "0").mkdir(parents=True)
     (folder / "0" / "1").write_bytes(b"x")
+    monkeypatch.setattr(evaluation.large, "source_shape", lambda path: (272, 200))
     facts, of_folder = file_facts(path), file_facts(folder)
-    assert facts["file size"] == 1_024_000
+    assert (facts["file size"], facts["height"], facts["width"]) == (path.stat().st_size, 272, 200)
     monkeypatch.setattr(evaluation.large, "SAMPLED_BYTES", 1000)
     sampled = file_facts(path)
     assert sampled["file digest"] != facts["file digest"]
@@ -332,6 +333,12 @@ def test_digests_of_files_and_folders(tmp_path, monkeypatch):
     assert file_facts(folder) != of_folder
     with pytest.raises(FileNotFoundError):
         file_facts(tmp_path / "gone")
+
+
+def test_the_size_of_a_file_that_is_no_picture(tmp_path):
+    (tmp_path / "a.svs").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.svs"):
+        file_facts(tmp_path / "a.svs")
 
 
 ############################################################
@@ -377,7 +384,7 @@ def test_large_pictures_join_the_others(pictures, finder, tmp_path, capsys):
         {str((each["image_id"], each["category_id"], each["segmentation"])) for each in contents["annotations"]}
         for contents in (value, expected)
     )
-    assert len(codes) == len(value["annotations"]) > 20
+    assert len(codes) == len(value["annotations"]) > 10
     assert codes == expected_codes
     assert len(tiled["objects.csv"].splitlines()) == len(whole["objects.csv"].splitlines())
     masks = [tmp_path / name / "label_images" / "masks" / "large.tif" for name in ("tiled", "whole")]
@@ -457,9 +464,9 @@ def test_changed_and_removed_pictures(pictures, finder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("--tiles", "none"), "must be off, or the side of a tile, 1 to"),
-    (("--tiles", "0"), "must be off, or the side of a tile, 1 to"),
-    (("--tiles", "20000"), "must be off, or the side of a tile, 1 to"),
+    (("--tiles", "none"), "must be auto, off, or the side of a tile, 1 to"),
+    (("--tiles", "0"), "must be auto, off, or the side of a tile, 1 to"),
+    (("--tiles", "20000"), "must be auto, off, or the side of a tile, 1 to"),
     (("--scale", "0"), "must be a number above 0"),
 ])  # fmt: skip
 def test_mistakes_in_arguments(arguments, message, pictures, tmp_path, capsys):
@@ -496,7 +503,10 @@ def test_two_processes_find_what_one_does_also_after_a_kill(pictures, tmp_path):
     many_blobs(pictures / "other.png", seed=5)
     done = run(tmp_path / "one", pictures)
     assert done.returncode == 0, done.stderr
-    killed = run(tmp_path / "two", pictures, 2, kill=[1, 9_000])
+    (part,) = (tmp_path / "one" / "large").glob("large.png-*/detections/*")
+    lines = part.read_bytes().splitlines(keepends=True)
+    half = len(lines[1]) + len(lines[3]) // 2  # the second process has rows 1 and 3
+    killed = run(tmp_path / "two", pictures, 2, kill=[1, half])
     assert killed.returncode != 0
     done = run(tmp_path / "two", pictures, 2)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -564,3 +574,35 @@ def test_a_path_is_detected_in_as_its_pixels_are(slide):
     assert texts_of(detect_tiled(model, slide.with_name("part.png"), 128, 32)) == expected != []
     with pytest.raises(FileNotFoundError, match=r"gone\.png: there is no such file"):
         detect_tiled(model, str(slide.with_name("gone.png")))
+
+
+############################################################
+#  Slides and Zarr
+############################################################
+
+
+def test_slides_and_zarr_are_pictures(tmp_path, finder, capsys):
+    save_blobs(tmp_path / "slides" / "a.png")
+    (tmp_path / "slides" / "b.ndpi").write_bytes(b"no slide")
+    (tmp_path / "slides" / "c.zarr" / "0").mkdir(parents=True)
+    (tmp_path / "slides" / "c.zarr" / ".zattrs").write_text("{}")
+    (tmp_path / "slides" / "c.zarr" / "0" / "d.png").write_bytes(b"a part of the array")
+    found = find_pictures([str(tmp_path / "slides")])
+    assert [picture.name for picture in found.pictures] == ["a.png", "b.ndpi", "c.zarr"]
+    assert [picture.name for picture in find_pictures([str(tmp_path / "slides" / "c.zarr")]).pictures] == ["c.zarr"]
+    assert detect(tmp_path / "slides", out=tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "1 picture, 0 objects" in printed.out
+    assert "2 pictures cannot be read and had to be left out" in printed.err
+    assert printed.err.count("not read: ") == 2
+
+
+def test_an_ome_zarr_is_detected_in(slide, finder, tmp_path, capsys):
+    zarr = pytest.importorskip("zarr", reason="OME-Zarr needs the package zarr")
+    folder = tmp_path / "slides" / "slide.zarr"
+    array = zarr.create_array(str(folder), shape=(3, 272, 200), chunks=(3, 64, 64), dtype="uint8")
+    array[:] = np.moveaxis(np.asarray(Image.open(slide)), 2, 0)
+    assert detect(folder.parent, *TILES, "--to", "csv,coco,label_images,yolo", out=tmp_path / "out") == 0
+    assert "yolo: left out: slide.zarr is a folder" in capsys.readouterr().out
+    assert (tmp_path / "out" / "label_images" / "masks" / "slide.zarr").is_dir()
+    assert len(finder.seen_tiles) == 12

@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import utils
 from data.crops import Crop
 from data.measurements import pixel_size
 from data.recognise import Records
-from data.records import Findings, Picture, even_odd
+from data.records import Findings, Picture
 from data.sources import PictureFile
 from data.writers import tiled_labels
 from data.writers.coco import write_coco
@@ -27,7 +26,6 @@ from detections import ImageDetections
 from evaluation import large_outputs
 from evaluation.large_outputs import (
     CAPTIONED,
-    PREVIEW,
     CocoObjects,
     LargePicture,
     NumberedRows,
@@ -143,7 +141,7 @@ def test_numbers_are_by_mask_score_and_ties_by_place():
     objects = NumberedRows(lambda: iter([first, second]), 0.5)
     assert len(objects) == 4
     for _ in range(2):
-        (found, numbers), (later, others) = objects
+        (_found, numbers), (later, others) = objects
         assert (numbers.tolist(), others.tolist()) == ([3, 2], [4, 1])
         assert [crop.x for crop in later.masks] == [0, 9], "the object below the threshold is left out"
         assert later.mask_scores.tolist() == pytest.approx([0.7, 0.95])
@@ -250,7 +248,8 @@ def test_tiff_keeps_the_size_of_a_pixel_and_is_the_same_again(small, tmp_path):
     assert pixel_size(paths[0]) == pytest.approx(0.25)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert (tifffile.imread(paths[0]) == rendered(large)).all()
-    assert (np.array(Image.open(paths[0])) == rendered(large)).all(), "Pillow reads it too"
+    with Image.open(paths[0]) as image:
+        assert (np.array(image) == rendered(large)).all(), "Pillow reads it too"
 
 
 def test_tiff_has_tiles_of_512_pixels_by_default(tmp_path):
@@ -269,7 +268,7 @@ def test_a_failed_write_leaves_the_former_file(small, tmp_path):
     path = write_label(large_of(random_rows(1), (70, 45)), tmp_path / "a.tif")
     before = path.read_bytes()
     large = large_of(random_rows(2), (70, 45))
-    large.objects._rows = lambda: []
+    large.objects._rows = list
     with pytest.raises(ValueError, match="changed meanwhile"):
         write_label(large, path)
     assert path.read_bytes() == before
@@ -315,7 +314,7 @@ def test_a_failed_ome_zarr_leaves_the_former_one(small, tmp_path):
     former = large_of(random_rows(1), (70, 45))
     write_label(former, path)
     large = large_of(random_rows(2), (70, 45))
-    large.objects._rows = lambda: []
+    large.objects._rows = list
     with pytest.raises(ValueError, match="changed meanwhile"):
         write_label(large, path)
     assert (zarr.open_group(str(path), mode="r")["0"][:] == rendered(former)).all()
@@ -339,10 +338,17 @@ def read_features(path: Path) -> list[dict]:
 
 
 def mask_of(feature: dict, size) -> np.ndarray:
+    """The pixels inside of an odd number of rings: each edge that leads up or down turns what is right of it."""
     geometry = feature["geometry"]
     polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    rings = [np.array(ring[:-1], np.float64) for polygon in polygons for ring in polygon]
-    return utils.rle_to_mask(even_odd(rings, *size))
+    turns = np.zeros((size[0], size[1] + 1), int)
+    for ring in itertools.chain.from_iterable(polygons):
+        assert ring[0] == ring[-1]
+        for (x, y), (other_x, other_y) in itertools.pairwise(ring):
+            assert (x == other_x) != (y == other_y), "along the edges of pixels"
+            if x == other_x:
+                turns[min(y, other_y) : max(y, other_y), x] += 1
+    return turns.cumsum(axis=1)[:, :-1] % 2 == 1
 
 
 @settings(deadline=None)
@@ -440,7 +446,9 @@ def test_files_have_the_names_of_those_of_ordinary_pictures(small, tmp_path):
         ["masks/a.tif", "2", "cat", "0.8", "0.8", "1", "0"],
         ["masks/a.tif", "1", "cat", "0.9", "0.9", "1", "0"],
     ]
-    with pytest.raises(ValueError, match="a.tif is a large picture, which --to voc cannot hold; --to geojson or label"):
+    with pytest.raises(
+        ValueError, match=r"a\.tif is a large picture, which --to voc cannot hold; --to geojson or label"
+    ):
         write_labels_of_large(large, "voc", tmp_path, "a.tif")
 
 
@@ -463,7 +471,7 @@ def test_the_table_is_that_of_the_whole_picture(small, tmp_path, seed, shape):
     rows = list(table_rows(large))
     results, found = whole(large)
     expected = rows_of(results, pixels.reshape(70, 45, -1), 0.5, NAMES)
-    assert len(rows) == len(expected) > 3
+    assert len(rows) == len(expected) >= 3
     ordered = sorted(rows, key=lambda row: row["number"])
     for row, pieces, is_cut in zip(ordered, found.pieces, found.is_cut, strict=True):
         assert (row.pop("pieces"), row.pop("is_cut")) == (pieces, "yes" if is_cut else "no")
@@ -571,21 +579,23 @@ def test_preview_is_the_mean_of_pixels_with_masks(small, monkeypatch, tmp_path):
     expected[5:15, :10] = expected[15, 0] = True
     assert (changed == expected).all(), "an object of one pixel is seen"
     write_preview(large, tmp_path / "pictures" / "a.jpg")
-    assert Image.open(tmp_path / "pictures" / "a.jpg").size == (12, 18)
+    with Image.open(tmp_path / "pictures" / "a.jpg") as image:
+        assert image.size == (12, 18)
 
 
 def test_preview_of_few_objects_has_captions(monkeypatch):
     """So that the number of an object in the table leads to its place."""
+    monkeypatch.setattr(large_outputs, "PREVIEW", 100)
     shown = []
     monkeypatch.setattr(large_outputs, "draw", lambda image, results, names: shown.append(results) or image)
-    rows = [found_of([square(0, 0, 900)], [0.8]), found_of([square(2000, 3000, 400)], [0.9])]
-    image = preview(large_of(rows, (4000, 6000)))
-    assert image.shape == (1334, PREVIEW, 3)
+    rows = [found_of([square(0, 0, 45)], [0.8]), found_of([square(100, 150, 20)], [0.9])]
+    image = preview(large_of(rows, (200, 300)))
+    assert image.shape == (67, 100, 3)
     (results,) = shown
     assert results.found.mask_scores.tolist() == pytest.approx([0.9, 0.8]), "the numbers of captions"
-    assert results.found.masks[0][:2] == (666, 1000)
-    assert results.found.masks[0].mask.shape == (134, 134)
-    assert results.found.rois[1].tolist() == [0, 0, 300, 300]
+    assert results.found.masks[0][:2] == (33, 50)
+    assert results.found.masks[0].mask.shape == (7, 7)
+    assert results.found.rois[1].tolist() == [0, 0, 15, 15]
 
 
 def test_preview_of_a_small_picture_is_not_shrunk():

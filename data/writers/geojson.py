@@ -18,8 +18,8 @@ from data.recognise import Records
 from data.records import Object
 
 from .common import each_picture
-from .streams import stream_json
 from .outlines import outlines
+from .streams import stream_json
 
 _DEFAULT_CRS = ("EPSG:4326", "OGC:CRS84")  # RFC 7946's own; a file in it names none
 
@@ -60,7 +60,7 @@ def feature(parsed: Object, crop: Crop, transform: Sequence[float] | None = None
         (a x + b y + c, d x + e y + f); None: coordinates are pixels.
     """
     parts = [
-        [_closed(ring + (crop.x, crop.y), transform) for ring in (part.outer, *part.holes)]
+        [_closed(np.add(ring, [crop.x, crop.y]), transform) for ring in (part.outer, *part.holes)]
         for part in outlines(crop.mask)
     ]
     is_one = len(parts) == 1
