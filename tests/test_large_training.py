@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import coco
 import custom
 import data.dataset
 import data.large
@@ -656,6 +657,17 @@ def test_the_time_of_detection_is_estimated_by_a_tile(detecting, monkeypatch):
     monkeypatch.setattr(in_tiles, "__defaults__", (None, TILES, False))
     assert estimate_seconds(model, dataset, 0) > 0
     assert calls == {"whole": 2, "tiles": 0}, "one tile, as an image"
+
+
+def test_tiles_are_arguments_of_evaluate_only():
+    parser = coco.build_parser()
+    coco.check_arguments(parser.parse_args(["train"]))
+    coco.check_arguments(parser.parse_args(["evaluate", "--tiles", "512", "--overlap", "64", "--scale", "2"]))
+    for arguments in (["--tiles", "512"], ["--overlap", "64"], ["--scale", "2"]):
+        with pytest.raises(ValueError, match=f"{arguments[0]} is an argument of evaluate only"):
+            coco.check_arguments(parser.parse_args(["train", *arguments]))
+    arguments = custom.build_parser().parse_args(["evaluate", "--dataset", "x", "--tiles", "off"])
+    assert (arguments.tiles, arguments.overlap, arguments.scale) == ("off", None, None)
 
 
 def test_ground_truth_of_a_huge_picture_needs_no_pixel(huge, monkeypatch):
