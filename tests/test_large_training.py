@@ -26,6 +26,7 @@ from data.dataset import Dataset, Instances
 from data.formats import label_images
 from data.images import ImageReader, image_size, read_image, reads_by_regions
 from data.large import RegionImage, open_large, resize_region
+from data.loader import make_loader
 from data.plan import facts_of, make_plan
 from data.recognise import open_records
 from data.record_dataset import RecordDataset
@@ -239,7 +240,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("kind", WRITTEN)
 @pytest.mark.parametrize("pixel_range", ["depth", "percentiles"])
-def test_regions_have_the_pixels_of_the_picture(tmp_path, small_is_large, kind, pixel_range):
+def test_regions_have_the_pixels_of_the_picture(tmp_path, monkeypatch, small_is_large, kind, pixel_range):
     path = WRITTEN[kind](tmp_path / "a.tif")
     reader = ImageReader()
     reader.inspect([path], pixel_range=pixel_range)
@@ -250,6 +251,8 @@ def test_regions_have_the_pixels_of_the_picture(tmp_path, small_is_large, kind, 
         np.testing.assert_array_equal(image.read(*region), whole[y1:y2, x1:x2])
     assert image.bits == (16 if kind == "deep" else 8)
     assert open_large(path, reader) is image, "it stays open"
+    monkeypatch.setattr(data.large.os, "getpid", lambda: 1)
+    assert open_large(path, reader) is not image, "a fork opens it anew"
 
 
 def test_small_pictures_and_others_are_decoded_as_a_whole(tmp_path, small_is_large):
@@ -324,6 +327,30 @@ def test_samples_by_regions_are_those_of_the_whole_picture(tmp_path, small_is_la
         assert_equal_samples(sample, whole.sample(seed % 2, seed))
         objects += len(sample.targets.boxes)
     assert objects > 12
+
+
+def test_masks_of_a_crop_are_those_of_the_picture(tmp_path, small_is_large):
+    dataset = Files([write_tiff(tmp_path / "a.tif", blobs(150, 170))])
+    config, masks = settings(HORIZONTAL_FLIP=0.0), rectangles(150, 170, 12, seed=0)
+    for seed in range(12):
+        sample = TrainingData(dataset, config).sample(0, seed)
+        y, x, height, width = utils.plan_image((150, 170), config, rng=np.random.default_rng(seed)).region
+        expected = masks[y : y + height, x : x + width]
+        expected = expected[..., expected.any(axis=(0, 1))]
+        assert sample.targets.boxes.tolist() == utils.extract_bboxes(expected).tolist()
+        assert sample.targets.masks.pixels.sum() == expected.sum()
+
+
+def test_workers_have_the_files_open_by_themselves(tmp_path, small_is_large):
+    """A fork shares the place in an open file with its parent: then both would read what the other looked for."""
+    paths = [write_tiff(tmp_path / f"{i}.tif", blobs(400, 300, seed=i)) for i in range(2)]
+    config = settings(WORKERS=2, IMAGES_PER_GPU=2, STEPS_PER_EPOCH=6)
+    data_of = TrainingData(Files(paths), config)
+    assert data_of.dataset.load_regions(0) is not None, "it is open before the workers start"
+    loader, whole = make_loader(data_of), TrainingData(Whole(paths), config)
+    for batch, picks in zip(loader, loader.order, strict=True):
+        for image, (index, seed) in zip(batch.images, picks, strict=True):
+            np.testing.assert_array_equal(image.numpy(), whole.sample(index, seed).image.numpy())
 
 
 def test_a_sample_reads_its_crop_and_decodes_its_masks_only(tmp_path, monkeypatch, small_is_large):
