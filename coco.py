@@ -35,8 +35,10 @@ from data.coco_files import COCO_CATEGORIES, choose_year
 from data.dataset import Dataset
 from data.formats.coco import CocoDataset
 from evaluation.detect import digest_of, identify
+from evaluation.large import TileOptions
 from evaluation.results import category_numbers
 from evaluation.run import count_weak_detections, evaluate_dataset, evaluate_to_folder, evaluation_callback
+from evaluation.tiled import in_tiles
 from model import TRAINABLE, MaskRCNN, network_shapes
 from training.optimizer import SCHEDULES
 from training.state_checks import check_state
@@ -335,6 +337,7 @@ def _add_evaluation_arguments(group: Any) -> None:
         help="how many of an image's best results of a class count; default: 100 as in COCO, or "
         "DETECTION_MAX_INSTANCES if that is larger",
     )  # fmt: skip
+    cli.add_tiles(group)
 
 
 def _boolean(text: str) -> bool:
@@ -347,7 +350,7 @@ def _boolean(text: str) -> bool:
 # The arguments that one command has and the other does not.
 _ARGUMENTS_OF = {
     "train": ("config", "backbone", "layers", "schedule", "epochs", "seed", "empty_images"),
-    "evaluate": ("output", "max_dets"),
+    "evaluate": ("output", "max_dets", "tiles", "overlap", "scale"),
 }
 
 
@@ -356,7 +359,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for command, names in _ARGUMENTS_OF.items():
         for name in names if command != arguments.command else ():
             value = getattr(arguments, name)
-            if value is not None and value is not False:
+            if value not in (None, False, "auto"):
                 writes = "; training writes into --logs" if name == "output" else ""
                 raise ValueError(f"--{name.replace('_', '-')} is an argument of {command} only{writes}")
 
@@ -461,6 +464,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dtype = arguments.dtype or "float32"
     year = find_year(arguments)
     subset = VALIDATION_SUBSETS[year] + year
+    options = TileOptions(arguments.tiles, arguments.overlap, arguments.scale)
+    model = in_tiles(model, dataset, image_ids, options, verbose=True)
     identity = identify(model, dataset, image_ids, dtype)
     folder = arguments.output or default_output(identity, dataset, subset)
     command = shlex.join(["python", "coco.py", *arguments.words])

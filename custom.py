@@ -234,6 +234,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--limit", type=cli.whole_number(0), default=0, metavar="N", help="the first N pictures only; default: all"
     )
+    cli.add_tiles(parser)
     cli.add_output(parser, "results and report, one evaluation each; default: a folder of its own in output/NAME")
     cli.add_device(parser)
     cli.add_dtype(parser)

@@ -22,8 +22,10 @@ from data.record_dataset import RecordDataset
 from data.records import ERROR, WARNING
 from data.split import FILE_NAME, apply_split, read_split
 from evaluation.detect import digest_of, identify
+from evaluation.large import TileOptions
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import count_weak_detections
+from evaluation.tiled import TiledDetector, in_tiles
 from model import MaskRCNN
 from own_training import MODEL_NAME, OwnConfig, training_folder
 from weights.checkpoint import read_checkpoint
@@ -173,13 +175,15 @@ class Evaluating:
 
     arguments: argparse.Namespace
     checkpoint: str | Path
-    model: MaskRCNN
+    model: MaskRCNN | TiledDetector
     subset: Subset
 
     def __post_init__(self) -> None:
         limit = self.arguments.limit
         self.image_ids = [int(image_id) for image_id in self.subset.dataset.image_ids[: limit or None]]
         self.dtype = self.arguments.dtype or "float32"
+        options = TileOptions(self.arguments.tiles, self.arguments.overlap, self.arguments.scale)
+        self.model = in_tiles(self.model, self.subset.dataset, self.image_ids, options, verbose=True)
         self.identity = identify(self.model, self.subset.dataset, self.image_ids, self.dtype)
 
     @property
@@ -194,6 +198,8 @@ class Evaluating:
         dataset, most = self.subset.dataset, self.model.config.DETECTION_MAX_INSTANCES
         boxes = dataset.object_boxes()
         counts = np.bincount(boxes.image_ids[boxes.class_ids > 0], minlength=dataset.num_images)[self.image_ids]
+        tiled = self.model.shapes if isinstance(self.model, TiledDetector) else {}
+        counts[[image_id in tiled for image_id in self.image_ids]] = 0  # each tile may have as many as the model finds
         if counts.max() > most:
             notes.append(
                 f"a picture has {counts.max():,} objects, and the model finds at most {most:,}: "

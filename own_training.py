@@ -52,6 +52,7 @@ from data.samples import TrainingData, collate
 from data.split import FILE_NAME, Split, apply_split, make_split, read_split, write_split
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import evaluation_callback, whole_images
+from evaluation.tiled import estimate_seconds
 from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
 from training.checkpoints import best_path, find_last
 from training.guards import is_out_of_memory
@@ -153,9 +154,8 @@ class Job:
         model.to_continue = "the same command"
         evaluate = None
         if self.val_dataset is not None:
-            most = model.config.DETECTION_MAX_INSTANCES
             image_ids = evenly(self.val_dataset.num_images, EVALUATED_PICTURES)
-            evaluate = evaluation_callback(self.val_dataset, image_ids, max(100, most), adapt=whole_images)
+            evaluate = evaluation_callback(self.val_dataset, image_ids, adapt=whole_images)
         progress = None
         for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD):
             if progress is None and model.epoch >= epochs and epochs < self.last_epoch(model.config.USE_MASKIOU_HEAD):
@@ -492,9 +492,9 @@ def measure_pixels(dataset: RecordDataset, settings: Mapping[str, Any]) -> tuple
     dataset.inspect_images("auto", pixel_range, channels)
     sums, squares, count = 0.0, 0.0, 0
     for image_id in evenly(dataset.num_images, _LOOKED_AT):
-        pixels = utils.check_channels(dataset.load_image(image_id), channels, pixel_range=pixel_range).astype(
-            np.float64
-        )
+        large = dataset.load_regions(image_id)
+        image = dataset.load_image(image_id) if large is None else large.sample()
+        pixels = utils.check_channels(image, channels, pixel_range=pixel_range).astype(np.float64)
         pixels = pixels.reshape(-1, pixels.shape[-1])
         sums, squares, count = sums + pixels.sum(axis=0), squares + (pixels**2).sum(axis=0), count + len(pixels)
     mean = sums / count
@@ -545,8 +545,6 @@ def _measured(job: Job) -> tuple[str, float, float]:
     dataset = job.val_dataset or job.train_dataset
     detector = whole_images(model)
     dataset.inspect_for(config)
-    start = time.perf_counter()
     image_ids = evenly(dataset.num_images, 2)
-    for image_id in image_ids:
-        detector.detect([dataset.load_image(image_id)], masks="rle")
-    return dtype, seconds[dtype], (time.perf_counter() - start) / len(image_ids)
+    total = sum(estimate_seconds(detector, dataset, image_id) for image_id in image_ids)
+    return dtype, seconds[dtype], total / len(image_ids)

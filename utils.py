@@ -688,37 +688,9 @@ def resize_pixels(image: np.ndarray, size: tuple[int, int], resampling: str = "o
     return RESAMPLINGS[resampling](image, *size)
 
 
-def _fixed_point(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """cv2.resize's two pixels and weights (of 2048) for each of new along an axis of old: int64 and int32 [2, new]."""
-    positions = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
-    first = np.floor(positions).astype(np.int64)
-    part = positions - first.astype(np.float32)
-    weights = np.rint(np.float32(2048) * np.stack([1 - part, part])).astype(np.int32)
-    return np.stack([first, first + 1]).clip(0, old - 1), weights
-
-
 def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, row_weights = _fixed_point(image.shape[0], height)
-    columns, column_weights = _fixed_point(image.shape[1], width)
-    if native_resize.is_native():
-        return native_resize.resize(image, rows, row_weights, columns, column_weights)
-    rows, row_of = np.unique(rows, return_inverse=True)  # the rows that are read, each once
-    row_of = row_of.reshape(2, height)
-    mixed = np.empty((len(rows), width, image.shape[2]), np.int32)
-    result = np.empty((height, width, image.shape[2]), np.uint8)
-    weights = column_weights[:, :, None]
-    for block in _blocks(len(rows), 32):  # as much as the cache holds
-        pixels = image[rows[block]]
-        left, right = (
-            np.take(pixels, column, axis=1) * weight for column, weight in zip(columns, weights, strict=True)
-        )
-        np.right_shift(left + right, 4, out=mixed[block])
-    for block in _blocks(height, 32):
-        upper, lower = (
-            (mixed[row_of[tap, block]] * row_weights[tap, block, None, None]) >> 16 for tap in (0, 1)
-        )  # fmt: skip
-        result[block] = (upper + lower + 2) >> 2
-    return result
+    rows, columns = (native_resize.fixed_point(*pair) for pair in zip(image.shape, (height, width), strict=False))
+    return native_resize.mix(image, *rows, *columns)
 
 
 def _blocks(length: int, step: int) -> Iterator[slice]:
@@ -1051,14 +1023,20 @@ def _bounds(height: int, counts: np.ndarray) -> tuple[int, int, int, int]:
     return int(y1.min()), int(x1.min()), int(y2.max()) + 1, int(x2.max()) + 1
 
 
-def rle_to_crop(rle: dict) -> tuple[int, int, np.ndarray]:
+def rle_to_crop(rle: dict, box: Sequence[int] | None = None) -> tuple[int, int, np.ndarray]:
     """The mask of an RLE inside the smallest box around it, made without the whole mask: undoes crop_to_rle.
 
-    Returns: (y1, x1, crop), crop bool [h, w]; (0, 0) and a crop of 0 x 0 if the mask is empty.
+    box: (y1, x1, y2, x2) in whole pixels; what lies outside of it is cut off. Then rows and columns may be empty.
+
+    Returns: (y1, x1, crop), crop bool [h, w]; (0, 0) and a crop of 0 x 0 if nothing is left.
     Raises: ValueError if the code is damaged, or the crop has more than MAX_MASK_PIXELS.
     """
     height, _, counts = _counts(rle)
     y1, x1, y2, x2 = _bounds(height, counts)
+    if box is not None:
+        y1, x1, y2, x2 = max(y1, box[0]), max(x1, box[1]), min(y2, box[2]), min(x2, box[3])
+    if y1 >= y2 or x1 >= x2:
+        return 0, 0, np.zeros((0, 0), bool)
     _check_pixels(height, x2 - x1)
     ends = counts.cumsum().clip(x1 * height, x2 * height)  # of the runs, in the box's columns
     columns = np.repeat(np.arange(len(counts)) % 2 == 1, np.diff(ends, prepend=x1 * height))

@@ -22,7 +22,8 @@ import numpy as np
 
 import runtime
 import utils
-from data.images import Thumbnail, image_size, read_thumbnail, thumbnail_of
+from data.images import ImageReader, Thumbnail, image_size, read_thumbnail, thumbnail_of
+from data.large import open_large
 from data.likeness import SIDE, find_alike
 from data.listing import PICTURE_SUFFIXES, Listing, folder_of, stem_of, suffix_of
 from data.object_checks import ObjectTable, check_objects, picture_name
@@ -426,7 +427,10 @@ def _empty_pictures(records: Records, names: list[str]) -> list[Picture]:
 
 
 def check_files(records: Records) -> list[Thumbnail]:
-    """Reads every picture. Those that cannot be read are taken out of records. Returns: a thumbnail of each other."""
+    """Reads every picture, and of large ones parts. Those that cannot be read are taken out of records.
+
+    Returns: a thumbnail of each other.
+    """
     with concurrent.futures.ThreadPoolExecutor(min(4, runtime.usable_cores())) as threads:
         results = list(threads.map(_thumbnail, records.pictures, chunksize=16))
     kept = [not isinstance(result, str) for result in results]
@@ -442,6 +446,9 @@ def _thumbnail(picture: Picture) -> Thumbnail | str:
     """A thumbnail, or what is wrong with the picture."""
     try:
         if picture.path is not None:
+            large = open_large(picture.path, ImageReader(), not picture.is_stored)
+            if large is not None:  # all of it would take long, and memory
+                return thumbnail_of(large.sample(), SIDE, large.bits, "TIFF")
             return read_thumbnail(picture.path, SIDE)
         return thumbnail_of(picture.embedded(), SIDE)
     except (ValueError, OSError) as error:

@@ -36,16 +36,33 @@ NO_FLIPS = Flips(False, False)
 ############################################################
 
 
-def cut_out(masks: np.ndarray | list[dict]) -> list[Crop]:
-    """The crops of a stack [H, W, N], or of N RLEs."""
+def extents(masks: np.ndarray | list[dict]) -> np.ndarray:
+    """float32 [N, (y1, x1, y2, x2)]: the smallest box around each mask of a stack [H, W, N], or of N RLEs.
+
+    Zeros if a mask is empty. No RLE is decoded to a mask.
+    """
     if isinstance(masks, list):
-        return [Crop(*utils.rle_to_crop(rle)) for rle in masks]
-    rows, columns = masks.any(axis=1).T, masks.any(axis=0).T  # [N, H], [N, W]
-    crops = []
-    for i in range(masks.shape[2]):
-        (y1, y2), (x1, x2) = _span(rows[i]), _span(columns[i])
-        crops.append(Crop(y1, x1, masks[y1:y2, x1:x2, i]))
-    return crops
+        boxes = [utils.rle_to_bbox(rle) for rle in masks]
+    else:
+        sides = [map(_span, filled) for filled in (masks.any(axis=1).T, masks.any(axis=0).T)]  # of [N, H], of [N, W]
+        boxes = [(y1, x1, y2, x2) for (y1, y2), (x1, x2) in zip(*sides, strict=True)]
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def cut_out(
+    masks: np.ndarray | list[dict], chosen: Sequence[int] | None = None, boxes: np.ndarray | None = None
+) -> list[Crop]:
+    """The crops of a stack [H, W, N], or of N RLEs.
+
+    chosen: the masks to cut out, n of the N; None: all. boxes: [n, 4] in whole pixels, of the part of each that is
+        wanted; None: its extent.
+    """
+    chosen = range(masks.shape[2] if isinstance(masks, np.ndarray) else len(masks)) if chosen is None else chosen
+    if isinstance(masks, list):
+        regions = [None] * len(chosen) if boxes is None else boxes.astype(np.int64).tolist()
+        return [Crop(*utils.rle_to_crop(masks[i], region)) for i, region in zip(chosen, regions, strict=True)]
+    regions = (extents(masks)[chosen] if boxes is None else boxes).astype(np.int64).tolist()
+    return [Crop(y1, x1, masks[y1:y2, x1:x2, i]) for i, (y1, x1, y2, x2) in zip(chosen, regions, strict=True)]
 
 
 def _span(filled: np.ndarray) -> tuple[int, int]:
@@ -84,6 +101,11 @@ def turn_crop(crop: Crop, shape: Sequence[int], turns: int) -> Crop:
     corners = (y, x), (width - x - mask.shape[1], y), (height - y - mask.shape[0], width - x - mask.shape[1])
     top, left = (*corners, (x, height - y - mask.shape[0]))[turns % 4]
     return Crop(top, left, np.rot90(mask, turns))
+
+
+def turned_size(shape: Sequence[int], turns: int) -> tuple[int, int]:
+    """(height, width) of an image of this shape (height, width, ...) after quarter turns."""
+    return (shape[1], shape[0]) if turns % 2 else (shape[0], shape[1])
 
 
 def shift_crop(crop: Crop, y: int, x: int, size: tuple[int, int]) -> Crop:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 import utils
 from data.images import ImageReader, reading_settings
+from data.large import LEAST_PIXELS, RegionImage, open_large
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ class Dataset:
 
     # Whether the boxes of load_instances were compared with the masks when they were loaded. If not, training does it.
     boxes_are_checked = False
+
+    # Whether no mask has a pixel outside of its box, so that boxes say which objects a crop of the image shows.
+    boxes_are_exact = False
 
     _MIN_CLASS_ID = 1  # the least class id that a source may have
 
@@ -245,6 +249,26 @@ class Dataset:
         if self._inspected is None:
             self.inspect_images()
         return self.reader.read(info["path"])
+
+    def load_regions(self, image_id: int) -> RegionImage | None:
+        """The image, to be read by regions as load_image would give it; None if it is not large, or no file of such a
+        kind. Trainings on crops, and evaluation in tiles, then ask for nothing else.
+
+        None, too, where a subclass has a load_image of its own.
+
+        Raises: as data.large.open_large.
+        """
+        return self._regions_of(image_id) if type(self).load_image is Dataset.load_image else None
+
+    def _regions_of(self, image_id: int, upright: bool = True) -> RegionImage | None:
+        """load_regions of the image's file. upright: as of ImageReader.read."""
+        info = self.image_info[image_id]
+        is_small = 0 < (info.get("height") or 0) * (info.get("width") or 0) < LEAST_PIXELS
+        if info["path"] is None or is_small:
+            return None
+        if self._inspected is None:
+            self.inspect_images()
+        return open_large(info["path"], self.reader, upright)
 
     def inspect_images(self, bit_depth: int | str = "auto", pixel_range: str = "depth", channels: int = 3) -> int | str:
         """Decides, by some of the files, how all images are read, and logs it.

@@ -56,10 +56,12 @@ class ImageSize(NamedTuple):
 def image_size(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageSize:
     """The size of an image file, from its header. No pixel is decoded.
 
+    A file that reads_by_regions may have more than max_pixels: up to 2**32 - 1, which run-length codes can hold.
+
     Raises: as read_image.
     """
     with opened(Path(path)) as file:
-        image, tiff = open_header(file, max_pixels)
+        image, tiff = open_header(file, max_pixels, by_regions=True)
         if image is None:
             orientation, (height, width) = tiff.orientation, tiff.layout[:2]
         else:
@@ -68,6 +70,14 @@ def image_size(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> I
                 height, width = width, height
         shown = (width, height) if orientation >= 5 else (height, width)
         return ImageSize(shown, (height, width), orientation)
+
+
+def reads_by_regions(path: str | os.PathLike) -> bool:
+    """Whether parts of an image can be decoded without the rest of it, so that it may have any size: tiled TIFF files,
+    and those in strips. Raises: as read_image.
+    """
+    with opened(Path(path)) as file:
+        return is_tiff(file) and TiffImage(file).is_in_pieces
 
 
 # From the stored pixels [H, W, 3] to the upright ones. EXIF 2.3, 4.6.4: where the stored row 0 and column 0 belong.
@@ -393,10 +403,15 @@ def _silence_libraries() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
+_ONLY = "Images of this size have to be tiled TIFF files: these are read by regions, for crops and in tiles"
+
+
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise Refused(f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb?")
+        raise Refused(
+            f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb? {_ONLY}"
+        )
     if max(size) > MAX_IMAGE_SIDE:
         raise Refused(f"{width} x {height} pixels: no side may be longer than {MAX_IMAGE_SIDE}; cut it into tiles")
 
@@ -453,8 +468,10 @@ class Decoded(NamedTuple):
     notes: list[str] = []  # noqa: RUF012  what was left out
 
 
-def open_header(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Image | None, TiffImage | None]:
-    """Reads the header. channels: those that a network takes.
+def open_header(
+    file: BinaryIO, max_pixels: int, channels: int = 3, by_regions: bool = False
+) -> tuple[Image.Image | None, TiffImage | None]:
+    """Reads the header. channels: those that a network takes. by_regions: nobody is going to decode all of the image.
 
     Returns: Pillow's image, or the TiffImage of a file that Pillow cannot read rightly. Both, if Pillow may read what
         tifffile cannot.
@@ -463,6 +480,10 @@ def open_header(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Ima
         image, tiff = Image.open(file, formats=FORMATS), None
     else:
         tiff = TiffImage(file, channels)
+        if by_regions and tiff.layout.height * tiff.layout.width > max_pixels and tiff.is_in_pieces:
+            if tiff.layout.height * tiff.layout.width >= 2**32:
+                raise Refused(f"{tiff.layout.width} x {tiff.layout.height} pixels are 2**32 or more; cut it in parts")
+            return None, tiff
         _check_size((tiff.layout.width, tiff.layout.height), max_pixels)
         try:
             image = Image.open(file, formats=["TIFF"])
@@ -830,7 +851,7 @@ def count_channels(paths: Sequence[str | os.PathLike]) -> dict[int, int]:
     counts: collections.Counter = collections.Counter()
     for path in _evenly(paths, MOST_HEADERS):
         with contextlib.suppress(ValueError, OSError), opened(Path(path)) as file:
-            image, tiff = open_header(file, MAX_IMAGE_PIXELS)
+            image, tiff = open_header(file, MAX_IMAGE_PIXELS, by_regions=True)
             if tiff is None or (image is not None and tiff.is_plain):
                 counts[1 if image.mode in _GRAY or image.mode[0] in "IF" else 3] += 1
             else:
@@ -847,7 +868,7 @@ def _evenly(items: Sequence, limit: int) -> list:
 def _is_deep(path: str | os.PathLike) -> bool:
     """Whether an image has values of more than 8 bits, by its header."""
     with opened(Path(path)) as file:
-        image, tiff = open_header(file, MAX_IMAGE_PIXELS)
+        image, tiff = open_header(file, MAX_IMAGE_PIXELS, by_regions=True)
         if tiff is not None:
             return tiff.dtype.itemsize > 1
         return image.mode[0] in "IF" or bool(image.tile and _rawmode(image) in _LOW_BYTES)

@@ -7,6 +7,7 @@ how well anchors of some size meet them at some scale. docs/training.md has what
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from data.recognise import Records
 ############################################################
 #  What is known of the data
 ############################################################
+
+
+VIEW_SIDE = 1024  # pixels; detection sees pictures of more than four times its square in tiles of about this side
 
 
 class Facts(NamedTuple):
@@ -46,6 +50,23 @@ class Facts(NamedTuple):
     def most_objects(self) -> int:
         """The number of objects in the picture that has the most."""
         return int(np.bincount(self.pictures, minlength=1).max())
+
+    @property
+    def most_objects_in_view(self) -> int:
+        """As most_objects, where of large pictures the part of VIEW_SIDE pixels a side counts that has the most.
+
+        Detection sees these in tiles. A part begins at every half of its side; objects count by their middle.
+        """
+        is_large = self.sizes.prod(axis=1) > 4 * VIEW_SIDE**2
+        cells = np.zeros((len(self.boxes), 3), np.int64)
+        cells[:, 0] = self.pictures
+        middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        cells[:, 1:] = np.where(is_large[self.pictures][:, None], middles // (VIEW_SIDE // 2), 0)
+        counts: dict[tuple[int, int, int], int] = {}
+        for (picture, row, column), count in zip(*np.unique(cells, axis=0, return_counts=True), strict=True):
+            for y, x in itertools.product((row - 1, row), (column - 1, column)) if is_large[picture] else [(0, 0)]:
+                counts[picture, y, x] = counts.get((picture, y, x), 0) + int(count)
+        return max(counts.values(), default=0)
 
 
 def facts_of(records: Records, report: Report, channels: int = 3) -> Facts:
@@ -135,6 +156,8 @@ _MICROSCOPY_FORMATS = re.compile("label images|ImageJ|QuPath|GeoJSON|binary mask
 _MOST_PIXELS = {"cpu": 1 << 20, "cuda": 2 << 20}  # of an input that holds a whole picture
 LEAST_SIDE = 24  # pixels in the network's input that half of the objects should have
 CROP_SIDES = (256, 320, 384, 512, 640, 768, 1024)
+LARGE_PICTURE = 1 << 24  # pixels, from which on photographs are seen in crops, too, if half of their objects would have
+LEAST_SIDE_OF_WHOLE = 8  # fewer pixels than this in the whole picture
 OBJECTS_IN_CROP = 4  # times the side of a large object is the side of a crop
 VALIDATIONS = 8  # in a training
 VIEWS_FROM_WEIGHTS = (60, 3_000, 120_000)  # of each picture; the least and the most of all together
@@ -237,12 +260,28 @@ def _plan_images(
     facts: Facts, kind: str, device: str, anchors: tuple | None, settings: dict[str, Any], choices: list[Choice]
 ) -> None:
     """IMAGE_RESIZE_MODE with its sizes, RPN_ANCHOR_SCALES, IMAGES_PER_GPU."""
-    if kind == "microscopy":
+    why = _why_crops(facts, device)
+    if kind == "microscopy" or why:
         scale, crop = _enlargement(facts, anchors, enlarges=True)
+        crop = CROP_SIDES[-1] if crop is None and why else crop
         if crop is not None:
             _plan_crops(facts, scale, crop, anchors, settings, choices)
+            choices += [Choice("large pictures", "crops are read by themselves", why)] if why else []
             return
     _plan_whole(facts, device, anchors, settings, choices)
+
+
+def _why_crops(facts: Facts, device: str) -> str:
+    """Why pictures of every kind are seen in crops: they are large. Empty if they are not."""
+    most = facts.sizes.prod(axis=1).max()
+    if most > utils.MAX_IMAGE_PIXELS:
+        return f"the largest picture has {most / 1e6:,.0f} million pixels, which no memory should hold at once"
+    pixels = float(np.median(facts.sizes.prod(axis=1)))
+    shrunk = math.sqrt(min(1.0, _MOST_PIXELS[device] / pixels))
+    middle = float(np.median(facts.sides))
+    if pixels < LARGE_PICTURE or middle * shrunk >= LEAST_SIDE_OF_WHOLE:
+        return ""
+    return f"seen whole, a middle object of {middle:.0f} px would have {middle * shrunk:.1f}"
 
 
 def _sample(facts: Facts) -> np.ndarray:
@@ -336,7 +375,8 @@ def _batch(pixels: int) -> int:
 def _plan_caps(facts: Facts, settings: dict[str, Any], choices: list[Choice]) -> None:
     """How many objects and detections a picture may have."""
     most = facts.most_objects
-    instances = max(100, 50 * math.ceil(1.5 * most / 50))
+    seen = facts.most_objects_in_view if settings["IMAGE_RESIZE_MODE"] == "crop" else most
+    instances = max(100, 50 * math.ceil(1.5 * seen / 50))
     overlap = overlapping_share(facts)
     settings.update(
         MAX_GT_INSTANCES=max(100, math.ceil(1.1 * most)),
@@ -351,8 +391,9 @@ def _plan_caps(facts: Facts, settings: dict[str, Any], choices: list[Choice]) ->
     choices.append(
         Choice(
             "detections",
-            f"{instances} a picture at most",
-            f"{most} object{'s' * (most != 1)} at most in a picture that trains",
+            f"{instances} a picture at most" + (", or a tile of a large one" if seen < most else ""),
+            f"{most} object{'s' * (most != 1)} at most in a picture that trains"
+            + (f", {seen} in {VIEW_SIDE} x {VIEW_SIDE} pixels of it" if seen < most else ""),
         )
     )
     if overlap > 0.02:

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 import utils
 from data.dataset import Dataset, Instances, ObjectBoxes
 from data.images import count_channels, fit_channels
+from data.large import RegionImage
 from data.object_checks import class_name, picture_name, sorted_names
 from data.recognise import Records
 
@@ -27,7 +28,7 @@ class RecordDataset(Dataset):
     Masks are kept as run-length codes in one block of bytes, so that worker processes share their memory.
     """
 
-    boxes_are_checked = True  # they are made from the masks
+    boxes_are_checked = boxes_are_exact = True  # they are made from the masks
 
     def __init__(self, records: Records, split: str | None = None, class_names: Sequence[str] | None = None) -> None:
         """records: as open_records returns them; after data.check.check, without objects that cannot be used.
@@ -105,6 +106,11 @@ class RecordDataset(Dataset):
         if self._inspected is None:
             self.inspect_images()
         return self.reader.read(info["path"], upright=not info["is_stored"])
+
+    def load_regions(self, image_id: int) -> RegionImage | None:
+        """As Dataset.load_regions, in the frame that its labels were drawn in."""
+        is_own = type(self).load_image is RecordDataset.load_image
+        return self._regions_of(image_id, not self.image_info[image_id]["is_stored"]) if is_own else None
 
     def load_instances(self, image_id: int) -> Instances:
         """The instances as RLEs, with the boxes around them."""

@@ -54,7 +54,7 @@ class Object:
         rle = fill(self.rings, height, width)
         if not self.holes:
             return rle
-        return utils.mask_to_rle(utils.rle_to_mask(rle) & ~utils.rle_to_mask(fill(self.holes, height, width)))
+        return combine([rle, fill(self.holes, height, width)], np.greater, height, width)
 
     @property
     def content(self) -> tuple:
@@ -68,8 +68,8 @@ class Object:
         if self.rle is None and other.rle is None and not (self.holes or other.holes) and self.filling == other.filling:
             self.rings = [*self.rings, *other.rings]
             return
-        masks = utils.rle_to_mask(self.mask(*size)) | utils.rle_to_mask(other.mask(*size))
-        self.rle, self.rings, self.holes = utils.mask_to_rle(masks), (), ()
+        masks = [self.mask(*size), other.mask(*size)]
+        self.rle, self.rings, self.holes = combine(masks, np.logical_or, *size), (), ()
 
 
 def _fill_centres(rings: Sequence[np.ndarray], height: int, width: int) -> dict:
@@ -101,10 +101,27 @@ def bitmap_to_rle(bitmap: Bitmap, height: int, width: int) -> dict:
 
 def even_odd(rings: Sequence[np.ndarray], height: int, width: int) -> dict:
     """The compressed RLE of the pixels that lie inside of an odd number of rings, so that islands in holes count."""
-    mask = np.zeros((height, width), bool)
-    for ring in rings:
-        mask ^= utils.rle_to_mask(_fill_centres([ring], height, width))
-    return utils.mask_to_rle(mask)
+    return combine([_fill_centres([ring], height, width) for ring in rings], np.logical_xor, height, width)
+
+
+def combine(codes: Sequence[dict], operation: np.ufunc, height: int, width: int) -> dict:
+    """The compressed RLE of masks of an image of this size, in a canvas no larger than the part that they cover.
+
+    codes: RLEs. operation: what joins the first with the second, the result with the third ...: np.logical_or,
+        np.logical_xor, or np.greater for "and not".
+    """
+    crops = [Bitmap(*utils.rle_to_crop(code)) for code in codes]
+    covers = [crop for crop in crops if crop.mask.size]
+    if not covers:
+        return utils.polygons_to_rle([], height, width)
+    top, left = min(crop.y for crop in covers), min(crop.x for crop in covers)
+    bottom, right = (max(crop[axis] + crop.mask.shape[axis] for crop in covers) for axis in (0, 1))
+    canvas = np.zeros((bottom - top, right - left), bool)
+    for number, (y, x, mask) in enumerate(crops):
+        if mask.size:
+            part = canvas[y - top : y - top + mask.shape[0], x - left : x - left + mask.shape[1]]
+            (operation if number else np.logical_or)(part, mask, out=part)
+    return crop_to_rle(top, left, canvas, (height, width))
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:

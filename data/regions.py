@@ -50,7 +50,7 @@ from data.map_regions import GeoTiffRegions, MapRegions
 from data.measurements import tiff_pixel_size
 from data.slide_regions import SlideRegions
 from data.tiff import TiffError, is_tiff
-from data.tiff_regions import TiffRegions
+from data.tiff_regions import PieceCache, TiffRegions
 from data.zarr_regions import ZarrRegions, is_zarr
 
 logger = logging.getLogger(__name__)
@@ -133,14 +133,17 @@ def as_source(source: Any) -> Source:
 ############################################################
 
 
-def open_source(path: str | os.PathLike, channels: int = 3, micrometres: float | None = None) -> "FileSource":
+def open_source(
+    path: str | os.PathLike, channels: int = 3, micrometres: float | None = None, cache: PieceCache | None = None
+) -> "FileSource":
     """Opens a file, or a folder of Zarr, that is read by regions, and reads its header. It stays open until close().
 
     Values, channels and pages are those of read_image; its pixels are turned as EXIF says. Pixels makes the same 8 bits
     of them.
 
     channels: Config.IMAGE_CHANNEL_COUNT of the model that is to see them. micrometres: of a pixel; of a pyramid, such
-        as a slide, the level that is nearest to it is read. None: the finest.
+        as a slide, the level that is nearest to it is read. None: the finest. cache: of decoded pieces of TIFF files,
+        which several files may share; None: one of its own.
 
     Raises: FileNotFoundError if there is no such file. ValueError, with the file and the cause, if it is no image that
         can be read, if a package for it is missing, or if it is too large for the memory.
@@ -150,14 +153,16 @@ def open_source(path: str | os.PathLike, channels: int = 3, micrometres: float |
     file = None if path.is_dir() and is_zarr(path) else open_file(path)
     try:
         with errors_named(name, file):
-            return FileSource(path, file, _open_reader(path, file, channels, micrometres))
+            return FileSource(path, file, _open_reader(path, file, channels, micrometres, cache))
     except BaseException:
         if file is not None:
             file.close()
         raise
 
 
-def _open_reader(path: Path, file: BinaryIO | None, channels: int, micrometres: float | None) -> Any:
+def _open_reader(
+    path: Path, file: BinaryIO | None, channels: int, micrometres: float | None, cache: PieceCache | None
+) -> Any:
     """What reads the regions of an open file, or of a folder."""
     if file is None:
         return ZarrRegions(path, channels, micrometres)
@@ -170,7 +175,7 @@ def _open_reader(path: Path, file: BinaryIO | None, channels: int, micrometres: 
     reason = ""
     if has_pieces:
         try:
-            pixels = TiffRegions(file, channels, micrometres)
+            pixels = TiffRegions(file, channels, micrometres, cache)
             if pixels.georeference is not None and map_regions.is_installed():
                 with contextlib.suppress(Exception):  # GDAL wants more of a file than its pixels need
                     return GeoTiffRegions(pixels, MapRegions(path, channels))
@@ -199,6 +204,7 @@ class FileSource(Source):
 
     path: of the file. name: the same, for messages. bits: how many bits of 16 the file says are in use, or None.
     nodata: the value of pixels that show nothing, or None. notes: sentences about what is not read.
+    reads_parts: whether a region is read without the rest of the file.
     """
 
     def __init__(self, path: Path, file: BinaryIO | None, reader: Any) -> None:
@@ -206,7 +212,7 @@ class FileSource(Source):
         is_empty and close, all of the pixels as they are stored.
         """
         self.path, self.name, self.notes = path, utils.printable(path, 500), list(reader.notes)
-        self._file, self._reader = file, reader
+        self._file, self._reader, self.reads_parts = file, reader, not isinstance(reader, _WholeFile)
         height, width, *channels = reader.shape
         self.shape = (*((width, height) if reader.orientation >= 5 else (height, width)), *channels)
         self.dtype, self.nodata, self.pixel_size = reader.dtype, reader.nodata, reader.pixel_size

@@ -43,15 +43,19 @@ from .crops import (
     bounds,
     clip_boxes,
     cut_out,
+    extents,
     flip_boxes,
     pack,
     resize_crop,
     shrink,
     turn_boxes,
     turn_crop,
+    turned_size,
 )
 from .dataset import Dataset, Instances, check_instances, fit_boxes
 from .images import image_size
+from .large import RegionImage, resize_region
+from .regions import ArraySource
 
 ############################################################
 #  Samples and batches
@@ -299,32 +303,32 @@ class TrainingData:
 
         A setting that is off draws no random number, so that all others draw the same.
         """
-        config, flips = self.config, NO_FLIPS
+        config, flips, turns = self.config, NO_FLIPS, 0
         with runtime.seeded(seed):  # users' code may draw from the generators that all modules share
             image, instances, original = self._load(image_id, augment, seed)
-        crops = cut_out(instances.masks)
-        boxes, misfits = self._given_boxes(instances.boxes, crops)
-        if augment and config.QUARTER_TURNS and (turns := int(rng.integers(4))):
-            crops = [turn_crop(crop, image.shape, turns) for crop in crops]
-            boxes = None if boxes is None else turn_boxes(boxes, image.shape, turns)
-            image = np.ascontiguousarray(np.rot90(image, turns))
-        plan = self._plan(image.shape, augment, rng)
+        around = self._extents(instances)
+        boxes, misfits = self._given_boxes(instances.boxes, around)
+        if augment and config.QUARTER_TURNS:
+            turns = int(rng.integers(4))
+        plan = self._plan(turned_size(image.shape, turns), augment, rng)
         if augment:
             horizontal = rng.random() < config.HORIZONTAL_FLIP
             flips = Flips(bool(config.VERTICAL_FLIP) and rng.random() < config.VERTICAL_FLIP, horizontal)
-        pixels = self._pixels(image, plan, flips)
+        pixels = self._pixels(image, plan, turns, flips)
         if augment and config.COLOR_JITTER:
             pixels = jitter_color(pixels, config.COLOR_JITTER, rng)
         if augment and (config.BRIGHTNESS_JITTER or config.CONTRAST_JITTER):
             pixels = jitter_light(pixels, config.BRIGHTNESS_JITTER, config.CONTRAST_JITTER, rng)
+        seen, crops = self._cut(instances.masks, around, plan, image.shape, turns)
+        boxes = None if boxes is None else turn_boxes(boxes[seen], image.shape, turns)
         boxes, crops = self._place(boxes, crops, plan, flips)
         notes = []
         if misfits:
             notes.append(
-                f"has {misfits} boxes, of {len(boxes)}, that do not fit their masks, whose boxes are taken instead; "
+                f"has {misfits} boxes, of {len(around)}, that do not fit their masks, whose boxes are taken instead; "
                 "does load_instances return (y1, x1, y2, x2)?"
             )
-        return View(pixels, boxes, crops, instances.class_ids, plan, original), notes
+        return View(pixels, boxes, crops, instances.class_ids[seen], plan, original), notes
 
     def _with_pasted(self, view: View, rng: np.random.Generator) -> tuple[View, list[str]]:
         """A view with objects of another image, which is augmented as every image is: COPY_PASTE.
@@ -350,27 +354,33 @@ class TrainingData:
         y, x = (int(rng.integers(min(side, 0), max(side, 0), endpoint=True)) for side in room)
         return paste_objects(view, donor, chosen, (y, x)), []
 
-    def _load(self, image_id: int, augment: bool, seed: int) -> tuple[np.ndarray, Instances, tuple[int, int]]:
-        """The image uint8 [H, W, C] and its instances, checked and, with augment, augmented by the user's code; the
-        (height, width) of the image before that."""
+    def _load(
+        self, image_id: int, augment: bool, seed: int
+    ) -> tuple[ArraySource | RegionImage, Instances, tuple[int, int]]:
+        """The image, to be read as uint8 [h, w, C], and its instances, checked and, with augment, augmented by the
+        user's code; the (height, width) of the image before that."""
         name = self.name(image_id)
-        channels = self.config.IMAGE_CHANNEL_COUNT
-        image = utils.check_channels(self.dataset.load_image(image_id), channels, name, self.config.PIXEL_RANGE)
+        channels, has_code = self.config.IMAGE_CHANNEL_COUNT, augment and self.augmentation is not None
+        is_cut = self.config.IMAGE_RESIZE_MODE == "crop" and not has_code
+        image = self.dataset.load_regions(image_id) if is_cut else None
+        if image is None:
+            pixels = self.dataset.load_image(image_id)
+            image = ArraySource(utils.check_channels(pixels, channels, name, self.config.PIXEL_RANGE))
         instances = self.dataset.load_instances(image_id)
         class_count = self.config.NUM_CLASSES if self.classes is None else len(self.classes.rows)
         instances = check_instances(instances, image.shape, name, class_count)
         if self.classes is not None:
             instances = instances._replace(class_ids=self.classes.rows_of(instances.class_ids))
         original = image.shape[:2]
-        if not augment or self.augmentation is None:
+        if not has_code:
             return image, instances, original
         masks = instances.masks
         if isinstance(masks, list):
             masks = utils.rle_to_mask(masks) if masks else np.zeros((*image.shape[:2], 0), bool)
-        image, masks = call_augmentation(self.augmentation, image, masks, seed)
+        image, masks = call_augmentation(self.augmentation, image.array, masks, seed)
         image = utils.check_channels(image, channels, f"{name}, what augmentation returned,")
         masks = checked_masks(masks, image, len(instances.class_ids), name)
-        return image, Instances(instances.class_ids, masks), original
+        return ArraySource(image), Instances(instances.class_ids, masks), original
 
     def _plan(self, shape: Sequence[int], augment: bool, rng: np.random.Generator) -> utils.ResizePlan:
         config = self.config
@@ -381,21 +391,53 @@ class TrainingData:
             plan = jitter_scale(plan, factor, config.IMAGE_RESIZE_MODE, config.IMAGE_SIZE_DIVISOR, rng)
         return plan
 
-    def _pixels(self, image: np.ndarray, plan: utils.ResizePlan, flips: Flips) -> np.ndarray:
-        """[h, w, C]: the image scaled, cropped and flipped, as large as the plan's window."""
-        pixels = utils.resize_pixels(image, plan.size, self.config.dialect.resampling)
-        y, x, height, width = plan.region
-        pixels = pixels[y : y + height, x : x + width]
+    def _pixels(self, image: ArraySource | RegionImage, plan: utils.ResizePlan, turns: int, flips: Flips) -> np.ndarray:
+        """[h, w, C]: the image turned, scaled, cropped and flipped, as large as the plan's window."""
+
+        def read(y1: int, x1: int, y2: int, x2: int) -> np.ndarray:
+            """Pixels of the turned image."""
+            region = turn_boxes(np.array([(y1, x1, y2, x2)]), plan.image_shape, -turns)[0]
+            return np.rot90(image.read(*region.tolist()), turns)
+
+        pixels = resize_region(read, plan.image_shape, plan.size, plan.region, self.config.dialect.resampling)
         return pixels[:: -1 if flips.vertical else 1, :: -1 if flips.horizontal else 1]
 
-    def _given_boxes(self, boxes: np.ndarray | None, crops: Sequence[Crop]) -> tuple[np.ndarray | None, int]:
+    def _extents(self, instances: Instances) -> np.ndarray:
+        """float32 [N, 4]: a box around each mask."""
+        if self.dataset.boxes_are_exact and instances.boxes is not None:
+            return instances.boxes
+        return extents(instances.masks)
+
+    def _cut(
+        self, masks: np.ndarray | list[dict], around: np.ndarray, plan: utils.ResizePlan, shape: Sequence[int],
+        turns: int,
+    ) -> tuple[np.ndarray, list[Crop]]:  # fmt: skip
+        """The indices of the masks that the plan's window shows, at least in part, and their crops of the turned image.
+
+        No other mask is decoded, and of these the part that is seen alone. around: of _extents. shape: of the image
+        before it is turned by quarters.
+        """
+        rows, columns = self._sources(plan)
+        window = np.array([(rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)])
+        window = turn_boxes(window, plan.image_shape, -turns)
+        low, high = np.maximum(around[:, :2], window[:, :2]), np.minimum(around[:, 2:], window[:, 2:])
+        seen = np.flatnonzero((low < high).all(axis=1))
+        crops = cut_out(masks, seen, np.concatenate([low, high], axis=1)[seen])
+        return seen, [turn_crop(crop, shape, turns) for crop in crops]
+
+    def _sources(self, plan: utils.ResizePlan) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and columns of a mask that those of the plan's window copy."""
+        nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
+        return plan.rows(nearest), plan.columns(nearest)
+
+    def _given_boxes(self, boxes: np.ndarray | None, around: np.ndarray) -> tuple[np.ndarray | None, int]:
         """The boxes of the data set, and how many of them do not fit their masks, and are replaced.
 
         None: the boxes around the masks are to be taken. Mini masks fill these.
         """
         if boxes is None or self.config.USE_MINI_MASK:
             return None, 0
-        return (boxes, 0) if self.dataset.boxes_are_checked else fit_boxes(boxes, bounds(crops))
+        return (boxes, 0) if self.dataset.boxes_are_checked else fit_boxes(boxes, around)
 
     def _place(
         self, boxes: np.ndarray | None, crops: Sequence[Crop], plan: utils.ResizePlan, flips: Flips
@@ -404,8 +446,7 @@ class TrainingData:
 
         Both count from the window's corner. Boxes are clipped to the window.
         """
-        nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
-        rows, columns = plan.rows(nearest), plan.columns(nearest)
+        rows, columns = self._sources(plan)
         crops = [resize_crop(crop, rows, columns, flips) for crop in crops]
         if boxes is None:
             return bounds(crops), crops

@@ -26,6 +26,7 @@ import numpy as np
 
 MOST_CHANNELS = 10  # in an unnamed axis; a longer one has slices or times
 MOST_BYTES = 1 << 30  # of the values of an image that are read at once
+MOST_PIXELS_OF_PIECE = 1 << 22  # of a file whose parts are read by themselves
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2  # photometric interpretations
@@ -135,6 +136,16 @@ class TiffImage:
         page, layout = self.page, self.layout
         is_whole = (page.imagelength, page.imagewidth) == (layout.height, layout.width)
         return is_whole and page.samplesperpixel in (1, layout.channels)
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether small parts of it can be decoded without the rest: tiles, or strips of a few rows."""
+        page = self.page
+        if page.compression in _RAW and not page.is_tiled:  # any rows of it can be read
+            return True
+        rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+        columns = page.tilewidth if page.is_tiled else page.imagewidth
+        return 0 < rows * columns <= MOST_PIXELS_OF_PIECE
 
     @property
     def channel_pages(self) -> list[int]:

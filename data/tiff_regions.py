@@ -111,13 +111,16 @@ class TiffRegions:
     nodata: the value of pixels that show nothing, or None.
     """
 
-    def __init__(self, file: BinaryIO, channels: int = 3, micrometres: float | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO, channels: int = 3, micrometres: float | None = None, cache: PieceCache | None = None
+    ) -> None:
         """Reads the header. file: stays open. channels: those that a network takes. micrometres: of a pixel; the level
-        of a pyramid that is nearest to it is read. None: the finest.
+        of a pyramid that is nearest to it is read. None: the finest. cache: of pieces, which several files may share;
+        None: one of its own.
 
         Raises: TiffError for a file that cannot be read by regions; errors of many kinds for a damaged one.
         """
-        self._file, self._lock, self._cache = file, threading.Lock(), PieceCache()
+        self._file, self._lock, self._cache = file, threading.Lock(), cache or PieceCache()
         self._channels = channels
         self.tiff, self.pixel_size = _open_level(file, channels, micrometres)
         self.page = page = self.tiff.page
@@ -163,7 +166,7 @@ class TiffRegions:
             return self._read_raw(region)
         out = np.zeros((y2 - y1, x2 - x1, *self.shape[2:]), self.dtype)
         for number, y, x in self._grid.touched(*region):
-            piece = self._cache.get(number, lambda number=number: self._piece(number))
+            piece = self._cache.get((self._lock, number), lambda number=number: self._piece(number))
             paste(out, region, piece, y, x)
         return out
 

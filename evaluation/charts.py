@@ -250,25 +250,25 @@ def _short(name: str, limit: int = 16) -> str:
 def picture(example: Example, image: np.ndarray) -> bytes:
     """The surroundings of detections and objects: masks tinted blue, true objects outlined in yellow.
 
-    image: [H, W, C], as utils.viewable takes it.
+    image: [H, W, C], as utils.viewable takes it; or a data.large.RegionImage, of which the surroundings are read.
 
     Returns: a JPEG of at most 320 x 320 pixels.
     Raises: ValueError if a mask is damaged or has another size than the image.
     """
-    image = utils.viewable(image)
     found, truths = _codes(example)
-    masks = [utils.rle_to_mask(code) for code in (*found, *truths)]
-    for mask in masks:
-        if mask.shape != image.shape[:2]:
+    for code in (*found, *truths):
+        if tuple(code["size"]) != tuple(image.shape[:2]):
             raise ValueError(
-                f"the image has {image.shape[0]} x {image.shape[1]} pixels and a mask in it {mask.shape[0]} x "
-                f"{mask.shape[1]}; was the file changed since?"
+                f"the image has {image.shape[0]} x {image.shape[1]} pixels and a mask in it {code['size'][0]} x "
+                f"{code['size'][1]}; was the file changed since?"
             )
-    y1, x1, y2, x2 = _window(example, image.shape)
+    y1, x1, y2, x2 = window = _window(example, image.shape)
+    part = utils.viewable(image)[y1:y2, x1:x2] if isinstance(image, np.ndarray) else utils.viewable(image.read(*window))
     scale = PICTURE_SIDE / max(y2 - y1, x2 - x1)
     size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
-    crop = np.array(Image.fromarray(image[y1:y2, x1:x2]).resize(size, Image.Resampling.BICUBIC))
-    masks = [np.asarray(Image.fromarray(mask[y1:y2, x1:x2]).resize(size, Image.Resampling.NEAREST)) for mask in masks]
+    crop = np.array(Image.fromarray(part).resize(size, Image.Resampling.BICUBIC))
+    masks = [_mask_in(code, window) for code in (*found, *truths)]
+    masks = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
     for mask in masks[: len(found)]:
         visualize.apply_mask(crop, mask, SKY_BLUE, alpha=0.55)
     for mask in masks[1 : len(found)]:
@@ -278,6 +278,16 @@ def picture(example: Example, image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(crop).save(file, format="JPEG", quality=82)
     return file.getvalue()
+
+
+def _mask_in(code: dict, window: Sequence[int]) -> np.ndarray:
+    """The pixels of an RLE in a window (y1, x1, y2, x2), bool [y2 - y1, x2 - x1]."""
+    y1, x1, y2, x2 = window
+    y, x, part = utils.rle_to_crop(code, window)
+    mask = np.zeros((y2 - y1, x2 - x1), bool)
+    if part.size:
+        mask[y - y1 : y - y1 + part.shape[0], x - x1 : x - x1 + part.shape[1]] = part
+    return mask
 
 
 def _codes(example: Example) -> tuple[list[dict], list[dict]]:

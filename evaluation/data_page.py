@@ -1,6 +1,7 @@
 """The page of a check of a data set: data_page.html.j2 has its text, this file makes the values that it shows."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ from PIL import Image
 import utils
 import visualize
 from data.check import WHOLE, Report, sentence
-from data.images import read_image
+from data.images import ImageReader, read_image
+from data.large import RegionImage, open_large
 from data.object_checks import ObjectTable, class_name, picture_name
 from data.recognise import Records
 from data.records import SEVERITIES, Object, Picture
+from data.regions import ArraySource, Source
 
 from .page import Cell, Table, inline_picture, template
 from .page import Picture as Shown
@@ -22,6 +25,7 @@ CONTACT_PICTURES = 24
 ODD_OBJECTS = 12
 _MOST_PLACES = 200  # of a fault that the page lists; check.json has all
 _SIDE = 480  # pixels of the longer side of a picture on the page
+_PART = 1024  # of a side of the part of a large picture that is shown
 _LEAST_OBJECTS = 8  # of a class, to say what is odd in it
 
 
@@ -128,44 +132,77 @@ def load_pixels(picture: Picture) -> np.ndarray:
     return read_image(picture.path, upright=not picture.is_stored)
 
 
+def open_pixels(picture: Picture) -> Source | RegionImage:
+    """The picture, to be read as uint8 [h, w, 3]; a large one by regions. Raises: as load_pixels."""
+    large = None
+    if picture.path is not None:
+        large = open_large(picture.path, ImageReader(), not picture.is_stored)
+    return ArraySource(load_pixels(picture)) if large is None else large
+
+
 def _contact(records: Records, picture: Picture, colors: dict) -> dict[str, Any]:
     name = utils.printable(picture_name(records, picture))
-    example = {
-        "title": name,
-        "note": f"{picture.width} x {picture.height}, {len(picture.objects)} objects",
-        "image": None,
-        "problem": "",
-    }
+    note = f"{picture.width} x {picture.height}, {len(picture.objects)} objects"
+    example = {"title": name, "note": note, "image": None, "problem": ""}
     try:
-        drawn = _drawn(load_pixels(picture), picture.objects, (0, 0, picture.height, picture.width), colors)
+        image, region = open_pixels(picture), (0, 0, picture.height, picture.width)
+        if isinstance(image, RegionImage):
+            region = _part_of(picture)
+            example["note"] += f"; a part of {region[3] - region[1]} x {region[2] - region[0]}"
+        drawn = _drawn(image, picture.objects, region, colors)
         example["image"] = inline_pixels(drawn, f"{name} with its labels")
     except (ValueError, OSError) as error:
         example["problem"] = utils.printable(error, 300)
     return example
 
 
+def _part_of(picture: Picture) -> tuple[int, int, int, int]:
+    """A region of _PART pixels of a large picture, around the object in the middle of its list."""
+    y, x = picture.height // 2, picture.width // 2
+    if picture.objects:
+        middle = picture.objects[len(picture.objects) // 2].mask(picture.height, picture.width)
+        y1, x1, y2, x2 = utils.rle_to_bbox(middle)
+        y, x = (y1 + y2) // 2, (x1 + x2) // 2
+    height, width = min(_PART, picture.height), min(_PART, picture.width)
+    y, x = min(max(y - height // 2, 0), picture.height - height), min(max(x - width // 2, 0), picture.width - width)
+    return y, x, y + height, x + width
+
+
 def _drawn(
-    pixels: np.ndarray, objects: list[Object], region: tuple[int, int, int, int], colors: dict, captions: bool = True
-) -> np.ndarray:
+    image: Source | RegionImage, objects: list[Object], region: tuple[int, int, int, int], colors: dict,
+    captions: bool = True,
+) -> np.ndarray:  # fmt: skip
     """A region (y1, x1, y2, x2) of a picture with its labels, with a longer side of at most _SIDE pixels."""
     y1, x1, y2, x2 = region
-    height, width = pixels.shape[:2]
+    height, width = image.shape[:2]
     scale = min(1.0, _SIDE / max(y2 - y1, x2 - x1))
     size = max(1, round((y2 - y1) * scale)), max(1, round((x2 - x1) * scale))
     rows = y1 + ((np.arange(size[0]) + 0.5) * (y2 - y1) / size[0]).astype(int)
     columns = x1 + ((np.arange(size[1]) + 0.5) * (x2 - x1) / size[1]).astype(int)
-    part = Image.fromarray(np.ascontiguousarray(pixels[y1:y2, x1:x2]))
-    image = np.asarray(part.resize(size[::-1], Image.Resampling.BOX))
-    masks = [utils.rle_to_mask(parsed.mask(height, width))[np.ix_(rows, columns)] for parsed in objects]
-    if not masks:
-        return image
+    part = Image.fromarray(np.ascontiguousarray(image.read(*region)))
+    pixels = np.asarray(part.resize(size[::-1], Image.Resampling.BOX))
+    shown = [(parsed, _cells(parsed.mask(height, width), region, rows, columns)) for parsed in objects]
+    shown = [(parsed, mask) for parsed, mask in shown if mask is not None]
+    if not shown:
+        return pixels
+    objects, masks = zip(*shown, strict=True)
     stack = np.stack(masks, axis=2)
     names = [class_name(parsed) for parsed in objects]
     labels = [f"{name} (crowd)" if parsed.is_crowd else name for name, parsed in zip(names, objects, strict=True)]
     return visualize.draw_instances(
-        image, utils.extract_bboxes(stack), stack, labels if captions and len(colors) > 1 else None,
+        pixels, utils.extract_bboxes(stack), stack, labels if captions and len(colors) > 1 else None,
         [colors[name] for name in names], show_bbox=False,
     )  # fmt: skip
+
+
+def _cells(code: dict, region: Sequence[int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+    """The pixels of an RLE in these rows and columns of a region, bool [h, w]; None if it has none there."""
+    y, x, mask = utils.rle_to_crop(code, region)
+    cells = np.zeros((len(rows), len(columns)), bool)
+    down = (rows >= y) & (rows < y + mask.shape[0])
+    across = (columns >= x) & (columns < x + mask.shape[1])
+    cells[np.ix_(down, across)] = mask[np.ix_(rows[down] - y, columns[across] - x)]
+    return cells if cells.any() else None
 
 
 def inline_pixels(pixels: np.ndarray, alt: str) -> Shown:
@@ -229,7 +266,7 @@ def _odd(records: Records, table: ObjectTable, odd: Odd, colors: dict) -> dict[s
     room = max(16, (y2 - y1) // 2, (x2 - x1) // 2)
     region = max(0, y1 - room), max(0, x1 - room), min(picture.height, y2 + room), min(picture.width, x2 + room)
     try:
-        drawn = _drawn(load_pixels(picture), [parsed], region, colors, captions=False)
+        drawn = _drawn(open_pixels(picture), [parsed], region, colors, captions=False)
         example["image"] = inline_pixels(drawn, f"{title} in the middle")
     except (ValueError, OSError) as error:
         example["problem"] = utils.printable(error, 300)

@@ -11,13 +11,14 @@ FOLDER/evaluation.json says which weights, settings and images the detections ar
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,16 @@ from config import DERIVED, DETECTION, REMOVED, SETTINGS, Config, settings_that
 from data.dataset import Dataset
 from data.writers.streams import write_list
 
-from .results import Detector, ResumableDetector, categories_of_model, image_number, image_numbers, to_results
+from .results import (
+    Detector,
+    LoadingDetector,
+    ResumableDetector,
+    categories_of_model,
+    image_number,
+    image_numbers,
+    load_picture,
+    to_results,
+)
 from .stream import ImageFile, Line, describe_problems, find_stored, is_unchanged, keep_lines, read_lines
 from .stream import Writer as _Writer
 
@@ -65,6 +75,7 @@ def identify(model: ResumableDetector, dataset: Dataset, image_ids: Sequence[int
         "count": len(images),
         "dtype": dtype,
         "device": model.device.type,
+        **(model.identity if isinstance(model, LoadingDetector) else {}),
     }
     return json.loads(json.dumps(identity))
 
@@ -248,6 +259,7 @@ def read_batches(
     workers: int | None = None,
     files: dict[int, ImageFile | None] | None = None,
     keeps_rest: bool = False,
+    load_image: Callable[[int], Any] | None = None,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Each chunk with its images, read by several threads ahead of time.
 
@@ -256,12 +268,14 @@ def read_batches(
         keeps_rest, the image alone.
     files: a dict to be filled with the file of each image_id, as it is before the image is read. So an image that is
         replaced meanwhile counts as changed in the next run.
+    load_image: of an image_id; None: the data set's.
     """
+    load_image = load_image or dataset.load_image
 
     def load(image_id: int) -> Any:
         if files is not None:
             files[image_id] = ImageFile.of(dataset.image_info[image_id]["path"], dataset.reader.chosen)
-        return dataset.load_image(image_id)
+        return load_image(image_id)
 
     workers = reading_threads(workers)
     with ThreadPoolExecutor(workers, "images") as pool:
@@ -341,7 +355,8 @@ def detect_chunks(
     taken: deque[list[int]] = deque()
 
     def batches() -> Iterator[list[Any]]:
-        for chunk, images in read_batches(dataset, chunks, failures, workers, files, keeps_rest):
+        load = functools.partial(load_picture, model, dataset)
+        for chunk, images in read_batches(dataset, chunks, failures, workers, files, keeps_rest, load):
             taken.append(chunk)
             yield images
 
@@ -455,7 +470,7 @@ def detect_dataset(
     taken: deque[list[int]] = deque()
     boxes, masks = [], []
     with tqdm(total=sum(map(len, chunks)), unit="image", disable=not verbose) as progress:
-        for results in model.detect_batches(_batches(dataset, chunks, taken, failures), dtype, "rle"):
+        for results in model.detect_batches(_batches(model, dataset, chunks, taken, failures), dtype, "rle"):
             chunk = taken.popleft()
             for image_id, result in zip(chunk, results, strict=True):
                 of_boxes, of_masks = to_results(result, image_number(dataset, image_id), categories)
@@ -466,14 +481,14 @@ def detect_dataset(
 
 
 def _batches(
-    dataset: Dataset, chunks: Sequence[Sequence[int]], taken: deque, failures: dict[int, str] | None
+    model: Detector, dataset: Dataset, chunks: Sequence[Sequence[int]], taken: deque, failures: dict[int, str] | None
 ) -> Iterator[list[Any]]:
     """The images of each chunk. taken gets their ids. failures: as of detect_dataset."""
     for chunk in chunks:
         images = {}
         for image_id in chunk:
             try:
-                images[image_id] = dataset.load_image(image_id)
+                images[image_id] = load_picture(model, dataset, image_id)
             except Exception as error:  # users' code and files may raise anything
                 if failures is None or isinstance(error, MemoryError):
                     raise

@@ -66,6 +66,28 @@ class ResumableDetector(Detector, Protocol):
         ...
 
 
+@runtime_checkable
+class LoadingDetector(Detector, Protocol):
+    """A detector that loads images in a way of its own, such as TiledDetector, which reads large ones by regions.
+
+    identity: what its detections depend on beside weights and settings, as json.dump takes it.
+    """
+
+    identity: Mapping[str, Any]
+
+    def load_image(self, dataset: Dataset, image_id: int) -> Any:
+        """An image as detect_batches takes it: an array, or what has `shape` and `read`.
+
+        Raises: as Dataset.load_image.
+        """
+        ...
+
+
+def load_picture(model: Detector, dataset: Dataset, image_id: int) -> Any:
+    """An image of a data set as a detector takes it. Raises: as Dataset.load_image."""
+    return model.load_image(dataset, image_id) if isinstance(model, LoadingDetector) else dataset.load_image(image_id)
+
+
 ############################################################
 #  Numbers
 ############################################################

@@ -25,9 +25,13 @@ from .results import (
     ground_truth,
     image_number,
     known_truth,
+    load_picture,
     without_images,
 )
+from .tiled import in_tiles, most_found, tile_notes
 from .words import images_evaluated, metrics_table
+
+USUAL_MAX_DETS = 100  # COCO's
 
 
 def evaluate_dataset(
@@ -40,31 +44,36 @@ def evaluate_dataset(
 ) -> dict[str, float]:
     """COCO-style evaluation in memory: one pass of detection, with and without re-scoring.
 
+    Large images are detected in tiles, see in_tiles.
+
     Classes of model and data set are matched by name. A class that the model does not know is named and left out of all
     numbers, with its objects. A class that the data set does not have has no objects.
 
     model: a MaskRCNN, or another Detector of the data set's classes.
     dataset: prepared; objects of negative class id are crowds. image_ids: the images to evaluate; all by default.
     max_dets: how many of an image's best results of a class count; by default DETECTION_MAX_INSTANCES, or COCO's 100
-        if that is more. verbose: show progress, and print a table. contents: of ground_truth(dataset, image_ids), for
-        callers that evaluate several times.
+        if that is more, and all of an image that is detected in tiles. verbose: show progress, and print a table.
+    contents: of ground_truth(dataset, image_ids), for callers that evaluate several times.
 
     Returns: numbers by name, see evaluate_results.
     Raises: ValueError if the model knows none of the data set's classes, or max_dets is below 1; if an image cannot be
         read. In a training, evaluation_callback goes on without such an image.
     """
-    max_dets = _max_dets(model, max_dets)
-    notes = class_notes(model, dataset)
-    results = detect_dataset(model, dataset, image_ids, verbose=verbose)
+    _max_dets(model, max_dets)
+    model = in_tiles(model, dataset, image_ids, verbose=verbose)
+    notes = [*class_notes(model, dataset), *tile_notes(model, dataset)]
+    boxes, masks = detect_dataset(model, dataset, image_ids, verbose=verbose)
     contents = known_truth(model, dataset, contents or ground_truth(dataset, image_ids))
-    metrics = evaluate_results(contents, *results, max_dets).metrics
+    metrics = evaluate_results(contents, boxes, masks, _max_dets(model, max_dets, masks)).metrics
     if verbose:
         print("\n".join([metrics_table(metrics), *notes]))
     return metrics
 
 
-def _max_dets(model: Detector, max_dets: int | None) -> int:
-    max_dets = max(100, model.config.DETECTION_MAX_INSTANCES) if max_dets is None else max_dets
+def _max_dets(model: Detector, max_dets: int | None, masks: Sequence[dict[str, Any]] = ()) -> int:
+    """How many of an image's results of a class count. max_dets: as it was asked for. masks: all results."""
+    if max_dets is None:
+        max_dets = max(USUAL_MAX_DETS, model.config.DETECTION_MAX_INSTANCES, most_found(model, masks))
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
     return max_dets
@@ -103,7 +112,8 @@ class EvaluationCallback:
         """
         detector = self.adapt(model)
         _max_dets(detector, self.max_dets)
-        for note in class_notes(detector, self.dataset, "the data set of the evaluation"):
+        notes = class_notes(detector, self.dataset, "the data set of the evaluation")
+        for note in (*notes, *tile_notes(in_tiles(detector, self.dataset, self.image_ids), self.dataset)):
             print(note)
         categories_of_model(detector, self.dataset)
         self._collect_truth()
@@ -121,14 +131,15 @@ class EvaluationCallback:
         self._collect_truth()
         detector, failures = self.adapt(model), dict(self._failures)
         image_ids = [image_id for image_id in self.image_ids if image_id not in failures]
-        results = detect_dataset(detector, self.dataset, image_ids, verbose=self.verbose, failures=failures)
+        detector = in_tiles(detector, self.dataset, image_ids, verbose=self.verbose)
+        boxes, masks = detect_dataset(detector, self.dataset, image_ids, verbose=self.verbose, failures=failures)
         self._report(failures)
         missing = len(failures) + self._lost_images()
         if len(failures) == len(self.image_ids):
             return {"missing_images": missing}
         numbers = {image_number(self.dataset, image_id) for image_id in failures}
         contents = without_images(known_truth(detector, self.dataset, self._contents), numbers)
-        metrics = evaluate_results(contents, *results, _max_dets(detector, self.max_dets)).metrics
+        metrics = evaluate_results(contents, boxes, masks, _max_dets(detector, self.max_dets, masks)).metrics
         if missing:
             metrics["missing_images"] = missing
         if self.verbose:
@@ -216,9 +227,13 @@ def evaluate_to_folder(
     Raises: ValueError as evaluate_dataset; if the folder holds another evaluation; if images cannot be read, after all
         others are done.
     """
-    max_dets = _max_dets(model, max_dets)
+    _max_dets(model, max_dets)
     class_notes(model, dataset)  # raises before the folder is claimed
     image_ids = [int(image_id) for image_id in (dataset.image_ids if image_ids is None else image_ids)]
+    model = in_tiles(model, dataset, image_ids, verbose=verbose)
+    tiled = tile_notes(model, dataset)
+    if verbose and runtime.rank() == 0:
+        print("".join(f"{note}\n" for note in tiled), end="")
     seconds = detect_to_folder(model, dataset, image_ids, folder, dtype, workers, verbose, identity)
     if runtime.rank() > 0:
         return None
@@ -227,16 +242,20 @@ def evaluate_to_folder(
     boxes, masks = load_results(folder, list(by_number))
     write_submission(folder, boxes, masks)
     contents = known_truth(model, dataset, ground_truth(dataset, image_ids))
+    max_dets = _max_dets(model, max_dets, masks)
     evaluation = evaluate_results(contents, boxes, masks, max_dets)
     notes = class_notes(model, dataset)
     evaluation.seconds = {**seconds, "evaluation": time.perf_counter() - start}
     evaluation.dataset_images = dataset.num_images
     evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
     evaluation.facts |= {"classes": "; ".join(notes)} if notes else {}
+    evaluation.facts |= {"tiles": "; ".join(tiled)} if tiled else {}
     own = None if add_own is None else add_own(evaluation, contents, masks)
-    report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]), own)
+    report = write_report(evaluation, folder, lambda number: load_picture(model, dataset, by_number[number]), own)
     if verbose:
         print("\n".join([metrics_table(evaluation.metrics), *notes]))
+        if tiled:
+            print(f"the best {max_dets:,} detections of a class in a picture count: tiles may find any number")
         print(f"report: {report}")
     return evaluation
 

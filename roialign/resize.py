@@ -1,6 +1,10 @@
-"""Bilinear resampling of images of bytes in whole numbers, by a native kernel.
+"""Bilinear resampling of images of bytes in whole numbers: cv2.resize's rule, by a native kernel or in NumPy.
 
-utils.resize_pixels calls it, and has the same in NumPy for machines without the kernel.
+    rows, row_weights = fixed_point(old_height, new_height)
+    columns, column_weights = fixed_point(old_width, new_width)
+    mix(image, rows, row_weights, columns, column_weights)
+
+A part of these rows and columns gives that part of the resized image, to the byte.
 """
 
 import ctypes
@@ -24,10 +28,50 @@ def is_native() -> bool:
     return _library is not None
 
 
+def fixed_point(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """cv2.resize's two pixels and weights (of 2048) for each of new along an axis of old: int64 and int32 [2, new]."""
+    positions = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
+    first = np.floor(positions).astype(np.int64)
+    part = positions - first.astype(np.float32)
+    weights = np.rint(np.float32(2048) * np.stack([1 - part, part])).astype(np.int32)
+    return np.stack([first, first + 1]).clip(0, old - 1), weights
+
+
+def mix(
+    image: np.ndarray, rows: np.ndarray, row_weights: np.ndarray, columns: np.ndarray, column_weights: np.ndarray
+) -> np.ndarray:
+    """The image at other numbers of rows and columns, each of them mixed from two: by the kernel, or else in NumPy.
+
+    Arguments, result and errors: as resize.
+    """
+    if is_native():
+        return resize(image, rows, row_weights, columns, column_weights)
+    height, width = rows.shape[1], columns.shape[1]
+    rows, row_of = np.unique(rows, return_inverse=True)  # the rows that are read, each once
+    row_of = row_of.reshape(2, height)
+    mixed = np.empty((len(rows), width, image.shape[2]), np.int32)
+    result = np.empty((height, width, image.shape[2]), np.uint8)
+    weights = column_weights[:, :, None]
+    for start in range(0, len(rows), 32):  # as much as the cache holds
+        block = slice(start, start + 32)
+        pixels = image[rows[block]]
+        left, right = (
+            np.take(pixels, column, axis=1) * weight for column, weight in zip(columns, weights, strict=True)
+        )
+        np.right_shift(left + right, 4, out=mixed[block])
+    for start in range(0, height, 32):
+        block = slice(start, start + 32)
+        upper, lower = (
+            (mixed[row_of[tap, block]] * row_weights[tap, block, None, None]) >> 16 for tap in (0, 1)
+        )  # fmt: skip
+        result[block] = (upper + lower + 2) >> 2
+    return result
+
+
 def resize(
     image: np.ndarray, rows: np.ndarray, row_weights: np.ndarray, columns: np.ndarray, column_weights: np.ndarray
 ) -> np.ndarray:
-    """The image at other numbers of rows and columns, each of them mixed from two.
+    """The image at other numbers of rows and columns, each of them mixed from two, by the kernel.
 
     image: uint8 [H, W, C]. rows, columns: [2, h] and [2, w], the two that are mixed: the same, or neighbours.
     row_weights, column_weights: alike, their weights of 2048.

@@ -400,6 +400,16 @@ def test_figures_are_printed_and_written(tmp_path, capsys):
     assert (tmp_path / "figures.json").read_text() == '{"ms": 1.5}\n'
 
 
+def test_bench_large_training_ends_with_a_json_line(tmp_path):
+    output = tmp_path / "figures.json"
+    done = run("benchmarks/bench_large_training.py", "--quick", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts == json.loads(output.read_text())
+    assert (facts["listed"], facts["samples"], len(facts["digest"])) == (30, 2, 16)
+    assert 0 < facts["sample_s"] < facts["check_s"]
+
+
 def test_bench_data_ends_with_a_json_line(tmp_path):
     (tmp_path / "val2017").mkdir()
     (tmp_path / "annotations").mkdir()

@@ -44,6 +44,52 @@ def choice(plan: Plan, what: str):
 
 
 ############################################################
+#  Large pictures
+############################################################
+
+PHOTOGRAPHS = {"is_gray": False, "pictures": 4, "each": 50}
+
+
+def scattered(size: tuple[int, int], **changes) -> Facts:
+    """Pictures with objects all over them."""
+    made = facts(size=size, **changes)
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, np.array(size) - 100, (len(made.boxes), 2))
+    return made._replace(boxes=np.concatenate([low, low + made.boxes[:, 2:] - made.boxes[:, :2]], axis=1))
+
+
+def test_large_photographs_of_small_objects_are_seen_in_crops():
+    seen = make_plan(scattered((5000, 5000), side=30.0, **PHOTOGRAPHS))
+    assert seen.settings["IMAGE_RESIZE_MODE"] == "crop"
+    assert choice(seen, "large pictures").why == "seen whole, a middle object of 30 px would have 6.1"
+    for size, side in (((5000, 5000), 200.0), ((3000, 3000), 10.0)):
+        assert make_plan(scattered(size, side=side, **PHOTOGRAPHS)).settings["IMAGE_RESIZE_MODE"] == "shorter"
+
+
+def test_pictures_that_no_memory_holds_are_seen_in_crops_whatever_they_show():
+    made = scattered((20_000, 20_000), side=700.0, **PHOTOGRAPHS)
+    plan = make_plan(made)
+    assert (plan.settings["IMAGE_RESIZE_MODE"], plan.settings["IMAGE_MIN_DIM"]) == ("crop", CROP_SIDES[-1])
+    assert choice(plan, "large pictures").why.startswith("the largest picture has 400 million pixels")
+
+
+def test_the_detections_of_large_pictures_are_those_of_a_tile():
+    made = scattered((5000, 5000), pictures=1, each=1000)
+    seen = made.most_objects_in_view
+    assert made.most_objects == 1000
+    assert 1000 / 25 < seen < 1000 / 10
+    plan = make_plan(made)
+    assert plan.settings["DETECTION_MAX_INSTANCES"] == max(100, 50 * -(-1.5 * seen // 50)) <= 150
+    assert plan.settings["MAX_GT_INSTANCES"] >= 1000
+    assert choice(plan, "detections").value.endswith("a picture at most, or a tile of a large one")
+    small = facts()
+    assert small.most_objects_in_view == small.most_objects == 20
+    middle = np.array([[500, 500, 520, 520], [1030, 1030, 1050, 1050], [1600, 1600, 1610, 1610]], np.float32)
+    few = facts(size=(4000, 4000), pictures=1, each=3)._replace(boxes=middle)
+    assert few.most_objects_in_view == 2, "windows begin at every half"
+
+
+############################################################
 #  Anchors
 ############################################################
 

@@ -33,6 +33,7 @@ from data.formats.coco_file import CocoFile, IdNumbers, read_file, whole_number
 from data.images import image_size
 from data.label_checks import LabelChecks, Skipped, check_labels, note, summary
 from data.label_table import NO_NUMBER, POLYGONS, RLE, LabelTable
+from data.large import RegionImage
 
 logger = logging.getLogger(__name__)
 
@@ -577,6 +578,15 @@ class CocoDataset(Dataset):
                 f"{size[0]} x {size[1]} (height x width); was it resized, or replaced by another of its name?"
             )
         return stored
+
+    def load_regions(self, image_id: int) -> RegionImage | None:
+        """As Dataset.load_regions; None if the image has another size than the file of annotations says."""
+        if type(self).load_image is not CocoDataset.load_image:
+            return None
+        image, info = self._regions_of(image_id), self.image_info[image_id]
+        if image is None or image.shape[:2] == (info.get("height", image.shape[0]), info.get("width", image.shape[1])):
+            return image
+        return None
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool [H, W, N], and class ids int32 [N], negative for crowds."""

@@ -9,8 +9,9 @@ Source: cellpose, docs/train.rst and io.py; stardist, README.
 """
 
 import csv
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ import scipy
 import skimage
 
 import utils
-from data.images import read_numbers
+from data.images import image_size, read_numbers, reads_by_regions
 from data.listing import folder_of, stem_of, suffix_of
 from data.reading import DERIVED, UNREADABLE, Claim, Reading, split_of
-from data.records import ERROR, REMARK, WARNING, Bitmap, Fault, Object, Picture, bitmap_to_rle
+from data.records import ERROR, REMARK, WARNING, Bitmap, Fault, Object, Picture, bitmap_to_rle, combine
+from data.regions import open_source
 from data.tiff import TiffImage, is_tiff
 
 NAME = "label_images"
@@ -37,6 +39,7 @@ _FOLDERS = (
     "instance_masks", "label_images", "labelimages", "labels_instance",
 )  # fmt: skip
 _PICTURE_FOLDERS = ("images", "image", "imgs", "img", "raw", "pictures")
+STRIP = 1 << 22  # pixels of a large label image that are looked at together
 _MOST_COLOURS = 1000
 _LARGE_NUMBER = 1 << 16
 _FOREGROUND_PARTS = 1.5  # connected parts of a mask in the mean; of single objects few are in two parts
@@ -113,6 +116,8 @@ def _picture_of(reading: Reading, name: str) -> Path | None:
 def _are_numbers(path: Path) -> bool | None:
     """Whether a picture looks like one of numbers: one channel, or a few flat colours. None: it cannot be read."""
     try:
+        if is_large(path):
+            return True  # of one channel, which is all that is asked
         values = one_channel(read_numbers(path))
     except (ValueError, OSError):
         return None
@@ -133,17 +138,15 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
             reading.findings.add(_STACK, label)
             continue
         try:
-            numbers = numbers_of(read_numbers(reading.listing.path(label)))
+            size, objects, count = read_objects(reading.listing.path(label))
         except (ValueError, OSError) as error:
             text = utils.printable(error, 500)
             reading.findings.add(UNREADABLE, text if label in text else f"{label} {text}")
             continue
         path = pairs[label]
-        picture = Picture(path, label, numbers.shape, split_of(reading.listing.relative(path)))
-        picture.objects = list(objects_of(numbers))
+        picture = Picture(path, label, size, split_of(reading.listing.relative(path)), objects)
         for found in picture.objects:
             found.name = classes.get((label, found.place.removeprefix("number ")), "")
-        count = _count_parts(numbers)
         if count > len(picture.objects):
             reading.findings.add(_SPLIT, f"{label}: {count - len(picture.objects)} parts more than objects")
         parsed.append(picture)
@@ -184,7 +187,7 @@ def split_foreground(reading: Reading, pictures: list[Picture]) -> bool:
     if any(len(picture.objects) > 1 for picture in pictures):
         return False
     objects = [parsed for picture in pictures for parsed in picture.objects]
-    parts = sum(_count_parts(utils.rle_to_mask(parsed.rle)) for parsed in objects)
+    parts = sum(_count_parts(utils.rle_to_crop(parsed.rle)[2]) for parsed in objects)
     if not objects or parts < _FOREGROUND_PARTS * len(objects):
         return False
     if not reading.options.split_parts:
@@ -246,8 +249,58 @@ def numbers_of(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def is_large(path: Path) -> bool:
+    """Whether a label image is read strip by strip: a large one of one channel, in a file that allows it."""
+    return math.prod(image_size(path).stored) > STRIP and reads_by_regions(path) and _channels(path) == 1
+
+
+def _channels(path: Path) -> int:
+    with open_source(path) as source:
+        return 1 if len(source.shape) == 2 else source.shape[2]
+
+
+def read_objects(path: Path) -> tuple[tuple[int, int], list[Object], int]:
+    """The objects of a label image's file, by number. A large file is never in memory as a whole.
+
+    Returns: (height, width); the objects; how many connected parts they have.
+    Raises: ValueError as read_numbers and numbers_of.
+    """
+    if not is_large(path):
+        numbers = numbers_of(read_numbers(path))
+        return numbers.shape, *_joined(numbers.shape, [(0, numbers)])
+    with open_source(path) as source:
+        height, width = source.shape[:2]
+        rows = max(1, STRIP // width)
+        strips = (
+            (y, numbers_of(source.read(y, 0, min(y + rows, height), width).reshape(-1, width)))
+            for y in range(0, height, rows)
+        )
+        return (height, width), *_joined((height, width), strips)
+
+
+def _joined(size: tuple[int, int], strips: Iterable[tuple[int, np.ndarray]]) -> tuple[list[Object], int]:
+    """The objects of strips (y, int64 [h, width]) of a label image from the top, and how many parts they have."""
+    pieces: dict[int, list[Bitmap]] = {}
+    for y, numbers in strips:
+        for value, (top, left, mask) in _crops_of(numbers):
+            pieces.setdefault(value, []).append(Bitmap(y + top, left, mask))
+    objects, parts = [], 0
+    for value, bitmaps in sorted(pieces.items()):
+        codes = [bitmap_to_rle(bitmap, *size) for bitmap in bitmaps]
+        code = codes[0] if len(codes) == 1 else combine(codes, np.logical_or, *size)
+        objects.append(Object("", f"number {value}", rle=code))
+        parts += _count_parts(bitmaps[0].mask if len(bitmaps) == 1 else utils.rle_to_crop(code)[2])
+    return objects, parts
+
+
 def objects_of(numbers: np.ndarray) -> Iterator[Object]:
     """The objects of a label image: int64 [H, W]."""
+    for value, crop in _crops_of(numbers):
+        yield Object("", f"number {value}", rle=bitmap_to_rle(crop, *numbers.shape))
+
+
+def _crops_of(numbers: np.ndarray) -> Iterator[tuple[int, Bitmap]]:
+    """Each number of int64 [H, W] but 0, ascending, with its pixels."""
     if not numbers.size:
         return
     values = None
@@ -258,14 +311,14 @@ def objects_of(numbers: np.ndarray) -> Iterator[Object]:
     for number, box in enumerate(scipy.ndimage.find_objects(numbers), 1):
         if box is not None:
             value = number if values is None else int(values[number - 1])
-            crop = Bitmap(box[0].start, box[1].start, numbers[box] == number)
-            yield Object("", f"number {value}", rle=bitmap_to_rle(crop, *numbers.shape))
+            yield value, Bitmap(box[0].start, box[1].start, numbers[box] == number)
 
 
 def _parts_of(picture: Picture) -> Iterator[Object]:
     """Each connected part of a picture's objects, as an object."""
     for parent in picture.objects:
-        labels, _ = scipy.ndimage.label(utils.rle_to_mask(parent.rle), np.ones((3, 3)))
-        for part in objects_of(labels.astype(np.int64)):
-            part.place = f"{parent.place}, part {part.place.removeprefix('number ')}"
-            yield part
+        y, x, mask = utils.rle_to_crop(parent.rle)
+        labels, _ = scipy.ndimage.label(mask, np.ones((3, 3)))
+        for part, (top, left, pixels) in _crops_of(labels.astype(np.int64)):
+            rle = bitmap_to_rle(Bitmap(y + top, x + left, pixels), *parent.rle["size"])
+            yield Object("", f"{parent.place}, part {part}", rle=rle)
