@@ -139,10 +139,10 @@ def _with_pictures(file: CocoFile, ids: list) -> list[str]:
 def _image_folder(reading: Reading, label: str, file: CocoFile) -> Path:
     """The folder that the file names start from: the one below which most of some names lie."""
     root, folder = reading.listing.root, folder_of(label)
-    split = stem_of(label).rpartition("_")[2]
-    choices = [folder, f"{folder}/images", split, f"images/{split}", f"{split}/images", "images", ""]
-    above = folder_of(folder)
-    choices += [f"{above}/{choice}" for choice in (split, f"images/{split}", "images", "") if above]
+    splits = dict.fromkeys([stem_of(label).rpartition("_")[2], stem_of(label).removeprefix("instances_")])
+    of_splits = [choice for split in splits for choice in (split, f"images/{split}", f"{split}/images")]
+    choices, above = [folder, f"{folder}/images", *of_splits, "images", ""], folder_of(folder)
+    choices += [f"{above}/{choice}" for choice in (*of_splits, "images", "") if above]
     names = [name_in_entry(entry) for entry in file.images[:50] if isinstance(entry, dict)]
     names = [name for name in names if isinstance(name, str)]
     known = set(reading.listing.files)
