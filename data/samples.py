@@ -419,6 +419,30 @@ class TrainingData:
         shape = tuple(self.config.MINI_MASK_SHAPE)
         return pack([shrink(crop, shape) for crop in crops], shape)
 
+    def repeats(self) -> np.ndarray | None:
+        """float64 [len(self)]: how often each image comes in a pass through the data, by REPEAT_THRESHOLD; None: once.
+
+        It is the largest factor of the classes of its objects; crowds do not count.
+
+        Raises: ValueError if the data set does not know its objects without their masks.
+        Source: LVIS (arXiv:1908.03195), appendix B: repeat factor sampling.
+        """
+        threshold = self.config.REPEAT_THRESHOLD
+        if not threshold:
+            return None
+        objects = self.dataset.object_boxes()
+        if objects is None:
+            raise ValueError(
+                f"REPEAT_THRESHOLD is {threshold:g}, which needs the classes of all objects before the training, and "
+                f"{type(self.dataset).__name__}.object_boxes does not know them; override it, or set REPEAT_THRESHOLD=0"
+            )
+        class_ids = objects.class_ids if self.classes is None else self.classes.rows_of(objects.class_ids)
+        pairs = np.unique(np.stack([objects.image_ids, class_ids])[:, class_ids > 0], axis=1)  # [2, P]: image, class
+        shares = np.bincount(pairs[1], minlength=1) / len(self)  # of the images with an object of each class
+        factors = np.ones(self.dataset.num_images)
+        np.maximum.at(factors, pairs[0], np.sqrt(threshold / shares[pairs[1]]))
+        return factors[self.dataset.image_ids]
+
     def is_wide(self) -> np.ndarray:
         """bool [len(self)]: whether each image is at least as wide as it is high. BatchOrder batches by this.
 
