@@ -74,6 +74,8 @@ class Targets(NamedTuple):
     mini_masks: bool = False  # True: masks have MINI_MASK_SHAPE, and each fills its object's box (USE_MINI_MASK)
     object_counts: list[int] | None = None  # of each image; nobody has to wait for a GPU to count batch_index
     crowd_counts: list[int] | None = None  # likewise. None: they are counted
+    # bool [B, K], the classes whose objects are labelled in each image, background included; None: all in all images
+    labelled: Tensor | None = None
 
     def objects_of_images(self) -> list[Tensor]:
         """The rows of each image's objects: B of int64 [n]."""
@@ -166,7 +168,14 @@ def join_targets(images: Sequence[Targets], shape: tuple[int, int]) -> Targets:
         mini_masks=mini_masks,
         object_counts=objects,
         crowd_counts=crowds,
+        labelled=_join_labelled([targets.labelled for targets in images]),
     )
+
+
+def _join_labelled(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """Targets.labelled of a batch. rows: that of each image, [1, K] or None."""
+    known = next((row for row in rows if row is not None), None)
+    return known if known is None else torch.cat([torch.ones_like(known) if row is None else row for row in rows])
 
 
 def _join_masks(masks: Sequence[MaskCrops], canvas: tuple[int, int] | None) -> MaskCrops:
@@ -280,6 +289,7 @@ class TrainingData:
             crowd_index=torch.zeros(len(crowds), dtype=torch.int64),
             seeds=torch.tensor([seed], dtype=torch.int64),
             mini_masks=bool(self.config.USE_MINI_MASK),
+            labelled=self._labelled(image_id),
         )
         sample = Sample(
             image=torch.from_numpy(np.array(view.pixels, order="C")),  # a copy: the data set may keep what it returned
@@ -290,6 +300,18 @@ class TrainingData:
             image_id=image_id,
         )
         return sample, f"{self.name(image_id)} " + "; it ".join(notes) if notes else None
+
+    def _labelled(self, image_id: int) -> Tensor | None:
+        """Targets.labelled of an image: bool [1, NUM_CLASSES], or None where all classes are labelled.
+
+        Objects that COPY_PASTE brings from another image change nothing: what else is there is the image's own.
+        """
+        labelled = self.dataset.labelled_class_ids(image_id)
+        if labelled is None:
+            return None
+        classes = self.classes or ClassMapping(np.arange(self.dataset.num_classes), [], [])
+        is_labelled = classes.labelled_rows(labelled, self.config.NUM_CLASSES)
+        return None if is_labelled.all() else torch.from_numpy(is_labelled)[None]
 
     def _may_augment(self, image_id: int) -> bool:
         return self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources

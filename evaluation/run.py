@@ -27,7 +27,7 @@ from .results import (
     known_truth,
     without_images,
 )
-from .words import images_evaluated, metrics_table
+from .words import images_evaluated, metrics_table, unlabelled_sentence
 
 
 def evaluate_dataset(
@@ -233,6 +233,8 @@ def evaluate_to_folder(
     evaluation.dataset_images = dataset.num_images
     evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
     evaluation.facts |= {"classes": "; ".join(notes)} if notes else {}
+    left_out = unlabelled_sentence(evaluation.metrics)
+    evaluation.facts |= {"classes that are not labelled": left_out} if left_out else {}
     own = None if add_own is None else add_own(evaluation, contents, masks)
     report = write_report(evaluation, folder, lambda number: dataset.load_image(by_number[number]), own)
     if verbose:

@@ -648,10 +648,10 @@ def test_joined_targets_keep_mini_masks_and_put_others_on_one_canvas():
 def test_a_batch_moves_whole():
     batch = collate([TrainingData(Drawn([an_l()]), as_it_is()).sample(0)])
     moved = batch.to("meta")
-    *fields, mini_masks, object_counts, crowd_counts = moved.targets
+    *fields, mini_masks, object_counts, crowd_counts, labelled = moved.targets
     masks = fields.pop(3)
     assert all(tensor.is_meta for tensor in [*moved.images, moved.windows, *fields, *masks])
-    assert (mini_masks, object_counts, crowd_counts) == (False, [1], [1])
+    assert (mini_masks, object_counts, crowd_counts, labelled) == (False, [1], [1], None)
     assert moved.image_ids == [0]
     assert type(moved.targets) is Targets
     assert type(masks) is type(batch.targets.masks)

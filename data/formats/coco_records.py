@@ -235,6 +235,9 @@ def _picture(reading: Reading, label: str, dataset: _Dialect, image_id: int) -> 
     if split not in SPLITS:
         split = split_of_file(label) or split_of(reading.listing.relative(path))
     picture = Picture(path, label, (info["height"], info["width"]), split)
+    labelled = dataset.labelled_class_ids(image_id)
+    if labelled is not None:
+        picture.labelled_classes = tuple(dataset.class_info[class_id]["name"] for class_id in labelled)
     table, rows = dataset._find_annotations(image_id)
     for row in rows:
         class_id = dataset.map_source_class_id(f"own.{int(table.category_ids[row])}")
