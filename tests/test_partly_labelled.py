@@ -310,7 +310,7 @@ def partly_labelled_case() -> tuple[dict, list[dict]]:
     contents = truth_of((1, 1, LEFT), (2, 2, LEFT), (2, 1, LOW), images=(1, 2))
     contents["images"][0]["labelled_classes"] = [1]
     masks = [
-        segm_result(1, 1, LEFT, 0.9), segm_result(1, 2, RIGHT, 0.95), segm_result(1, 2, LEFT, 0.99),
+        segm_result(1, 1, LEFT, 0.9), segm_result(1, 2, RIGHT, 0.95, 0.1), segm_result(1, 2, LEFT, 0.99),
         segm_result(2, 2, LEFT, 0.8), segm_result(2, 1, LOW, 0.7), segm_result(2, 2, RIGHT, 0.6),
     ]  # fmt: skip
     return contents, masks
@@ -338,7 +338,7 @@ def test_results_of_other_classes_count_nowhere():
     assert (own.quality.true_positives, own.quality.false_positives) == (3, 0), "the threshold leaves the last one out"
     assert [error.kind for error in own.errors] == []
     gains = bootstrap_gains(contents, masks, samples=3)
-    assert gains["AP"].value == 0
+    assert gains["AP"].value == 0, "that the mask score lowers a result of another class is no gain"
 
 
 def test_it_is_as_if_the_results_had_never_been():
