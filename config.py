@@ -691,6 +691,11 @@ class Config:
     # They cover what is below. For few images and many kinds of places; crowds are not pasted.
     COPY_PASTE: Annotated[float, SHARE, TRAINING] = 0.0
 
+    # Images with a class that is in few images come more often: with a class that a share f of the images has, each
+    # comes sqrt(REPEAT_THRESHOLD / f) times in a pass through the data, if that is more than once (repeat factor
+    # sampling of LVIS, arXiv:1908.03195). 0: each image once. LVIS takes 0.001; 0.5 where a few classes are uneven.
+    REPEAT_THRESHOLD: Annotated[float, SHARE, TRAINING] = 0.0
+
     ### Detection
 
     # Most instances of an image. Raise it for dense images (nuclei: 500).

@@ -1511,9 +1511,16 @@ def box_losses(
     """mrcnn_class_loss: does the box head tell the classes? mrcnn_bbox_loss: does it move RoIs onto their objects?
 
     class_logits: [S, K]. box_deltas: [S, K, 4].
+
+    In an image of which only some classes are labelled, what looks like background may be an object of another class.
+    There a background RoI is background among the labelled classes only: the logits of the others leave its softmax,
+    and are pushed neither up nor down. An object is known to be of its class and of no other, in every image.
     """
     is_object = sample.matched >= 0
     class_ids = torch.where(is_object, _rows_of(targets.class_ids, sample.matched), 0)  # [S]
+    if targets.labelled is not None:
+        competes = targets.labelled[sample.batch_index] | is_object[:, None]  # [S, K]
+        class_logits = class_logits.masked_fill(~competes, -torch.inf)
     class_sum = F.cross_entropy(class_logits, class_ids, reduction="sum")
     positive = _indices(is_object, sample.positives)
     gt_boxes = shrink(targets.boxes, config)[sample.matched[positive]]

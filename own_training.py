@@ -372,8 +372,11 @@ def open_job_together(folder: Path, device: str | None, *arguments: Any) -> Job:
 
 
 def _digest(records: Records) -> str:
-    """Changes when pictures or objects come or go."""
-    lines = [f"{picture_name(records, picture)} {len(picture.objects)}" for picture in records.pictures]
+    """Changes when pictures, objects or labelled classes come or go."""
+    lines = [
+        " ".join([picture_name(records, picture), str(len(picture.objects)), *(picture.labelled_classes or ())])
+        for picture in records.pictures
+    ]
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 

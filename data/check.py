@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ _LEAK = Fault(
 )  # fmt: skip
 _FEW = Fault(REMARK, "", "expect the result to vary with --seed by some points")
 _NO_OBJECTS = Fault(ERROR, "there is no object that can be used", "")
+
+OTHERS_OF_PARTLY = "what else they show is neither object nor background"
 
 _FEW_PICTURES = 50
 _NAME_FILES = {"classes.txt", "obj.names", "labels.txt", "names.txt", "train.txt", "val.txt", "test.txt"}
@@ -265,11 +268,26 @@ def check(records: Records, options: Options | None = None) -> Report:
     table = check_objects(records, options)
     if not len(table.classes):
         records.findings.add(_NO_OBJECTS, "")
+    if partly := partly_labelled(records.pictures):
+        records.findings.add(Fault(REMARK, partly, OTHERS_OF_PARTLY), "")
     alike, leaks = _check_likeness(records, thumbnails)
     if len(records.pictures) < _FEW_PICTURES:
         few = dataclasses.replace(_FEW, what=_few(len(records.pictures)))
         records.findings.add(few, "")
     return _report(records, thumbnails, table, alike, leaks, time.perf_counter() - start)
+
+
+def partly_labelled(pictures: Iterable[Picture]) -> str:
+    """How many pictures are labelled for some classes only, and for which; "" if all are labelled for all."""
+    counts = Counter(picture.labelled_classes for picture in pictures if picture.labelled_classes is not None)
+    if not counts:
+        return ""
+    parts = [
+        f"{count:,} for {' and '.join(utils.printable(name, 40) for name in names) or 'none'}"
+        for names, count in counts.most_common()
+    ]
+    are = "picture is" if counts.total() == 1 else "pictures are"
+    return f"{counts.total():,} {are} labelled for some classes only: {utils.listed(parts, 6)}"
 
 
 def _report(

@@ -66,6 +66,18 @@ class ClassMapping(NamedTuple):
         rows = self.rows[np.abs(class_ids)]
         return np.where(rows == UNKNOWN, -1, np.sign(class_ids) * rows).astype(np.int32)
 
+    def labelled_rows(self, labelled: Sequence[int], count: int) -> np.ndarray:
+        """bool [count]: the rows of a model that are labelled in an image, the background included.
+
+        labelled: class ids, of Dataset.labelled_class_ids. count: rows of the model. A row of no class of the data set
+        counts as labelled: it has no object in any image.
+        """
+        is_labelled = np.ones(count, bool)
+        others = np.setdiff1d(np.arange(1, len(self.rows)), labelled)
+        rows = self.rows[others]
+        is_labelled[rows[rows != UNKNOWN]] = False
+        return is_labelled
+
     def numbers_of_rows(self, numbers: Sequence[int], own: Sequence[int]) -> list[int]:
         """The category id of each row.
 

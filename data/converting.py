@@ -46,6 +46,8 @@ def convert(records: Records, name: str, folder: Path, copy_pictures: bool) -> l
     lines += [utils.printable(text, 500) for text in notes]
     if name == "coco":
         lines += _notes_of_coco(records, copy_pictures)
+    elif partly := sum(picture.labelled_classes is not None for picture in records.pictures):
+        lines.append(counted(partly, "pictures are labelled for some classes only, which the format has no place for"))
     return lines
 
 

@@ -236,6 +236,16 @@ class Dataset:
         """
         return {}
 
+    def labelled_class_ids(self, image_id: int) -> list[int] | None:
+        """The classes of which every object of an image is labelled, if not all classes are. Override it.
+
+        What the image may show of other classes is neither object nor background, in training and in evaluation.
+        Objects that are labelled nevertheless are objects.
+
+        Returns: class ids, ascending, without the background; None: all classes are labelled.
+        """
+        return None
+
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, (R, G, B)]. Gray is repeated, alpha is dropped.
 

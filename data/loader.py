@@ -43,7 +43,7 @@ class BatchOrder:
     Shuffled, for training: landscape images share batches, and so do portrait ones, so that little padding is needed.
     The images that remain of both share the last batches, which are filled up with images that had their turn: all
     batches are full. One pass through the data follows another, each in an order of its own, however long an epoch is.
-    So all images are seen equally often.
+    So all images are seen equally often, or with `repeats`, each as often as these say.
 
     Not shuffled, for validation: the images in order, each once at most, with the same seeds in every epoch. The last
     batch may be smaller.
@@ -53,15 +53,19 @@ class BatchOrder:
     validation is filled up to a multiple of world.)
     """
 
-    def __init__(self, is_wide: np.ndarray, config: Any, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
+    def __init__(
+        self, is_wide: np.ndarray, config: Any, rank: int = 0, world: int = 1, shuffle: bool = True,
+        repeats: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """
         is_wide: bool [images], see TrainingData.is_wide. config: its SEED, IMAGES_PER_GPU, STEPS_PER_EPOCH and
             VALIDATION_STEPS are read. rank, world: the number of this process, and the count of processes.
+        repeats: float [images], how often each comes in a pass, on average; at least 1. None: once. Only if shuffled.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0 .. world - 1, got rank {rank} of world {world}")
         self.is_wide, self.seed, self.rank, self.world, self.shuffle = is_wide, config.SEED, rank, world, shuffle
-        self.size = config.IMAGES_PER_GPU * world
+        self.size, self.repeats = config.IMAGES_PER_GPU * world, repeats
         self.epoch, self.start_step = 0, 0
         self._pass: tuple[int, np.ndarray] = (0, self._shuffled(0))  # number of the current pass, and its batches
         if shuffle:
@@ -105,6 +109,13 @@ class BatchOrder:
         """[batches, size]: the images of a pass through the data."""
         rng = np.random.default_rng((self.seed, pass_number))
         order = rng.permutation(len(self.is_wide))
+        if self.repeats is not None:
+            # The images lie one after the other, each as long as its repeats, and equal steps from a random start take
+            # them: each comes as often as its repeats, rounded down or up, and all passes are of one length.
+            ends = self.repeats[order].cumsum()
+            count = math.ceil(ends[-1])
+            places = np.searchsorted(ends, (rng.random() + np.arange(count)) * ends[-1] / count, side="right")
+            order = rng.permutation(order[places.clip(max=len(order) - 1)])
         groups = [order[self.is_wide[order]], order[~self.is_wide[order]]]
         counts = [len(group) // self.size * self.size for group in groups]  # in full batches
         remaining = np.concatenate([group[count:] for group, count in zip(groups, counts, strict=True)])
@@ -312,6 +323,7 @@ def make_loader(
     rank, world: the number of this process in a distributed training, and the count of processes.
     shuffle: False for validation: images in order, VALIDATION_STEPS batches.
     """
-    loader = Loader(data, BatchOrder(data.is_wide(), data.config, rank, world, shuffle))
+    repeats = data.repeats() if shuffle else None
+    loader = Loader(data, BatchOrder(data.is_wide(), data.config, rank, world, shuffle, repeats))
     loader.set_epoch(epoch, start_step)
     return loader

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import utils
-from data.check import Report
+from data.check import OTHERS_OF_PARTLY, Report, partly_labelled
 from data.recognise import Records
 
 ############################################################
@@ -39,6 +39,7 @@ class Facts(NamedTuple):
     bits: int  # the most of a picture
     channels: int
     format_title: str
+    partly: str = ""  # how many pictures are labelled for some classes only, in words; empty: none
 
     @property
     def sides(self) -> np.ndarray:
@@ -91,6 +92,7 @@ def facts_of(records: Records, report: Report, channels: int = 3) -> Facts:
         max((int(match[1]) for kind in kinds if (match := re.search(r"(\d+) bit", kind))), default=8),
         channels,
         report.title,
+        partly_labelled(picture for picture, learned in zip(pictures, is_learned, strict=True) if learned),
     )  # fmt: skip
 
 
@@ -233,6 +235,8 @@ def make_plan(
     _plan_images(facts, kind, device, anchors, settings, choices)
     _plan_caps(facts, settings, choices)
     _plan_augmentation(facts, preset, why, settings, choices)
+    if facts.partly:
+        choices.append(Choice("labels", facts.partly, OTHERS_OF_PARTLY))
     _plan_pixels(facts, start, settings, choices)
     plan = Plan(settings, choices, 0, False, VALIDATIONS)
     _plan_length(facts, start is not None, plan)

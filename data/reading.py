@@ -383,8 +383,11 @@ def split_of(name: str) -> str | None:
 
 
 def split_of_file(name: str) -> str | None:
-    """train, val or test, if the first or last word of a label file's stem says so, or else a folder of its path."""
-    words = re.split(r"[-_. ]+", stem_of(name).lower())
+    """train, val or test, if the first or last word of a label file's stem says so, or else a folder of its path.
+
+    COCO's files are called instances_train, and some instances_test_easy: there the word after it counts as the first.
+    """
+    words = re.split(r"[-_. ]+", stem_of(name).lower().removeprefix("instances_"))
     return _SPLIT_OF.get(words[-1]) or _SPLIT_OF.get(words[0]) or split_of(name)
 
 

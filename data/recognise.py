@@ -120,6 +120,12 @@ def _rename_classes(pictures: list[Picture], reading: Reading) -> None:
         reading.findings.add(_RENAMED, f'{counts[old]:,} objects, "{old}", are called "{new}"')
     for parsed in objects:
         parsed.name = new_names.get(parsed.name, parsed.name)
+    for picture in pictures:
+        if picture.labelled_classes is not None:  # a class that several names become is labelled where all of them are
+            others = counts.keys() - set(picture.labelled_classes)
+            without = {new_names.get(name, name) for name in others}
+            names = [new_names.get(name, name) for name in picture.labelled_classes]
+            picture.labelled_classes = tuple(name for name in dict.fromkeys(names) if name not in without)
 
 
 def recognise(reading: Reading, format_name: str | None = None) -> tuple[ModuleType, Claim]:
@@ -260,6 +266,8 @@ def _join_same_files(pictures: Iterable[Picture], reading: Reading) -> list[Pict
         first.objects += [parsed for parsed in picture.objects if parsed.content not in known]
         first.split = first.split or picture.split
         first.is_labelled |= picture.is_labelled
+        both = first.labelled_classes, picture.labelled_classes
+        first.labelled_classes = None if None in both else tuple(dict.fromkeys(both[0] + both[1]))
     return list(joined.values())
 
 

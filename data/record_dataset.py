@@ -50,6 +50,7 @@ class RecordDataset(Dataset):
             self.add_image(
                 SOURCE, picture_name(records, picture), None if picture.path is None else str(picture.path),
                 height=picture.height, width=picture.width, is_stored=picture.is_stored, embedded=picture.embedded,
+                labelled_classes=picture.labelled_classes,
             )  # fmt: skip
         self._store(pictures, {name: number for number, name in enumerate(names, start=1)})
         self.prepare()
@@ -82,6 +83,13 @@ class RecordDataset(Dataset):
     def image_facts(self, image_id: int) -> dict[str, Any]:
         """The name of the picture, relative to the data set: reports show it."""
         return {"file_name": self.image_info[image_id]["id"]}
+
+    def labelled_class_ids(self, image_id: int) -> list[int] | None:
+        """The classes that are labelled in a picture, by Picture.labelled_classes; None: all."""
+        names = self.image_info[image_id]["labelled_classes"]
+        if names is None:
+            return None
+        return [class_id for class_id in range(1, self.num_classes) if self.class_info[class_id]["name"] in names]
 
     @property
     def channel_count(self) -> int:

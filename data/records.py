@@ -161,6 +161,7 @@ class Picture:
     height: int = 0  # of the picture as it is loaded; coordinates of objects are in its pixels
     width: int = 0
     is_stored: bool = False  # loaded without turning it as EXIF says, because its labels are of the stored pixels
+    labelled_classes: tuple[str, ...] | None = None  # names of the classes that are labelled in it; None: all
 
     @property
     def name(self) -> str:

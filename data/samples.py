@@ -78,6 +78,8 @@ class Targets(NamedTuple):
     mini_masks: bool = False  # True: masks have MINI_MASK_SHAPE, and each fills its object's box (USE_MINI_MASK)
     object_counts: list[int] | None = None  # of each image; nobody has to wait for a GPU to count batch_index
     crowd_counts: list[int] | None = None  # likewise. None: they are counted
+    # bool [B, K], the classes whose objects are labelled in each image, background included; None: all in all images
+    labelled: Tensor | None = None
 
     def objects_of_images(self) -> list[Tensor]:
         """The rows of each image's objects: B of int64 [n]."""
@@ -170,7 +172,14 @@ def join_targets(images: Sequence[Targets], shape: tuple[int, int]) -> Targets:
         mini_masks=mini_masks,
         object_counts=objects,
         crowd_counts=crowds,
+        labelled=_join_labelled([targets.labelled for targets in images]),
     )
+
+
+def _join_labelled(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """Targets.labelled of a batch. rows: that of each image, [1, K] or None."""
+    known = next((row for row in rows if row is not None), None)
+    return known if known is None else torch.cat([torch.ones_like(known) if row is None else row for row in rows])
 
 
 def _join_masks(masks: Sequence[MaskCrops], canvas: tuple[int, int] | None) -> MaskCrops:
@@ -284,6 +293,7 @@ class TrainingData:
             crowd_index=torch.zeros(len(crowds), dtype=torch.int64),
             seeds=torch.tensor([seed], dtype=torch.int64),
             mini_masks=bool(self.config.USE_MINI_MASK),
+            labelled=self._labelled(image_id),
         )
         sample = Sample(
             image=torch.from_numpy(np.array(view.pixels, order="C")),  # a copy: the data set may keep what it returned
@@ -294,6 +304,18 @@ class TrainingData:
             image_id=image_id,
         )
         return sample, f"{self.name(image_id)} " + "; it ".join(notes) if notes else None
+
+    def _labelled(self, image_id: int) -> Tensor | None:
+        """Targets.labelled of an image: bool [1, NUM_CLASSES], or None where all classes are labelled.
+
+        Objects that COPY_PASTE brings from another image change nothing: what else is there is the image's own.
+        """
+        labelled = self.dataset.labelled_class_ids(image_id)
+        if labelled is None:
+            return None
+        classes = self.classes or ClassMapping(np.arange(self.dataset.num_classes), [], [])
+        is_labelled = classes.labelled_rows(labelled, self.config.NUM_CLASSES)
+        return None if is_labelled.all() else torch.from_numpy(is_labelled)[None]
 
     def _may_augment(self, image_id: int) -> bool:
         return self.dataset.image_info[image_id]["source"] not in self.no_augmentation_sources
@@ -459,6 +481,30 @@ class TrainingData:
             return pack(crops, plan.padded_shape, plan.window[:2])
         shape = tuple(self.config.MINI_MASK_SHAPE)
         return pack([shrink(crop, shape) for crop in crops], shape)
+
+    def repeats(self) -> np.ndarray | None:
+        """float64 [len(self)]: how often each image comes in a pass through the data, by REPEAT_THRESHOLD; None: once.
+
+        It is the largest factor of the classes of its objects; crowds do not count.
+
+        Raises: ValueError if the data set does not know its objects without their masks.
+        Source: LVIS (arXiv:1908.03195), appendix B: repeat factor sampling.
+        """
+        threshold = self.config.REPEAT_THRESHOLD
+        if not threshold:
+            return None
+        objects = self.dataset.object_boxes()
+        if objects is None:
+            raise ValueError(
+                f"REPEAT_THRESHOLD is {threshold:g}, which needs the classes of all objects before the training, and "
+                f"{type(self.dataset).__name__}.object_boxes does not know them; override it, or set REPEAT_THRESHOLD=0"
+            )
+        class_ids = objects.class_ids if self.classes is None else self.classes.rows_of(objects.class_ids)
+        pairs = np.unique(np.stack([objects.image_ids, class_ids])[:, class_ids > 0], axis=1)  # [2, P]: image, class
+        shares = np.bincount(pairs[1], minlength=1) / len(self)  # of the images with an object of each class
+        factors = np.ones(self.dataset.num_images)
+        np.maximum.at(factors, pairs[0], np.sqrt(threshold / shares[pairs[1]]))
+        return factors[self.dataset.image_ids]
 
     def is_wide(self) -> np.ndarray:
         """bool [len(self)]: whether each image is at least as wide as it is high. BatchOrder batches by this.

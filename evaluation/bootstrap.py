@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .metrics import RANKINGS, Matches, RankedEvaluation, as_coco, precision_at
+from .metrics import RANKINGS, Matches, RankedEvaluation, as_coco, counted_results, precision_at
 from .names import CLASS_MEASURES, MEASURES
 
 
@@ -37,7 +37,7 @@ def bootstrap_gains(
     truth = as_coco(contents)
     if not any(not entry["iscrowd"] for entry in truth.dataset["annotations"]):
         raise ValueError("the ground truth has no objects, so there is no average precision to be sure of")
-    masks = [entry for entry in masks if entry["category_id"] in truth.cats]
+    masks = counted_results(masks, truth)
     evaluation = RankedEvaluation(truth, masks, "segm", max_dets)
     columns = ([entry[name] for entry in masks] for name in ("class_score", "score"))
     scores = [*(np.array(column, np.float64) for column in columns), evaluation.true_ious()]

@@ -195,10 +195,14 @@ def review(model: MaskRCNN, seen: Sequence[Seen]) -> Review:
     pictures = []
     for one in seen:
         objects, size = one.picture.objects, (one.picture.height, one.picture.width)
+        labelled = one.picture.labelled_classes
+        of_labels = {row_of.get(name) for name in labelled or ()}
+        unlabelled = [row for row in range(1, len(own.names)) if labelled is not None and row not in of_labels]
         labels = Labels(
             np.array([row_of[class_name(parsed)] for parsed in objects], np.int64),
             np.array([parsed.is_crowd for parsed in objects], bool),
             [parsed.mask(*size) for parsed in objects],
+            unlabelled,
         )
         pictures.append(Reviewed(one, labels, review_picture(labels, one.found)))
     queue = [_entry(reviewed, suspect, own.names) for reviewed in pictures for suspect in reviewed.suspects]

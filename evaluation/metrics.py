@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import utils
+from data.formats.coco_file import LABELLED
 
 from .calibration import correlation
 from .examples import Example, find_examples
@@ -43,18 +44,20 @@ def as_coco(contents: dict[str, Any], results: list[dict[str, Any]] | None = Non
     """pycocotools' index of a ground truth; with results, the index that loadRes would make of the results.
 
     pycocotools may write into the index: it holds copies. Annotations are numbered from 1, because pycocotools takes an
-    id 0 for "none" and confuses two annotations of one id. Annotations of unknown images or categories are left out.
-    Segmentations become compressed RLEs. Unlike loadRes, an empty list of results is taken.
+    id 0 for "none" and confuses two annotations of one id. Annotations of unknown images or categories are left out,
+    and those of classes that are not labelled in their image: see counted_results. Segmentations become compressed
+    RLEs. Unlike loadRes, an empty list of results is taken.
 
     Raises: ValueError for images or categories of the same id, and for results of images that the ground truth lacks.
     """
     index = COCO()
     images, categories = (_unique_ids(contents, name) for name in ("images", "categories"))
     if results is None:
+        labelled = _labelled_categories(contents["images"], contents["categories"])
         entries = [
             {**entry, "iscrowd": int(entry.get("iscrowd", 0))}
             for entry in contents["annotations"]
-            if entry["image_id"] in images and entry["category_id"] in categories
+            if entry["image_id"] in images and entry["category_id"] in labelled.get(entry["image_id"], categories)
         ]
     else:
         _check_images(results, images)
@@ -76,6 +79,28 @@ def _unique_ids(contents: dict[str, Any], name: str) -> set[int]:
     if repeated:
         raise ValueError(f"several {name} of the ground truth have the same id: {utils.listed(repeated, 5)}")
     return set(counts)
+
+
+def counted_results(results: list[dict[str, Any]], truth: COCO) -> list[dict[str, Any]]:
+    """The results that can be right or wrong. Whatever makes numbers of results leaves the others out first.
+
+    Those are of categories that the ground truth does not have, and of categories that are not labelled in their image:
+    "labelled_classes" of an image names its labelled categories, by id or name; without it, all are labelled. There may
+    be an object where such a result is, which nobody has marked.
+
+    truth: of as_coco.
+    """
+    labelled = _labelled_categories(truth.dataset["images"], truth.dataset["categories"])
+    return [entry for entry in results if entry["category_id"] in labelled.get(entry["image_id"], truth.cats)]
+
+
+def _labelled_categories(images: list[dict[str, Any]], categories: list[dict[str, Any]]) -> dict[int, set[int]]:
+    """{image id: the category ids that are labelled in it}, for the images in which not all are."""
+    found = {}
+    for image in images:
+        if image.get(LABELLED) is not None:
+            found[image["id"]] = {each["id"] for each in categories if {each["id"], each["name"]} & {*image[LABELLED]}}
+    return found
 
 
 def _check_images(results: list[dict[str, Any]], images: set[int]) -> None:
@@ -394,8 +419,8 @@ def evaluate_results(
 ) -> Evaluation:
     """Compute every number of an evaluation.
 
-    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them; results of categories
-        that the ground truth lacks are left out. None of them is changed.
+    contents: a ground truth in COCO's format. boxes, masks: results as to_results makes them; counted_results says
+        which of them count. None of them is changed.
     max_dets: how many of an image's best results of a category count.
 
     Returns: an Evaluation without facts and seconds. Its metrics lie in [0, 1], and are -1 if there is no such object.
@@ -404,13 +429,15 @@ def evaluate_results(
             class score x true IoU, the upper bound of re-scoring;
             "re-scoring gain", "re-scoring gain AP50" ...: by mask score minus by class score, 0 without such objects;
             "IoU correlation" of predicted and true IoU over all detections; "class score correlation", of class score
-            and true IoU; "images", "detections", "objects", "max_dets".
+            and true IoU; "images", "detections", "objects", "max_dets"; and if there are images in which only some
+            classes are labelled, "unlabelled_detections": how many of other classes were left out there.
     Raises: ValueError if max_dets is below 1, and as as_coco.
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, not {max_dets}")
     truth = as_coco(contents)
-    boxes, masks = (_of_categories(entries, truth.cats) for entries in (boxes, masks))
+    known = sum(entry["category_id"] in truth.cats for entry in masks)
+    boxes, masks = (counted_results(entries, truth) for entries in (boxes, masks))
     numbers = _Numbers(truth)
     numbers.add(RankedEvaluation(truth, boxes, "bbox", max_dets).rank(), "box", "class score")
     ranked = RankedEvaluation(truth, masks, "segm", max_dets)
@@ -438,11 +465,9 @@ def evaluate_results(
     evaluation.metrics |= {name: correlation(scores.get(score), true_ious) for score, name in CORRELATIONS.items()}
     evaluation.metrics |= {"images": len(truth.imgs), "detections": len(masks), "objects": objects}
     evaluation.metrics["max_dets"] = max_dets
+    if any(LABELLED in image for image in contents["images"]):
+        evaluation.metrics["unlabelled_detections"] = known - len(masks)
     return evaluation
-
-
-def _of_categories(results: list[dict[str, Any]], categories: Container[int]) -> list[dict[str, Any]]:
-    return [entry for entry in results if entry["category_id"] in categories]
 
 
 class _Numbers:
@@ -490,8 +515,7 @@ CONFUSION_RULE = (
 def confusion_matrix(truth: COCO, masks: list[dict[str, Any]]) -> np.ndarray:
     """Count for which class each object was taken, by CONFUSION_RULE.
 
-    truth: of as_coco. masks: results as to_results makes them; results of categories that the ground truth lacks are
-        left out.
+    truth: of as_coco. masks: results as to_results makes them; counted_results says which of them count.
 
     Returns: int64 [K + 1, K + 1], row the true category, column the predicted one, in ascending order of their ids.
         Row 0 counts detections where there is no object, column 0 objects that were missed. Detections in a crowd count
@@ -500,7 +524,7 @@ def confusion_matrix(truth: COCO, masks: list[dict[str, Any]]) -> np.ndarray:
     """
     place = {None: 0, **{category: i for i, category in enumerate(sorted(truth.cats), start=1)}}
     chosen = [entry for entry in masks if entry["class_score"] >= CONFUSION_SCORE]
-    chosen = sorted(_of_categories(chosen, truth.cats), key=lambda entry: -entry["class_score"])
+    chosen = sorted(counted_results(chosen, truth), key=lambda entry: -entry["class_score"])
     _check_images(chosen, set(truth.imgs))
     detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for entry in chosen:

@@ -27,7 +27,7 @@ from .accept import (
 from .boundary import BoundaryEvaluation
 from .errors import Error, KindCount, count_errors, find_errors
 from .matching import IOUS, SIZES, Counts, Quality, Scene, count, make_disjoint, make_scenes, match
-from .metrics import RankedEvaluation, as_coco, average_precision, summary
+from .metrics import RankedEvaluation, as_coco, average_precision, counted_results, summary
 from .names import OWN_CLASS_COLUMNS
 from .threshold import THRESHOLD_IOU, ThresholdCurve, best_threshold, threshold_curve
 
@@ -169,7 +169,7 @@ def own_numbers(
     fit: choose the threshold and fit the chances on these pictures; else take those that the model has.
     """
     truth = as_coco(contents)
-    masks = [entry for entry in masks if entry["category_id"] in truth.cats]
+    masks = counted_results(masks, truth)
     ranked = RankedEvaluation(truth, masks, "segm", max_dets)
     ranked.set_scores()
     curve = threshold_curve(ranked)

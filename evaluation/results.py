@@ -18,6 +18,7 @@ import utils
 from config import Config
 from data.classes import UNKNOWN, Classes, map_to_model
 from data.dataset import Dataset, check_instances
+from data.formats.coco_file import LABELLED
 from detections import ImageDetections
 
 ############################################################
@@ -163,12 +164,14 @@ def ground_truth(
     failures: a dict to be filled with the reason for each image_id whose size or objects cannot be read, which is then
         left out. None: the error is raised.
 
-    Returns: {"images", "categories", "annotations"}. An image has id, height, width, and what dataset.image_facts says.
-        Annotations count from 1: pycocotools takes an annotation 0 for "no match", and confuses two of one id.
+    Returns: {"images", "categories", "annotations"}. An image has id, height, width, and what dataset.image_facts says;
+        if only some of its classes are labelled (dataset.labelled_class_ids), their category ids as "labelled_classes",
+        by which metrics.counted_results goes. Annotations count from 1: pycocotools takes an annotation 0 for "no
+        match", and confuses two of one id.
     Raises: as image_numbers.
     """
     image_ids = dataset.image_ids if image_ids is None else image_ids
-    images, annotations = [], []
+    images, annotations, categories = [], [], category_numbers(dataset)
     for image_id, number in zip(map(int, image_ids), image_numbers(dataset, image_ids), strict=True):
         try:
             height, width = image_size(dataset, image_id)
@@ -179,9 +182,13 @@ def ground_truth(
             failures[image_id] = str(error) or type(error).__name__
             continue
         images.append({**dataset.image_facts(image_id), "id": number, "height": height, "width": width})
+        images[-1].pop(LABELLED, None)
+        labelled = dataset.labelled_class_ids(image_id)
+        if labelled is not None:
+            images[-1][LABELLED] = [categories[class_id] for class_id in labelled]
         for entry in entries:
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
-    names = list(zip(category_numbers(dataset), dataset.class_names, strict=True))
+    names = list(zip(categories, dataset.class_names, strict=True))
     categories = [{"id": number, "name": name} for number, name in names[1:]]
     return {"images": images, "categories": categories, "annotations": annotations}
 

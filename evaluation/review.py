@@ -38,6 +38,7 @@ class Labels(NamedTuple):
     rows: np.ndarray  # int64 [N], classes as rows of the model; UNKNOWN for a class that it does not have
     crowds: np.ndarray  # bool [N]
     masks: Sequence[dict]  # run-length codes
+    unlabelled: Sequence[int] = ()  # rows of the classes that are not labelled in the picture
 
 
 class Found(NamedTuple):
@@ -190,6 +191,7 @@ def find_missing(
 
     The class score says whether there is an object. Labels and crowds of the same class hide the part of a detection
     that lies in them; a label of another class hides one with the same outline. What is matched has its label.
+    No label is missing of a class that is not labelled in the picture.
 
     ious, inside: of overlaps(). matches: of match_greedily().
     """
@@ -198,6 +200,7 @@ def find_missing(
     covered = np.maximum(covered, (ious * ~labels.crowds[:, None]).max(axis=0, initial=0.0))  # [D]
     doubts = found.scores * (1 - covered)
     doubts[matches[matches >= 0]] = 0
+    doubts[np.isin(found.rows, labels.unlabelled)] = 0
     order = [int(place) for place in np.argsort(-doubts, kind="stable") if doubts[place] >= LEAST_SCORE]
     chosen = [found.masks[place] for place in order]
     among, _ = overlaps(chosen, chosen)

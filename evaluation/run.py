@@ -29,7 +29,7 @@ from .results import (
     without_images,
 )
 from .tiled import in_tiles, most_found, tile_notes
-from .words import images_evaluated, metrics_table
+from .words import images_evaluated, metrics_table, unlabelled_sentence
 
 USUAL_MAX_DETS = 100  # COCO's
 
@@ -250,6 +250,8 @@ def evaluate_to_folder(
     evaluation.facts = {**(facts or {}), **_facts(model, dataset, image_ids, max_dets, dtype)}
     evaluation.facts |= {"classes": "; ".join(notes)} if notes else {}
     evaluation.facts |= {"tiles": "; ".join(tiled)} if tiled else {}
+    left_out = unlabelled_sentence(evaluation.metrics)
+    evaluation.facts |= {"classes that are not labelled": left_out} if left_out else {}
     own = None if add_own is None else add_own(evaluation, contents, masks)
     report = write_report(evaluation, folder, lambda number: load_picture(model, dataset, by_number[number]), own)
     if verbose:

@@ -19,9 +19,20 @@ def metrics_table(metrics: dict[str, float]) -> str:
         f"{metrics['images']:.0f} images, {metrics['detections']:.0f} detections, at most {metrics['max_dets']:.0f} of "
         f"a class in an image; correlation of predicted and true IoU: {metrics['IoU correlation']:.2f}"
     )
+    if left_out := unlabelled_sentence(metrics):
+        lines.append(left_out)
     if missing := metrics.get("missing_images", 0):
         lines.append(f"PARTIAL: {missing:.0f} of {metrics['images'] + missing:.0f} images could not be read")
     return "\n".join(lines)
+
+
+def unlabelled_sentence(metrics: Mapping[str, float]) -> str:
+    """How many detections of classes that are not labelled in their images were left out; "" if all are labelled."""
+    if "unlabelled_detections" not in metrics:
+        return ""
+    left_out = count_of(metrics["unlabelled_detections"], "more detection")
+    are = "is" if metrics["unlabelled_detections"] == 1 else "are"
+    return f"{left_out} {are} of classes that are not labelled in their images: neither right nor wrong, not counted"
 
 
 def points(value: float | None, signed: bool = False) -> str:

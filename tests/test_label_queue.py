@@ -75,6 +75,19 @@ def test_the_queue_goes_over_all_pictures():
     assert "sloppy" not in text.partition("most suspicious")[2]
 
 
+def test_nothing_is_missing_of_classes_that_are_not_labelled():
+    """A cat is labelled in each; the model finds a dog besides. Only the first two pictures are labelled for dogs."""
+    cat = Object("cat", "shape 1", rle=A)
+    pictures = [seen(f"{i}.png", [cat], found([A, B], rows=[1, 2])) for i in range(4)]
+    pictures[0].picture.objects = [cat, Object("dog", "shape 2", rle=box(5, 50, 20, 70))]
+    pictures[1].picture.labelled_classes = ("dog", "cat")
+    pictures[2].picture.labelled_classes = ("cat",)
+    pictures[3].picture.labelled_classes = ()
+    done = label_queue.review(Model(("BG", "cat", "dog")), pictures)
+    missing = [entry.reviewed.seen.name for entry in done.queue if entry.suspect.kind == MISSING]
+    assert sorted(missing) == ["0.png", "1.png"]
+
+
 def test_a_model_of_other_classes_is_refused():
     with pytest.raises(ValueError, match="the model knows cat, and none of the classes of the labels: dog"):
         label_queue.review(Model(), [seen("a.png", [Object("dog", "shape 1", rle=A)], found([A]))])

@@ -309,6 +309,7 @@ def test_splits():
     assert [split_of(name) for name in names] == ["train", "val", "test", "train", None, None]
     names = ["instances_val2017.json", "train_annotations.csv", "val/labels.json", "labels.json"]
     assert [split_of_file(name) for name in names] == ["val", "train", "val", None]
+    assert split_of_file("annotations/instances_test_easy.json") == "test"
 
 
 ############################################################

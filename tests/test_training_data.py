@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pickle
 import random
 import sys
@@ -20,7 +21,7 @@ import utils
 from config import Config
 from data.augment import jitter_color
 from data.classes import UNKNOWN, ClassMapping
-from data.dataset import Dataset, Instances, check_instances
+from data.dataset import Dataset, Instances, ObjectBoxes, check_instances
 from data.loader import BatchOrder, make_loader, worker_count
 from data.samples import Targets, TrainingData, collate, join_targets
 
@@ -647,10 +648,10 @@ def test_joined_targets_keep_mini_masks_and_put_others_on_one_canvas():
 def test_a_batch_moves_whole():
     batch = collate([TrainingData(Drawn([an_l()]), as_it_is()).sample(0)])
     moved = batch.to("meta")
-    *fields, mini_masks, object_counts, crowd_counts = moved.targets
+    *fields, mini_masks, object_counts, crowd_counts, labelled = moved.targets
     masks = fields.pop(3)
     assert all(tensor.is_meta for tensor in [*moved.images, moved.windows, *fields, *masks])
-    assert (mini_masks, object_counts, crowd_counts) == (False, [1], [1])
+    assert (mini_masks, object_counts, crowd_counts, labelled) == (False, [1], [1], None)
     assert moved.image_ids == [0]
     assert type(moved.targets) is Targets
     assert type(masks) is type(batch.targets.masks)
@@ -719,6 +720,47 @@ def test_ranks_share_the_batches_of_one_process(shuffle):
         assert [image for image, _ in one.batch(0, 2)] == [12, 13, 14, 15, 16]
     with pytest.raises(ValueError, match="rank 3 of world 3"):
         order_of(WIDE, 3, 3)
+
+
+def test_rare_classes_come_as_often_as_repeat_factors_say():
+    """Class 1 is in all of 8 images, class 2 in two of them: these come sqrt(0.5 / 0.25) times as often."""
+
+    class Counted(Drawn):
+        def object_boxes(self):
+            images, classes = [*range(8), 0, 1, 1, 5], [1] * 8 + [2, 2, 2, -2]
+            boxes = np.zeros((12, 4), np.float32)
+            return ObjectBoxes(np.array(images), np.array(classes), boxes, np.zeros((8, 2)), 12, 0)
+
+    images = [drawn(9, 9) for _ in range(8)]
+    assert TrainingData(Counted(images), settings()).repeats() is None
+    data = TrainingData(Counted(images), settings(REPEAT_THRESHOLD=0.5, IMAGES_PER_GPU=2, STEPS_PER_EPOCH=None))
+    expected = [math.sqrt(2)] * 2 + [1.0] * 6
+    assert data.repeats().tolist() == pytest.approx(expected)
+    loader = make_loader(data)
+    orders = [
+        loader.order,
+        *(BatchOrder(data.is_wide(), data.config, rank, 2, True, data.repeats()) for rank in (0, 1)),
+    ]
+    assert loader.order.steps == 5, "8.83 images, and the last batch is filled up"
+    counts = np.zeros(8)
+    for number in range(400):
+        drawn_images = np.bincount(np.concatenate(images_of(loader.order, number)), minlength=8)
+        assert drawn_images.sum() == 10
+        assert (drawn_images >= 1).all()
+        counts += drawn_images
+    shares = counts / counts.sum()
+    np.testing.assert_allclose(shares, np.array(expected) / sum(expected), atol=0.005)
+    assert images_of(loader.order, 3) == images_of(loader.order, 3), "a training can continue anywhere"
+    halves = [images_of(order, 2) for order in orders[1:]]
+    wide = BatchOrder(data.is_wide(), settings(IMAGES_PER_GPU=4, STEPS_PER_EPOCH=None), repeats=data.repeats())
+    assert [first + second for first, second in zip(*halves, strict=True)] == images_of(wide, 2)
+    assert make_loader(data, shuffle=False).order.repeats is None
+
+
+def test_repeats_need_the_classes_of_all_objects():
+    data = TrainingData(Drawn([drawn(9, 9)]), settings(REPEAT_THRESHOLD=0.5))
+    with pytest.raises(ValueError, match=r"REPEAT_THRESHOLD is 0.5, .* Drawn.object_boxes does not know them"):
+        data.repeats()
 
 
 def test_validation_is_in_order():

@@ -29,7 +29,7 @@ from data.coco_files import (
 )
 from data.dataset import Dataset, Instances, ObjectBoxes
 from data.file_names import find_files, name_in_entry
-from data.formats.coco_file import CocoFile, IdNumbers, read_file, whole_number
+from data.formats.coco_file import LABELLED, CocoFile, IdNumbers, read_file, whole_number
 from data.images import image_size
 from data.label_checks import LabelChecks, Skipped, check_labels, note, summary
 from data.label_table import NO_NUMBER, POLYGONS, RLE, LabelTable
@@ -131,6 +131,7 @@ class _Images(NamedTuple):
     facts: list[dict[str, Any]]  # those of CocoDataset.IMAGE_FACTS that the file has
     numbers: dict[int, int]  # {provisional number of an id that is a text: image id}
     texts: dict[int, str]  # {image id: the text}
+    labelled: list[list[int] | None]  # [I], the categories that are labelled in each image; None: all
 
 
 # An image with one of these problems is left out.
@@ -145,8 +146,9 @@ _LOST = {
 
 
 def _check_images(
-    dataset: "CocoDataset", path: Path, file: CocoFile, folder: Path, is_coco: bool, skipped: Skipped
-) -> _Images:
+    dataset: "CocoDataset", path: Path, file: CocoFile, categories: _Categories, folder: Path, is_coco: bool,
+    skipped: Skipped,
+) -> _Images:  # fmt: skip
     """Finds the usable images: their size is known, and their file lies in the folder.
 
     dataset: its class says how to read an entry, by file_name and IMAGE_FACTS.
@@ -178,7 +180,41 @@ def _check_images(
     facts = [{key: entry[key] for key in dataset.IMAGE_FACTS if key in entry} for _, entry in sorted(by_id.items())]
     texts = file.image_numbers.names()
     _note_numbers(skipped, "images", numbers, texts)
-    return _Images(ids, names, sizes, usable, facts, numbers, {numbers[number]: texts[number] for number in numbers})
+    by_text = {numbers[number]: texts[number] for number in numbers}
+    by_name = _categories_by_name(file, categories)
+    labelled = [_labelled_categories(by_id[image_id], by_name, skipped) for image_id in ids.tolist()]
+    return _Images(ids, names, sizes, usable, facts, numbers, by_text, labelled)
+
+
+def _categories_by_name(file: CocoFile, categories: _Categories) -> dict[int | str, list[int]]:
+    """The category ids that each category id, each id that is a text, and each name stand for."""
+    found: dict[int | str, list[int]] = {category: [category] for category in categories.names}
+    for text, number in file.category_numbers.texts.items():
+        if number in categories.numbers:
+            found[text] = [categories.numbers[number]]
+    names = [(name, category) for category, name in categories.names.items()]
+    return found | {name: [category for other, category in names if other == name] for name in dict(names)}
+
+
+def _labelled_categories(
+    entry: Mapping[str, Any], by_name: Mapping[int | str, list[int]], skipped: Skipped
+) -> list[int] | None:
+    """The category ids of an image's labelled_classes, ascending; None if it has none: all classes are labelled."""
+    values, name = entry.get(LABELLED), name_in_entry(entry) or entry.get("id")
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        note(skipped, "images whose labelled_classes are no list (taken as labelled for all classes)", [name])
+        return None
+    found, unknown = set(), []
+    for value in values:
+        key = value if isinstance(value, str) and value in by_name else whole_number(value)
+        found.update(by_name.get(key, ()))
+        unknown += [] if key in by_name else [utils.printable(value, 40)]
+    if unknown:
+        problem = "images whose labelled_classes have what is neither a category's name nor its id (not counted)"
+        note(skipped, problem, [f"{name}: {utils.listed(unknown, 3)}"])
+    return sorted(found)
 
 
 def _image_size(entry: Mapping[str, Any], path: Path, skipped: Skipped) -> tuple[int, int] | None:
@@ -410,6 +446,20 @@ class CocoDataset(Dataset):
         """IMAGE_FACTS of an image, as far as the file has them."""
         return self.image_info[image_id].get("facts", {})
 
+    def labelled_class_ids(self, image_id: int) -> list[int] | None:
+        """The classes that `labelled_classes` of an image names, by names or category ids; None: all.
+
+        A class that class_map joins is labelled where all of its categories are.
+        """
+        info = self.image_info[image_id]
+        if info.get(LABELLED) is None:
+            return None
+        labelled, unlabelled = set(info[LABELLED]), set()
+        for other in self.class_info:
+            if other["source"] == info["source"] and other["id"] not in labelled:
+                unlabelled.add(self.class_from_source_map[f"{other['source']}.{other['id']}"])
+        return [class_id for class_id in range(1, self.num_classes) if class_id not in unlabelled]
+
     @property
     def lost_images(self) -> dict[str, list]:
         """The problems in skipped for which an image was left out."""
@@ -499,7 +549,7 @@ class CocoDataset(Dataset):
         categories = _check_categories(path, file, skipped)
         chosen = _choose_classes(path, categories.names, class_ids)
         class_map = _check_class_map(class_map, source, chosen)
-        images = _check_images(self, path, file, folder, is_coco, skipped)
+        images = _check_images(self, path, file, categories, folder, is_coco, skipped)
         file.images.clear()  # to save their memory
         table = file.table
         good = _check_annotations(file, images, categories, folder, skipped, is_coco)
@@ -535,6 +585,8 @@ class CocoDataset(Dataset):
             facts = {"facts": images.facts[i]} if images.facts[i] else {}
             if int(images.ids[i]) in images.texts:
                 facts["file_id"] = images.texts[int(images.ids[i])]
+            if images.labelled[i] is not None:
+                facts[LABELLED] = images.labelled[i]
             self.add_image(source, int(images.ids[i]), path, width=width, height=height, **facts)
 
     def _store_annotations(

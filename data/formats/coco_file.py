@@ -23,6 +23,7 @@ from data.label_table import DAMAGED, MISSING, NO_NUMBER, POLYGONS, RLE, RLE_WIT
 #  Values
 ############################################################
 
+LABELLED = "labelled_classes"  # of an image: the classes that are labelled there, if not all are
 _LARGEST_ID = 2**62  # ids are int64, and some of these must be free for texts
 _FIRST_TEXT = NO_NUMBER + 1
 _WHOLE = re.compile(r"\s*([+-]?\d{1,19})(\.0*)?\s*", re.ASCII)
@@ -101,7 +102,7 @@ class _Collector:
 
     def __init__(self, image_facts: Sequence[str] = (), exact: bool = False) -> None:
         """image_facts: further keys of an image's entry to keep. exact: stand-ins say which row they stand for."""
-        self.image_keys = ("id", "file_name", "height", "width", *image_facts)
+        self.image_keys = ("id", "file_name", "height", "width", LABELLED, *image_facts)
         self.exact, self.stand_in = exact, _Taken(-1)
         self.images, self.categories, self.annotations = IdNumbers(), IdNumbers(), IdNumbers()
         self.ids, self.image_ids, self.category_ids = array("q"), array("q"), array("q")

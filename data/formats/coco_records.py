@@ -139,10 +139,10 @@ def _with_pictures(file: CocoFile, ids: list) -> list[str]:
 def _image_folder(reading: Reading, label: str, file: CocoFile) -> Path:
     """The folder that the file names start from: the one below which most of some names lie."""
     root, folder = reading.listing.root, folder_of(label)
-    split = stem_of(label).rpartition("_")[2]
-    choices = [folder, f"{folder}/images", split, f"images/{split}", f"{split}/images", "images", ""]
-    above = folder_of(folder)
-    choices += [f"{above}/{choice}" for choice in (split, f"images/{split}", "images", "") if above]
+    splits = dict.fromkeys([stem_of(label).rpartition("_")[2], stem_of(label).removeprefix("instances_")])
+    of_splits = [choice for split in splits for choice in (split, f"images/{split}", f"{split}/images")]
+    choices, above = [folder, f"{folder}/images", *of_splits, "images", ""], folder_of(folder)
+    choices += [f"{above}/{choice}" for choice in (*of_splits, "images", "") if above]
     names = [name_in_entry(entry) for entry in file.images[:50] if isinstance(entry, dict)]
     names = [name for name in names if isinstance(name, str)]
     known = set(reading.listing.files)
@@ -235,6 +235,9 @@ def _picture(reading: Reading, label: str, dataset: _Dialect, image_id: int) -> 
     if split not in SPLITS:
         split = split_of_file(label) or split_of(reading.listing.relative(path))
     picture = Picture(path, label, (info["height"], info["width"]), split)
+    labelled = dataset.labelled_class_ids(image_id)
+    if labelled is not None:
+        picture.labelled_classes = tuple(dataset.class_info[class_id]["name"] for class_id in labelled)
     table, rows = dataset._find_annotations(image_id)
     for row in rows:
         class_id = dataset.map_source_class_id(f"own.{int(table.category_ids[row])}")

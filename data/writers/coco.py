@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import utils
+from data.formats.coco_file import LABELLED
 from data.object_checks import class_name
 from data.recognise import Records
 
@@ -20,7 +21,8 @@ def write_coco(records: Records, folder: Path, copy_pictures: bool = False, note
 
     File names are relative to the data set, or, with copy_pictures, to the folder, where the pictures then lie at the
     same places. Masks are compressed RLEs in the frame of width and height; crowds have iscrowd 1. Each image has its
-    split as the key "split", if the set has splits. Categories are numbered from 1. Attributes of objects are in the
+    split as the key "split", if the set has splits, and the classes that are labelled in it as "labelled_classes", if
+    not all are. Categories are numbered from 1. Attributes of objects are in the
     key "attributes", as CVAT writes them, and their score is in the key "score", too.
 
     notes: as data/writers/common.py says; COCO's format holds everything.
@@ -41,8 +43,10 @@ def _contents(records: Records, names: list[str]) -> dict[str, Any]:
     number_of = {name: number for number, name in enumerate(class_names(records), start=1)}
     images = []
     for number, (picture, name) in enumerate(zip(records.pictures, names, strict=True), start=1):
-        split = {"split": picture.split} if picture.split else {}
-        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height, **split})
+        facts = {"split": picture.split} if picture.split else {}
+        if picture.labelled_classes is not None:  # a class without an object is no category
+            facts[LABELLED] = [name for name in picture.labelled_classes if name in number_of]
+        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height, **facts})
     return {
         "info": {"description": f"converted from {records.title} by custom.py convert"},
         "images": images,
