@@ -27,7 +27,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,7 +157,9 @@ def _prepared(layer: nn.Module, names: Sequence[str | None], dtype: torch.dtype)
 def _rounded(name: str, tensor: Tensor) -> Tensor:
     rounded = tensor.half().float()
     if not rounded.isfinite().all():
-        raise ValueError(f"--half: a number of the weight {name} is above 65504, which float16 cannot hold; leave it out")
+        raise ValueError(
+            f"--half: a number of the weight {name} is above 65504, which float16 cannot hold; leave it out"
+        )
     return rounded
 
 
@@ -234,7 +235,9 @@ def _best_first(op: Any, scores: Any) -> Any:
     count = op.Shape(scores)
     values, order = op.TopK(scores, count, axis=0, largest=1, sorted=1)  # equal ones are in any order
     zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
-    before = op.Concat(op.Slice(values, zero, one, zero), op.Slice(values, zero, op.Constant(value_ints=[-1]), zero), axis=0)
+    before = op.Concat(
+        op.Slice(values, zero, one, zero), op.Slice(values, zero, op.Constant(value_ints=[-1]), zero), axis=0
+    )
     place = op.CumSum(op.Cast(op.Not(op.Equal(values, before)), to=_INT64), op.Constant(value_int=0))
     _, again = _ascending(op, op.Add(op.Mul(place, count), order))
     return op.Gather(order, again, axis=0)
@@ -327,7 +330,9 @@ def _write_crop(op, feature, boxes, image, bins) -> Any:
     low_enough = op.LessOrEqual(position, op.Unsqueeze(last, op.Constant(value_ints=[1])))
     inside = op.And(op.GreaterOrEqual(position, op.Constant(value_float=0.0)), low_enough)
     rows, columns = (op.Gather(inside, op.Constant(value_int=axis), axis=1) for axis in (0, 1))  # [n, bins]
-    both = op.And(op.Unsqueeze(rows, op.Constant(value_ints=[1, 3])), op.Unsqueeze(columns, op.Constant(value_ints=[1, 2])))
+    both = op.And(
+        op.Unsqueeze(rows, op.Constant(value_ints=[1, 3])), op.Unsqueeze(columns, op.Constant(value_ints=[1, 2]))
+    )
     return op.Where(both, pooled, op.Constant(value_float=0.0))
 
 
@@ -358,7 +363,8 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], setti
             if name and not dimension.HasField("dim_value"):
                 dimension.dim_param = name
     others = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
-    assert not others and not proto.functions, f"operators that are not standard: {others}"
+    assert not others, f"operators that are not standard: {others}"
+    assert not proto.functions, "functions of the file, which some runtimes cannot read"
     del proto.graph.value_info[:]  # shapes of intermediates, by the names of symbols that nobody knows
     for node in proto.graph.node:
         del node.metadata_props[:]
@@ -414,7 +420,7 @@ class ProgramDetector(Detector):
         self._set_up(
             json.dumps(settings),
             {"pixels": [None, settings["channels"], side, side], "windows": [None, 4]},
-            dict.fromkeys(outputs, [None]),
+            {name: [None] for name in outputs},
         )
 
     def run(self, pixels: np.ndarray, windows: np.ndarray) -> list[np.ndarray]:
@@ -464,8 +470,9 @@ class Agreement(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether the two find the same."""
-        return self.misses <= MISSES * max(self.expected, self.found)
+        """Whether the two find the same. A detection that differs is missed on both sides."""
+        count = max(self.expected, self.found)
+        return self.misses <= 2 * max(MISSES * count, 1 if count >= 20 else 0)
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], settings: onnx_detect.Settings) -> Agreement:
@@ -552,7 +559,9 @@ def _check_batches(images: Mapping[str, np.ndarray], config: Config) -> dict[str
 def build_parser() -> cli.Parser:
     """The command line's arguments."""
     parser = cli.Parser("export.py", __doc__)
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint file of any format, or a name such as shapes or coco")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint file of any format, or a name such as shapes or coco"
+    )
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write: .onnx, or .pt2 for torch.export")
     cli.add_checkpoint_options(parser)
     cli.add_set(parser)
@@ -566,7 +575,9 @@ def build_parser() -> cli.Parser:
         help="images in which the file must find the same as the model, best such as it was made for; default: "
         f"{', '.join(path.name for path in CHECK_IMAGES)} of assets/",
     )
-    parser.add_argument("--half", action="store_true", help="store weights in float16, half of the bytes; they compute in float32")
+    parser.add_argument(
+        "--half", action="store_true", help="store weights in float16, half of the bytes; they compute in float32"
+    )
     parser.add_argument("--triton", type=Path, metavar="FILE", help="write the config.pbtxt for NVIDIA Triton, too")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
     return parser
@@ -635,7 +646,6 @@ def export(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
     arguments = build_parser().parse_args(argv)
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return cli.run("export.py", lambda: export(arguments))
 
 

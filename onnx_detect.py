@@ -3,8 +3,8 @@
     pip install numpy Pillow onnxruntime
     python onnx_detect.py model.onnx photo.jpg [MORE ...] [--output DIR] [--threshold SCORE]
 
-The command writes a picture OUTPUT/NAME_detections.png for each image, OUTPUT/detections.json (COCO: images, categories,
-annotations with run-length codes) and OUTPUT/detections.csv, a row for each object. In Python:
+The command writes a picture OUTPUT/NAME_detections.png for each image, OUTPUT/detections.json (COCO: images,
+categories, annotations with run-length codes) and OUTPUT/detections.csv, a row for each object. In Python:
 
     detector = Detector("model.onnx")
     result = detector.detect("photo.jpg")  # or an array [H, W, 3] RGB uint8, or an image of Pillow
@@ -214,7 +214,9 @@ def image_array(image: Any, settings: Settings) -> np.ndarray:
     if isinstance(image, Image.Image):
         _check_size(image.size)
         image = _values(image)
-        image = image.astype(np.uint16) if image.dtype.kind == "i" and image.min() >= 0 <= image.max() < 65536 else image
+        image = (
+            image.astype(np.uint16) if image.dtype.kind == "i" and image.min() >= 0 <= image.max() < 65536 else image
+        )
     channels = settings.channels
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or image.size == 0:
         kind = list(image.shape) if isinstance(image, np.ndarray) else type(image).__name__
@@ -491,7 +493,7 @@ _RESAMPLINGS = {
 
 
 def network_input(image: np.ndarray, plan: Plan, settings: Settings) -> np.ndarray:
-    """An image uint8 [H, W, C] as the network takes it: float32 [C, *plan.padded_shape], resized, normalised, padded."""
+    """An image uint8 [H, W, C] resized, normalised and padded: float32 [C, *plan.padded_shape]."""
     mean, std = np.float32(settings.mean), np.float32(settings.std)
     pixels = (resize_pixels(image, plan.size, settings.resampling).astype(np.float32) - mean) / std
     padding = (np.zeros_like(mean) - mean) / std if settings.pads_before_mean else np.zeros_like(mean)
@@ -653,9 +655,9 @@ class Detector:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError("onnx_detect.py needs onnxruntime, which is not installed: pip install onnxruntime") from (
-                error
-            )
+            raise ImportError(
+                "onnx_detect.py needs onnxruntime, which is not installed: pip install onnxruntime"
+            ) from (error)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: warnings are of nodes, and not for users
         if threads is not None:
@@ -669,7 +671,9 @@ class Detector:
             raise ValueError(f"{self.name} cannot be read: {_shown(str(error), 300)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA not in metadata:
-            raise ValueError(f"{self.name} has no settings ({METADATA}): export.py of Mask Scoring R-CNN did not write it")
+            raise ValueError(
+                f"{self.name} has no settings ({METADATA}): export.py of Mask Scoring R-CNN did not write it"
+            )
         inputs = {node.name: node.shape for node in self._session.get_inputs()}
         outputs = {node.name: node.shape for node in self._session.get_outputs()}
         self._set_up(metadata[METADATA], inputs, outputs)
@@ -913,7 +917,9 @@ def _table(coco: dict[str, list]) -> str:
     names = {category["id"]: category["name"] for category in coco["categories"]}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "object", "class", "mask_score", "class_score", "mask_iou", "y1", "x1", "y2", "x2", "area"))
+    writer.writerow(
+        ("file", "object", "class", "mask_score", "class_score", "mask_iou", "y1", "x1", "y2", "x2", "area")
+    )
     for entry in coco["annotations"]:
         x, y, width, height = entry["bbox"]
         row = [files[entry["image_id"]], entry["id"], names[entry["category_id"]]]

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_export.py [--threads N] [--rounds N] [--images N] [--quick] [--output FILE]
 
-Needs the packages of export.py; OpenVINO is measured if it is installed. Speed: Mask Scoring R-CNN R-50 with the weights
-of golden_weights.py, an input of 480 x 640 with 100 detections, the network alone; and from the image to masks of its
+Needs the packages of export.py; OpenVINO is measured if it is installed. Speed: Mask Scoring R-CNN R-50 with weights of
+golden_weights.py, an input of 480 x 640 with 100 detections, the network alone; and from the image to masks of its
 size. All take turns, round by round; the times are the medians of the rounds. Accuracy: mask AP of the embedded model
 shapes on --images images that no training has seen. The last line printed is JSON.
 """

@@ -35,7 +35,7 @@ from data.images import read_image
 from model import MaskRCNN
 from weights.load import load_checkpoint, load_model
 
-MODELS = ("shapes", "nuclei", "r50-caffe", "benchmark", "torchvision", "matterport", "port2018")
+MODELS = ("shapes", "nuclei", "r50-caffe", "benchmark", "torchvision", "matterport")
 _PROGRAM = """
 import sys
 assert "torch" not in sys.modules

@@ -266,7 +266,7 @@ def test_depth_and_percentiles(depth, tmp_path):
     assert (pixels == read_image(path, bit_depth=depth)).all()
     pixels = onnx_detect.read_image(path, replace(TINY, pixel_range="percentiles"))
     assert (pixels == read_image(path, pixel_range="percentiles")).all()
-    with pytest.raises(ValueError, match="a.png: the model takes values up to 255"):
+    with pytest.raises(ValueError, match=r"a\.png: the model takes values up to 255"):
         onnx_detect.read_image(path, replace(TINY, bit_depth=8))
 
 
@@ -316,7 +316,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         onnx_detect.read_image(tmp_path, TINY)
     (tmp_path / "a.png").write_bytes(b"\x1b[31mno picture")
-    with pytest.raises(ValueError, match="image .*a.png: cannot identify image file"):
+    with pytest.raises(ValueError, match=r"image .*a\.png: cannot identify image file"):
         onnx_detect.read_image(tmp_path / "a.png", TINY)
     random_path = tmp_path / "b.jpg"
     Image.fromarray(random_image(90, 90)).save(random_path)
