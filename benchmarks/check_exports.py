@@ -9,6 +9,7 @@ models have the weights of golden_weights.py, which are random and react to ever
 JSON.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,9 @@ from data.images import read_image
 from model import MaskRCNN
 from weights.load import load_checkpoint, load_model
 
-MODELS = ("shapes", "nuclei", "r50-caffe", "benchmark", "torchvision", "matterport")
+MODELS = ("shapes", "nuclei", "r50-caffe", "benchmark", "torchvision", "matterport", "detectron2")
+# Names and shapes of a file of Detectron2's model zoo, and its constants. They are not in the repository.
+DETECTRON2 = ROOT.parent / "shared" / "golden" / "detectron2" / "keys_mask_rcnn_R_50_FPN_3x.json"
 _PROGRAM = """
 import sys
 assert "torch" not in sys.modules
@@ -58,9 +61,22 @@ def model_of(name: str, folder: str) -> MaskRCNN:
     """An embedded model, or a ResNet-50 with deterministic weights."""
     if name in ("shapes", "nuclei"):
         return load_model(name, torch.device("cpu"))
-    checkpoint = load_checkpoint(golden_weights.write_checkpoint(name, folder))
+    path = write_detectron2(folder) if name == "detectron2" else golden_weights.write_checkpoint(name, folder)
+    checkpoint = load_checkpoint(path)
     overrides = {"DETECTION_MIN_CONFIDENCE": 0.0} if checkpoint["config"]["DIALECT"] == "matterport" else {}
     return MaskRCNN.from_checkpoint(checkpoint, device="cpu", **overrides)
+
+
+def write_detectron2(folder: str) -> Path:
+    """A checkpoint of Detectron2 with deterministic weights. Raises: FileNotFoundError without DETECTRON2."""
+    described = json.loads(DETECTRON2.read_text())
+    state = {name: torch.tensor(value) for name, value in described["constants"].items()}
+    for name, shape in described["keys"]:
+        if name not in state:
+            state[name] = torch.from_numpy(golden_weights.fill_detectron2(name, shape, described["std"]))
+    path = Path(folder) / "detectron2.pth"
+    torch.save({"model": state, "optimizer": {}, "scheduler": {}, "iteration": 89999}, path)
+    return path
 
 
 def images_in(folder: Path) -> list[list[str]]:
