@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from helpers import rectangle, segm_result, tiny_model, two_rankings
 from PIL import Image
 
 import cli
+import export
 import native
+import onnx_detect
 import runtime
 import utils
 from benchmarks import (
@@ -27,9 +30,11 @@ from benchmarks import (
     bench_data,
     bench_detect,
     bench_eval,
+    bench_export,
     bench_ops,
     bench_peers,
     bench_train,
+    check_exports,
     compare_checkouts,
     doctor,
     kills,
@@ -43,7 +48,8 @@ from benchmarks import (
 )
 from config import Config
 from fused import fuses, multiplies_by
-from samples import nucleus
+from model import Images
+from samples import nucleus, shapes
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -142,6 +148,55 @@ def test_bench_peers_ends_with_a_json_line(tmp_path):
     rows = {row["name"]: row for row in json.loads(output.read_text())["cases"]}
     assert {"ours, float32", "ours, bfloat16"} < set(rows)
     assert all(max(row["difference"].values()) < 1e-3 for name, row in rows.items() if name.endswith("float32"))
+
+
+def test_bench_export(tmp_path, monkeypatch, capsys):
+    """Runtimes take turns, and accuracy is that of the data set; here with the network itself in place of the file."""
+
+    class Ours:
+        def detect(self, image, masks="array"):
+            return model.detect([image], masks=masks)[0]
+
+        def run(self, pixels, windows):
+            return model.predict(Images(torch.from_numpy(pixels), torch.from_numpy(windows)))
+
+    model = tiny_model(NUM_CLASSES=len(shapes.CLASSES) + 1, CLASS_NAMES=("BG", *shapes.CLASSES))
+    monkeypatch.setattr(bench_export, "detectors", lambda *_: iter([("onnxruntime, float32", Ours())]))
+    monkeypatch.setattr(bench_export, "export_to", lambda *_: None)
+    monkeypatch.setattr(bench_export, "load_model", lambda *_: model)
+    monkeypatch.setattr(bench_export.bench_detect, "our_model", lambda *_: model)
+    monkeypatch.setattr(bench_export, "INPUT", (64, 96))
+    monkeypatch.setattr(sys, "argv", ["bench_export.py", "--quick", "--output", str(tmp_path / "a.json")])
+    bench_export.main()
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert [row["name"] for row in facts["cases"]] == ["ours, float32", "ours, bfloat16", "onnxruntime, float32"]
+    assert all(len(row["rounds_ms"]["network"]) == 1 for row in facts["cases"])
+    accuracy = facts["shapes_mask_ap"]
+    assert accuracy["onnxruntime, float32"] == pytest.approx(accuracy["ours, float32"])
+    assert "onnxruntime, float32" in capsys.readouterr().out
+
+
+def test_check_exports(tmp_path, monkeypatch, capsys):
+    """It counts what an interpreter wrote beside the file; here the results of the model itself."""
+    model = tiny_model()
+
+    def detect_there(command, cwd, check):
+        for number, group in enumerate(command[3:]):
+            for i, result in enumerate(model.detect([cwd / name for name in group.split(",")])):
+                np.savez(cwd / f"{number}_{i}.npz", **result)
+
+    settings = onnx_detect.Settings.parse(json.dumps(export.settings_of(model)))
+    detector = types.SimpleNamespace(settings=settings)
+    monkeypatch.setattr(check_exports, "subprocess", types.SimpleNamespace(run=detect_there))
+    monkeypatch.setattr(check_exports, "model_of", lambda *_: model)
+    monkeypatch.setattr(check_exports.export, "export_model", lambda _: (b"", model, detector))
+    arguments = ["check_exports.py", "--python", "python", "--only", "shapes", "--output", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    check_exports.main()
+    rows = json.loads((tmp_path / "a.json").read_text())["cases"]
+    assert len(rows) == 7
+    assert all(row["matched"] == row["identical"] == row["expected"] == row["found"] > 0 for row in rows)
+    assert all(row["misses"] == 0 for row in rows)
 
 
 def test_the_parts_that_peers_run_are_the_network(monkeypatch):
