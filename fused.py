@@ -123,7 +123,7 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
     """relu(x weight^T + bias), with gradients or without. x: [R, in]. weight: [out, in]. Returns: [R, out]."""
-    if x.device.type == "cpu" and len(x):
+    if x.device.type == "cpu" and not is_exporting() and len(x):
         if multiplies_by() == "convolution":
             rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
             return convolve(rows, weight[:, :, None, None], bias, relu=relu)[0, :, :, 0].t()

@@ -61,7 +61,7 @@ from data.object_counts import describe_objects
 from data.samples import Batch, Targets, TrainingData
 from detections import Detections, ImageDetections
 from fused import convolve, is_exporting, multiply
-from nms import nms_of_images
+from nms import batched_nms, nms_of_images
 from roialign import (
     MaskCrops,
     crop_masks,
@@ -670,15 +670,18 @@ def generate_anchors(
     y = (torch.arange(0, shape[0], anchor_stride, device=device) + centre) * stride_y
     x = (torch.arange(0, shape[1], anchor_stride, device=device) + centre) * stride_x
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).float().repeat(1, 1, 2)  # [h, w, 4]
-    cell = _kept_cell_anchors(scale, tuple(ratios), stride_y, rounding, centres.device)
+    # An exported program has tensors without data, which must not be kept.
+    make = _cell_anchors_on if is_exporting() else _kept_cell_anchors
+    cell = make(scale, tuple(ratios), stride_y, rounding, centres.device)
     return (centres[:, :, None] + cell).view(-1, 4)
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # usable under autograd, whoever asks first
-def _kept_cell_anchors(scale: float, ratios: tuple[float, ...], stride: float, rounding: str, device: torch.device):
-    """cell_anchors() on a device: a GPU waits for them once, and not for each new size of images."""
+def _cell_anchors_on(scale: float, ratios: tuple[float, ...], stride: float, rounding: str, device: torch.device):
     return cell_anchors(scale, ratios, stride, rounding).to(device)
+
+
+# A GPU waits for them once, and not for each new size of images. They are usable under autograd, whoever asks first.
+_kept_cell_anchors = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(_cell_anchors_on))
 
 
 def generate_pyramid_anchors(
@@ -764,7 +767,7 @@ class RPN(_Layer):
             both = convolve(x, *self.weights(x.dtype)).permute(0, 2, 3, 1)  # a view, since maps are channels_last
             of_level = both.split([len(self.objectness.weight), len(self.deltas.weight)], dim=3)
             logits.append(of_level[0].float().flatten(1))  # anchors are in the order y, x, ratio
-            deltas.append(of_level[1].float().reshape(len(x), -1, 4))
+            deltas.append(of_level[1].float().reshape(x.shape[0], -1, 4))
         return logits, deltas
 
     def _prepare(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -849,10 +852,10 @@ def propose(
         objectness_logits, anchor_deltas = [torch.cat(objectness_logits, 1)], [torch.cat(anchor_deltas, 1)]
         anchors = [torch.cat(anchors)]
     boxes, scores, groups = [], [], []
-    images = torch.arange(len(windows), device=windows.device)
+    images = torch.arange(windows.shape[0], device=windows.device)
     for level, (logits, deltas, base) in enumerate(zip(objectness_logits, anchor_deltas, anchors, strict=True)):
         ranked = logits if dialect.proposal_order == "logit" else logits.sigmoid()
-        top_scores, top = ranked.topk(min(pre_nms, ranked.shape[1]), dim=1)  # [B, k]
+        top_scores, top = ranked.topk(torch.sym_min(pre_nms, ranked.shape[1]), dim=1)  # [B, k]
         top_deltas = deltas.gather(1, top[:, :, None].expand(-1, -1, 4))
         decoded = decode_boxes(base[top], top_deltas, config.RPN_BBOX_STD_DEV, config)
         if dialect.drops_infinite:
@@ -861,14 +864,29 @@ def propose(
         boxes.append(clip_to_windows(decoded, windows[:, None], config))
         scores.append(top_scores)
         groups.append((images * len(anchors) + level)[:, None].expand_as(top))
-    most = max(level.shape[1] for level in scores)
+    most = None if is_exporting() else max(level.shape[1] for level in scores)
     boxes, scores, groups = (torch.cat(levels, 1).flatten(0, 1) for levels in (boxes, scores, groups))
     scores = scores.masked_fill(~_larger_than(boxes, dialect.min_proposal_side), -math.inf)  # which NMS ignores
-    keep = nms_of_images(
-        boxes, scores, groups, len(windows), len(anchors), config.RPN_NMS_THRESHOLD, post_nms, max_boxes=most
-    )
-    keep = _filled(*keep)
+    counts = windows.shape[0], len(anchors)
+    keep = _best_of_images(boxes, scores, groups, *counts, config.RPN_NMS_THRESHOLD, post_nms, most)
     return boxes[keep], scores[keep], groups[keep] // len(anchors)
+
+
+def _best_of_images(
+    boxes: Tensor, scores: Tensor, groups: Tensor, images: int, groups_per_image: int, *limits: Any
+) -> Tensor:
+    """The indices that nms_of_images keeps, image by image, in one row. limits: its last arguments."""
+    if not is_exporting():
+        return _filled(*nms_of_images(boxes, scores, groups, images, groups_per_image, *limits))
+    # An exported program has any number of images, so no shape is known in advance. Runtimes break ties in different
+    # ways, so no two keys of a sort are equal.
+    keep = batched_nms(boxes, scores, groups, *limits)
+    image, place = groups[keep] // groups_per_image, torch.arange(keep.shape[0], device=keep.device)
+    order = (image * keep.shape[0] + place).argsort()
+    image = image[order]
+    counts = (image[:, None] == torch.arange(images, device=keep.device)).sum(dim=0)
+    rank = place - (counts.cumsum(0) - counts)[image]
+    return keep[order[_indices(rank < limits[1])]]
 
 
 def _filled(keep: Tensor, counts: Tensor) -> Tensor:
@@ -1015,7 +1033,7 @@ class MaskHead(nn.Module):
         side = x.shape[-1]
         x = self.upsample(x)  # [R, 4 * C, m, m]
         weight = self.mask_logits.weight[class_ids, :, 0].to(x.dtype)  # [R, C, 1]
-        cells = x.permute(0, 2, 3, 1).reshape(len(x), 4 * side * side, weight.shape[1])  # [R, m * m * (dy, dx), C]
+        cells = x.permute(0, 2, 3, 1).reshape(x.shape[0], 4 * side * side, weight.shape[1])  # [R, m * m * (dy, dx), C]
         logits = torch.bmm(cells, weight).float() + self.mask_logits.bias[class_ids, None, None]
         logits = logits.view(-1, side, side, 2, 2).permute(0, 1, 3, 2, 4)  # [R, m, dy, m, dx]
         return logits.reshape(-1, 2 * side, 2 * side)
@@ -1607,7 +1625,7 @@ def detect_boxes(
     scores = scores.masked_fill(~_larger_than(boxes, config.dialect.min_detection_side), -math.inf)  # ignored by NMS
     classes, threshold, limit = config.NUM_CLASSES, config.DETECTION_NMS_THRESHOLD, config.DETECTION_MAX_INSTANCES
     groups = image * classes + class_ids
-    keep = _filled(*nms_of_images(boxes, scores, groups, len(windows), classes, threshold, limit, most_rois))
+    keep = _best_of_images(boxes, scores, groups, windows.shape[0], classes, threshold, limit, most_rois)
     return Detections(boxes[keep], image[keep], class_ids[keep], scores[keep])
 
 
@@ -1789,9 +1807,10 @@ class MaskRCNN(nn.Module):
         if not isinstance(images, Images):
             height, width = images.shape[2:]
             window = _row([0, 0, height, width], images.new_empty(0, dtype=torch.float32))
-            images = Images(images, window.expand(len(images), 4))
+            images = Images(images, window.expand(images.shape[0], 4))
         pixels, windows = images
-        if pixels.ndim != 4 or pixels.shape[1] != self.config.IMAGE_CHANNEL_COUNT or windows.shape != (len(pixels), 4):
+        shapes = (pixels.shape[1:2], windows.shape)
+        if pixels.ndim != 4 or shapes != ((self.config.IMAGE_CHANNEL_COUNT,), (pixels.shape[0], 4)):
             raise ValueError(
                 f"images must be pixels [B, {self.config.IMAGE_CHANNEL_COUNT}, H, W] with windows [B, 4], "
                 f"not {list(pixels.shape)} with {list(windows.shape)}; channels last?"
@@ -1809,7 +1828,7 @@ class MaskRCNN(nn.Module):
         """For each level: objectness_logits [B, A], anchor_deltas [B, A, 4] and the anchors [A, 4], shrunk."""
         logits, deltas = self.rpn(pyramid)
         anchors = self.pyramid_anchors([tuple(level.shape[2:]) for level in pyramid], image_shape)
-        assert [len(level) for level in anchors] == [level.shape[1] for level in logits]
+        assert is_exporting() or [len(level) for level in anchors] == [level.shape[1] for level in logits]
         anchors = [shrink(level, self.config) for level in anchors]
         out.update({"anchors": anchors, "rpn/objectness_logits": logits, "rpn/anchor_deltas": deltas})
         return logits, deltas, anchors
@@ -1921,6 +1940,8 @@ class MaskRCNN(nn.Module):
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> tuple[Tensor, ...]:
         """generate_pyramid_anchors on the model's device. Others share these tensors: leave them as they are."""
         config = self.config
+        if is_exporting():  # for any sizes
+            return tuple(generate_pyramid_anchors(shapes, image_shape, config, self.device))
         settings = _AnchorSettings(
             tuple(config.RPN_ANCHOR_SCALES),
             tuple(config.RPN_ANCHOR_RATIOS),

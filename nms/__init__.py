@@ -145,7 +145,8 @@ def _check(
             raise ValueError(f"{name} must be a torch.Tensor, not {type(values).__name__}; torch.as_tensor makes one")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [N, (y1, x1, y2, x2)], not {list(boxes.shape)}; one image at a time?")
-    if boxes.shape[0] > _MAX_BOXES:
+    # An exported program has any number of boxes; its kernel checks them.
+    if not torch.compiler.is_compiling() and boxes.shape[0] > _MAX_BOXES:
         raise ValueError(f"boxes are {boxes.shape[0]}, and must be at most {_MAX_BOXES}; keep the best by score first")
     for name, values in {"scores": scores, "groups": groups}.items():
         if values is None:
@@ -217,7 +218,7 @@ def _batched_nms(
 def _(boxes, scores, groups, iou_threshold, max_keep, max_boxes=None):
     n = boxes.shape[0]
     # Inductor refuses to index an empty tensor with an unknown number of indices.
-    count = 0 if isinstance(n, int) and n == 0 else torch.library.get_ctx().new_dynamic_size()
+    count = 0 if isinstance(n, int) and n == 0 else torch.library.get_ctx().new_dynamic_size(max=_MAX_BOXES)
     return boxes.new_empty(count, dtype=torch.int64)
 
 

@@ -20,6 +20,7 @@ import coco
 import convert_weights
 import custom
 import demo
+import export
 import native
 import runtime
 from benchmarks import ablations, head_afterwards
@@ -31,6 +32,7 @@ from weights.checkpoint import describe, make_checkpoint, write_checkpoint
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
     "convert_weights.py": (convert_weights.build_parser, ["a.pth", "b.pth"]),
+    "export.py": (export.build_parser, ["shapes", "a.onnx"]),
     "demo.py": (demo.build_parser, []),
     "shapes.py": (shapes.build_parser, ["train"]),
     "ablations.py": (ablations.build_parser, []),

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom. A file may import files of lower layers, and files of its own package that its package lists first.
 LAYERS = [
-    {"startup", "config", "runtime", "native", "polygons", "fused"},
+    {"startup", "config", "runtime", "native", "polygons", "fused", "onnx_detect"},
     {"nms", "roialign"},
     {"utils", "captions", "evaluation.calibration"},
     {"detections", "fonts", "weights.torch_files", "weights.pickles", "weights.download"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"cli"},
     {"own_training"},
     {"own_evaluation"},
-    {"coco", "convert_weights", "custom"},
+    {"coco", "convert_weights", "custom", "export"},
     {"demo"},
     {"samples"},
     {"assets", "benchmarks", "notebooks"},

@@ -15,9 +15,10 @@ HEAVY = (
     "matplotlib.font_manager", "matplotlib.ft2font", "matplotlib.pyplot", "scipy.ndimage", "scipy.optimize",
     "scipy.sparse", "scipy.spatial", "scipy.stats", "skimage.measure._find_contours", "skimage.transform._warps",
     "sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "torch.onnx._internal",
-    "h5py", "tifffile", "jinja2", "yaml", "roifile", "filelock", "av", "cv2", "pandas", "torchvision",
+    "h5py", "tifffile", "jinja2", "yaml", "roifile", "filelock", "av", "cv2", "pandas", "torchvision", "onnx",
+    "onnxscript", "onnxruntime",
 )  # fmt: skip
-COMMANDS = ("coco.py", "custom.py", "demo.py", "convert_weights.py")
+COMMANDS = ("coco.py", "custom.py", "demo.py", "convert_weights.py", "export.py")
 
 
 def run_python(code: str, **environment: str | None) -> str:
@@ -38,7 +39,7 @@ def run_python(code: str, **environment: str | None) -> str:
 
 def test_commands_import_nothing_heavy():
     code = "\n".join(
-        f"import {name}; print(json.dumps(['{name}', *sys.modules]))" for name in ("coco", "demo", "custom")
+        f"import {name}; print(json.dumps(['{name}', *sys.modules]))" for name in ("coco", "demo", "custom", "export")
     )
     for line in run_python(f"import sys, json\n{code}").splitlines():
         name, *loaded = json.loads(line)
@@ -73,7 +74,7 @@ def programs() -> list[Path]:
     """Every file that can be run as a command, but those that must run without torch."""
     folders = ("", "samples", "benchmarks", "assets")
     files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-    without_torch = {"native.py", "doctor.py", "startup.py"}
+    without_torch = {"native.py", "doctor.py", "startup.py", "onnx_detect.py"}
     return [path for path in files if "\nif __name__ ==" in path.read_text() and path.name not in without_torch]
 
 
