@@ -475,13 +475,15 @@ class Server(http.server.ThreadingHTTPServer):
         """The answer for a picture, when its turn has come. Raises: Refused."""
         work = self._worker.submit(self._work, data, file_name)
         try:
-            return work.result(WAIT_SECONDS)
+            if not concurrent.futures.wait([work], WAIT_SECONDS).done and work.cancel():
+                raise self._busy(f"the picture has waited for {WAIT_SECONDS:g} s")
+            return work.result()
         except concurrent.futures.CancelledError:
             raise self._busy("the server ends") from None
-        except TimeoutError:
-            if work.cancel():
-                raise self._busy(f"the picture has waited for {WAIT_SECONDS:g} s") from None
-        return work.result()
+        finally:
+            # An error has the frames it came through. With this name in one of them, it would keep itself and the picture
+            # until the garbage collector comes by.
+            del work
 
     def _work(self, data: bytes, file_name: str | None) -> dict[str, Any]:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 import zlib
 from http import HTTPStatus
 from pathlib import Path
@@ -358,6 +360,28 @@ def test_malformed_requests_leave_it_standing(server, monkeypatch, capfd):
     assert server._connections._value == serve.MOST_CONNECTIONS
     assert server._places._value == 9
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_refused_picture_does_not_stay_in_memory():
+    """Until the garbage collector comes by: an error has the frames of functions, and these the picture."""
+    pictures = []
+
+    def read(data, name):
+        picture = np.zeros(9)
+        pictures.append(weakref.ref(picture))
+        raise ValueError("damaged")
+
+    with serving(made_model(MASKS)._replace(read=read)) as running:
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert error_of(talk(running, request("POST", "/detect", png()))) == (400, "damaged")
+            deadline = time.monotonic() + 20
+            while any(picture() is not None for picture in pictures) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [picture() for picture in pictures] == [None] * 3
+        finally:
+            gc.enable()
 
 
 def test_a_fault_of_the_model_costs_one_answer(capsys):
