@@ -481,8 +481,8 @@ class Server(http.server.ThreadingHTTPServer):
         except concurrent.futures.CancelledError:
             raise self._busy("the server ends") from None
         finally:
-            # An error has the frames it came through. With this name in one of them, it would keep itself and the picture
-            # until the garbage collector comes by.
+            # An error has the frames that it came through. With this name in one of them, it would keep itself and the
+            # picture until the garbage collector comes by.
             del work
 
     def _work(self, data: bytes, file_name: str | None) -> dict[str, Any]:
