@@ -115,7 +115,7 @@ def ask(address: tuple[str, int], data: bytes, ends: bool = False) -> tuple[floa
     """Sends bytes. ends: says that no more come. Returns seconds, the answer's status (0 without one) and its body."""
     start, answer = time.perf_counter(), b""
     with socket.create_connection(address, timeout=120) as connection, contextlib.suppress(ConnectionError):
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # the server may have answered and closed before it has got all
             connection.sendall(data)
             if ends:
                 connection.shutdown(socket.SHUT_WR)
