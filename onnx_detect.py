@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 METADATA = "maskscoring"  # the entry of metadata_props that holds the settings as JSON
 FORMAT = 1  # of the settings; a file with another number was written for another onnx_detect.py
@@ -204,6 +204,9 @@ def _decode(file: str | os.PathLike | BinaryIO, name: str, settings: Settings, m
         pixels = _eight_bits(values, settings)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise ValueError(f"image {name}: cannot identify image file: is it one of {kinds}, and whole?") from error
     except Exception as error:  # Pillow raises errors of many kinds for a damaged file
         raise ValueError(f"image {name}: {_shown(str(error), 300) or 'cannot be decoded; is it damaged?'}") from error
     pixels = _TURNS[turn](pixels) if turn > 1 else pixels
