@@ -10,7 +10,7 @@ import chromium
 import numpy as np
 import pytest
 from helpers import rectangles
-from PIL import Image
+from PIL import Image, ImageDraw
 from toy_server import NASTY, made_model, png, serving
 
 import utils
@@ -410,8 +410,18 @@ def test_files_are_read_back(name, file_name, browser, hard_server, tmp_path):
     elif name == "labelme":
         assert {shape["shape_type"] for shape in text["shapes"]} == {"polygon", "mask"}
         assert text["shapes"][0]["attributes"]["mask_iou"] == 0.9
+        assert filled(text["shapes"], "diamond").tolist() == ring_and_others()["diamond"].tolist()
     else:
         assert text["features"][0]["properties"]["measurements"]["mask_score"] == 0.855
+
+
+def filled(shapes: list[dict], label: str) -> np.ndarray:
+    """The polygons of a class as labelme fills them: with their outlines."""
+    image = Image.new("1", (WIDTH, HEIGHT))
+    for shape in shapes:
+        if (shape["label"], shape["shape_type"]) == (label, "polygon"):
+            ImageDraw.Draw(image).polygon([tuple(point) for point in shape["points"]], fill=1, outline=1)
+    return np.array(image)
 
 
 def test_files_have_what_is_shown(browser, server, tmp_path):
