@@ -30,10 +30,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 METADATA = "maskscoring"  # the entry of metadata_props that holds the settings as JSON
 FORMAT = 1  # of the settings; a file with another number was written for another onnx_detect.py
@@ -186,15 +186,27 @@ def read_image(path: str | os.PathLike, settings: Settings) -> np.ndarray:
         raise FileNotFoundError(f"image {name}: there is no such file")
     if not os.path.isfile(path):
         raise ValueError(f"image {name} is a folder or a device; name an image file")
+    return _decode(path, name, settings, MAX_IMAGE_PIXELS)
+
+
+def read_image_bytes(data: bytes, name: str, settings: Settings, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """read_image of the contents of a file. name: for messages. max_pixels: of the image, at most."""
+    return _decode(io.BytesIO(data), _shown(name, 500), settings, max_pixels)
+
+
+def _decode(file: str | os.PathLike | BinaryIO, name: str, settings: Settings, max_pixels: int) -> np.ndarray:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _check_size(image.size)
+        with Image.open(file, formats=_FORMATS) as image:
+            _check_size(image.size, max_pixels)
             turn = 1 if image.format == "TIFF" else _orientation(image)  # Pillow itself turns a TIFF
             image.load()
             values = _values(image)
         pixels = _eight_bits(values, settings)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise ValueError(f"image {name}: cannot identify image file: is it one of {kinds}, and whole?") from error
     except Exception as error:  # Pillow raises errors of many kinds for a damaged file
         raise ValueError(f"image {name}: {_shown(str(error), 300) or 'cannot be decoded; is it damaged?'}") from error
     pixels = _TURNS[turn](pixels) if turn > 1 else pixels
@@ -242,11 +254,11 @@ def image_array(image: Any, settings: Settings) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] < channels else image
 
 
-def _check_size(size: Sequence[int]) -> None:
+def _check_size(size: Sequence[int], max_pixels: int = MAX_IMAGE_PIXELS) -> None:
     width, height = size
-    if width < 1 or height < 1 or width * height > MAX_IMAGE_PIXELS or max(size) > MAX_IMAGE_SIDE:
+    if width < 1 or height < 1 or width * height > max_pixels or max(size) > MAX_IMAGE_SIDE:
         raise ValueError(
-            f"{width} x {height} pixels: an image has at least 1 pixel, at most {MAX_IMAGE_PIXELS}, and no side above "
+            f"{width} x {height} pixels: an image has at least 1 pixel, at most {max_pixels}, and no side above "
             f"{MAX_IMAGE_SIDE}"
         )
 
@@ -815,23 +827,33 @@ def _select(result: dict[str, Any], threshold: float) -> dict[str, Any]:
     return {**columns, "masks": result["masks"][..., order]}
 
 
-def _entries(result: dict[str, Any], image_id: int, first_id: int, detector: Detector) -> Iterator[dict[str, Any]]:
-    """The annotations of an image in COCO's format, with scores."""
+def coco_results(result: dict[str, Any], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The detections of an image in COCO's format of results, as json.dump takes it.
+
+    result: of detect(). image_id: the number of the image. category_ids: of each class index.
+
+    Returns: dicts of image_id, category_id, segmentation, score (that of the mask), class_score, mask_iou (None without
+        a MaskIoU head) and bbox (x, y, width, height).
+    """
+    masks, entries = result["masks"], []
     for i, (y1, x1, y2, x2) in enumerate(result["rois"].tolist()):
-        mask = result["masks"][..., i]
-        code = encode_mask(0, 0, mask, mask.shape)
-        yield {
-            "id": first_id + i,
+        code = masks[i] if isinstance(masks, list) else encode_mask(0, 0, masks[..., i], masks.shape[:2])
+        entries.append({
             "image_id": image_id,
-            "category_id": detector.category_ids[result["class_ids"][i]],
+            "category_id": category_ids[result["class_ids"][i]],
             "segmentation": {**code, "counts": code["counts"].decode("ascii")},
-            "area": int(mask.sum()),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "iscrowd": 0,
             "score": float(result["mask_scores"][i]),
             "class_score": float(result["scores"][i]),
             "mask_iou": None if result["mask_ious"] is None else float(result["mask_ious"][i]),
-        }
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+        })  # fmt: skip
+    return entries
+
+
+def _entries(result: dict[str, Any], image_id: int, first_id: int, detector: Detector) -> Iterator[dict[str, Any]]:
+    """The annotations of an image in COCO's format, with scores."""
+    for i, entry in enumerate(coco_results(result, image_id, detector.category_ids)):
+        yield {**entry, "id": first_id + i, "area": int(result["masks"][..., i].sum()), "iscrowd": 0}
 
 
 def _write(path: Path, data: bytes) -> None:

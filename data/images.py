@@ -166,13 +166,26 @@ def read_image(
     return np.ascontiguousarray(_TURNS[turn](fit_channels(pixels, channels)))
 
 
-def read_image_bytes(data: bytes, name: str) -> np.ndarray:
-    """read_image of the contents of a file, for label files that hold their pictures. name: for messages."""
+def read_image_bytes(
+    data: bytes,
+    name: str,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    bit_depth: int | str = "auto",
+    pixel_range: str = "depth",
+    channels: int = 3,
+) -> np.ndarray:
+    """read_image of the contents of a file, which is no file itself: in a label file, or sent over the network.
+
+    name: for messages. The other arguments are read_image's. What was decided is not logged: nobody could tell which
+    image was the first.
+    """
+    _check_bit_depth(bit_depth)
     file = io.BytesIO(data)
     with errors_named(utils.printable(name, 500), file):
-        decoded = decode(file, MAX_IMAGE_PIXELS)
-        pixels = _eight_bits(decoded, "auto")[0]
-    return np.ascontiguousarray(_TURNS[1 if decoded.is_turned else decoded.orientation](_to_rgb(pixels)))
+        decoded = decode(file, max_pixels, channels)
+        pixels = _eight_bits(decoded, bit_depth, pixel_range)[0]
+    turn = 1 if decoded.is_turned else decoded.orientation
+    return np.ascontiguousarray(_TURNS[turn](fit_channels(pixels, channels)))
 
 
 def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:

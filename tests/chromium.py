@@ -13,6 +13,22 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT = 60  # seconds to wait for an answer
+_LUMINANCES = r"""selector => {
+  const light = color => {
+    const linear = value => value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
+    const [r, g, b] = color.match(/[\d.]+/g).map(value => linear(value / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const ground = element => {
+    for (let each = element; each; each = each.parentElement) {
+      const color = getComputedStyle(each).backgroundColor;
+      if (!/, 0\)$|\/ [\d.]+\)$/.test(color) && !/^rgba/.test(color)) return light(color);
+    }
+    return 1;
+  };
+  return [...document.querySelectorAll(selector)]
+    .map(each => [light(getComputedStyle(each).color), ground(each), each.outerHTML.slice(0, 80)]);
+}"""
 
 
 def find() -> str | None:
@@ -81,16 +97,17 @@ class Chromium:
         message, _, self._received = self._received.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> None:
-        """Open a file in a window of that size, and wait until all of it is loaded."""
+    def open(self, page: Path | str, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+        """Open a file or an address in a window of that size, and wait until all of it is loaded."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url="about:blank")
         self.events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
-        while self.evaluate("location.protocol + document.readyState") != "file:complete":
+        url = page if isinstance(page, str) else page.absolute().as_uri()
+        self.call("Page.navigate", url=url)
+        while self.evaluate("location.protocol + document.readyState") != f"{url.partition(':')[0]}:complete":
             time.sleep(0.02)
 
     def evaluate(self, expression: str) -> Any:
@@ -99,6 +116,14 @@ class Chromium:
         if "exceptionDetails" in result:
             raise RuntimeError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
+
+    def contrasts(self, selector: str) -> list[tuple[float, float, str]]:
+        """Of each element: its text's contrast to its ground (WCAG), how light the ground is, and its beginning."""
+        found = []
+        for text, ground, what in self.evaluate(f"({_LUMINANCES})({json.dumps(selector)})"):
+            high, low = max(text, ground), min(text, ground)
+            found.append(((high + 0.05) / (low + 0.05), ground, what))
+        return found
 
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> None:
         """The whole page, or a part of it {"x", "y", "width", "height"}, as a PNG."""

@@ -23,6 +23,7 @@ import demo
 import export
 import native
 import runtime
+import serve
 from benchmarks import ablations, head_afterwards
 from config import Config
 from model import MaskRCNN
@@ -31,6 +32,7 @@ from weights.checkpoint import describe, make_checkpoint, write_checkpoint
 
 COMMANDS = {
     "coco.py": (coco.build_parser, ["train"]),
+    "serve.py": (serve.build_parser, ["shapes"]),
     "convert_weights.py": (convert_weights.build_parser, ["a.pth", "b.pth"]),
     "export.py": (export.build_parser, ["shapes", "a.onnx"]),
     "demo.py": (demo.build_parser, []),

@@ -451,6 +451,22 @@ def test_kills_are_the_committed_result(page, names):
         assert (case["equal"], case["leftovers"]) == (case["rounds"], 0)
 
 
+def test_what_the_server_took_is_the_committed_result():
+    page = "docs/serving.md"
+    both = committed(page, "serve"), committed(page, "serve-onnx")
+    for phase, row in {
+        "start": "the process after the start, MB", "eight": "after 48 detections, MB",
+        "malformed": "after 1,000 malformed requests, MB", "same": "after the same 1,000 once more, MB",
+    }.items():  # fmt: skip
+        assert row_of(page, row) == " | ".join(f"{facts['megabytes'][phase]:.0f}" for facts in both)
+    for phase, row in {"one": "an answer for one client, s", "eight": "an answer for one of eight clients, s"}.items():
+        assert row_of(page, row) == " | ".join(f"{facts['phases'][phase]['median_s']:.2f}" for facts in both)
+    for facts in both:
+        for phase in ("malformed", "same"):
+            assert (facts["phases"][phase]["requests"], facts["phases"][phase]["answered_wrongly"]) == (1000, {})
+        assert facts["phases"]["again"]["statuses"] == {"200": facts["phases"]["again"]["requests"]}
+
+
 def test_the_share_of_targets_is_the_committed_result():
     (path,) = (ROOT / "benchmarks" / "results").glob("*-train-epyc-2-threads.json")
     shares = {case["name"]: case["targets_share"] for case in json.loads(path.read_text())["cases"]}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_server import write_stub
 
 ROOT = Path(__file__).parent.parent
 # Packages and modules that take long to import, and that no command needs before its first image.
@@ -18,7 +19,7 @@ HEAVY = (
     "h5py", "tifffile", "jinja2", "yaml", "roifile", "filelock", "av", "cv2", "pandas", "torchvision", "onnx",
     "onnxscript", "onnxruntime", "zarr", "rasterio", "openslide",
 )  # fmt: skip
-COMMANDS = ("coco.py", "custom.py", "demo.py", "convert_weights.py", "export.py")
+COMMANDS = ("coco.py", "custom.py", "demo.py", "convert_weights.py", "export.py", "serve.py")
 
 
 def run_python(code: str, **environment: str | None) -> str:
@@ -57,6 +58,22 @@ def test_the_first_image_needs_nothing_heavy(tmp_path):
     loaded = json.loads(run_python(code).splitlines()[-1])
     assert (tmp_path / "detections.json").exists()
     assert not set(HEAVY) & set(loaded)
+
+
+def test_serving_an_exported_model_imports_no_torch(tmp_path):
+    """From the shell to the detections of a picture. A stub stands for ONNX Runtime, which is not always installed."""
+    write_stub(tmp_path)
+    code = (
+        "import serve, sys, json\n"
+        f"arguments = serve.build_parser(is_onnx=True).parse_args([{str(tmp_path / 'model.onnx')!r}])\n"
+        "model = serve.open_onnx(arguments)\n"
+        "entries = model.detect(model.read(open('assets/shapes.jpg', 'rb').read(), 'shapes.jpg'))\n"
+        "assert len(entries) == 1\n"
+        "assert serve.main(['missing.onnx', '--port', '0']) == 2\n"
+        "print(json.dumps(list(sys.modules)))"
+    )
+    loaded = json.loads(run_python(code, PYTHONPATH=str(tmp_path)).splitlines()[-1])
+    assert not ({*HEAVY, "torch", "scipy", "cli", "model", "utils"} - {"onnxruntime"}) & set(loaded)
 
 
 ############################################################
