@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ import torch
 import utils
 from config import Config
 from data.crops import Crop
-from data.images import reading_settings
-from data.inputs import image_array
+from data.regions import Pixels, Source, as_source
 from detections import ImageDetections
 from model import Images, MaskRCNN, mold_image, pad_molded
 from roialign.paste import crop_to_rle
@@ -169,91 +168,6 @@ def _padding(size: Sequence[int], config: Config) -> tuple[tuple[int, int], tupl
 ############################################################
 #  Pixels
 ############################################################
-
-
-@runtime_checkable
-class Source(Protocol):
-    """An image that is read by regions.
-
-    shape: (H, W) or (H, W, C).
-    """
-
-    shape: Sequence[int]
-
-    def read(self, y1: int, x1: int, y2: int, x2: int) -> np.ndarray:
-        """The pixels [y2 - y1, x2 - x1] or [..., C] of a region inside the image, of a kind that detect() takes."""
-        ...
-
-
-class ArraySource:
-    """An array [H, W] or [H, W, C] as a Source; a memory map reads only what is needed."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.shape = array.shape
-
-    def read(self, y1: int, x1: int, y2: int, x2: int) -> np.ndarray:
-        return np.asarray(self.array[y1:y2, x1:x2])
-
-
-def as_source(source: Any) -> Source:
-    """A Source of an array, or the Source itself. Raises: ValueError for anything else."""
-    if isinstance(source, np.ndarray):
-        source = ArraySource(source)
-    if not isinstance(source, Source) or len(source.shape) not in (2, 3):
-        raise ValueError(
-            "source must be an array [H, W] or [H, W, C], or have a shape like these and a method "
-            f"read(y1, x1, y2, x2), got {type(source).__name__} {getattr(source, 'shape', '')}"
-        )
-    return source
-
-
-SAMPLED_PIXELS = 4_000_000  # that percentiles of a large image are computed from, about
-_BLOCK = 1024  # side of the regions that are read for them
-
-
-class Pixels:
-    """The pixels of a source in 8 bits, by one rule for the whole image.
-
-    With PIXEL_RANGE "percentiles", the image is read once before, and every n-th pixel of it decides what becomes
-    black and white. Tiles by themselves would be of different brightness, and seams would show.
-    """
-
-    def __init__(self, source: Source, config: Config) -> None:
-        self.source = source
-        _, pixel_range, self.channels = reading_settings(config)
-        self.ranges = utils.percentile_ranges(self.thumbnail(), "source") if pixel_range == "percentiles" else None
-
-    def read(self, y1: int, x1: int, y2: int, x2: int) -> np.ndarray:
-        """uint8 [y2 - y1, x2 - x1, C]."""
-        name = f"source at rows {y1} to {y2}, columns {x1} to {x2}"
-        pixels = self._read(y1, x1, y2, x2)
-        if self.ranges is not None:
-            pixels = utils.stretch_to_ranges(pixels, self.ranges, name)
-        return image_array(pixels, self.channels, name)
-
-    def thumbnail(self) -> np.ndarray:
-        """Every n-th pixel of every n-th row: about SAMPLED_PIXELS, and all of a smaller image."""
-        height, width = self.source.shape[:2]
-        step = max(1, math.ceil(math.sqrt(height * width / SAMPLED_PIXELS)))
-        block = math.ceil(_BLOCK / step) * step
-        rows = []
-        for y in range(0, height, block):
-            y2 = min(y + block, height)
-            columns = range(0, width, block)
-            blocks = [self._read(y, x, y2, min(x + block, width))[::step, ::step].copy() for x in columns]
-            rows.append(np.concatenate(blocks, axis=1))
-        return np.concatenate(rows)
-
-    def _read(self, y1: int, x1: int, y2: int, x2: int) -> np.ndarray:
-        """The region as the source gives it, without alpha."""
-        pixels = self.source.read(y1, x1, y2, x2)
-        if not isinstance(pixels, np.ndarray) or pixels.shape[:2] != (y2 - y1, x2 - x1):
-            raise ValueError(
-                f"source.read({y1}, {x1}, {y2}, {x2}) must return [{y2 - y1}, {x2 - x1}] or [..., C], "
-                f"got {type(pixels).__name__} {getattr(pixels, 'shape', '')}"
-            )
-        return pixels[..., :3] if pixels.ndim == 3 and self.channels == 3 else pixels
 
 
 class TileInput(NamedTuple):
@@ -787,10 +701,18 @@ def detect_views(
 ) -> Iterator[tuple[Tile, list[View], int]]:
     """What each of some tiles sees: the tile, its views, and how many detections it has.
 
+    Blank tiles of the source have no views, and the network does not see them; they come first.
+
     pixels: of the image. plan: of its tiles.
     """
+    shown = []
+    for tile in tiles:
+        if pixels.source.is_blank(*tile.region):
+            yield tile, [], 0
+        else:
+            shown.append(tile)
     with model.prepared(dtype):
-        for batch in _batches(tiles, model.config.IMAGES_PER_GPU):
+        for batch in _batches(shown, model.config.IMAGES_PER_GPU):
             inputs = [read_tile(pixels, plan, tile, model.config) for tile in batch]
             for tile, tile_input, result in zip(batch, inputs, _detect(model, inputs, dtype), strict=True):
                 views = views_of_result(tile, result, tile_input.origin, plan.image_shape)

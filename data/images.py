@@ -6,6 +6,7 @@ the result is an image, or one sentence that names the file.
 
 import collections
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -57,12 +58,12 @@ def image_size(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> I
 
     Raises: as read_image.
     """
-    with _opened(Path(path)) as file:
-        image, tiff = _open(file, max_pixels)
+    with opened(Path(path)) as file:
+        image, tiff = open_header(file, max_pixels)
         if image is None:
             orientation, (height, width) = tiff.orientation, tiff.layout[:2]
         else:
-            orientation, (width, height) = _orientation(image), image.size
+            orientation, (width, height) = exif_orientation(image), image.size
             if image.format == "TIFF" and orientation >= 5:  # Pillow itself turns a TIFF.
                 height, width = width, height
         shown = (width, height) if orientation >= 5 else (height, width)
@@ -88,7 +89,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_TURNS[orientation](pixels))
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8. Damaged EXIF data do not make the image unusable."""
     try:
         if image.format == "PNG" and "exif" not in image.info and (chunk := _png_chunk(image.fp, b"eXIf")):
@@ -140,13 +141,13 @@ def read_image(
         fit into bit_depth.
     """
     _check_bit_depth(bit_depth)
-    with _opened(Path(path)) as file:
-        decoded = _decode(file, max_pixels, channels)
+    with opened(Path(path)) as file:
+        decoded = decode(file, max_pixels, channels)
         pixels, decisions = _eight_bits(decoded, bit_depth, pixel_range)
-    if mismatch := _mismatch(pixels, channels):
+    if mismatch := channel_mismatch(pixels, channels):
         decisions = [*decisions, mismatch]
     for decision in (*decoded.notes, *decisions):
-        _say(decision, path)
+        say_once(decision, path)
     turn = decoded.orientation
     if decoded.is_turned:
         turn = 1 if upright else _INVERSE.get(turn, turn)
@@ -158,8 +159,8 @@ def read_image(
 def read_image_bytes(data: bytes, name: str) -> np.ndarray:
     """read_image of the contents of a file, for label files that hold their pictures. name: for messages."""
     file = io.BytesIO(data)
-    with _errors_named(utils.printable(name, 500), file):
-        decoded = _decode(file, MAX_IMAGE_PIXELS)
+    with errors_named(utils.printable(name, 500), file):
+        decoded = decode(file, MAX_IMAGE_PIXELS)
         pixels = _eight_bits(decoded, "auto")[0]
     return np.ascontiguousarray(_TURNS[1 if decoded.is_turned else decoded.orientation](_to_rgb(pixels)))
 
@@ -169,8 +170,8 @@ def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np
 
     Raises: as read_image.
     """
-    with _opened(Path(path)) as file:
-        decoded = _decode(file, max_pixels)
+    with opened(Path(path)) as file:
+        decoded = decode(file, max_pixels)
     values = decoded.values != 0
     values = values if values.ndim == 2 else values.any(axis=2)
     return np.ascontiguousarray(values if decoded.is_turned else _TURNS[decoded.orientation](values))
@@ -183,7 +184,7 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
 
     Raises: as read_image.
     """
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         image = None if is_tiff(file) else Image.open(file, formats=FORMATS)
         if image is not None and image.mode in ("P", "1"):
             _check_size(image.size, max_pixels)
@@ -191,11 +192,11 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
             return np.array(image).astype(np.uint8)
         if image is not None and image.mode in ("LA", "RGBA") and "16" not in _rawmode(image):
             _check_size(image.size, max_pixels)
-            turn = _TURNS[_orientation(image)]
+            turn = _TURNS[exif_orientation(image)]
             image.load()
             return np.ascontiguousarray(turn(np.asarray(image)))
         file.seek(0)
-        decoded = _decode(file, max_pixels)
+        decoded = decode(file, max_pixels)
     return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))
 
 
@@ -210,8 +211,8 @@ def read_values(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> 
 
     Raises: as read_image.
     """
-    with _opened(Path(path)) as file:
-        decoded = _decode(file, max_pixels, _ALL_CHANNELS)
+    with opened(Path(path)) as file:
+        decoded = decode(file, max_pixels, _ALL_CHANNELS)
     values = decoded.values if decoded.is_turned else turned(decoded.values, decoded.orientation)
     if values.ndim == 2:
         return values[..., None]
@@ -231,8 +232,8 @@ def read_thumbnail(path: str | os.PathLike, side: int, max_pixels: int = MAX_IMA
 
     Raises: as read_image, also for a file that is cut off.
     """
-    with _opened(Path(path)) as file:
-        image, _ = _open(file, max_pixels)
+    with opened(Path(path)) as file:
+        image, _ = open_header(file, max_pixels)
         name = "TIFF" if image is None else image.format
         if name == "JPEG":
             image.draft(image.mode, (2 * side, 2 * side))
@@ -240,7 +241,7 @@ def read_thumbnail(path: str | os.PathLike, side: int, max_pixels: int = MAX_IMA
             pixels, bits = _values(image), 8
         else:
             file.seek(0)
-            decoded = _decode(file, max_pixels)
+            decoded = decode(file, max_pixels)
             pixels, bits = _eight_bits(decoded, "auto")[0], decoded.bits or 8 * decoded.values.dtype.itemsize
         return thumbnail_of(pixels, side, bits, name)
 
@@ -281,7 +282,7 @@ def fit_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return np.pad(pixels, ((0, 0), (0, 0), (0, missing)))[..., :channels]
 
 
-def _mismatch(pixels: np.ndarray, channels: int) -> str:
+def channel_mismatch(pixels: np.ndarray, channels: int) -> str:
     """A sentence about an image that has not as many channels as a network takes; empty if that is as expected."""
     count = 1 if pixels.ndim == 2 else pixels.shape[2]
     if channels == 3 or count == channels:
@@ -295,7 +296,7 @@ def _mismatch(pixels: np.ndarray, channels: int) -> str:
 _said: set[str] = set()  # the notes that this process has logged
 
 
-def _say(note: str, path: str | os.PathLike) -> None:
+def say_once(note: str, path: str | os.PathLike) -> None:
     """Logs a decision once in a process, with the first image that it was taken for."""
     if note not in _said:
         _said.add(note)
@@ -320,14 +321,14 @@ def _png_chunk(file: BinaryIO, kind: bytes, max_length: int = 1 << 20) -> bytes 
         file.seek(place)
 
 
-# The errors below are raised inside _opened, which puts the file's name before them.
+# The errors below are raised inside opened, which puts the file's name before them.
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """What we ourselves say of an image. Errors of other kinds come from a decoder."""
 
 
-class _File(io.BufferedReader):
+class SizedFile(io.BufferedReader):
     """A file that never makes room for more bytes than it has. Pillow asks for as many as a damaged header says."""
 
     def __init__(self, path: Path) -> None:
@@ -339,26 +340,30 @@ class _File(io.BufferedReader):
         return super().read(size if size is None or size < 0 else min(size, max(self._size - self.tell(), 0)))
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The open file. Errors inside of the with statement become one sentence that names the file."""
+def open_file(path: Path) -> SizedFile:
+    """Opens a file. Raises: FileNotFoundError and ValueError in one sentence that names the file."""
     name = utils.printable(path, 500)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError(f"image {name} is no regular file, but a device or a pipe")
     try:
-        file = _File(path)
+        return SizedFile(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name}: there is no such file") from None
     except IsADirectoryError:
         raise ValueError(f"image {name} is a directory; give one of the files in it") from None
     except ValueError:  # of a name with a NUL
         raise ValueError(f"image {name}: no file can have this name") from None
-    with file, _errors_named(name, file):
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The open file. Errors inside of the with statement become one sentence that names the file."""
+    with open_file(path) as file, errors_named(utils.printable(path, 500), file):
         yield file
 
 
 @contextlib.contextmanager
-def _errors_named(name: str, file: BinaryIO) -> Iterator[None]:
+def errors_named(name: str, file: BinaryIO | None) -> Iterator[None]:
     """Errors inside of the with statement become one sentence that names the image."""
     _silence_libraries()
     try:
@@ -367,7 +372,7 @@ def _errors_named(name: str, file: BinaryIO) -> Iterator[None]:
         raise ValueError(f"image {name} is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
     except MemoryError:
         raise
-    except (_Refused, TiffError) as error:
+    except (Refused, TiffError) as error:
         raise ValueError(f"image {name}: {error}") from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds for a damaged file.
         raise ValueError(f"image {name}: {_cause(file, error)}") from error
@@ -391,9 +396,9 @@ def _silence_libraries() -> None:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise _Refused(f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb?")
+        raise Refused(f"{width} x {height} pixels are more than max_pixels={max_pixels}; is it a decompression bomb?")
     if max(size) > MAX_IMAGE_SIDE:
-        raise _Refused(f"{width} x {height} pixels: no side may be longer than {MAX_IMAGE_SIDE}; cut it into tiles")
+        raise Refused(f"{width} x {height} pixels: no side may be longer than {MAX_IMAGE_SIDE}; cut it into tiles")
 
 
 # The first bytes of files that are no images for us, and what to say of them.
@@ -438,7 +443,7 @@ def _cause(file: BinaryIO, error: Exception) -> str:
 ############################################################
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
     """An image as its file has it, and what the file says of it."""
 
     values: np.ndarray  # [H, W] or [H, W, C], of any type; C is 2 or 3, or up to the number of channels asked for
@@ -448,7 +453,7 @@ class _Decoded(NamedTuple):
     notes: list[str] = []  # noqa: RUF012  what was left out
 
 
-def _open(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Image | None, TiffImage | None]:
+def open_header(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Image | None, TiffImage | None]:
     """Reads the header. channels: those that a network takes.
 
     Returns: Pillow's image, or the TiffImage of a file that Pillow cannot read rightly. Both, if Pillow may read what
@@ -461,7 +466,7 @@ def _open(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Ima
         _check_size((tiff.layout.width, tiff.layout.height), max_pixels)
         try:
             image = Image.open(file, formats=["TIFF"])
-        except Image.UnidentifiedImageError:
+        except (Image.UnidentifiedImageError, KeyError):  # KeyError: of a compression that Pillow does not know
             return None, tiff
         if not tiff.is_plain and (tiff.is_readable or not tiff.has_whole_pages):
             return None, tiff
@@ -469,29 +474,43 @@ def _open(file: BinaryIO, max_pixels: int, channels: int = 3) -> tuple[Image.Ima
     return image, tiff
 
 
-def _decode(file: BinaryIO, max_pixels: int, channels: int = 3) -> _Decoded:
+def decode(file: BinaryIO, max_pixels: int, channels: int = 3) -> Decoded:
     """channels: those that a network takes. With another number than 3, gray stays gray."""
-    image, tiff = _open(file, max_pixels, channels)
+    image, tiff = open_header(file, max_pixels, channels)
     if image is None:
-        return _Decoded(tiff.read(), tiff.bits, tiff.orientation, False, tiff.notes)
-    orientation = _orientation(image)
+        return Decoded(tiff.read(), tiff.bits, tiff.orientation, False, tiff.notes)
+    orientation = exif_orientation(image)
     is_turned = image.format == "TIFF"  # Pillow itself turns a TIFF.
     bits = None if tiff is None else tiff.bits
     notes = [] if tiff is None else tiff.notes
     if tiff is not None and tiff.channel_pages:
         values = np.stack([_page(image, number) for number in tiff.channel_pages], axis=-1)
-    elif image.tile and _rawmode(image) in _LOW_BYTES:
-        values = _colour_of_16_bits(image, file)
     else:
-        image.load()
-        values = _values(image)
-        if channels != 3 and values.ndim == 3:
-            values = _as_stored(image, values, channels)
+        values = pillow_values(image, file, channels)
     if image.format == "PNG" and values.dtype == np.uint16:
         bits = _png_bits(file, values)
     elif image.format in ("PPM", "JPEG2000"):  # Pillow has scaled these by what the file says.
         bits = 16
-    return _Decoded(values, bits, orientation, is_turned, notes)
+    return Decoded(values, bits, orientation, is_turned, notes)
+
+
+def pillow_values(image: Image.Image, file: BinaryIO, channels: int = 3) -> np.ndarray:
+    """The values of an image that Pillow has opened, [H, W] or [H, W, C]. file: that it lies in."""
+    if image.tile and _rawmode(image) in _LOW_BYTES:
+        return _colour_of_16_bits(image, file)
+    image.load()
+    values = _values(image)
+    return _as_stored(image, values, channels) if channels != 3 and values.ndim == 3 else values
+
+
+def decoded_kind(image: Image.Image, channels: int = 3) -> tuple[int | None, np.dtype]:
+    """What pillow_values of an image will be, before it is decoded: how many channels (None: [H, W]), and the type."""
+    if image.tile and _rawmode(image) in _LOW_BYTES:
+        return None if _rawmode(image) == "LA;16B" else 3, np.dtype(np.uint16)
+    pixel = Image.new(image.mode, (1, 1))
+    values = _values(pixel)
+    values = _as_stored(pixel, values, channels) if channels != 3 and values.ndim == 3 else values
+    return values.shape[2] if values.ndim == 3 else None, values.dtype
 
 
 def _page(image: Image.Image, number: int) -> np.ndarray:
@@ -605,68 +624,99 @@ def _depth(high: float, bits: int | None) -> int:
     return bits if bits and high < 2**bits else next(depth for depth in DEPTHS if high < 2**depth)
 
 
-def _eight_bits(decoded: _Decoded, bit_depth: int | str, pixel_range: str = "depth") -> tuple[np.ndarray, list[str]]:
+def _eight_bits(decoded: Decoded, bit_depth: int | str, pixel_range: str = "depth") -> tuple[np.ndarray, list[str]]:
     """Values as uint8, in the same shape, and the decisions that were taken. read_image has the rules."""
-    values = decoded.values
+    convert, decisions = eight_bits_rule(decoded.values, decoded.bits, bit_depth, pixel_range)
+    return convert(decoded.values), decisions
+
+
+Rule = Callable[[np.ndarray], np.ndarray]  # from the values of an image, or of a part of it, to uint8
+
+
+def eight_bits_rule(
+    values: np.ndarray,
+    bits: int | None = None,
+    bit_depth: int | str = "auto",
+    pixel_range: str = "depth",
+    limits: tuple[float, float] | None = None,
+) -> tuple[Rule, list[str]]:
+    """How the values of an image become 8 bits, and the decisions that were taken. read_image has the rules.
+
+    values: of the image, [H, W] or [H, W, C], or some pixels of a large one. bits: how many the file says are in use.
+    limits: the smallest and the largest value; None: of `values`. Larger and smaller ones become white and black.
+
+    Raises: ValueError for values that are no picture.
+    """
     if pixel_range == "percentiles" and values.size and values.dtype.kind in "buif":
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise _Refused(_NOT_FINITE)
-        return utils.stretch_percentiles(values), []
+            raise Refused(_NOT_FINITE)
+        return functools.partial(utils.stretch_to_ranges, ranges=utils.percentile_ranges(values)), []
     if values.dtype == np.uint8:
-        return values, []
+        return lambda part: part, []
     if values.dtype == bool:
-        return values.astype(np.uint8) * np.uint8(255), []
+        return lambda part: part.astype(np.uint8) * np.uint8(255), []
     if values.size == 0 or values.dtype.kind not in "uif":
-        raise _Refused(f"it has values of type {values.dtype} in the shape {list(values.shape)}, and is no picture")
-    low, high = values.min().item(), values.max().item()
+        raise Refused(f"it has values of type {values.dtype} in the shape {list(values.shape)}, and is no picture")
+    low, high = (values.min().item(), values.max().item()) if limits is None else limits
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise _Refused(_NOT_FINITE)
+        raise Refused(_NOT_FINITE)
     if low < 0 or high > 65535:
-        return _by_range(values, low, high)
+        return _range_rule(low, high)
     if values.dtype.kind == "f" and high <= 255:
-        values = values.astype(np.float32)
-        return np.rint((values if high <= 1 else values / 255) * 255.0).astype(np.uint8), []
+        return functools.partial(_of_fractions, is_fraction=high <= 1), []
     depth, decisions = bit_depth, []
     if bit_depth == "auto":
-        depth = _depth(high, decoded.bits)
-        reason = "as the files say" if depth == decoded.bits else f"the fewest of {DEPTHS} that hold them"
+        depth = _depth(high, bits)
+        reason = "as the files say" if depth == bits else f"the fewest of {DEPTHS} that hold them"
         if depth < 16:
             what = f"images of type {values.dtype} are read as numbers of {depth} bits"
             decisions = [f"{what}, {reason}; BIT_DEPTH sets another number"]
-    return _by_depth(values, depth, high, decisions)
+    return _depth_rule(values, depth, high, decisions)
 
 
-def _by_depth(values: np.ndarray, depth: int, high: float, decisions: list[str]) -> tuple[np.ndarray, list[str]]:
+def _of_fractions(part: np.ndarray, is_fraction: bool) -> np.ndarray:
+    """uint8 of floats in 0..1, or else in 0..255."""
+    part = part.astype(np.float32)
+    return np.rint(((part if is_fraction else part / 255) * 255.0).clip(0, 255)).astype(np.uint8)
+
+
+def _depth_rule(values: np.ndarray, depth: int, high: float, decisions: list[str]) -> tuple[Rule, list[str]]:
     """Divides values by the largest number of so many bits. Larger ones become white."""
     top = 2**depth - 1
     if high > top:
         share = np.mean(values > top)
         if share > MOST_CLIPPED:
-            raise _Refused(
+            raise Refused(
                 f"BIT_DEPTH is {depth}, for values up to {top}, but {share:.0%} of its values are larger, up to "
                 f"{high:g}; set BIT_DEPTH to a larger number, or to auto"
             )
         decision = f"values above {top}, the largest of {depth} bits (BIT_DEPTH), become white; some images have a few"
         decisions = [*decisions, decision]
     if values.dtype.kind == "f":
-        return np.rint(values.clip(max=top) * (255.0 / top)).astype(np.uint8), decisions
+        return lambda part: np.rint(part.clip(0, top) * (255.0 / top)).astype(np.uint8), decisions
     if depth == 16 and values.ndim == 3:
-        return (values >> 8).astype(np.uint8), decisions  # as Pillow reads such files
+        return lambda part: (_in_16_bits(part) >> 8).astype(np.uint8), decisions  # as Pillow reads such files
     table = (np.arange(65536, dtype=np.uint32).clip(max=top) * 255 + top // 2) // top
-    return table.astype(np.uint8)[values], decisions
+    table = table.astype(np.uint8)
+    return lambda part: table[_in_16_bits(part)], decisions
 
 
-def _by_range(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, list[str]]:
+def _in_16_bits(part: np.ndarray) -> np.ndarray:
+    """Integers in 0..65535. Only a part of a large image can have others: what its sample lacks."""
+    return part if part.dtype in (np.uint8, np.uint16) else part.astype(np.int64).clip(0, 65535)
+
+
+def _range_rule(low: float, high: float) -> tuple[Rule, list[str]]:
     """Scales an image by its own range."""
     span = float(high) - float(low)
     if not math.isfinite(span):
-        raise _Refused(f"its values, from {low:g} to {high:g}, are too far apart for a picture")
-    scaled = (values.astype(np.float64) - low) * (255.0 / max(span, 1e-300))
+        raise Refused(f"its values, from {low:g} to {high:g}, are too far apart for a picture")
+    factor = 255.0 / max(span, 1e-300)
     decision = (
         "images with values below 0 or above 65535: the range of each becomes 0..255, so they are not scaled alike; "
         "save them with values from 0 to 65535 for that"
     )
-    return np.rint(scaled).astype(np.uint8), [decision]
+    return lambda part: np.rint(((part.astype(np.float64) - low) * factor).clip(0, 255)).astype(np.uint8), [decision]
 
 
 ############################################################
@@ -746,8 +796,8 @@ class ImageReader:
         """The number of bits for the images of more than 8 bits; "auto" if there are none with values in 0..65535."""
         depths, highs = {}, []
         for path in _evenly(self._deep, MOST_SAMPLES):
-            with contextlib.suppress(ValueError, OSError), _opened(Path(path)) as file:
-                decoded = _decode(file, MOST_SAMPLE_PIXELS)
+            with contextlib.suppress(ValueError, OSError), opened(Path(path)) as file:
+                decoded = decode(file, MOST_SAMPLE_PIXELS)
                 low, high = decoded.values.min().item(), decoded.values.max().item()
                 if low >= 0 and (255 if decoded.values.dtype.kind == "f" else -1) < high <= 65535:
                     depths[_depth(high, decoded.bits)] = path
@@ -779,8 +829,8 @@ def count_channels(paths: Sequence[str | os.PathLike]) -> dict[int, int]:
     """
     counts: collections.Counter = collections.Counter()
     for path in _evenly(paths, MOST_HEADERS):
-        with contextlib.suppress(ValueError, OSError), _opened(Path(path)) as file:
-            image, tiff = _open(file, MAX_IMAGE_PIXELS)
+        with contextlib.suppress(ValueError, OSError), opened(Path(path)) as file:
+            image, tiff = open_header(file, MAX_IMAGE_PIXELS)
             if tiff is None or (image is not None and tiff.is_plain):
                 counts[1 if image.mode in _GRAY or image.mode[0] in "IF" else 3] += 1
             else:
@@ -796,8 +846,8 @@ def _evenly(items: Sequence, limit: int) -> list:
 
 def _is_deep(path: str | os.PathLike) -> bool:
     """Whether an image has values of more than 8 bits, by its header."""
-    with _opened(Path(path)) as file:
-        image, tiff = _open(file, MAX_IMAGE_PIXELS)
+    with opened(Path(path)) as file:
+        image, tiff = open_header(file, MAX_IMAGE_PIXELS)
         if tiff is not None:
             return tiff.dtype.itemsize > 1
         return image.mode[0] in "IF" or bool(image.tile and _rawmode(image) in _LOW_BYTES)

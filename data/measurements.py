@@ -90,6 +90,8 @@ def turned_sides(mask: np.ndarray) -> tuple[float, float]:
 _MICROMETRES = {
     "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4,
     "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0, "meter": 1e6, "inch": 25400.0, "in": 25400.0,
+    "metre": 1e6, "decimeter": 1e5, "centimeter": 1e4, "millimeter": 1e3, "nanometer": 1e-3, "picometer": 1e-6,
+    "angstrom": 1e-4,
 }  # fmt: skip
 _CENTIMETRES = 3  # TIFF's ResolutionUnit
 MOST_MICROMETRES = 20.0  # of a plain TIFF's pixel: more is the resolution of a print, which programs write unasked
@@ -99,20 +101,46 @@ SQUARE = 0.01  # sides of a pixel may differ by this share
 def pixel_size(path: Path) -> float | None:
     """The side of a picture's pixels in micrometres, by the metadata of a TIFF; None if they do not say it.
 
-    Read are OME (PhysicalSizeX and Y), ImageJ (the unit and the resolution), and of other TIFFs a resolution in
-    centimetres that is finer than MOST_MICROMETRES. Pixels that are not square have none.
+    As tiff_pixel_size.
     """
     try:
         with path.open("rb") as file:
             if not is_tiff(file):
                 return None
             with open_tiff(file) as tiff:
-                sides = _of_ome(tiff) if tiff.is_ome else _of_tags(tiff)
+                return tiff_pixel_size(tiff)
     except Exception:  # tifffile raises errors of many kinds, and a picture without a scale is a picture all the same
         return None
+
+
+def tiff_pixel_size(tiff: Any) -> float | None:
+    """The side of the pixels of a TiffFile in micrometres, or None.
+
+    Read are OME (PhysicalSizeX and Y), Aperio's slides (MPP), ImageJ (the unit and the resolution), and of other TIFFs
+    a resolution in centimetres that is finer than MOST_MICROMETRES. Pixels that are not square have none.
+    """
+    try:
+        return square_side(_of_ome(tiff) if tiff.is_ome else _of_slide(tiff) if tiff.is_svs else _of_tags(tiff))
+    except Exception:  # as in pixel_size
+        return None
+
+
+def square_side(sides: tuple[float, float] | None) -> float | None:
+    """The side of pixels whose two sides are about equal; None for others, and for what is no size."""
     if sides is None or not all(np.isfinite(side) and side > 0 for side in sides):
         return None
     return sides[0] if abs(sides[0] / sides[1] - 1) <= SQUARE else None
+
+
+def in_micrometres(number: float, unit: str) -> float | None:
+    """A length in a unit such as "µm", "nm" or "inch" in micrometres; None for an unknown unit."""
+    factor = _MICROMETRES.get(_unit(unit))
+    return None if factor is None else number * factor
+
+
+def _of_slide(tiff: Any) -> tuple[float, float] | None:
+    found = re.search(r"\bMPP\s*=\s*([0-9.]+)", tiff.pages[0].description)
+    return (float(found[1]),) * 2 if found else None
 
 
 def _of_ome(tiff: Any) -> tuple[float, float] | None:

@@ -52,6 +52,23 @@ def open_tiff(file: BinaryIO) -> Any:
     return tifffile.TiffFile(file)
 
 
+def channels_read(count: int, wanted: int) -> int:
+    """How many channels of an image are read for a network: of three, a network of one gets a mixture."""
+    return count if (count, wanted) == (3, 1) else min(count, wanted)
+
+
+def channel_note(kind: str, count: int, wanted: int) -> str:
+    """A sentence about the channels that are read, if these are not all, or not colours; else empty. kind: of files."""
+    read = channels_read(count, wanted)
+    if wanted != 3 and read < count:
+        return f"{kind} with {count} channels: the {'first one is' if read == 1 else f'first {read} are'} read"
+    if wanted == 3 and count == 2:
+        return f"{kind} with 2 channels: they are read as red and green"
+    if wanted == 3 and count > 3:
+        return f"{kind} with {count} channels: the first three are read as red, green and blue"
+    return ""
+
+
 class Layout(NamedTuple):
     """Where an image lies in the arrays of a file."""
 
@@ -76,36 +93,36 @@ class TiffImage:
         Raises: errors of many kinds for a damaged file.
         """
         self._wanted = wanted
-        self._tiff = open_tiff(file)
-        self._series = self._tiff.series[0]
-        self._page = self._series.keyframe
-        self.layout = _find_layout(self._series, self._page, wanted)
-        self.dtype = np.dtype(self._series.dtype)
-        value = self._page.tags.valueof(274)
+        self.file = open_tiff(file)
+        self.series = self.file.series[0]
+        self.page = self.series.keyframe
+        self.layout = _find_layout(self.series, self.page, wanted)
+        self.dtype = np.dtype(self.series.dtype)
+        value = self.page.tags.valueof(274)
         self.orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
-        self.bits = _bits_in_use(self._tiff, self._page)
+        self.bits = _bits_in_use(self.file, self.page)
 
     @property
-    def _count(self) -> int:
+    def count(self) -> int:
         """The channels to read: of three, a network of one gets a mixture."""
-        colours = self.layout.channels - self.layout.has_alpha
-        return colours if (colours, self._wanted) == (3, 1) else min(colours, self._wanted)
+        return channels_read(self.layout.channels - self.layout.has_alpha, self._wanted)
 
     @property
     def is_plain(self) -> bool:
         """Whether Pillow reads the same: a single ordinary image of at most 8 bits, or gray of 16."""
-        page, layout = self._page, self.layout
+        page, layout = self.page, self.layout
         is_in_page = self.has_whole_pages and page.samplesperpixel == layout.channels
         if page.photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB):
             return True  # colour spaces and palettes are Pillow's work
         is_usual = layout.channels in (1, 3) or layout.has_alpha
         is_small = self.dtype in (np.bool_, np.uint8) or (self.dtype == np.uint16 and layout.channels == 1)
-        return is_in_page and is_usual and is_small
+        is_whole = all(page.dataoffsets)  # Pillow takes pieces that were never written for the start of the file
+        return is_in_page and is_usual and is_small and is_whole
 
     @property
     def is_colour(self) -> bool:
         """Whether the channels of a pixel are its colours, by what the file says."""
-        return self._page.photometric == _RGB or self._page.samplesperpixel > 1
+        return self.page.photometric == _RGB or self.page.samplesperpixel > 1
 
     @property
     def is_readable(self) -> bool:
@@ -115,34 +132,26 @@ class TiffImage:
     @property
     def has_whole_pages(self) -> bool:
         """Whether each page has all rows and columns, and all channels or one of them."""
-        page, layout = self._page, self.layout
+        page, layout = self.page, self.layout
         is_whole = (page.imagelength, page.imagewidth) == (layout.height, layout.width)
         return is_whole and page.samplesperpixel in (1, layout.channels)
 
     @property
     def channel_pages(self) -> list[int]:
         """The pages of the channels to read, if each channel has a page of its own; else empty."""
-        names, axis = self._series.axes, self.layout.axes[2]
-        if axis is None or self._page.samplesperpixel > 1 or not self.has_whole_pages:
+        names, axis = self.series.axes, self.layout.axes[2]
+        if axis is None or self.page.samplesperpixel > 1 or not self.has_whole_pages:
             return []
-        step = math.prod(self._series.shape[i] for i in range(axis + 1, len(names)) if names[i] not in "YX")
-        return [step * channel for channel in range(self._count)]
+        step = math.prod(self.series.shape[i] for i in range(axis + 1, len(names)) if names[i] not in "YX")
+        return [step * channel for channel in range(self.count)]
 
     @property
     def notes(self) -> list[str]:
         """What is read of the file, if that is not all of it."""
-        layout, notes = self.layout, []
-        colours = layout.channels - layout.has_alpha
-        if self._wanted != 3 and self._count < colours:
-            which = "first one is" if self._count == 1 else f"first {self._count} are"
-            notes.append(f"TIFF files with {colours} channels: the {which} read")
-        elif self._wanted == 3 and colours == 2:
-            notes.append("TIFF files with 2 channels: they are read as red and green")
-        elif self._wanted == 3 and colours > 3:
-            notes.append(f"TIFF files with {colours} channels: the first three are read as red, green and blue")
-        if layout.other:
-            notes.append("TIFF files with several slices, times or pages: the first one is read")
-        return notes
+        layout = self.layout
+        note = channel_note("TIFF files", layout.channels - layout.has_alpha, self._wanted)
+        others = "TIFF files with several slices, times or pages: the first one is read" if layout.other else ""
+        return [text for text in (note, others) if text]
 
     def read(self) -> np.ndarray:
         """The values, [H, W] or [H, W, C], of the file's type. C is at most the number of wanted channels.
@@ -150,27 +159,23 @@ class TiffImage:
         Raises: TiffError if the file's compression is not supported, or its size is absurd; other errors if it is
             damaged.
         """
-        if missing := self._missing_decoder():
-            raise TiffError(
-                f"a TIFF of {self.layout.channels} channels, {self.dtype} and {missing} cannot be read; save it "
-                "without compression, or with deflate (zip)"
-            )
-        if self._page.compression in (*_DEFLATE, *_LZMA):
-            _check_unpacked_sizes(self._series, self._page)
-        layout, shape = self.layout, self._series.shape
-        size = math.prod(self._page.shape)
+        self.check_decoder()
+        if self.page.compression in (*_DEFLATE, *_LZMA):
+            _check_unpacked_sizes(self.series, self.page)
+        layout, shape = self.layout, self.series.shape
+        size = math.prod(self.page.shape)
         start = next(axis for axis in range(len(shape), -1, -1) if math.prod(shape[axis:]) == size)  # of a page's axes
         if min(axis for axis in layout.axes if axis is not None) >= start:
-            values = self._array_of(self._series.pages[0], shape[start:])
+            values = self._array_of(self.series.pages[0], shape[start:])
         else:
-            values, start = self._array_of(self._series, shape), 0
+            values, start = self._array_of(self.series, shape), 0
         axes = range(start, len(shape))
         index = tuple(slice(None) if axis in layout.axes else 0 for axis in axes)
         kept = [axis for axis in axes if axis in layout.axes]
         values = values[index].transpose([kept.index(axis) for axis in layout.axes if axis is not None])
         if layout.axes[2] is None:
             return values
-        return values[..., 0] if self._count == 1 else values[..., : self._count]
+        return values[..., 0] if self.count == 1 else values[..., : self.count]
 
     def _array_of(self, source: Any, shape: Sequence[int]) -> np.ndarray:
         size = math.prod(shape) * self.dtype.itemsize
@@ -181,9 +186,17 @@ class TiffImage:
             )
         return source.asarray(maxworkers=1).reshape(shape)
 
+    def check_decoder(self) -> None:
+        """Raises TiffError if read() has no decoder for the file."""
+        if missing := self._missing_decoder():
+            raise TiffError(
+                f"a TIFF of {self.layout.channels} channels, {self.dtype} and {missing} cannot be read; save it "
+                "without compression, or with deflate (zip)"
+            )
+
     def _missing_decoder(self) -> str:
         """What tifffile needs the package imagecodecs for; empty if it needs nothing."""
-        page = self._page
+        page = self.page
         if page.compression not in (*_RAW, *_DEFLATE, *_LZMA, *_PACKBITS):
             return f"{getattr(page.compression, 'name', page.compression)} compression"
         if page.compression not in _RAW and page.predictor not in (1, 2):

@@ -16,6 +16,7 @@ HEAVY = (
     "scipy.sparse", "scipy.spatial", "scipy.stats", "skimage.measure._find_contours", "skimage.transform._warps",
     "sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "torch.onnx._internal",
     "h5py", "tifffile", "jinja2", "yaml", "roifile", "filelock", "av", "cv2", "pandas", "torchvision",
+    "zarr", "rasterio", "openslide",
 )  # fmt: skip
 COMMANDS = ("coco.py", "custom.py", "demo.py", "convert_weights.py")
 

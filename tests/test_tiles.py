@@ -166,15 +166,6 @@ def test_percentiles_are_those_of_the_whole_image():
     np.testing.assert_array_equal(pixels.read(0, 0, 5, 9), utils.to_rgb(color, pixel_range="percentiles")[:5, :9])
 
 
-def test_percentiles_of_a_large_image_are_of_a_sample(monkeypatch):
-    monkeypatch.setattr(tiles, "SAMPLED_PIXELS", 1000)
-    monkeypatch.setattr(tiles, "_BLOCK", 64)
-    source = Counting(random_image(300, 200))
-    pixels = tiles.Pixels(source, TinyConfig(PIXEL_RANGE="percentiles"))
-    np.testing.assert_array_equal(pixels.thumbnail(), source.array[::8, ::8])
-    assert max((y2 - y1) * (x2 - x1) for y1, x1, y2, x2 in source.regions) == 64 * 64
-
-
 def test_values_by_their_depth_are_not_read_before():
     source = Counting(np.full((300, 400), 65535, np.uint16))
     pixels = tiles.Pixels(source, CONFIG)
