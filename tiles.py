@@ -20,9 +20,9 @@ Tried and compared with others' rules by benchmarks/bench_tiles.py.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -445,7 +445,10 @@ class Seams:
 
     def _link(self, views: Sequence[View], others: Sequence[View]) -> None:
         """Note the twins among the views of two tiles, the most similar ones first, and what covers cut views."""
-        pairs = [_Pair.of(*sorted(pair, key=attrgetter("key"))) for pair in _meetings(views, others)]
+        area = cache(
+            lambda view, region: int(np.count_nonzero(_part(view, region)))
+        )  # once for each view, not each pair
+        pairs = [_Pair.of(*sorted(pair, key=attrgetter("key")), area) for pair in _meetings(views, others)]
         twins: set[tuple] = set()
         for pair in sorted(pairs, key=attrgetter("order")):
             first, second = pair.first.key, pair.second.key
@@ -576,13 +579,14 @@ class _Pair(NamedTuple):
     iou: float  # of the masks where both tiles see
 
     @classmethod
-    def of(cls, first: View, second: View) -> "_Pair":
+    def of(cls, first: View, second: View, area: Callable[[View, Sequence[int]], int]) -> "_Pair":
+        """area(view, region): the pixels of a view's mask in a region."""
         low = np.maximum(first.extent[:2], second.extent[:2])
         high = np.minimum(first.extent[2:], second.extent[2:])
         both = (*low.tolist(), *high.tolist())
         shared = int(np.count_nonzero(_part(first, both) & _part(second, both)))
-        areas = np.count_nonzero(_part(first, second.tile.region)), np.count_nonzero(_part(second, first.tile.region))
-        return cls(first, second, shared, shared / max(sum(map(int, areas)) - shared, 1))
+        both_areas = area(first, second.tile.region) + area(second, first.tile.region)
+        return cls(first, second, shared, shared / max(both_areas - shared, 1))
 
     @property
     def is_of_one_class(self) -> bool:

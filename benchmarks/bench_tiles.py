@@ -349,8 +349,8 @@ class Curve(NamedTuple):
 
 
 CURVES = {
-    "mosaic": Curve("megapixels", (1024, 2048, 3072, 4096), (128, 256), area_of),
-    "sparse": Curve("megapixels", (1024, 2048, 4096, 10_000, 20_000, 40_000), (600, 1100), area_of),
+    "mosaic": Curve("megapixels", (1024, 2048, 3072, 4096), (100, 200), area_of),
+    "sparse": Curve("megapixels", (1024, 2048, 4096, 10_000, 20_000, 40_000), (300, 700), area_of),
     "objects": Curve("objects", (300, 1000, 3000, 10_000, 20_000), (150, 300), float),
 }
 

@@ -157,14 +157,14 @@ def growth(facts: dict[str, Any]) -> list[Row]:
 
 def tiled(facts: dict[str, Any]) -> list[Row]:
     """bench_tiles.py: each rule's agreement with one piece, the mean of all seeds."""
-    titles = ["objects", "IoU 0.95", "IoU 0.9", "IoU 0.5", "new", "doubles", "drawn, IoU 0.9"]
+    titles = ["objects", "IoU 0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"]
     rows, cases = [["", *titles]], {}
     for part in ("nuclei", "shapes"):
         for row in facts.get(part, {}).get("rows", []):
             cases.setdefault(f"{part}, overlap {row['overlap']}: {row['rule']}", []).append(row)
     for name, of_seeds in cases.items():
         cells = [f"{sum(row['objects'] for row in of_seeds) / len(of_seeds):,.0f}"]
-        for column in ("0.95", "0.9", "0.5", "new", "doubles", "truth"):
+        for column in ("0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"):
             shares = [row.get(column) for row in of_seeds]
             cells.append("" if None in shares else f"{100 * sum(shares) / len(shares):.1f} %")
         rows.append([name, *cells])

@@ -251,26 +251,46 @@ def test_what_comes_out_twice_or_wrong_is_counted():
 ############################################################
 
 
-def test_bench_tiles_ends_with_a_json_line(folder, tmp_path):
-    command = [sys.executable, "benchmarks/bench_tiles.py", "--quick", "--threads", "1", "--seeds", "1"]
-    command += ["--images", folder, "--output", tmp_path / "out"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert json.loads((tmp_path / "out" / "tiles.json").read_text()) == facts
-    assert matplotlib.image.imread(tmp_path / "out" / "tiles.png").shape[0] > 300
-    rows = {row["rule"]: row for row in facts["nuclei"]["rows"]}
+@pytest.fixture
+def arguments(folder, monkeypatch):
+    monkeypatch.setenv("MASKSCORING_KEEP_MEMORY", "1")  # which the curves change
+    return bench_tiles.build_parser().parse_args(["--quick", "--seeds", "1", "--images", str(folder)])
+
+
+def test_nuclei_are_found_as_in_one_piece(arguments):
+    rows = {row["rule"]: row for row in bench_tiles.nuclei(arguments)["rows"]}
     ours, boxes, every = rows["tiles.py"], rows["box NMS"], rows["no rule"]
     assert ours["reference"] > 10
     assert every["objects"] > boxes["objects"] >= ours["objects"] > 0
     assert ours["0.5"] > 0.8
     assert rows["best view"]["0.95"] >= ours["0.95"]
     assert every["doubles"] > 0.2 > ours["doubles"]
-    rows = {row["rule"]: row for row in facts["shapes"]["rows"]}
-    assert rows["one piece"]["0.95"] == 1
-    assert rows["tiles.py"]["drawn"] > 0
+
+
+def test_shapes_that_no_tile_sees_whole_are_counted(arguments):
+    rows = bench_tiles.shapes(arguments)["rows"]
+    of_piece = [row for row in rows if row["rule"] == "one piece"]
+    assert [row["overlap"] for row in of_piece] == [64, 32]
+    assert all(row["0.95"] in (0, 1) and row["right"] in (None, 1) for row in of_piece)
+    assert of_piece[1]["reference"] > 0
+    (ours,) = [row for row in rows if row["rule"] == "tiles.py" and row["overlap"] == 32]
+    assert ours["0.5"] > 0.5
+    assert ours["drawn"] == of_piece[1]["drawn"] > 0
+
+
+@pytest.mark.parametrize("name", bench_tiles.CURVES)
+def test_each_curve_has_its_points(arguments, name):
+    rows = bench_tiles.curve(name, arguments)
+    assert [row["value"] for row in rows] == list(bench_tiles.CURVES[name].quick)
+    assert all(row["objects"] > 0 and row["ms"] > 0 and row["mb_in_all"] > 0 for row in rows)
+
+
+def test_bench_tiles_ends_with_a_json_line(tmp_path):
+    command = [sys.executable, "benchmarks/bench_tiles.py", "--quick", "--part", "perfect", "objects"]
+    done = subprocess.run([*command, "--output", tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads((tmp_path / "tiles.json").read_text()) == facts
+    assert matplotlib.image.imread(tmp_path / "tiles.png").shape[0] > 300
     perfect = facts["perfect"]
     assert (perfect["once"], perfect["wrong"]) == (perfect["objects"], 0)
-    for name in bench_tiles.CURVES:
-        values = [row["value"] for row in facts["curves"][name]]
-        assert values == list(bench_tiles.CURVES[name].quick)
-        assert all(row["objects"] > 0 for row in facts["curves"][name])
+    assert facts["slopes"]["objects"]["ms"] > 0
