@@ -35,6 +35,7 @@ curves as a picture.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -359,7 +360,7 @@ def curve(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of each value: value, size, ms, MB beyond what was in use before, MB in all, and what the call says."""
     os.environ["MASKSCORING_KEEP_MEMORY"] = "0"
     images, rows = utils.image_files(arguments.images) if name != "objects" else [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
         for value in CURVES[name].quick if arguments.quick else CURVES[name].values:
             if name == "objects":
                 run = objects(value)
@@ -368,7 +369,7 @@ def curve(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             else:
                 path = Path(folder) / f"{value}.tif"
                 write_sparse(path, value, images)
-                run = detect(open_source(path), scale=1)
+                run = detect(files.enter_context(open_source(path)), scale=1)
             peak = machine.Peak(trim=True)
             start = time.perf_counter()
             facts = run()
