@@ -310,8 +310,8 @@ PATCH = 512  # side of the parts of a sparse image that are not black, pixels
 
 
 def detect(source: Any, scale: float | None = None) -> Callable[[], dict[str, int]]:
-    """detect_tiled() of an image, which drops what it finds, row by row."""
-    model = load_model("nuclei", "cpu")
+    """detect_tiled() of an image, one tile at a time, which drops what it finds, row by row."""
+    model = load_model("nuclei", "cpu", IMAGES_PER_GPU=1)
     return lambda: {"objects": sum(map(len, tiles.detect_tiled(model, source, tile=TILE, scale=scale)))}
 
 
