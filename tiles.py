@@ -21,9 +21,10 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -376,10 +377,11 @@ class Seams:
                 seams.add(tile, views)
             seams.finish(row[0].row)         the objects that no later row can change
 
-    Twins are views of one class in two tiles whose masks agree where both tiles see; a view has one twin in a tile at
-    most. Twins of twins show the same object. If one of them is whole, the one with the most context around it is kept,
-    up to `context` pixels of it; then the one with the higher score of class x mask IoU. If all are cut, they are
-    pieces, and are joined. A piece without twins is dropped if a whole view of another tile covers it.
+    Twins are views in two tiles whose masks agree where both tiles see; a view has one twin in a tile at most. They are
+    of one class, or both are cut and have no such twin of their class: a tile may take a part for something else.
+    Twins of twins show the same object. If one of them is whole, the one with the most context around it is kept, up to
+    `context` pixels of it; then the one with the higher score of class x mask IoU. If all are cut, they are pieces, and
+    are joined. A piece without twins is dropped if a whole view of another tile covers it.
 
     A tile that sees a place deeper than another tile, and has no twin of the other's view, was right to see nothing:
     the other view is dropped. A tile is not believed to see nothing if it has as many detections as it may have
@@ -403,6 +405,7 @@ class Seams:
         self._twins: dict[tuple, dict[tuple, float]] = {}  # of a view's key: the keys of its twins, with their IoU
         self._covers: dict[tuple, set[tuple]] = {}  # of a view's key: what covers it, or is covered by it
         self._least_scores: dict[tuple[int, int], float] = {}  # of tiles that were added; 0 below the limit
+        self._around: dict[tuple[int, int], list[Tile]] = {}  # of tiles that were added: those that overlap with them
 
     def __len__(self) -> int:
         """How many views are kept."""
@@ -416,13 +419,16 @@ class Seams:
         is_full = self.limit is not None and (len(views) if count is None else count) >= self.limit
         self._least_scores[place] = min((view.score for view in views), default=0.0) if is_full else 0.0
         self._views[place] = list(views)
-        for other in self.plan.around(tile):
-            self._link(views, self._views.get((other.row, other.column), []))
+        self._around[place] = self.plan.around(tile)
+        for other in self._around[place]:
+            near = _views_in(other.region, views)
+            if near:
+                self._link(near, _views_in(tile.region, self._views.get((other.row, other.column), [])))
 
     def finish(self, row: int) -> TiledDetections:
         """The objects that end above the row after this one, once all tiles of this row and of those above are added.
 
-        Highest score of the class first. Their views are forgotten.
+        Highest score first. Their views are forgotten.
         """
         is_last = row + 1 >= self.plan.shape[0]
         reach = math.inf if is_last else self.plan.tile(row + 1, 0).region[0]
@@ -434,25 +440,28 @@ class Seams:
                 objects += self._decide(group)
                 finished.update(view.key for view in group)
         self._forget(finished)
-        objects.sort(key=lambda pieces: (-pieces[0].score, pieces[0].key))
-        return detections_of(objects, self.has_ious)
+        objects.sort(key=lambda pieces: pieces[0].key)
+        return detections_of(objects, self.has_ious).sorted_by("scores")
 
     ### Links
 
     def _link(self, views: Sequence[View], others: Sequence[View]) -> None:
         """Note the twins among the views of two tiles, the most similar ones first, and what covers cut views."""
-        pairs = [_Pair.of(*sorted(pair, key=attrgetter("key"))) for pair in _meetings(views, others)]
+        area = cache(
+            lambda view, region: int(np.count_nonzero(_part(view, region)))
+        )  # once for each view, not each pair
+        pairs = [_Pair.of(*sorted(pair, key=attrgetter("key")), area) for pair in _meetings(views, others)]
         twins: set[tuple] = set()
         for pair in sorted(pairs, key=attrgetter("order")):
             first, second = pair.first.key, pair.second.key
             if pair.iou >= SAME_IOU and first not in twins and second not in twins:
                 twins |= {first, second}
-                self._twins.setdefault(first, {})[second] = pair.iou
-                self._twins.setdefault(second, {})[first] = pair.iou
+                self._twins.setdefault(first, {})[second] = pair.agreement
+                self._twins.setdefault(second, {})[first] = pair.agreement
         for pair in pairs:
             for cut, whole in ((pair.first, pair.second), (pair.second, pair.first)):
                 is_covered = cut.is_cut and not whole.is_cut and pair.shared >= COVERED * cut.area
-                if is_covered and cut.key not in twins:
+                if is_covered and cut.key not in twins and pair.is_of_one_class:
                     self._covers.setdefault(cut.key, set()).add(whole.key)
                     self._covers.setdefault(whole.key, set()).add(cut.key)
 
@@ -485,30 +494,37 @@ class Seams:
         first = min(rows, default=math.inf) - 1  # the first row whose tiles can still decide about a view
         last = max((row for row, _ in self._least_scores), default=0)
         for place in [place for place in self._least_scores if place[0] < min(first, last)]:
-            del self._least_scores[place]
+            del self._least_scores[place], self._around[place]
             self._views.pop(place, None)
 
     ### Decisions
 
     def _decide(self, group: Sequence[View]) -> list[list[View]]:
-        """The objects of a group of linked views: for each the views that it is joined of, the best first."""
+        """The objects of a group of linked views: for each the views that it is joined of. The first has its class."""
         believed = [view for view in group if not self._is_contradicted(view)]
         whole = {view.key for view in believed if not view.is_cut}
         explained = {view.key for view in believed if view.is_cut and self._covers.get(view.key, set()) & whole}
         return [self._choose(views) for views in self._objects([v for v in believed if v.key not in explained])]
 
     def _choose(self, views: Sequence[View]) -> list[View]:
-        """Of the views of an object, the best whole one; if there is none, all of them, which are pieces of it."""
+        """Of the views of an object, the best whole one; if there is none, all of them, which are pieces of it.
+
+        The pieces decide about the class by their area x score.
+        """
         whole = [view for view in views if not view.is_cut and not _reach_outside(views, view.tile.region)]
         if whole:
             return [min(whole, key=lambda view: (-min(view.depth, self.context), -view.mask_score, view.key))]
-        return sorted(views, key=lambda view: (-view.mask_score, view.key))
+        votes = Counter()
+        for view in sorted(views, key=attrgetter("class_id")):
+            votes[view.class_id] += view.area * view.mask_score
+        ((class_id, _),) = votes.most_common(1)
+        return sorted(views, key=lambda view: (view.class_id != class_id, -view.mask_score, view.key))
 
     def _is_contradicted(self, view: View) -> bool:
         """Whether a tile that sees the place of a view deeper than the view's own sees nothing like it."""
         linked_tiles = {key[:2] for key in self._links(view.key)}
         needed = min(view.depth, self.context) + SLACK
-        for tile in self.plan.around(view.tile):
+        for tile in self._around[view.tile.row, view.tile.column]:
             place = (tile.row, tile.column)
             if place in linked_tiles or view.score < self._least_scores.get(place, math.inf):
                 continue
@@ -534,15 +550,24 @@ class Seams:
         return list({id(found): found for found in object_of.values()}.values())
 
 
+def _views_in(region: Sequence[int], views: Sequence[View]) -> list[View]:
+    """The views whose masks' boxes reach into a region."""
+    y1, x1, y2, x2 = region
+    extents = ((view, *view.extent) for view in views)
+    return [view for view, top, left, bottom, right in extents if top < y2 and bottom > y1 and left < x2 and right > x1]
+
+
 def _meetings(views: Sequence[View], others: Sequence[View]) -> Iterator[tuple[View, View]]:
-    """The pairs of views of two tiles that are of one class and whose masks' boxes share pixels."""
+    """The pairs of views of two tiles whose masks' boxes share pixels, of one class or both cut."""
     if not views or not others:
         return
     boxes, other_boxes = (np.array([view.extent for view in side]) for side in (views, others))
     classes, other_classes = (np.array([view.class_id for view in side]) for side in (views, others))
     low = np.maximum(boxes[:, None, :2], other_boxes[:, :2])
     high = np.minimum(boxes[:, None, 2:], other_boxes[:, 2:])
-    pairs = (low < high).all(axis=2) & (classes[:, None] == other_classes)
+    cut, other_cut = (np.array([view.is_cut for view in side]) for side in (views, others))
+    are_comparable = (classes[:, None] == other_classes) | (cut[:, None] & other_cut)
+    pairs = (low < high).all(axis=2) & are_comparable
     for i, j in np.argwhere(pairs).tolist():
         yield views[i], others[j]
 
@@ -556,17 +581,27 @@ class _Pair(NamedTuple):
     iou: float  # of the masks where both tiles see
 
     @classmethod
-    def of(cls, first: View, second: View) -> "_Pair":
+    def of(cls, first: View, second: View, area: Callable[[View, Sequence[int]], int]) -> "_Pair":
+        """area(view, region): the pixels of a view's mask in a region."""
         low = np.maximum(first.extent[:2], second.extent[:2])
         high = np.minimum(first.extent[2:], second.extent[2:])
         both = (*low.tolist(), *high.tolist())
         shared = int(np.count_nonzero(_part(first, both) & _part(second, both)))
-        areas = np.count_nonzero(_part(first, second.tile.region)), np.count_nonzero(_part(second, first.tile.region))
-        return cls(first, second, shared, shared / max(sum(map(int, areas)) - shared, 1))
+        both_areas = area(first, second.tile.region) + area(second, first.tile.region)
+        return cls(first, second, shared, shared / max(both_areas - shared, 1))
+
+    @property
+    def is_of_one_class(self) -> bool:
+        return self.first.class_id == self.second.class_id
+
+    @property
+    def agreement(self) -> float:
+        """Higher is better: of one class from 0 to 1, of two classes from -1 to 0."""
+        return self.iou - (not self.is_of_one_class)
 
     @property
     def order(self) -> tuple:
-        return -self.iou, self.first.key, self.second.key
+        return -self.agreement, self.first.key, self.second.key
 
 
 def _part(view: View, box: Sequence[int]) -> np.ndarray:
@@ -581,24 +616,28 @@ def _reach_outside(views: Sequence[View], region: Sequence[int]) -> bool:
 
 
 def detections_of(objects: Sequence[Sequence[View]], has_ious: bool = True) -> TiledDetections:
-    """Objects as columns. The class and its score are of the best piece; the IoU is the mean by area.
+    """Objects as columns. The class is that of the first piece; scores and IoUs are means of the pieces by area.
 
-    objects: for each the views that it is joined of, the best first. has_ious: the views have a mask_iou.
+    A piece that only one tile is sure of, by the little that it sees, is so no sure object.
+
+    objects: for each the views that it is joined of. has_ious: the views have a mask_iou.
     """
-    best = [pieces[0] for pieces in objects]
-    mask_ious, mask_scores = [], []
+    columns = []
     for pieces in objects:
-        weights = np.array([piece.area for piece in pieces], float) / sum(piece.area for piece in pieces)
-        mask_ious.append(sum(w * piece.mask_iou for w, piece in zip(weights, pieces, strict=True)) if has_ious else 0)
-        ratios = [piece.mask_score / piece.score if piece.score else 0.0 for piece in pieces]
-        mask_scores.append(pieces[0].mask_score if len(pieces) == 1 else pieces[0].score * float(weights @ ratios))
+        shares = np.array([piece.area for piece in pieces]) / sum(piece.area for piece in pieces)
+        score, mask_iou, ratio = shares @ [
+            (piece.score, piece.mask_iou or 0.0, piece.mask_score / piece.score if piece.score else 0.0)
+            for piece in pieces
+        ]
+        columns.append((score, mask_iou, score * ratio if len(pieces) > 1 else pieces[0].mask_score))
+    scores, mask_ious, mask_scores = np.array(columns, np.float32).reshape(-1, 3).T
     boxes = np.array([_box_around([piece.box for piece in pieces]) for pieces in objects], np.float32)
     return TiledDetections(
         rois=boxes.reshape(-1, 4),
-        class_ids=np.array([view.class_id for view in best], np.int32),
-        scores=np.array([view.score for view in best], np.float32),
-        mask_ious=np.array(mask_ious, np.float32) if has_ious else None,
-        mask_scores=np.array(mask_scores, np.float32),
+        class_ids=np.array([pieces[0].class_id for pieces in objects], np.int32),
+        scores=scores,
+        mask_ious=mask_ious if has_ious else None,
+        mask_scores=mask_scores,
         masks=[_union(pieces) for pieces in objects],
         pieces=np.array([len(pieces) for pieces in objects], np.int32),
         is_cut=np.array([len(pieces) == 1 and pieces[0].is_cut for pieces in objects], bool),

@@ -2,15 +2,15 @@
 
     python benchmarks/bench.py [--only NAME ...] [--threads N] [--dataset DIR] [--quick] [--output FILE]
 
-    ops  detect  train  eval  data  peers  visualize  growth
+    ops  detect  train  eval  data  peers  visualize  growth  tiles
 
 Each runs in a process of its own, on the same number of threads. What cannot run here is left out, with the reason:
-"data" needs a data set, and "peers" onnx, onnxscript, onnxruntime and openvino. Where torchvision can be imported, it
-is measured too.
+"data" needs a data set, "peers" onnx, onnxscript, onnxruntime and openvino, "tiles" the images of nuclei in ../shared.
+Where torchvision can be imported, it is measured too.
 
 The file is benchmarks/results/DATE-MACHINE.json unless --output names one. With --only, a file that is there keeps the
 other results, if they are of the same revision. If the file lies in benchmarks/results/, the tables of docs/speed.md
-are written too. After --quick nothing is written unless --output is given.
+and docs/large_images.md are written too. After --quick nothing is written unless --output is given.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ import torch
 
 import cli
 import runtime
-from benchmarks import machine, tables
+from benchmarks import machine, make_mosaic, tables
 
 RESULTS = ROOT / "benchmarks" / "results"
 PROCESSORS = ("epyc", "xeon", "ryzen", "threadripper", "core", "graviton", "neoverse", "apple")
@@ -48,7 +49,8 @@ class Benchmark(NamedTuple):
     needs: tuple[str, ...] = ()  # packages
     dataset: bool = False  # needs --dataset
     threads: bool = True  # takes --threads
-    folder: bool = False  # writes a folder
+    folder: bool = False  # writes a folder, with a picture of its name
+    images: Path | None = None  # a folder that must be there
 
 
 BENCHMARKS = {
@@ -60,6 +62,7 @@ BENCHMARKS = {
     "peers": Benchmark(("--rounds", "5"), needs=("onnx", "onnxscript", "onnxruntime", "openvino")),
     "visualize": Benchmark(threads=False),
     "growth": Benchmark(folder=True),
+    "tiles": Benchmark(folder=True, images=make_mosaic.IMAGES),
 }
 
 
@@ -75,6 +78,9 @@ def reason_against(name: str, dataset: Path | None) -> str | None:
     missing = [package for package in BENCHMARKS[name].needs if importlib.util.find_spec(package) is None]
     if missing:
         return f"pip install {' '.join(missing)}"
+    images = BENCHMARKS[name].images
+    if images is not None and not images.is_dir():
+        return f"{images} is not there"
     return "give --dataset, a folder with COCO" if BENCHMARKS[name].dataset and dataset is None else None
 
 
@@ -100,21 +106,17 @@ def kept_results(path: Path, revision: str) -> dict[str, Any]:
 
 
 def write(facts: dict[str, Any], pictures: Path, path: Path) -> None:
-    """The file, its picture of growth, and the tables of docs/speed.md where the file is one of its results."""
+    """The file, the pictures of curves, and the tables of the pages where the file is one of their results."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = pictures / "growth" / "growth.png"
-    if picture.is_file():
-        contents = picture.read_bytes()
-        runtime.write_atomically(path.with_name(f"{path.stem}-growth.png"), lambda file: file.write(contents))
+    for picture in sorted(pictures.glob("*/*.png")):
+        copy = path.with_name(f"{path.stem}-{picture.name}")
+        runtime.write_atomically(copy, methodcaller("write", picture.read_bytes()))
     machine.write_json(facts, path)
     print(f"wrote {path}")
     if path.resolve().parent != RESULTS:
         return
-    page = tables.PAGE.read_text()
-    for name in facts["results"]:
-        page = tables.with_results(page, name, path.resolve().relative_to(ROOT).as_posix())
-    runtime.write_atomically(tables.PAGE, lambda file: file.write(page.encode()))
-    print(f"wrote the tables of {tables.PAGE.relative_to(ROOT)}")
+    for page in tables.put_results(facts["results"], path.resolve().relative_to(ROOT).as_posix()):
+        print(f"wrote the tables of {page.relative_to(ROOT)}")
 
 
 def build_parser() -> cli.Parser:

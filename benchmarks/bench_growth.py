@@ -159,10 +159,9 @@ def call_ms(run: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def in_process(name: str, threads: int, quick: bool) -> list[dict[str, float | None]]:
-    """The rows of a curve, which has a process of its own."""
-    command = [sys.executable, __file__, "--run", name, "--threads", str(threads), *["--quick"] * quick]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+def in_process(script: str, arguments: Sequence[str]) -> Any:
+    """What a script prints as its last line of JSON, in a process of its own."""
+    done = subprocess.run([sys.executable, script, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -174,17 +173,22 @@ def slope(rows: Sequence[dict[str, Any]], column: str) -> float | None:
     return (last[column] - first[column]) / (last["size"] - first["size"])
 
 
-def print_table(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A curve in lines."""
-    print(f"\n{name}: {CURVES[name].label}")
+def slopes(curves: dict[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+    """What one more of its unit costs, of each curve: ms and MB."""
+    return {name: {column: slope(rows, column) for column in ("ms", "mb")} for name, rows in curves.items()}
+
+
+def print_table(name: str, label: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A curve in lines. label: of its values."""
+    print(f"\n{name}: {label}")
     for row in rows:
         print(f"  {row['size']:12,.5g} {row['ms']:12,.0f} ms {row['mb'] or math.nan:10,.0f} MB")
-    slopes = {column: slope(rows, column) for column in ("ms", "mb")}
-    print("  each more: " + ", ".join(f"{value:.3g} {column}" for column, value in slopes.items() if value is not None))
+    more = slopes({name: rows})[name]
+    print("  each more: " + ", ".join(f"{value:.3g} {column}" for column, value in more.items() if value is not None))
 
 
-def draw(curves: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
-    """The curves as a picture: time and memory of each."""
+def draw(curves: dict[str, Sequence[dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
+    """The curves as a picture: time and memory of each. labels: of the values of each."""
     columns = min(3, len(curves))
     lines = math.ceil(len(curves) / columns)
     figure = visualize.new_figure(4.2 * columns, 3.4 * lines, layout="constrained")
@@ -195,7 +199,7 @@ def draw(curves: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         sizes = [row["size"] for row in rows]
         seconds, memory = [row["ms"] / 1e3 for row in rows], [row["mb"] or math.nan for row in rows]
         axis.plot(sizes, seconds, "o-", color="tab:blue")
-        axis.set(title=name, xlabel=CURVES[name].label, xlim=(0, None), ylim=(0, 1.1 * max(seconds)))
+        axis.set(title=name, xlabel=labels[name], xlim=(0, None), ylim=(0, 1.1 * max(seconds)))
         axis.set_ylabel("seconds", color="tab:blue")
         other = axis.twinx()
         other.plot(sizes, memory, "s--", color="tab:orange")
@@ -224,15 +228,16 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.run:
         print(json.dumps(measure(CURVES[arguments.run], arguments.quick)))
         return
-    curves = {name: in_process(name, torch.get_num_threads(), arguments.quick) for name in arguments.curve}
-    for name, rows in curves.items():
-        print_table(name, rows)
+    words = ["--threads", str(torch.get_num_threads()), *["--quick"] * arguments.quick]
+    curves = {name: in_process(__file__, ["--run", name, *words]) for name in arguments.curve}
     labels = {name: CURVES[name].label for name in curves}
+    for name, rows in curves.items():
+        print_table(name, labels[name], rows)
     facts = {**machine.describe(), "quick": arguments.quick, "labels": labels, "curves": curves}
-    facts["slopes"] = {name: {column: slope(rows, column) for column in ("ms", "mb")} for name, rows in curves.items()}
+    facts["slopes"] = slopes(curves)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        draw(curves, arguments.output / "growth.png")
+        draw(curves, labels, arguments.output / "growth.png")
     machine.finish(facts, arguments.output / "growth.json" if arguments.output else None)
 
 

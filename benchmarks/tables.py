@@ -1,7 +1,7 @@
-"""The tables of docs/speed.md, made of the results in benchmarks/results/.
+"""The tables of docs/speed.md and docs/large_images.md, made of the results in benchmarks/results/.
 
-    python benchmarks/tables.py            # writes the tables into docs/speed.md again
-    python benchmarks/tables.py --check    # exit code 1 if that would change the page
+    python benchmarks/tables.py            # writes the tables into the pages again
+    python benchmarks/tables.py --check    # exit code 1 if that would change a page
 
 A table stands between two comments of the page; the first names its subject and its file:
 
@@ -14,7 +14,8 @@ The file has the results of one benchmark, or those of all, as bench.py writes t
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import cli
 import runtime
 
 PAGE = ROOT / "docs" / "speed.md"
+OTHER_PAGES = {"tiles": "large_images.md", "tiles_growth": "large_images.md"}  # of subjects
 _BLOCK = re.compile(
     r"(?P<start><!-- table: (?P<subject>\w+) (?P<path>\S+) -->\n).*?(?P<end><!-- end of table -->)", flags=re.DOTALL
 )
@@ -153,6 +155,22 @@ def growth(facts: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def tiled(facts: dict[str, Any]) -> list[Row]:
+    """bench_tiles.py: each rule's agreement with one piece, the mean of all seeds."""
+    titles = ["objects", "IoU 0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"]
+    rows, cases = [["", *titles]], {}
+    for part in ("nuclei", "shapes"):
+        for row in facts.get(part, {}).get("rows", []):
+            cases.setdefault(f"{part}, overlap {row['overlap']}: {row['rule']}", []).append(row)
+    for name, of_seeds in cases.items():
+        cells = [f"{sum(row['objects'] for row in of_seeds) / len(of_seeds):,.0f}"]
+        for column in ("0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"):
+            shares = [row.get(column) for row in of_seeds]
+            cells.append("" if None in shares else f"{100 * sum(shares) / len(shares):.1f} %")
+        rows.append([name, *cells])
+    return rows
+
+
 # Subjects, as the comments of the page name them: what makes the table, and the command that measures.
 TABLES: dict[str, tuple[Callable[[dict[str, Any]], list[Row]], str]] = {
     "ops": (operators, "bench_ops.py"),
@@ -163,6 +181,8 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], list[Row]], str]] = {
     "peers": (peers, "bench_peers.py"),
     "visualize": (drawing, "bench_visualize.py"),
     "growth": (growth, "bench_growth.py"),
+    "tiles": (tiled, "bench_tiles.py"),
+    "tiles_growth": (growth, "bench_tiles.py"),
 }
 
 
@@ -183,7 +203,17 @@ def _version(text: str) -> str:
 def read_results(subject: str, path: Path) -> dict[str, Any]:
     """The results of one benchmark in a file, which may have those of others."""
     facts = json.loads(path.read_text())
-    return facts["results"][subject] if "results" in facts else facts
+    return facts["results"][_result_of(subject)] if "results" in facts else facts
+
+
+def _result_of(subject: str) -> str:
+    """The name that bench.py gives to the results of a subject."""
+    return TABLES[subject][1].removeprefix("bench_").removesuffix(".py")
+
+
+def page_of(subject: str) -> Path:
+    """The page that has the tables of a subject."""
+    return PAGE.with_name(OTHER_PAGES.get(subject, PAGE.name))
 
 
 def table(subject: str, path: str) -> str:
@@ -220,6 +250,21 @@ def with_results(page: str, subject: str, path: str) -> str:
     return page[: blocks[-1].end()] + "\n\n" + new + page[blocks[-1].end() :]
 
 
+def put_results(names: Iterable[str], path: str) -> list[Path]:
+    """Put the tables of the results that a file has into their pages, as with_results. Returns the pages.
+
+    names: of the results, as bench.py gives them.
+    """
+    pages: dict[Path, str] = {}
+    for subject in TABLES:
+        if _result_of(subject) in names:
+            page = page_of(subject)
+            pages[page] = with_results(pages.get(page) or page.read_text(), subject, path)
+    for page, text in pages.items():
+        runtime.write_atomically(page, methodcaller("write", text.encode()))
+    return list(pages)
+
+
 def _machine_in(path: str) -> str:
     """xeon-2-threads, of a file's name."""
     return "-".join(Path(path).stem.split("-")[-3:])
@@ -230,16 +275,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser("tables.py", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table would change")
     arguments = parser.parse_args(argv)
-    before = PAGE.read_text()
-    after = with_tables(before)
-    if before == after:
-        print(f"the tables of {PAGE.relative_to(ROOT)} are those of the results")
+    pages = sorted({page_of(subject) for subject in TABLES})
+    changed = [page for page in pages if with_tables(page.read_text()) != page.read_text()]
+    names = " and ".join(page.relative_to(ROOT).as_posix() for page in changed or pages)
+    if not changed:
+        print(f"the tables of {names} are those of the results")
         return 0
     if arguments.check:
-        print(f"the tables of {PAGE.relative_to(ROOT)} are not those of the results; python benchmarks/tables.py")
+        print(f"the tables of {names} are not those of the results; python benchmarks/tables.py")
         return 1
-    runtime.write_atomically(PAGE, lambda file: file.write(after.encode()))
-    print(f"wrote the tables of {PAGE.relative_to(ROOT)}")
+    for page in changed:
+        text = with_tables(page.read_text())
+        runtime.write_atomically(page, methodcaller("write", text.encode()))
+    print(f"wrote the tables of {names}")
     return 0
 
 

@@ -103,6 +103,15 @@ def test_each_benchmark_has_its_table():
     assert rows[1:] == [["area, pixels", "0.25", "4,096", "1.0 to 8.0", "100 to 2,500", "1.51", ""]]
 
 
+def test_the_table_of_tiles_has_the_mean_of_seeds():
+    case = {"overlap": 64, "rule": "tiles.py", "objects": 300, "0.95": 0.98, "0.9": 1.0, "0.5": 1.0, "new": 0.01}
+    nuclei = [{**case, "doubles": 0.0}, {**case, "objects": 500, "0.95": 0.96, "doubles": None}]
+    facts = {**FACTS, "nuclei": {"rows": nuclei}, "shapes": {"rows": [{**case, "doubles": 0.0, "truth": 0.5}]}}
+    rows = tables.tiled(facts)
+    assert rows[1] == ["nuclei, overlap 64: tiles.py", "400", "97.0 %", "100.0 %", "100.0 %", "1.0 %", "", "", "", ""]
+    assert rows[2][-4:] == ["0.0 %", "50.0 %", "", ""]
+
+
 def test_tables_of_a_page_are_made_anew_and_found_by_their_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     epyc = write_results(tmp_path, "2026-01-02-visualize-epyc-2-threads", DRAWING)
@@ -126,6 +135,7 @@ def test_the_command_writes_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "PAGE", tmp_path / "speed.md")
     path = write_results(tmp_path, "2026-01-02-visualize-epyc-2-threads", DRAWING)
     tables.PAGE.write_text(block("visualize", path))
+    tables.page_of("tiles").write_text("no tables")
     assert tables.main(["--check"]) == 1
     assert tables.PAGE.read_text() == block("visualize", path)
     assert tables.main([]) == 0
@@ -237,9 +247,10 @@ def test_growth_measures_each_value_and_what_one_more_costs(tmp_path, capsys):
     assert bench_growth.slope(line, "ms") == 0.5
     assert bench_growth.slope(line, "mb") is None
     assert bench_growth.slope(line[:1], "ms") is None
-    bench_growth.print_table("area", line)
+    bench_growth.print_table("area", "pixels", line)
     assert "each more: 0.5 ms\n" in capsys.readouterr().out
-    bench_growth.draw({"area": line, "batch": line, "threads": line, "objects": line}, tmp_path / "growth.png")
+    curves = dict.fromkeys(("area", "batch", "threads", "objects"), line)
+    bench_growth.draw(curves, dict.fromkeys(curves, "pixels"), tmp_path / "growth.png")
     height, width = matplotlib.image.imread(tmp_path / "growth.png").shape[:2]
     assert (math.floor(width / 100), math.floor(height / 100)) == (12, 6)
 

@@ -405,16 +405,49 @@ def test_a_view_that_ends_too_early_is_a_piece():
     assert two_views((20, 200, 60, 240), (20, 200, 60, 280)) == [[20, 200, 60, 280]], "unless another view is whole"
 
 
-def test_a_joined_object_has_the_best_pieces_score_and_the_mean_iou():
+def join(left_views, right_views, mask=None) -> TiledDetections:
+    """What comes of views (class, score, mask_iou) of one mask in the two upper tiles, which cut it."""
+    mask = mask or rectangle(20, 100, 60, 352)  # 156 and 160 columns
+    seams = Seams(PLAN)
+    for tile, views in zip(PLAN.row(0), (left_views, right_views), strict=True):
+        found = []
+        for class_id, score, mask_iou in views:
+            padding = [rectangle(440, 220, 441, 221)] * len(found)  # so that views have numbers of their own
+            found += seen(tile, *padding, mask, class_id=class_id, score=score, mask_iou=mask_iou)[-1:]
+        seams.add(tile, found)
+    return seams.finish(0)
+
+
+def test_a_joined_object_has_the_mean_of_the_scores_and_ious():
+    found = join([(1, 0.9, 0.5)], [(1, 0.6, 0.9)])
+    score, mask_iou = (156 * 0.9 + 160 * 0.6) / 316, (156 * 0.5 + 160 * 0.9) / 316
+    assert found.scores.tolist() == pytest.approx([score])
+    assert found.mask_ious.tolist() == pytest.approx([mask_iou])
+    assert found.mask_scores.tolist() == pytest.approx([score * mask_iou])
+
+
+def test_pieces_of_two_classes_are_joined_and_decide_about_the_class():
+    found = join([(1, 0.9, 0.5)], [(2, 0.6, 0.9)])
+    assert (found.pieces.tolist(), found.class_ids.tolist()) == ([2], [2]), "0.54 of 160 columns, 0.45 of 156"
+    assert join([(1, 0.9, 0.9)], [(2, 0.6, 0.9)]).class_ids.tolist() == [1]
+    assert join([(2, 0.5, 0.5)], [(1, 0.5, 0.5)], rectangle(20, 100, 60, 348)).class_ids.tolist() == [1], "a tie"
+
+
+def test_pieces_of_one_class_are_joined_before_those_of_two():
+    found = join([(1, 0.9, 0.9), (2, 0.2, 0.9)], [(2, 0.7, 0.9), (1, 0.1, 0.9)])
+    assert found.pieces.tolist() == [2, 2]
+    assert found.class_ids.tolist() == [1, 2]
+    assert found.scores.tolist() == pytest.approx([(156 * 0.9 + 160 * 0.1) / 316, (156 * 0.2 + 160 * 0.7) / 316])
+    alone = join([(1, 0.9, 0.9), (2, 0.2, 0.9)], [(3, 0.7, 0.9)])
+    assert sorted(alone.pieces.tolist()) == [1, 2]
+
+
+def test_whole_views_of_another_class_explain_no_piece():
     left, right = PLAN.row(0)
-    seams, mask = Seams(PLAN), rectangle(20, 100, 60, 352)
-    seams.add(left, seen(left, mask, score=0.9, mask_iou=0.5))  # 156 columns
-    seams.add(right, seen(right, mask, score=0.6, mask_iou=0.9))  # 160 columns
-    found = seams.finish(0)
-    expected = (156 * 0.5 + 160 * 0.9) / 316
-    assert found.scores.tolist() == pytest.approx([0.6]), "the class is that of the higher mask score: 0.54, not 0.45"
-    assert found.mask_ious.tolist() == pytest.approx([expected])
-    assert found.mask_scores.tolist() == pytest.approx([0.6 * expected])
+    seams = Seams(PLAN, context=0)  # no tile knows better
+    seams.add(left, seen(left, rectangle(20, 195, 100, 250), class_id=2))
+    seams.add(right, seen(right, rectangle(20, 180, 50, 254)))
+    assert len(seams.finish(0)) == 2
 
 
 def test_without_a_maskiou_head_there_are_no_ious():
