@@ -19,6 +19,7 @@ from data.crops import Crop
 from data.measurements import pixel_size
 from data.recognise import Records
 from data.records import Findings, Picture
+from data.regions import ArraySource
 from data.sources import PictureFile
 from data.writers import tiled_labels
 from data.writers.coco import write_coco
@@ -40,8 +41,9 @@ from evaluation.large_outputs import (
     write_preview,
 )
 from evaluation.own_detect import PictureResults
-from evaluation.own_outputs import Table, coco_results, objects_of, rows_of, table_of
-from tiles import ArraySource, TiledDetections
+from evaluation.own_outputs import Table, objects_of, rows_of, table_of
+from evaluation.own_results import Entry, coco_results
+from tiles import TiledDetections
 from visualize import random_colors
 
 NAMES = TinyConfig.CLASS_NAMES
@@ -547,7 +549,7 @@ def test_coco_files_are_those_of_the_whole_picture(tmp_path, seed):
         assert attributes.pop("pieces") == found.pieces[numbers[i] - 1]
         assert attributes.pop("is_cut") == found.is_cut[numbers[i] - 1]
         assert annotations[i] | {"id": entry["id"]} == entry
-    assert [entries[i] for i in order] == coco_results([results])
+    assert [entries[i] for i in order] == list(coco_results([Entry(1, results, [], None)], {}))
 
 
 def test_coco_cannot_hold_the_largest_pictures():
