@@ -64,7 +64,8 @@ def small_model(seed: int = 0, **settings) -> modellib.MaskRCNN:
     return model
 
 
-SQUARE = {"IMAGE_RESIZE_MODE": "square"}  # one size of images: such a network is exported in half of the time
+# One size of images: such a network is exported in half of the time.
+SQUARE = {"IMAGE_RESIZE_MODE": "square", "IMAGE_MIN_DIM": 128}
 long = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "long", reason="HYPOTHESIS_PROFILE=long has it")
 CASES = {
     "any size": {"DIALECT": "torchvision"},
@@ -94,7 +95,15 @@ def exported(case: str) -> tuple[modellib.MaskRCNN, bytes, Detector]:
 
 
 IMAGES = {"a": random_image(80, 60, 1), "b": random_image(50, 100, 2)}
+# Square ones are not padded. In padding, many places have one score, and this network, which has learned nothing, may
+# choose any of them.
+SQUARES = {"a": random_image(70, 70, 1), "b": random_image(128, 128, 2)}
 MEAN = np.full((70, 70, 3), (124, 116, 104), np.uint8)
+
+
+def images_for(case: str) -> dict[str, np.ndarray]:
+    return SQUARES if CASES[case].get("IMAGE_RESIZE_MODE") == "square" else IMAGES
+
 
 ############################################################
 #  Without ONNX
@@ -216,8 +225,9 @@ def test_the_last_of_many_may_differ():
 def test_the_file_finds_what_the_model_finds(case):
     """Of two sizes, one by one and three together, in blank images, and nothing where there is nothing."""
     model, _, detector = exported(case)
-    assert len(export.check(model, detector, IMAGES)) == 6
-    batches = [[IMAGES["a"]], [IMAGES["b"]], [IMAGES["a"], MEAN[:80, :60], IMAGES["a"][:, ::-1]], [MEAN], [MEAN, MEAN]]
+    a, b = images_for(case).values()
+    assert len(export.check(model, detector, {"a": a, "b": b})) == 6
+    batches = [[a], [b], [a, np.broadcast_to(MEAN[0, 0], a.shape), a[:, ::-1]], [MEAN], [MEAN, MEAN]]
     for images in batches:
         for image, result, expected in zip(images, detector.detect_batch(images), model.detect(images), strict=True):
             agreement = export.compare(expected, result, detector.settings)
@@ -242,7 +252,7 @@ def test_the_file_is_standard():
     assert [value.name for value in proto.graph.output] == export.output_names(model)
     assert not [node for node in proto.graph.node if node.op_type == "RoiAlign" and len(node.attribute) < 6]
     bytes_of_weights = sum(p.numel() for p in model.parameters()) * 4
-    assert len(data) < bytes_of_weights + 500_000, "weights are stored once"
+    assert len(data) < bytes_of_weights + 150_000, "weights are stored once"
 
 
 @needs_onnx
@@ -261,7 +271,7 @@ def test_half_of_the_bytes():
     data = proto.SerializeToString()
     halved = export.halve(data)
     assert len(halved) < 0.8 * len(data)
-    result, expected = (Detector(each).detect(IMAGES["a"]) for each in (halved, data))
+    result, expected = (Detector(each).detect(SQUARES["a"]) for each in (halved, data))
     assert len(expected["scores"]) > 3
     assert all((result[name] == expected[name]).all() for name in expected)
 
@@ -270,7 +280,7 @@ def test_a_program_of_torch_export():
     """.pt2: the same, with the operators of this project."""
     model, program, settings = traced("matterport")
     detector = export.ProgramDetector(export.to_pt2(program, settings))
-    assert len(export.check(model, detector, IMAGES)) == 6
+    assert len(export.check(model, detector, SQUARES)) == 6
 
 
 @needs_onnx
@@ -347,7 +357,7 @@ def test_the_configuration_of_triton():
 
 @needs_onnx
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="no openvino: pip install openvino")
-@pytest.mark.parametrize("case", ["any size", "matterport", "torchvision"])
+@pytest.mark.parametrize("case", ["any size", "matterport"])
 def test_openvino(case, tmp_path):
     """The class of docs/export.md, in float32."""
     model, data, _ = exported(case)
@@ -357,7 +367,8 @@ def test_openvino(case, tmp_path):
     names = {}
     exec(block.split("\ndetector = ")[0], names)
     detector = names["OpenVinoDetector"](path)
-    for images in ([IMAGES["a"]], [IMAGES["b"]], [IMAGES["a"], IMAGES["a"][::-1]]):
+    a, b = images_for(case).values()
+    for images in ([a], [b], [a, a[::-1]]):
         for result, expected in zip(detector.detect_batch(images), model.detect(images), strict=True):
             assert export.compare(expected, result, detector.settings).misses == 0
 
