@@ -925,9 +925,10 @@ def detect_files(arguments: argparse.Namespace) -> int:
         Image.fromarray(draw(shown, result, detector.class_names)).save(data, "PNG")
         _write(output / f"{name}_detections.png", data.getvalue())
         print(f"{_shown(os.fspath(path), 500)}: {len(result['scores'])} objects")
-    _write(output / "detections.json", json.dumps(coco).encode())
-    _write(output / "detections.csv", _table(coco).encode())
-    print(f"see {_shown(str(output), 500)}")
+    if coco["images"]:  # else there is nothing that may replace earlier results
+        _write(output / "detections.json", json.dumps(coco).encode())
+        _write(output / "detections.csv", _table(coco).encode())
+        print(f"see {_shown(str(output), 500)}")
     for failure in failures:
         print(f"not read: {failure}", file=sys.stderr)
     return 1 if failures else 0

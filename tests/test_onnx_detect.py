@@ -437,6 +437,9 @@ def test_files_of_the_command(tmp_path, monkeypatch, capsys):
     drawn = np.asarray(Image.open(output / "a_detections.png"))
     assert drawn.shape == image.shape
     assert (drawn != image).any()
+    before = (output / "detections.csv").read_bytes()
+    assert onnx_detect.main(["model.onnx", str(tmp_path / "missing.png"), "--output", str(output)]) == 1
+    assert (output / "detections.csv").read_bytes() == before  # nothing was read, and nothing is lost
 
 
 @pytest.mark.parametrize(
