@@ -46,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 import runtime
 import utils
 from benchmarks import machine
-from fused import fuses
+from fused import fuses, widens
 from model import MaskRCNN
 from weights.load import load_checkpoint
 
@@ -71,11 +71,11 @@ def photograph() -> np.ndarray:
     return np.array(Image.fromarray(skimage.data.coffee()).resize((640, 480), Image.Resampling.BICUBIC))
 
 
-def our_model(name: str, device: str) -> MaskRCNN:
+def our_model(name: str, device: str, **settings: int) -> MaskRCNN:
     """A model of golden_weights.py, through weights.load."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(golden_weights.write_checkpoint(name, folder))
-    return MaskRCNN.from_checkpoint(checkpoint, device)
+    return MaskRCNN.from_checkpoint(checkpoint, device, **settings)
 
 
 def torchvision_model(device: str) -> torch.nn.Module:
@@ -289,7 +289,7 @@ def format_row(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print the table and the JSON line."""
-    quick = "Mask Scoring R-CNN only, few calls"
+    quick = "Mask Scoring R-CNN only, a short side of 320 pixels, few calls"
     parser = machine.make_parser("bench_detect.py", __doc__, quick, device=True, threads=True)
     parser.add_argument("--seconds", type=float, default=15.0, help="time to measure for each figure; default: 15")
     arguments = parser.parse_args()
@@ -304,17 +304,20 @@ def main() -> None:
         theirs = partial(torchvision_detect, network, image, device)
         other = {"version": torchvision.__version__, "ms": machine.median_ms(theirs, device, seconds)}
     names = {"Mask R-CNN R-50": "torchvision", "MS R-CNN R-50": "benchmark"}
-    models = {name: our_model(weights, device) for name, weights in list(names.items())[arguments.quick :]}
-    memory = {(name, dtype): peak_mb(model, image, dtype=dtype) for name, model in models.items() for dtype in DTYPES}
+    settings = {"IMAGE_MIN_DIM": 320} if arguments.quick else {}
+    models = {name: our_model(weights, device, **settings) for name, weights in list(names.items())[arguments.quick :]}
+    # Where bfloat16 is computed in float32, it has no peak of its own.
+    dtypes = [dtype for dtype, numbers in DTYPES.items() if not widens(torch.device(device).type, numbers)]
+    memory = {(name, dtype): peak_mb(model, image, dtype=dtype) for name, model in models.items() for dtype in dtypes}
     facts["large_photograph_mb"] = None if arguments.quick else large_photograph_mb(models["MS R-CNN R-50"])
     facts["keeps_memory"] = device == "cpu" and runtime.keep_memory()
     if other is not None:
         other["ms_keeping_memory"] = machine.median_ms(theirs, device, seconds)
     facts["torchvision"] = other
-    peaks = {dtype: peak_gflops(device, DTYPES[dtype], seconds / 5) for dtype in DTYPES}
+    peaks = {dtype: peak_gflops(device, DTYPES[dtype], seconds / 5) for dtype in dtypes}
     print(f"{'':24} {'':9} {'ms':>9} {'':>8} {'GFLOP':>8} {'GFLOP/s':>9} {'of peak':>8} {'peak MB':>8}")
     for name, model in models.items():
-        for dtype in DTYPES:
+        for dtype in dtypes:
             with model.prepared(dtype):
                 row = measure(name, model, dtype, image, seconds, peaks[dtype])
             row["peak_mb"] = memory[name, dtype]
