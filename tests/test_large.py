@@ -618,3 +618,5 @@ def test_an_ome_zarr_is_detected_in(slide, finder, tmp_path, capsys):
     assert "yolo: left out: slide.zarr is a folder" in capsys.readouterr().out
     assert (tmp_path / "out" / "label_images" / "masks" / "slide.zarr").is_dir()
     assert len(finder.seen_tiles) == 12
+    assert detect(folder.parent, "--tiles", "off", out=tmp_path / "whole") == 1
+    assert "slide.zarr is a directory; a folder of Zarr is read by regions only" in capsys.readouterr().err
