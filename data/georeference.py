@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 _SCALE, _TIE_POINTS, _MATRIX = 33550, 33922, 34264  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _GEOGRAPHIC, _PROJECTED = "GeographicTypeGeoKey", "ProjectedCSTypeGeoKey"
 _POINT = 2  # GTRasterTypeGeoKey: places are those of the centres of pixels
@@ -24,6 +26,14 @@ class Georeference(NamedTuple):
         """The place on the map of a point of the image, in pixels."""
         a, b, c, d, e, f = self.transform
         return a * x + b * y + c, d * x + e * y + f
+
+    def points(self, places: np.ndarray) -> np.ndarray:
+        """The points of the image, pixels, of places on the map: the inverse of place, to a millionth of a pixel.
+
+        places: float64 [N, (east, north)].
+        """
+        a, b, c, d, e, f = self.transform
+        return np.linalg.solve([[a, b], [d, e]], (places - [c, f]).T).T.round(6)
 
     @property
     def is_valid(self) -> bool:

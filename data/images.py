@@ -373,7 +373,10 @@ def open_file(path: Path) -> SizedFile:
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name}: there is no such file") from None
     except IsADirectoryError:
-        raise ValueError(f"image {name} is a directory; give one of the files in it") from None
+        hint = "give one of the files in it"
+        if path.suffix.lower() == ".zarr":
+            hint = "a folder of Zarr is read by regions only, in tiles, so without --tiles off"
+        raise ValueError(f"image {name} is a directory; {hint}") from None
     except ValueError:  # of a name with a NUL
         raise ValueError(f"image {name}: no file can have this name") from None
 

@@ -155,12 +155,14 @@ def looks_into_tiles(
 
 
 def describe_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options: TileOptions) -> list[str]:
-    """What was chosen for the pictures that are detected in tiles, and why: a sentence, or none without any.
+    """What was chosen for the pictures that are detected in tiles, and why: a sentence.
+
+    Without any, none, or a sentence about what the user said of tiles in vain.
 
     shapes: (H, W, ...) of each, by name. config: of the model.
     """
     if not shapes:
-        return []
+        return unused_options(options)
     tile, overlap, scale = tile_sizes(config, options)
     name, (height, width, *_) = next(iter(shapes.items()))
     if isinstance(options.tiles, int):
@@ -174,6 +176,20 @@ def describe_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options:
         f"{counted(len(shapes), 'pictures')} in tiles of {tile} x {tile} pixels that overlap by {overlap}{resized}, "
         f"such as {utils.printable(name)} ({height} x {width}): {reason}"
     ]
+
+
+def unused_options(options: TileOptions) -> list[str]:
+    """A sentence about --overlap and --scale, if they were given and no picture is detected in tiles."""
+    given = [name for name in ("overlap", "scale") if getattr(options, name) is not None]
+    if not given:
+        return []
+    why = (
+        "--tiles off says so"
+        if options.tiles == "off"
+        else "none is large enough; --tiles N takes tiles from N pixels on"
+    )
+    verb = "changes" if len(given) == 1 else "change"
+    return [f"{' and '.join(f'--{name}' for name in given)} {verb} nothing, as no picture is detected in tiles: {why}"]
 
 
 def hint_at_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options: TileOptions) -> list[str]:

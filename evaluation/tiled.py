@@ -1,6 +1,6 @@
 """Evaluation in large images: a detector that sees them tile by tile, and everything else as the model does.
 
-    detector = in_tiles(model, dataset, image_ids)     the model itself, if no image needs tiles
+    detector = in_tiles(model, dataset, image_ids)     the model itself, if no image needs tiles and no user said so
     detector.detect_batches(...)                       whole objects, as run-length codes of the whole image
 
 So the numbers, the report and the files of an evaluation are those of any image. large.py says which images need tiles.
@@ -60,7 +60,9 @@ class TiledDetector:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Side and overlap of tiles, and their scale."""
+        """Side and overlap of tiles, and their scale; nothing if no image is detected in tiles."""
+        if not self.shapes:
+            return {}
         sizes = dict(zip(("tile", "overlap", "scale"), tile_sizes(self.config, self.options), strict=True))
         return {"tiles": sizes}
 
@@ -110,14 +112,15 @@ def in_tiles(
     """The detector for some images of a data set: a TiledDetector if one of them needs tiles, else the model itself.
 
     model: a MaskRCNN; any other detector is returned as it is. image_ids: all by default. options: what a user says
-        about tiles. verbose: as of TiledDetector.
+        about tiles; a TiledDetector keeps it, "off" too, so that nobody who calls this again decides otherwise.
+        verbose: as of TiledDetector.
     """
     if not isinstance(model, MaskRCNN):
         return model
     image_ids = map(int, dataset.image_ids if image_ids is None else image_ids)
     sizes = {image_id: _size(dataset, image_id) for image_id in image_ids}
     shapes = {image_id: size for image_id, size in sizes.items() if size and needs_tiles(size, model.config, options)}
-    return TiledDetector(model, shapes, options, verbose) if shapes else model
+    return TiledDetector(model, shapes, options, verbose) if shapes or options != BY_MODEL else model
 
 
 def _size(dataset: Dataset, image_id: int) -> tuple[int, int] | None:
@@ -132,7 +135,7 @@ def _size(dataset: Dataset, image_id: int) -> tuple[int, int] | None:
 
 
 def tile_notes(model: Detector, dataset: Dataset) -> list[str]:
-    """Which images are detected in tiles, and why: a sentence, or none."""
+    """Which images are detected in tiles, and why, as describe_tiles: a sentence, or none."""
     if not isinstance(model, TiledDetector):
         return []
     names = {str(dataset.image_info[image_id]["id"]): shape for image_id, shape in model.shapes.items()}
@@ -156,7 +159,7 @@ def most_found(model: Detector, masks: Iterable[Mapping[str, Any]]) -> int:
 
     masks: results of masks, as to_results has them.
     """
-    if not isinstance(model, TiledDetector):
+    if not isinstance(model, TiledDetector) or not model.shapes:
         return 0
     counts: dict[int, int] = {}
     for entry in masks:

@@ -759,6 +759,16 @@ def test_one_picture_twice(tmp_path):
         assert_found(report_of(root), second.name, "equal files", severities=(WARNING,))
 
 
+def test_labels_of_a_zarr_folder_are_refused_with_a_way_out(tmp_path):
+    (tmp_path / "a.ome.zarr").mkdir()
+    write_json(tmp_path / "labels.json", {
+        "images": [{"id": 1, "file_name": "a.ome.zarr", "height": 40, "width": 48}], "annotations": [],
+        "categories": [{"id": 1, "name": "x"}],
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=r"a\.ome\.zarr.*write it as a TIFF in tiles first"):
+        open_records(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["coco", "via", "cvat", "label studio", "datumaro"])
 def test_one_picture_with_two_entries(name, tmp_path):
     FORMATS[name].write(tmp_path, {**clean(), "other": [("cat", ring(2, 30, 12, 50))]})

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from own_sets import (
     HEIGHT,
     HOLED,
@@ -34,10 +35,14 @@ from own_sets import (
 from PIL import Image
 
 import utils
+from data.crops import trim
 from data.formats import geojson, label_studio, labelme, supervisely, via
 from data.listing import decode_base64
 from data.reading import NoMasks, Options
 from data.recognise import open_records
+from data.records import Object
+from data.writers.geojson import feature as written_feature
+from data.writers.geojson import write_features
 
 PARTS = {**PLAIN, "a": [Truth("cat", ((4, 5, 20, 18), (30, 5, 40, 12))), Truth("dog", ((24, 20, 40, 35),))]}
 
@@ -407,6 +412,45 @@ def test_geojson(tmp_path, kind):
     records = check(tmp_path, {f"{stem}.ome": objects for stem, objects in HOLED.items()})
     assert len(faults(records, "remark")["annotations mark regions with detections or cells in them"]) == 2
     assert len(faults(records)["objects cannot be used"]) == 2
+
+
+def on_a_map(path, epsg, transform):
+    """A GeoTIFF of the size of the test pictures."""
+    a, b, c, d, e, f = transform
+    keys = (1, 1, 0, 1, 2048 if epsg == 4326 else 3072, 0, 1, epsg)
+    matrix = (a, b, 0.0, c, d, e, 0.0, f, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    tags = [(34264, 12, 16, matrix, True), (34735, 3, len(keys), keys, True)]
+    tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH), np.uint8), extratags=tags, metadata=None)
+
+
+@pytest.mark.parametrize(("epsg", "transform", "crs"), [
+    (32633, (0.5, 0.1, 500000.0, 0.1, -0.5, 5300000.0), "EPSG:32633"),
+    (32633, (0.5, 0.0, 500000.0, 0.0, -0.5, 5300000.0), None),  # no pixels of the picture, but places in it
+    (4326, (1e-5, 0.0, 8.0, 0.0, -1e-5, 47.0), "EPSG:4326"),  # which RFC 7946 does not name
+    (4326, (1e-5, 0.0, 8.0, 0.0, -1e-5, 47.0), None),
+    (32633, None, None),  # QuPath's pixels of a picture with a place
+])  # fmt: skip
+def test_geojson_on_a_map_comes_back(tmp_path, epsg, transform, crs):
+    for stem, objects in HOLED.items():
+        on_a_map(tmp_path / f"{stem}.tif", epsg, transform or (0.5, 0.0, 500000.0, 0.0, -0.5, 5300000.0))
+        crops = [(Object(t.name, ""), trim(0, 0, t.mask())) for t in objects]
+        write_features(
+            tmp_path / f"{stem}.geojson", (written_feature(*each, transform=transform) for each in crops), crs
+        )
+    check(tmp_path, HOLED)
+
+
+@pytest.mark.parametrize(("epsg", "message"), [(None, "has no place on a map"), (32632, "a.tif has EPSG:32632")])
+def test_geojson_of_another_map_is_refused(tmp_path, epsg, message):
+    transform = (0.5, 0.0, 500000.0, 0.0, -0.5, 5300000.0)
+    if epsg:
+        on_a_map(tmp_path / "a.tif", epsg, transform)
+    else:
+        picture(tmp_path / "a.tif")
+    crop = trim(0, 0, HOLED["a"][0].mask())
+    write_features(tmp_path / "a.geojson", iter([written_feature(Object("x", ""), crop, transform)]), "EPSG:32633")
+    with pytest.raises(ValueError, match=f"a.geojson: urn:ogc:def:crs:EPSG::32633, and .*{message}"):
+        open_records(tmp_path)
 
 
 def test_geojson_island_in_a_hole_and_names(tmp_path):

@@ -104,6 +104,18 @@ def test_what_was_chosen_is_said_with_the_reason():
     assert text.endswith(": they are too large to be read in one piece")
 
 
+def test_what_is_said_of_tiles_in_vain_is_named():
+    assert describe_tiles({}, Config(), TileOptions("off", None, None)) == []
+    (text,) = describe_tiles({}, Config(), TileOptions("off", 100))
+    assert text == "--overlap changes nothing, as no picture is detected in tiles: --tiles off says so"
+    (text,) = describe_tiles({}, Config(), TileOptions(512, 100, 2.0))
+    assert text.startswith(
+        "--overlap and --scale change nothing, as no picture is detected in tiles: none is large enough"
+    )
+    (text,) = describe_tiles({"a.tif": (5000, 6000)}, Config(), TileOptions(512, 100))
+    assert "change" not in text
+
+
 def test_a_hint_at_tiles():
     shapes = {"small.jpg": (800, 1000), "large.jpg": (8000, 6000), "larger.jpg": (9000, 9000)}
     (text,) = hint_at_tiles(shapes, Config(), TileOptions())
@@ -606,3 +618,5 @@ def test_an_ome_zarr_is_detected_in(slide, finder, tmp_path, capsys):
     assert "yolo: left out: slide.zarr is a folder" in capsys.readouterr().out
     assert (tmp_path / "out" / "label_images" / "masks" / "slide.zarr").is_dir()
     assert len(finder.seen_tiles) == 12
+    assert detect(folder.parent, "--tiles", "off", out=tmp_path / "whole") == 1
+    assert "slide.zarr is a directory; a folder of Zarr is read by regions only" in capsys.readouterr().err

@@ -18,6 +18,7 @@ import coco
 import custom
 import data.dataset
 import data.large
+import evaluation.large
 import tiles
 import utils
 from data.check import check
@@ -36,7 +37,7 @@ from evaluation.detect import detect_dataset, identify
 from evaluation.large import TileOptions
 from evaluation.results import ground_truth
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback
-from evaluation.tiled import TiledDetector, estimate_seconds, in_tiles, load_picture
+from evaluation.tiled import TiledDetector, estimate_seconds, in_tiles, load_picture, tile_notes
 from model import MaskRCNN
 from roialign.paste import crop_to_rle
 
@@ -655,13 +656,29 @@ def test_tiles_belong_to_what_is_evaluated(detecting):
     assert "tiles" not in whole, "digests of earlier releases stay"
 
 
+@pytest.mark.parametrize("options", [TileOptions("off"), TileOptions(400)])
+def test_what_a_user_says_of_tiles_counts_to_the_end(detecting, tmp_path, monkeypatch, options):
+    """Evaluation asks once more which images need tiles, and by the model alone some do."""
+    dataset, model, calls = detecting
+    monkeypatch.setattr(evaluation.large, "SIDE", 128)
+    assert in_tiles(model, dataset).shapes
+    detector = in_tiles(model, dataset, options=options)
+    identity = identify(detector, dataset, dataset.image_ids.tolist(), "float32")
+    assert "tiles" not in identity
+    found = evaluate_to_folder(detector, dataset, tmp_path / "out", verbose=False, identity=identity)
+    assert calls == {"whole": 4, "tiles": 0}
+    assert found.metrics["max_dets"] == model.config.DETECTION_MAX_INSTANCES, "no image has any number"
+    assert tile_notes(in_tiles(model, dataset, options=TileOptions("off", 100)), dataset) == [
+        "--overlap changes nothing, as no picture is detected in tiles: --tiles off says so"
+    ]
+
+
 def test_only_images_that_need_tiles_are_read_by_regions(detecting):
     dataset, model, _ = detecting
     detector = in_tiles(model, dataset, options=TILES)
     kinds = [type(load_picture(detector, dataset, image_id)) for image_id in range(4)]
     assert kinds == [RegionImage, np.ndarray, RegionImage, np.ndarray]
-    assert in_tiles(model, dataset, [1, 3], TILES) is model
-    assert in_tiles(model, dataset, options=TileOptions("off")) is model
+    assert in_tiles(model, dataset, [1, 3]) is model
     other = object()
     assert in_tiles(other, dataset, options=TILES) is other, "no MaskRCNN"
     assert isinstance(detector, TiledDetector)

@@ -80,7 +80,10 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         except FileNotFoundError:  # none of the images is there
             names = _names_of(reading, label)
             reading.findings.add(NO_PICTURE, *(f"{label}: {utils.printable(name)}" for name in names))
-            problems.append(ValueError(f"{label}: none of its {len(names):,} pictures is there, such as {names[:1]}"))
+            text = f"{label}: none of its {len(names):,} pictures is there, such as {names[:1]}"
+            if any(name.rstrip("/").endswith(".zarr") for name in names):
+                text += "; a folder of Zarr is no picture with labels yet, so write it as a TIFF in tiles first"
+            problems.append(ValueError(text))
         except (ValueError, OSError) as error:
             if "boxes without any segmentation" in str(error):
                 raise NoMasks(TITLE, 1, label) from None
