@@ -359,7 +359,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for command, names in _ARGUMENTS_OF.items():
         for name in names if command != arguments.command else ():
             value = getattr(arguments, name)
-            if value not in (None, False, "auto"):
+            if value is not None and value is not False and value != "auto":  # 0 was given
                 writes = "; training writes into --logs" if name == "output" else ""
                 raise ValueError(f"--{name.replace('_', '-')} is an argument of {command} only{writes}")
 
