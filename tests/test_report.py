@@ -576,7 +576,7 @@ def test_unreadable_image_is_named_in_its_place(error):
 def test_damaged_masks_and_wrong_sizes_are_named_too():
     evaluation = toy_evaluation(1, 5)
     first = evaluation.examples["best"][0]
-    evaluation.examples = {"best": [first._replace(mask={"size": [9, 9], "counts": b"\x00"}), first]}
+    evaluation.examples = {"best": [first._replace(mask={"size": [120, 80], "counts": b"\x00"}), first]}
     page = section_of(evaluation, "examples", lambda image_id: load_toy_image(image_id)[:, ::2])
     assert "No picture: ValueError: the counts of an RLE are damaged" in words(page)
     assert "No picture: ValueError: the image has 120 x 80 pixels and a mask in it 120 x 160" in words(page)
