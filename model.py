@@ -296,7 +296,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        # Not F.group_norm, whose check of the size torch.export cannot follow where there are as many rows as RoIs.
+        return torch.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 _NORMS = {"batch": BatchNorm, "group": GroupNorm}

@@ -232,8 +232,12 @@ def test_the_file_finds_what_the_model_finds(case):
     for images in batches:
         for image, result, expected in zip(images, detector.detect_batch(images), model.detect(images), strict=True):
             agreement = export.compare(expected, result, detector.settings)
-            if case not in ("matterport", "group norm, no MaskIoU head"):  # black padding; norms enlarge what is left
-                assert (agreement.expected == 0) == bool((image == MEAN[0, 0]).all())
+            is_blank = bool((image == MEAN[0, 0]).all())
+            if is_blank and case == "group norm, no MaskIoU head":  # norms enlarge what rounding leaves of no features
+                assert agreement.found == agreement.expected
+                continue
+            if case not in ("matterport", "group norm, no MaskIoU head"):  # black padding
+                assert (agreement.expected == 0) == is_blank
             assert agreement.misses == 0
             assert agreement.identical >= 0.8 * agreement.expected
 
@@ -266,8 +270,9 @@ def test_half_of_the_bytes():
     assert abs(len(export.halve(data)) - len(data)) < 100, "float16 cannot hold these"
     proto = onnx.load_from_string(data)
     for tensor in proto.graph.initializer:
-        if tensor.data_type == 1:
-            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type == 1 and np.abs(values).max(initial=0) <= 65504:  # constants may be larger
+            rounded = values.astype(np.float16).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     data = proto.SerializeToString()
     halved = export.halve(data)
