@@ -440,7 +440,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_the_example_of_the_page():
     """docs/export.md's example in numbers: resizing, boxes and a pasted mask."""
     (block,) = re.findall(r"<!-- example -->\n\n```\n(.*?)```", PAGE, flags=re.DOTALL)
-    numbers = dict(re.findall(r"^([\w ]+?) +(\S.*)$", block, flags=re.MULTILINE))
+    numbers = dict(re.findall(r"^([\w ]+?) {2,}(\S.*)$", block, flags=re.MULTILINE))
     settings = onnx_detect.Settings.parse(
         json.dumps({**export.settings_of(small_model()), "min_dim": 800, "max_dim": 1333})
     )
