@@ -34,8 +34,9 @@ from pycocotools import mask as coco_mask
 import cli
 from benchmarks import machine
 from coco import DATASET, CocoConfig
-from data.crops import NO_FLIPS, Flips, cut_out
+from data.crops import NO_FLIPS, Flips
 from data.formats.coco import CocoDataset
+from data.regions import ArraySource
 from data.samples import TrainingData
 
 try:
@@ -73,14 +74,16 @@ def load_ours(data: TrainingData, indices: Sequence[int]) -> Seconds:
             image = dataset.load_image(image_id)
         with timed(seconds, "labels"):
             instances = dataset.load_instances(image_id)
-        with timed(seconds, "cut out"):
-            crops = cut_out(instances.masks)
         plan = data._plan(image.shape, True, rng)
         flips = Flips(False, True) if index % 2 else NO_FLIPS
+        with timed(seconds, "cut out"):
+            around = data._extents(instances)
+            seen, crops = data._cut(instances.masks, around, plan, image.shape, 0)
         with timed(seconds, "resize"):
-            torch.from_numpy(np.array(data._pixels(image, plan, flips), order="C"))
+            torch.from_numpy(np.array(data._pixels(ArraySource(image), plan, 0, flips), order="C"))
         with timed(seconds, "place masks"):
-            _, placed = data._place(instances.boxes, crops, plan, flips)
+            boxes = None if instances.boxes is None else instances.boxes[seen]
+            _, placed = data._place(boxes, crops, plan, flips)
             data._masks(placed, plan)
         with timed(seconds, "whole"):
             data.sample(index, seed=index)
