@@ -37,7 +37,7 @@ MOST_PIXELS = 1 << 40  # of an image; more is a damaged header
 
 
 class PieceCache:
-    """The pieces that were decoded last, up to CACHE_BYTES. Threads may share it."""
+    """The pieces of images that were used last, up to so many bytes. Threads may share it."""
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self.most_bytes = most_bytes

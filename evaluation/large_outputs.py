@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,9 +29,11 @@ import utils
 import visualize
 from config import Config
 from data.crops import Crop, trim
+from data.georeference import Georeference
 from data.measurements import measure_crop
 from data.records import Object
 from data.sources import PictureFile
+from data.tiff_regions import PieceCache
 from data.writers.common import write_text
 from data.writers.geojson import feature, write_features
 from data.writers.label_images import add_classes, mask_name
@@ -94,13 +96,6 @@ class NumberedRows:
             # As Python compares: a float32 of 0.9 does not reach a threshold of 0.9.
             is_good = found.mask_scores.astype(np.float64) >= self._threshold
             yield dataclasses.replace(found, masks=crops)[is_good & has_pixels]
-
-
-class Georeference(Protocol):
-    """Where an image lies on a map: x = a column + b row + c, y = d column + e row + f."""
-
-    crs: str  # of the map, as "EPSG:32633"
-    transform: Sequence[float]  # (a, b, c, d, e, f)
 
 
 class LargePicture(NamedTuple):
@@ -287,8 +282,7 @@ class _Blocks:
     """Reads a source by blocks, and keeps those that were used last: neighbouring objects lie in the same ones."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
-        self._kept: dict[tuple[int, int], np.ndarray] = {}  # by (y, x); what was used last is at the end
+        self._source, self._kept = source, PieceCache(_KEPT_BYTES)
 
     def pixels(self, crop: Crop) -> np.ndarray:
         """[area, C], the pixels where a mask is, block by block."""
@@ -304,15 +298,10 @@ class _Blocks:
         return np.concatenate(parts)
 
     def _block(self, y: int, x: int) -> np.ndarray:
-        block = self._kept.pop((y, x), None)
-        if block is None:
-            height, width = self._source.shape[:2]
-            block = self._source.read(y, x, min(y + _BLOCK, height), min(x + _BLOCK, width))
-            block = block[..., None] if block.ndim == 2 else block
-            while self._kept and sum(kept.nbytes for kept in self._kept.values()) + block.nbytes > _KEPT_BYTES:
-                del self._kept[next(iter(self._kept))]
-        self._kept[y, x] = block
-        return block
+        height, width = self._source.shape[:2]
+        y2, x2 = min(y + _BLOCK, height), min(x + _BLOCK, width)
+        block = self._kept.get((y, x), lambda: self._source.read(y, x, y2, x2))
+        return block[..., None] if block.ndim == 2 else block
 
 
 ############################################################

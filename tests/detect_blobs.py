@@ -6,14 +6,13 @@ the configuration. ARGUMENTS: those of custom.py detect.
 """
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
+from deadly import kill_at
 from helpers import TinyConfig, detection_result
 from PIL import Image
 from scipy import ndimage
@@ -21,7 +20,6 @@ from scipy import ndimage
 import cli
 import custom
 import evaluation.large
-import runtime
 import tiles
 import utils
 
@@ -96,40 +94,12 @@ def many_blobs(path: Path, size=(272, 200), step=20, seed=0) -> Path:
     return save_blobs(path, *blobs, (2, 0.95, 70, 30, 215, 170), size=size)
 
 
-class Deadly:
-    """A file in which its process dies while it writes."""
-
-    def __init__(self, file, left: int) -> None:
-        self.file, self.left = file, left
-
-    def write(self, text):
-        if len(text) > self.left:
-            self.file.write(text[: self.left])
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= len(text)
-        return self.file.write(text)
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def kill_at(rank: int, size: int) -> None:
-    start = evaluation.large.Writer.__init__
-
-    def deadly(self, folder):
-        start(self, folder)
-        if runtime.rank() == rank and "large" in folder.parts:
-            self.file = Deadly(self.file, size)
-
-    evaluation.large.Writer.__init__ = deadly
-
-
 def main(options: dict, arguments: list[str]) -> int:
     finder = BlobFinder(**options.get("settings", {}))
     cli.open_model = lambda *arguments, **options: finder
     evaluation.large.detect_views = lambda model, *arguments: model.detect_views(*arguments)
     if "kill" in options:
-        kill_at(*options["kill"])
+        kill_at(*options["kill"], parent="large")
     return custom.main(["detect", "--model", "x", "--device", "cpu", *arguments])
 
 

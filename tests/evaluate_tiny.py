@@ -5,19 +5,18 @@ fails: an image at which a process ends; role "errors": what each process is tol
 """
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
+from deadly import kill_at
 from helpers import tiny_model
 
 import runtime
 from data.dataset import Dataset
-from evaluation.detect import _Writer, detect_to_folder, load_results, write_submission
+from evaluation.detect import detect_to_folder, load_results, write_submission
 from evaluation.results import image_numbers
 
 
@@ -40,33 +39,6 @@ class Noise(Dataset):
             raise RuntimeError("what went wrong")
         rng = np.random.default_rng(image_id)
         return rng.integers(0, 256, (*rng.integers(40, 90, 2), 3), dtype=np.uint8)
-
-
-class Deadly:
-    """A file in which its process dies while it writes."""
-
-    def __init__(self, file, left: int) -> None:
-        self.file, self.left = file, left
-
-    def write(self, text):
-        if len(text) > self.left:
-            self.file.write(text[: self.left])
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= len(text)
-        return self.file.write(text)
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def kill_at(rank: int, size: int) -> None:
-    start = _Writer.__init__
-
-    def deadly(self, folder):
-        start(self, folder)
-        self.file = Deadly(self.file, size) if runtime.rank() == rank else self.file
-
-    _Writer.__init__ = deadly
 
 
 def errors(folder: Path, model, count: int) -> None:
