@@ -103,7 +103,7 @@ class Images(NamedTuple):
 def mold_image(image: np.ndarray | Tensor, config: Config) -> Tensor:
     """Pixels [..., C] in 0..255, minus MEAN_PIXEL and divided by STD_PIXEL: float32 [..., C]."""
     if isinstance(image, np.ndarray):
-        image = np.require(image, requirements="W")  # torch demands it, though it only reads
+        image = np.require(image, requirements="CW")  # torch demands it, though it only reads
     pixels = torch.as_tensor(image)
     rows = pixels.flatten(-2) if pixels.dim() > 1 else pixels  # [..., W * C]: torch is slow where the last dim is short
     width, like = pixels.shape[-2] if pixels.dim() > 1 else 1, pixels.new_empty(0, dtype=torch.float32)
@@ -2340,7 +2340,7 @@ class MaskRCNN(nn.Module):
         pixels = torch.empty(shape, dtype=_DTYPES[dtype], device=self.device)  # [B, H, W, C]
         for place, image, window in zip(pixels, chunk.resized, chunk.windows, strict=True):
             # The device normalises: a byte a pixel is copied to it, and not a float32.
-            image = runtime.upload(torch.from_numpy(np.require(image, requirements="W")), self.device)
+            image = runtime.upload(torch.from_numpy(np.require(image, requirements="CW")), self.device)
             pad_molded(mold_image(image, self.config), window, place, self.config)
         detections = self._detections_on_cpu(pixels, chunk.windows, weights)
         seconds["network"] += time.perf_counter() - start

@@ -7,8 +7,8 @@
 1. plan_tiles() says where tiles lie. They start at multiples of the network's coarsest stride, and their pixels are
    those of the whole image, resized. So two tiles compute the same numbers where they overlap, but near their sides.
 2. detect_views() detects in each tile. A view is what one tile sees of an object.
-3. Seams chooses one of several views of an object and joins the pieces of objects that no tile sees whole. What one
-   tile tells apart is never compared.
+3. Seams chooses one of several views of an object. Round an object that no tile sees whole it lays a further tile.
+   Only what is larger than a tile is joined from pieces. What one tile tells apart is never compared.
 
 A view's depth is the distance of its box from the nearest side of its tile. The sides of the image do not count: no
 tile sees more there.
@@ -18,11 +18,12 @@ Tried and compared with others' rules by benchmarks/bench_tiles.py.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from operator import attrgetter
@@ -94,7 +95,32 @@ class Plan:
 
     def tile(self, row: int, column: int) -> Tile:
         """One of the tiles. The last ones of a row and of a column are shorter where the input ends."""
-        starts = row * self.step, column * self.step
+        return self._tile_at(row, column, (row * self.step, column * self.step))
+
+    def further_tile(self, start: Sequence[int]) -> Tile:
+        """A tile that starts anywhere. Its column is a number that no other tile has. start: (y, x) in the input."""
+        y, x = start
+        return self._tile_at(min(y // self.step, self.shape[0] - 1), self.shape[1] + y * self.input_shape[1] + x, start)
+
+    def tile_around(self, box: Sequence[float]) -> Tile | None:
+        """A further tile with a box in its middle, about, or None if the box is too large to be seen whole.
+
+        Of the places that leave at least half of the room to either side, one is taken where as many levels of the
+        pyramid as possible compute the numbers of the other tiles: at a multiple of the coarsest stride, or else of
+        half of that, and so on.
+        """
+        start = []
+        for axis in (0, 1):
+            low, high = (self.image_window[axis] + corner * self.scale for corner in (box[axis], box[axis + 2]))
+            last, room = max(0, self.input_shape[axis] - self.side), self.side - (high - low)
+            middle, stride = min(max(low - room / 2, 0), last), self.cell[1]
+            while stride > 1 and abs(round(middle / stride) * stride - middle) > room / 4:
+                stride //= 2
+            start.append(min(round(middle / stride) * stride, last // stride * stride))
+        tile = self.further_tile(start)
+        return None if is_cut(box, tile.region, self.image_shape) else tile
+
+    def _tile_at(self, row: int, column: int, starts: Sequence[int]) -> Tile:
         ends = [min(start + self.side, end) for start, end in zip(starts, self.input_shape, strict=True)]
         lows, highs = [], []
         for axis in (0, 1):
@@ -104,10 +130,12 @@ class Plan:
         return Tile(row, column, (*starts, *ends), (*lows, *highs))
 
     def around(self, tile: Tile) -> list[Tile]:
-        """The up to eight other tiles that overlap with a tile."""
-        rows = range(max(0, tile.row - 1), min(self.shape[0], tile.row + 2))
-        columns = range(max(0, tile.column - 1), min(self.shape[1], tile.column + 2))
-        places = itertools.product(rows, columns)
+        """The other tiles that overlap with a tile; further tiles are none of them."""
+        ranges = []
+        for axis in (0, 1):
+            first = max(0, (tile.window[axis] - self.side) // self.step + 1)
+            ranges.append(range(first, min(self.shape[axis], -(-tile.window[axis + 2] // self.step))))
+        places = itertools.product(*ranges)
         return [self.tile(*place) for place in places if place != (tile.row, tile.column)]
 
 
@@ -255,6 +283,12 @@ class View:
         return y, x, y + mask.shape[0], x + mask.shape[1]
 
     @property
+    def is_sure(self) -> bool:
+        """Whether the tile shows the object with some room around it."""
+        y1, x1, y2, x2 = self.box
+        return not self.is_cut and self.depth >= BARELY * max(y2 - y1, x2 - x1)
+
+    @property
     def bottom(self) -> float:
         """The object cannot meet anything from this row on."""
         return max(self.box[2], self.extent[2])
@@ -349,6 +383,7 @@ SAME_IOU = 0.5  # two tiles see the same object if their masks have this IoU, wh
 COVERED = 0.7  # a cut view is explained by a view of another object if that covers this share of it
 OUTSIDE = 0.1  # a view is not whole if another tile sees this share of its object, or more, outside of the view's tile
 SLACK = 4  # pixels that a tile has to be deeper than another to know better
+BARELY = 0.15  # an object whose best view has less room to the side than this share of its size is looked at again
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,6 +401,9 @@ class TiledDetections(ImageDetections):
         codes = [crop_to_rle(*crop, image_shape[:2]) for crop in self.masks]
         columns = {field.name: getattr(self, field.name) for field in fields(ImageDetections)}
         return ImageDetections(**{**columns, "masks": codes})
+
+
+Look = Callable[[list[Tile]], Iterable[tuple[Tile, list[View], int]]]  # of further tiles, as detect_views gives it
 
 
 class Seams:
@@ -387,25 +425,34 @@ class Seams:
     the other view is dropped. A tile is not believed to see nothing if it has as many detections as it may have
     (`limit`), and all of them have higher scores.
 
+    Before pieces are joined, a further tile is laid round them, if they fit into one, and so it is round an object that
+    its best tile sees barely whole. What the further tile sees whole and is a twin of such a view, of any class, takes
+    part like the view of any tile. A view without a twin there is dropped.
+
     Views decide about each other only if they are linked in these ways, so a group of them is finished once no later
     tile can reach it. Results do not depend on the order in which tiles are added.
     """
 
     def __init__(
-        self, plan: Plan, context: float | None = None, limit: int | None = None, has_ious: bool = True
-    ) -> None:
+        self, plan: Plan, context: float | None = None, limit: int | None = None, has_ious: bool = True,
+        look: Look | None = None,
+    ) -> None:  # fmt: skip
         """plan: of the tiles. context: pixels; None for half of the overlap. limit: DETECTION_MAX_INSTANCES; None for
-        none. has_ious: the views have a mask_iou.
+        none. has_ious: the views have a mask_iou. look: detects in further tiles; None: there are none.
         """
         self.plan = plan
         self.context = plan.overlap / 2 if context is None else context
         self.limit = limit
         self.has_ious = has_ious
+        self.look = look
         self._views: dict[tuple[int, int], list[View]] = {}  # that are not finished, by the tile's row and column
         self._twins: dict[tuple, dict[tuple, float]] = {}  # of a view's key: the keys of its twins, with their IoU
         self._covers: dict[tuple, set[tuple]] = {}  # of a view's key: what covers it, or is covered by it
         self._least_scores: dict[tuple[int, int], float] = {}  # of tiles that were added; 0 below the limit
         self._around: dict[tuple[int, int], list[Tile]] = {}  # of tiles that were added: those that overlap with them
+        self._further: dict[tuple[int, int], Tile] = {}  # further tiles with views that are not finished
+        self._asked: set[tuple] = set()  # keys of pieces that a further tile was laid round
+        self._denied: set[tuple] = set()  # and of those that it does not see
 
     def __len__(self) -> int:
         """How many views are kept."""
@@ -416,14 +463,19 @@ class Seams:
         place = (tile.row, tile.column)
         if place in self._least_scores:
             raise ValueError(f"the tile of row {tile.row} and column {tile.column} was added before")
-        is_full = self.limit is not None and (len(views) if count is None else count) >= self.limit
-        self._least_scores[place] = min((view.score for view in views), default=0.0) if is_full else 0.0
+        self._least_scores[place] = self._least_score(views, len(views) if count is None else count)
         self._views[place] = list(views)
         self._around[place] = self.plan.around(tile)
-        for other in self._around[place]:
-            near = _views_in(other.region, views)
+        for other in (*self._around[place], *self._further.values()):
+            near, other_place = _views_in(other.region, views), (other.row, other.column)
             if near:
-                self._link(near, _views_in(tile.region, self._views.get((other.row, other.column), [])))
+                others = _views_in(tile.region, self._views.get(other_place, []))
+                self._link(near, others, is_look=other_place in self._further)
+
+    def _least_score(self, views: Sequence[View], count: int) -> float:
+        """What a tile does not see may have a score below this one. count: the tile's detections."""
+        is_full = self.limit is not None and count >= self.limit
+        return min((view.score for view in views), default=0.0) if is_full else 0.0
 
     def finish(self, row: int) -> TiledDetections:
         """The objects that end above the row after this one, once all tiles of this row and of those above are added.
@@ -432,38 +484,59 @@ class Seams:
         """
         is_last = row + 1 >= self.plan.shape[0]
         reach = math.inf if is_last else self.plan.tile(row + 1, 0).region[0]
-        views = {view.key: view for views in self._views.values() for view in views}
-        finished: set[tuple] = set()
-        objects = []
-        for group in self._groups(views):
-            if all(view.bottom <= reach for view in group):
-                objects += self._decide(group)
-                finished.update(view.key for view in group)
-        self._forget(finished)
+        is_new = True
+        while is_new:  # what a further tile shows may reach further down, or belong to another group
+            views = {view.key: view for views in self._views.values() for view in views}
+            ended = [group for group in self._groups(views) if all(view.bottom <= reach for view in group)]
+            objects = [pieces for group in ended for pieces in self._decide(group)]
+            is_new = self._look_again(objects)
+        self._forget({view.key for group in ended for view in group})
         objects.sort(key=lambda pieces: pieces[0].key)
         return detections_of(objects, self.has_ious).sorted_by("scores")
 
+    ### Further tiles
+
+    def _look_again(self, objects: Sequence[Sequence[View]]) -> bool:
+        """Look at all objects that no tile sees whole with some room, each once. Returns: whether there were such."""
+        pieces_of: dict[Tile, list[View]] = {}
+        for pieces in sorted(objects, key=lambda pieces: pieces[0].key) if self.look else ():
+            if (len(pieces) == 1 and pieces[0].is_sure) or {piece.key for piece in pieces} <= self._asked:
+                continue
+            self._asked.update(piece.key for piece in pieces)
+            box = _box_around([corners for piece in pieces for corners in (piece.box, piece.extent)])
+            deep = (t for t in pieces_of if depth_in(box, t.region, self.plan.image_shape) >= self.context)
+            if tile := next(deep, None) or self.plan.tile_around(box):
+                pieces_of.setdefault(tile, []).extend(pieces)
+        for tile, views, count in self.look(list(pieces_of)) if pieces_of else ():
+            self._add_look(tile, views, count, pieces_of[tile])
+        return bool(pieces_of)
+
+    def _add_look(self, tile: Tile, views: Sequence[View], count: int, pieces: Sequence[View]) -> None:
+        """The views of a further tile that was laid round some pieces."""
+        seen: set[tuple] = set()
+        for _, of_a_tile in itertools.groupby(sorted(pieces, key=attrgetter("key")), key=attrgetter("tile")):
+            twins, _ = _compare(views, list(of_a_tile), is_look=True)
+            seen.update(key for pair in twins for key in (pair.first.key, pair.second.key))
+        least, place = self._least_score(views, count), (tile.row, tile.column)
+        self._denied.update(piece.key for piece in pieces if piece.key not in seen and piece.score >= least)
+        known = {view.key for view in self._views.get(place, [])}
+        whole = [view for view in views if view.key in seen - known and not view.is_cut]
+        for others in [others for other, others in self._views.items() if other != place]:
+            self._link(whole, _views_in(tile.region, others), is_look=True)
+        self._further[place] = tile
+        self._views.setdefault(place, []).extend(whole)
+
     ### Links
 
-    def _link(self, views: Sequence[View], others: Sequence[View]) -> None:
-        """Note the twins among the views of two tiles, the most similar ones first, and what covers cut views."""
-        area = cache(
-            lambda view, region: int(np.count_nonzero(_part(view, region)))
-        )  # once for each view, not each pair
-        pairs = [_Pair.of(*sorted(pair, key=attrgetter("key")), area) for pair in _meetings(views, others)]
-        twins: set[tuple] = set()
-        for pair in sorted(pairs, key=attrgetter("order")):
-            first, second = pair.first.key, pair.second.key
-            if pair.iou >= SAME_IOU and first not in twins and second not in twins:
-                twins |= {first, second}
-                self._twins.setdefault(first, {})[second] = pair.agreement
-                self._twins.setdefault(second, {})[first] = pair.agreement
-        for pair in pairs:
-            for cut, whole in ((pair.first, pair.second), (pair.second, pair.first)):
-                is_covered = cut.is_cut and not whole.is_cut and pair.shared >= COVERED * cut.area
-                if is_covered and cut.key not in twins and pair.is_of_one_class:
-                    self._covers.setdefault(cut.key, set()).add(whole.key)
-                    self._covers.setdefault(whole.key, set()).add(cut.key)
+    def _link(self, views: Sequence[View], others: Sequence[View], is_look: bool = False) -> None:
+        """Note the twins among the views of two tiles, and what covers cut views. is_look: as of _compare."""
+        twins, covered = _compare(views, others, is_look)
+        for pair in twins:
+            self._twins.setdefault(pair.first.key, {})[pair.second.key] = pair.agreement
+            self._twins.setdefault(pair.second.key, {})[pair.first.key] = pair.agreement
+        for pair in covered:
+            self._covers.setdefault(pair.first.key, set()).add(pair.second.key)
+            self._covers.setdefault(pair.second.key, set()).add(pair.first.key)
 
     def _links(self, key: tuple) -> set[tuple]:
         """The keys of all views that decide about a view."""
@@ -487,9 +560,13 @@ class Seams:
     def _forget(self, finished: set[tuple]) -> None:
         for place, views in list(self._views.items()):
             self._views[place] = [view for view in views if view.key not in finished]
+        self._asked -= finished
+        self._denied -= finished
         for key in finished:
             self._twins.pop(key, None)
             self._covers.pop(key, None)
+        for place in [place for place in self._further if not self._views[place]]:
+            del self._further[place], self._views[place]
         rows = [view.tile.row for views in self._views.values() for view in views]
         first = min(rows, default=math.inf) - 1  # the first row whose tiles can still decide about a view
         last = max((row for row, _ in self._least_scores), default=0)
@@ -522,9 +599,11 @@ class Seams:
 
     def _is_contradicted(self, view: View) -> bool:
         """Whether a tile that sees the place of a view deeper than the view's own sees nothing like it."""
+        if view.key in self._denied:
+            return True
         linked_tiles = {key[:2] for key in self._links(view.key)}
         needed = min(view.depth, self.context) + SLACK
-        for tile in self._around[view.tile.row, view.tile.column]:
+        for tile in self._around.get((view.tile.row, view.tile.column), ()):  # a further tile is laid to see deepest
             place = (tile.row, tile.column)
             if place in linked_tiles or view.score < self._least_scores.get(place, math.inf):
                 continue
@@ -557,8 +636,26 @@ def _views_in(region: Sequence[int], views: Sequence[View]) -> list[View]:
     return [view for view, top, left, bottom, right in extents if top < y2 and bottom > y1 and left < x2 and right > x1]
 
 
-def _meetings(views: Sequence[View], others: Sequence[View]) -> Iterator[tuple[View, View]]:
-    """The pairs of views of two tiles whose masks' boxes share pixels, of one class or both cut."""
+def _compare(
+    views: Sequence[View], others: Sequence[View], is_look: bool = False
+) -> tuple[list["_Pair"], list["_Pair"]]:
+    """The twins among the views of two tiles, the most similar ones first, and the pairs of which one covers the other.
+
+    is_look: one of the tiles was laid round objects, so it knows their class better.
+    """
+    area = cache(lambda view, region: int(np.count_nonzero(_part(view, region))))  # once for each view, not each pair
+    pairs = [_Pair.of(*sorted(pair, key=attrgetter("key")), area) for pair in _meetings(views, others, is_look)]
+    twins: list[_Pair] = []
+    keys: set[tuple] = set()
+    for pair in sorted(pairs, key=attrgetter("order")):
+        if pair.iou >= SAME_IOU and pair.first.key not in keys and pair.second.key not in keys:
+            keys |= {pair.first.key, pair.second.key}
+            twins.append(pair)
+    return twins, [pair for pair in pairs if pair.covers(keys)]
+
+
+def _meetings(views: Sequence[View], others: Sequence[View], is_look: bool) -> Iterator[tuple[View, View]]:
+    """The pairs of views of two tiles whose masks' boxes share pixels, of one class or both cut. is_look: all pairs."""
     if not views or not others:
         return
     boxes, other_boxes = (np.array([view.extent for view in side]) for side in (views, others))
@@ -566,7 +663,7 @@ def _meetings(views: Sequence[View], others: Sequence[View]) -> Iterator[tuple[V
     low = np.maximum(boxes[:, None, :2], other_boxes[:, :2])
     high = np.minimum(boxes[:, None, 2:], other_boxes[:, 2:])
     cut, other_cut = (np.array([view.is_cut for view in side]) for side in (views, others))
-    are_comparable = (classes[:, None] == other_classes) | (cut[:, None] & other_cut)
+    are_comparable = (classes[:, None] == other_classes) | (cut[:, None] & other_cut) | is_look
     pairs = (low < high).all(axis=2) & are_comparable
     for i, j in np.argwhere(pairs).tolist():
         yield views[i], others[j]
@@ -598,6 +695,14 @@ class _Pair(NamedTuple):
     def agreement(self) -> float:
         """Higher is better: of one class from 0 to 1, of two classes from -1 to 0."""
         return self.iou - (not self.is_of_one_class)
+
+    def covers(self, twins: Container[tuple]) -> bool:
+        """Whether a whole view explains a cut one that has no twin. twins: the keys of the views that have one."""
+        for cut, whole in ((self.first, self.second), (self.second, self.first)):
+            is_covered = cut.is_cut and not whole.is_cut and self.shared >= COVERED * cut.area
+            if is_covered and cut.key not in twins and self.is_of_one_class:
+                return True
+        return False
 
     @property
     def order(self) -> tuple:
@@ -697,18 +802,19 @@ def _merged(model: MaskRCNN, source: Source, plan: Plan, dtype: str, closes: boo
     """closes: close the source at the end."""
     with source if closes else contextlib.nullcontext():
         pixels = Pixels(source, model.config)
-        rows = (detect_views(model, pixels, plan, row, dtype) for row in plan.rows())
-        yield from merge_views(plan, rows, model.config)
+        look = functools.partial(detect_views, model, pixels, plan, dtype=dtype)
+        yield from merge_views(plan, map(look, plan.rows()), model.config, look)
 
 
 def merge_views(
-    plan: Plan, rows: Iterable[Iterable[tuple[Tile, list[View], int]]], config: Config
+    plan: Plan, rows: Iterable[Iterable[tuple[Tile, list[View], int]]], config: Config, look: Look | None
 ) -> Iterator[TiledDetections]:
     """Whole objects out of what all tiles of an image see: for each row those that no later row can change.
 
-    rows: for each row, from the top, what detect_views gives of its tiles. config: of the model.
+    rows: for each row, from the top, what detect_views gives of its tiles. config: of the model. look: as of Seams.
     """
-    seams = Seams(plan, limit=config.DETECTION_MAX_INSTANCES, has_ious=config.USE_MASKIOU_HEAD)
+    limit, has_ious = config.DETECTION_MAX_INSTANCES, config.USE_MASKIOU_HEAD
+    seams = Seams(plan, limit=limit, has_ious=has_ious, look=look)
     for number, row in enumerate(rows):
         for tile, views, count in row:
             seams.add(tile, views, count)

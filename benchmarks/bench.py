@@ -16,6 +16,7 @@ and docs/large_images.md are written too. After --quick nothing is written unles
 import argparse
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ BENCHMARKS = {
 
 def machine_name(facts: dict[str, Any]) -> str:
     """The machine in a file's name, of its description: xeon-2-threads."""
-    words = facts["cpu"].lower().replace("(r)", " ").split()
+    words = re.findall("[a-z]+", facts["cpu"].lower().replace("(r)", " "))
     processor = next((name for name in PROCESSORS if name in words), "cpu")
     return f"{processor}-{facts['threads']}-thread{'s' * (facts['threads'] != 1)}"
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_tiles.py [--part NAME ...] [--seeds N ...] [--images DIR] [--quick] [--output DIR]
 
     nuclei    mosaics of real images of cell nuclei, 2,048 x 2,048 pixels; tiles of 512
-    shapes    drawn shapes that are larger than the overlap, 768 x 768 pixels; tiles of 128 and of 96
+    shapes    drawn shapes that are larger than the overlap, tiles of 256, of 128 and of 96
     perfect   the rule of tiles.py alone: 3,000 ellipses that each tile sees exactly, in 10,000 x 10,000 pixels
     mosaic    detect_tiled() of mosaics of nuclei, from 1 to 16 megapixels
     sparse    detect_tiled() of TIFFs from 1 to 1,600 megapixels, read by regions; most of them is black
@@ -18,7 +18,8 @@ Reference and tiles are matched one to one within a class, the most similar mask
     new             share of its objects without counterpart: no object of the reference has an IoU of 0.5 with it
     doubles         share of its objects whose counterpart is another object's already
 
-seam_rules.py has the rules of others. "best view" of nuclei is no rule: it knows which view is the most similar to the
+"without looks" is tiles.py without further tiles, so that what no tile sees whole is joined from pieces. seam_rules.py
+has the rules of others. "best view" of nuclei is no rule: it knows which view is the most similar to the
 reference, so that no rule that chooses can do better. Of shapes, only those count that no tile sees whole:
 
     truth           share of the drawn shapes that have an IoU of 0.9 with an object of the same class
@@ -36,6 +37,7 @@ curves as a picture.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -133,17 +135,17 @@ class Seen(NamedTuple):
 
     plan: tiles.Plan
     views: list[tuple[tiles.Tile, list[tiles.View], int]]  # as detect_views() gives them
+    look: tiles.Look  # detects in further tiles
 
 
 def see(model: MaskRCNN, image: np.ndarray, plan: tiles.Plan) -> Seen:
-    pixels = Pixels(as_source(image), model.config)
-    rows = (tiles.detect_views(model, pixels, plan, row) for row in plan.rows())
-    return Seen(plan, [seen for row in rows for seen in row])
+    look = functools.partial(tiles.detect_views, model, Pixels(as_source(image), model.config), plan)
+    return Seen(plan, [seen for row in plan.rows() for seen in look(row)], look)
 
 
-def merge(seen: Seen, limit: int) -> ImageDetections:
-    """By tiles.py. limit: DETECTION_MAX_INSTANCES."""
-    seams = tiles.Seams(seen.plan, limit=limit)
+def merge(seen: Seen, limit: int, looks: bool) -> ImageDetections:
+    """By tiles.py. limit: DETECTION_MAX_INSTANCES. looks: with further tiles."""
+    seams = tiles.Seams(seen.plan, limit=limit, look=seen.look if looks else None)
     for place, views, count in seen.views:
         seams.add(place, views, count)
     found = seams.finish(seen.plan.shape[0] - 1)
@@ -152,7 +154,8 @@ def merge(seen: Seen, limit: int) -> ImageDetections:
 
 def by_each_rule(seen: Seen, limit: int) -> Iterator[tuple[str, ImageDetections]]:
     """The objects by tiles.py and by the rules of others, by their names."""
-    yield "tiles.py", merge(seen, limit)
+    yield "tiles.py", merge(seen, limit, looks=True)
+    yield "without looks", merge(seen, limit, looks=False)
     every = tiles.detections_of([[view] for _, views, _ in seen.views for view in views if view.score >= LEAST_SCORE])
     shape = seen.plan.image_shape
     for name, rule in seam_rules.usable_rules(every, shape):
@@ -162,7 +165,7 @@ def by_each_rule(seen: Seen, limit: int) -> Iterator[tuple[str, ImageDetections]
 def print_row(row: dict[str, Any]) -> None:
     names = ("0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong")
     shares = "  ".join(f"{name} {100 * row[name]:5.1f} %" for name in names if row.get(name) is not None)
-    where = f"seed {row['seed']} overlap {row['overlap']:4}"
+    where = f"seed {row['seed']} overlap {row['overlap']:4} of {row.get('tile', '')}"
     print(f"{where} {row['rule']:16} {row['objects']:5} objects  {shares}", file=sys.stderr, flush=True)
 
 
@@ -201,9 +204,11 @@ class Setting(NamedTuple):
     most: float
     tile: int
     overlap: int
+    side: int  # of the image
 
 
-SETTINGS = Setting(66, 95, 128, 64), Setting(45, 90, 96, 32)
+SETTINGS = Setting(66, 95, 256, 64, 2048), Setting(66, 95, 128, 64, 768), Setting(45, 90, 96, 32, 768)
+QUICK_SIDE = 256
 
 
 def plan_of(setting: Setting, shape: Sequence[int], config: Config) -> tiles.Plan:
@@ -228,10 +233,10 @@ def drawn(scene: Scene) -> ImageDetections:
 
 def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows of each setting, seed and rule."""
-    side = 256 if arguments.quick else 768
     model, rows = load_model("shapes", "cpu"), []
     for setting, seed in itertools.product(SETTINGS, arguments.seeds):
-        scene = make_shapes(side, side, setting.least, setting.most, seed)
+        setting = setting._replace(side=QUICK_SIDE) if arguments.quick else setting
+        scene = make_shapes(setting.side, setting.side, setting.least, setting.most, seed)
         reference, truth = detect_whole(model, scene.image, 128), drawn(scene)
         seen = see(model, scene.image, plan_of(setting, scene.image.shape, model.config))
         large, large_truth = unseen(reference.rois, seen.plan), unseen(truth.rois, seen.plan)
@@ -247,7 +252,7 @@ def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
                 {**case, "rule": rule, **agreement(reference, found, large), **means, "right_of": int(right.sum())}
             )
             print_row(rows[-1])
-    return {"side": side, "rows": rows}
+    return {"rows": rows}
 
 
 ############################################################
@@ -281,7 +286,8 @@ def perfect(arguments: argparse.Namespace) -> dict[str, Any]:
 def seams_of(ellipses: Ellipses) -> tiles.Seams:
     """For an image of ellipses, with tiles of 1024 and an overlap of 160."""
     config = load_model("shapes", "cpu").config  # whose strides are the usual ones
-    return tiles.Seams(tiles.plan_tiles(ellipses.image_shape, config, tile=1024, overlap=160))
+    plan = tiles.plan_tiles(ellipses.image_shape, config, tile=1024, overlap=160)
+    return tiles.Seams(plan, look=ellipses.look)
 
 
 def objects(count: int) -> Callable[[], dict[str, int]]:

@@ -60,6 +60,11 @@ class Ellipses:
             views += [] if view is None else [view]
         return views
 
+    def look(self, further: Iterable[tiles.Tile]) -> list[tuple[tiles.Tile, list[tiles.View], int]]:
+        """What further tiles see, as tiles.Seams wants it."""
+        seen = [(tile, self.views(tile)) for tile in further]
+        return [(tile, views, len(views)) for tile, views in seen]
+
 
 class Check:
     """Counts which ellipses come out, exactly as they are."""

@@ -5,7 +5,7 @@
 
 A table stands between two comments of the page; the first names its subject and its file:
 
-    <!-- table: detect benchmarks/results/2026-11-21-detect-epyc-2-threads.json -->
+    <!-- table: detect benchmarks/results/2026-11-29-epyc-2-threads.json -->
     <!-- end of table -->
 
 The file has the results of one benchmark, or those of all, as bench.py writes them.
@@ -158,10 +158,11 @@ def growth(facts: dict[str, Any]) -> list[Row]:
 def tiled(facts: dict[str, Any]) -> list[Row]:
     """bench_tiles.py: each rule's agreement with one piece, the mean of all seeds."""
     titles = ["objects", "IoU 0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"]
-    rows, cases = [["", *titles]], {}
+    rows, cases = [["tile/overlap", *titles]], {}
     for part in ("nuclei", "shapes"):
         for row in facts.get(part, {}).get("rows", []):
-            cases.setdefault(f"{part}, overlap {row['overlap']}: {row['rule']}", []).append(row)
+            tile = row.get("tile", facts[part].get("tile"))
+            cases.setdefault(f"{part}, {tile}/{row['overlap']}: {row['rule']}", []).append(row)
     for name, of_seeds in cases.items():
         cells = [f"{sum(row['objects'] for row in of_seeds) / len(of_seeds):,.0f}"]
         for column in ("0.95", "0.9", "0.5", "new", "doubles", "truth", "right", "wrong"):

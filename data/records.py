@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import utils
+from data.georeference import Georeference
 from roialign.paste import crop_to_rle
 
 ############################################################
@@ -162,6 +163,7 @@ class Picture:
     width: int = 0
     is_stored: bool = False  # loaded without turning it as EXIF says, because its labels are of the stored pixels
     labelled_classes: tuple[str, ...] | None = None  # names of the classes that are labelled in it; None: all
+    georeference: Georeference | None = None  # where it lies on a map, for writers
 
     @property
     def name(self) -> str:

@@ -199,6 +199,17 @@ def source_shape(path: str | os.PathLike) -> tuple[int, int]:
         return source.shape[0], source.shape[1]
 
 
+def georeference_of(path: str | os.PathLike) -> Georeference | None:
+    """Where a picture that is read in one piece lies on a map, if it is a TIFF that says it."""
+    with contextlib.suppress(OSError, ValueError):  # a picture that only read_image can read has no place
+        with open(path, "rb") as file:
+            is_possible = is_tiff(file)
+        if is_possible:
+            with open_source(path) as source:
+                return source.georeference
+    return None
+
+
 class FileSource(Source):
     """A file that open_source has opened.
 

@@ -25,6 +25,7 @@ from data.measurements import nearest_level, tiff_pixel_size
 from data.tiff import MOST_BYTES, TiffError, TiffImage
 
 CACHE_BYTES = 128 << 20  # of decoded pieces: a row of tiles of a striped file of 40,000 pixels in colour fits
+TILED_CACHE_BYTES = 32 << 20  # of pieces that are tiles: those that a place and its neighbours touch fit
 
 _NONE, _PACKBITS, _LZMA, _DEFLATE = 1, 32773, 34925, (8, 32946)
 _MIN_IS_BLACK, _RGB = 1, 2
@@ -90,6 +91,12 @@ class Grid(NamedTuple):
             yield row * across + column, row * self.rows, column * self.columns
 
 
+def cache_bytes(grid: Grid, pixel_bytes: int) -> int:
+    """How much of an image's decoded pieces to keep: a row of strips; of tiles a few, as they are read side by side."""
+    piece = grid.rows * grid.columns * pixel_bytes
+    return CACHE_BYTES if grid.columns >= grid.width else min(CACHE_BYTES, max(TILED_CACHE_BYTES, 4 * piece))
+
+
 def paste(out: np.ndarray, region: Sequence[int], piece: np.ndarray, y: int, x: int) -> None:
     """Copy the part of a piece that lies in a region. out: of the region. y, x: where the piece begins in the image."""
     y1, x1, y2, x2 = region
@@ -120,7 +127,7 @@ class TiffRegions:
 
         Raises: TiffError for a file that cannot be read by regions; errors of many kinds for a damaged one.
         """
-        self._file, self._lock, self._cache = file, threading.Lock(), cache or PieceCache()
+        self._file, self._lock = file, threading.Lock()
         self._channels = channels
         self.tiff, self.pixel_size = _open_level(file, channels, micrometres)
         self.page = page = self.tiff.page
@@ -153,6 +160,8 @@ class TiffRegions:
             count = self.tiff.count if self.tiff.layout.axes[2] is not None and self.tiff.count > 1 else None
         count = len(self._planes) if self._is_stacked else count
         self.shape = (height, width) if count is None else (height, width, count)
+        pixel_bytes = self.dtype.itemsize * math.prod(self.shape[2:])
+        self._cache = cache or PieceCache(cache_bytes(self._grid, pixel_bytes))
         if self._is_raw:
             self._check_end()
 

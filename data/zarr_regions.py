@@ -15,7 +15,7 @@ import utils
 from data.images import Refused
 from data.measurements import in_micrometres, nearest_level, square_side
 from data.tiff import MOST_BYTES, MOST_CHANNELS, channel_note, channels_read
-from data.tiff_regions import Grid, PieceCache, paste
+from data.tiff_regions import Grid, PieceCache, cache_bytes, paste
 
 _MOST_JSON_BYTES = 1 << 24
 _LEAST_PIECE = 512  # side of what is read at once, where chunks are smaller
@@ -59,10 +59,11 @@ class ZarrRegions:
         others = math.prod(shape.values()) > height * width * colours
         self.notes = [note] if note else []
         self.notes += ["Zarr images with several slices or times: the first one is read"] if others else []
-        self._axes, self._cache = image.axes, PieceCache()
+        self._axes = image.axes
         self._chunks = dict(zip(image.axes, chunks, strict=True))
         sides = (self._chunks[axis] * max(1, _LEAST_PIECE // self._chunks[axis]) for axis in "yx")
         self._grid = Grid(height, width, *sides)
+        self._cache = PieceCache(cache_bytes(self._grid, self.dtype.itemsize * self._count))
         self._folder, self._array = image.folder, _open_array(image.folder)
         if tuple(self._array.shape) != tuple(image.header["shape"]):
             raise Refused("its headers do not agree; is the folder damaged?")

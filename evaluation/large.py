@@ -1,12 +1,19 @@
 """Detection in large images: tile by tile, shared by processes, resumed after an interruption, merged at the end.
 
-    rows of tiles ─ detect_rows ─ FOLDER/detections/part-<process>.jsonl ─ TiledResults ─ TiledDetections, from the top
+    rows of tiles ─ detect_rows ─┐
+                                 ├ FOLDER/detections/part-<process>.jsonl ─ TiledResults ─ TiledDetections, from the top
+    further tiles ─ look_again ──┘
 
 The folder of an image has a line for each row of tiles, with what each tile of the row sees:
 
     {"row": 3, "evaluation": "3f2a9c01", "tiles": [{"column": 0, "count": 2, "views": [...]}, ...], "checksum": "..."}
 
-A line is written at once when its row is done. So a killed process loses at most a row, and a row that is missing or
+Once all rows are there, one process lays further tiles round the objects that no tile sees whole, see tiles.Seams. All
+that are laid at once have a line with the starts of their windows instead of columns:
+
+    {"row": null, "evaluation": "3f2a9c01", "tiles": [{"start": [640, 192], "count": 2, "views": [...]}, ...], ...}
+
+A line is written at once when its tiles are done. So a killed process loses at most a row, and what is missing or
 damaged is detected again. Whole objects are always made of the lines, and never of what a process still has in its
 memory: so the results depend neither on interruptions nor on the number of processes.
 
@@ -14,6 +21,7 @@ FOLDER/evaluation.json says which weights, settings, tiles and file the lines ar
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import math
@@ -35,11 +43,11 @@ import utils
 from config import Config
 from data.crops import Crop
 from data.images import image_size
-from data.regions import Pixels, open_source, source_shape
+from data.regions import Pixels, Source, open_source, source_shape
 from data.slide_regions import SUFFIXES as SLIDES
 from data.writers.common import counted
 from model import MaskRCNN
-from tiles import Plan, Tile, TiledDetections, View, detect_views, make_view, merge_views, plan_tiles
+from tiles import Look, Plan, Tile, TiledDetections, View, detect_views, make_view, merge_views, plan_tiles
 
 from .detect import claim_folder, stored_identity
 from .stream import (
@@ -294,27 +302,39 @@ class Seen(NamedTuple):
     count: int  # detections, those without pixels included
 
 
-class Row(NamedTuple):
-    """What a row of tiles sees, by a line."""
+Starts = tuple[tuple[int, int], ...]  # of the windows of further tiles, (y, x) in the network's input
 
-    number: int
+
+class Row(NamedTuple):
+    """What a row of tiles sees, or further tiles that are laid at once, by a line."""
+
+    number: int | Starts  # of the row; of further tiles where they start
     evaluation: str
     seen: list[Seen]
 
 
+def starts_of(tiles: Iterable[Tile]) -> Starts:
+    """By which further tiles that are laid at once are known."""
+    return tuple(sorted(tile.window[:2] for tile in tiles))
+
+
 def row_bytes(row: Row, plan: Plan, config: Config) -> bytes:
     """The line of a row. Raises: ValueError for what no row sees, such as a score of NaN."""
+    is_row = isinstance(row.number, int)
     tiles = [
-        {"column": tile.column, "count": count, "views": [_entry(view) for view in views]}
+        {
+            **({"column": tile.column} if is_row else {"start": tile.window[:2]}),
+            "count": count,
+            "views": [_entry(view) for view in views],
+        }
         for tile, views, count in row.seen
     ]
-    text = values_bytes({"row": row.number, "evaluation": row.evaluation, "tiles": tiles})
+    text = values_bytes({"row": row.number if is_row else None, "evaluation": row.evaluation, "tiles": tiles})
     try:
         read_row(text, plan, config)
     except ValueError as error:
-        raise ValueError(
-            f"what row {row.number} of the tiles shows cannot be stored, because {error}; are the weights damaged?"
-        ) from None
+        where = f"row {row.number} of the tiles shows" if is_row else "further tiles show"
+        raise ValueError(f"what {where} cannot be stored, because {error}; are the weights damaged?") from None
     return text
 
 
@@ -335,17 +355,33 @@ def read_row(text: bytes, plan: Plan, config: Config) -> Row:
     values = read_values(text)
     try:
         number, seen = values["row"], []
-        if set(values) != {"row", "evaluation", "tiles"} or type(number) is not int or not 0 <= number < plan.shape[0]:
+        if set(values) != {"row", "evaluation", "tiles"}:
             raise TypeError
-        if sorted(entry["column"] for entry in values["tiles"]) != list(range(plan.shape[1])):
-            raise ValueError("it has not each tile of its row once")
-        for entry in values["tiles"]:
-            tile = plan.tile(number, entry["column"])
+        for entry, tile in zip(values["tiles"], _tiles_of(number, values["tiles"], plan), strict=True):
             views = [_view(tile, each, plan, config) for each in entry["views"]]
             seen.append(Seen(tile, views, int(entry["count"])))
+        number = starts_of(tile for tile, _, _ in seen) if number is None else number
     except (TypeError, KeyError, AttributeError, OverflowError):
         raise ValueError("it is not what a row of tiles sees") from None
     return Row(number, values["evaluation"], seen)
+
+
+def _tiles_of(row: Any, entries: list[dict[str, Any]], plan: Plan) -> list[Tile]:
+    """The tiles of a line. row: its number; None: further tiles."""
+    if row is None:
+        starts = [tuple(entry["start"]) for entry in entries]
+        if any(type(y) is not int or type(x) is not int or min(y, x) < 0 for y, x in starts):
+            raise TypeError
+        if len(set(starts)) != len(starts) or any(
+            y >= plan.input_shape[0] or x >= plan.input_shape[1] for y, x in starts
+        ):
+            raise ValueError("a tile lies outside of the image, or there twice")
+        return [plan.further_tile(start) for start in starts]
+    if type(row) is not int or not 0 <= row < plan.shape[0]:
+        raise TypeError
+    if sorted(entry["column"] for entry in entries) != list(range(plan.shape[1])):
+        raise ValueError("it has not each tile of its row once")
+    return [plan.tile(row, entry["column"]) for entry in entries]
 
 
 def _view(tile: Tile, entry: dict[str, Any], plan: Plan, config: Config) -> View:
@@ -377,13 +413,15 @@ def _view(tile: Tile, entry: dict[str, Any], plan: Plan, config: Config) -> View
     return view
 
 
-def find_rows(image: LargeImage, config: Config) -> tuple[dict[int, Span], list[tuple[Span, str]]]:
-    """The place of each row that has an intact line, and the lines that cannot be used with the reasons.
+def find_rows(image: LargeImage, config: Config) -> tuple[dict[int | Starts, Span], list[tuple[Span, str]]]:
+    """The place of each row that has an intact line, those of further tiles too, and the lines that cannot be used.
+
+    The latter with the reasons.
 
     Raises: ValueError for an intact line of another evaluation.
     """
-    spans: dict[int, Span] = {}
-    digests: dict[int, bytes] = {}
+    spans: dict[int | Starts, Span] = {}
+    digests: dict[int | Starts, bytes] = {}
     problems: list[tuple[Span, str]] = []
     contradicted = set()
     for span, text in whole_lines(image.folder):
@@ -398,7 +436,8 @@ def find_rows(image: LargeImage, config: Config) -> tuple[dict[int, Span], list[
             spans[row.number], digests[row.number] = span, digest
         elif digests[row.number] != digest:
             contradicted.add(row.number)
-            problems.append((span, f"row {row.number} of the tiles has other results in another line"))
+            what = f"row {row.number} of the tiles has" if isinstance(row.number, int) else "these further tiles have"
+            problems.append((span, f"{what} other results in another line"))
     return {number: span for number, span in spans.items() if number not in contradicted}, problems
 
 
@@ -456,9 +495,7 @@ def _each_row(
 ) -> Iterator[Row]:  # fmt: skip
     """What each of some rows sees, until the image cannot be read any further."""
     try:
-        with open_source(image.path, config.IMAGE_CHANNEL_COUNT) as source:
-            if tuple(source.shape[:2]) != image.plan.image_shape:
-                raise ValueError(f"image {image.path} has another size than before; does another program write it?")
+        with _open_again(image, config) as source:
             pixels = Pixels(source, config)
             for number in rows:
                 seen = []
@@ -468,6 +505,15 @@ def _each_row(
                 yield Row(number, image.evaluation, seen)
     except (OSError, ValueError) as error:
         failures[image.path] = str(error) or type(error).__name__
+
+
+def _open_again(image: LargeImage, config: Config) -> Source:
+    """Raises: as open_source; ValueError if the file has another size than before."""
+    source = open_source(image.path, config.IMAGE_CHANNEL_COUNT)
+    if tuple(source.shape[:2]) != image.plan.image_shape:
+        source.close()
+        raise ValueError(f"image {image.path} has another size than before; does another program write it?")
+    return source
 
 
 ############################################################
@@ -500,9 +546,12 @@ class TiledResults:
     The first iteration makes them of the lines. It keeps them packed, about 400 bytes each, for the others.
     """
 
-    def __init__(self, image: LargeImage, config: Config) -> None:
-        """config: of the model. Raises: ValueError if rows are missing, or a line is of another evaluation."""
-        self.image, self.config = image, config
+    def __init__(self, image: LargeImage, config: Config, look: Look | None = None) -> None:
+        """config: of the model. look: detects in further tiles that have no line yet, as look_again does.
+
+        Raises: ValueError if rows are missing, or a line is of another evaluation.
+        """
+        self.image, self.config, self.look = image, config, look
         self.spans, _ = find_rows(image, config)
         self._packed: list[tuple[TiledDetections, list[_PackedMask]]] | None = None
         missing = [str(row) for row in range(image.plan.shape[0]) if row not in self.spans]
@@ -513,19 +562,78 @@ class TiledResults:
             )
 
     def __iter__(self) -> Iterator[TiledDetections]:
-        """For each row of tiles the objects that no later row can change, highest score of the class first."""
+        """For each row of tiles the objects that no later row can change, highest score of the class first.
+
+        Raises: ValueError if further tiles are needed that have no line, and there is no `look`.
+        """
         if self._packed is not None:
             for found, masks in self._packed:
                 yield replace(found, masks=[mask.unpacked() for mask in masks])
             return
-        packed = []
-        for found in merge_views(self.image.plan, map(self._read, range(self.image.plan.shape[0])), self.config):
+        packed, rows = [], map(self._read, range(self.image.plan.shape[0]))
+        for found in merge_views(self.image.plan, rows, self.config, self._look):
             packed.append((replace(found, masks=[]), list(map(_PackedMask.of, found.masks))))
             yield found
         self._packed = packed
 
-    def _read(self, row: int) -> Iterable[Seen]:
+    def _read(self, row: int | Starts) -> Iterable[Seen]:
         span = self.spans[row]
         with runtime.open_own(span.path, "rb") as file:
             file.seek(span.start)
             return read_row(file.read(span.end - span.start), self.image.plan, self.config).seen
+
+    def _look(self, tiles: list[Tile]) -> Iterable[Seen]:
+        starts = starts_of(tiles)
+        if starts in self.spans:
+            return self._read(starts)
+        if self.look is None:
+            raise ValueError(
+                f"{self.image.folder} lacks what {len(tiles)} further tiles of {utils.printable(self.image.path)} "
+                "show; were its lines changed after the detection? Detect again into the same folder"
+            )
+        return [Seen(*entry) for entry in self.look(tiles)]
+
+
+############################################################
+#  Further tiles
+############################################################
+
+
+def look_again(
+    model: MaskRCNN, images: Sequence[LargeImage], config: Config, dtype: str = "float32", verbose: bool = True
+) -> dict[str, str]:
+    """Detect in the further tiles of some images whose rows are all detected, and write them into their folders.
+
+    Arguments, returns, raises: as of detect_rows.
+    """
+    failures: dict[str, str] = {}
+    silent = not verbose or runtime.rank() > 0
+    for image in images:
+        try:
+            with contextlib.ExitStack() as stack:
+                results = TiledResults(image, config, _looking(model, image, config, dtype, stack))
+                rows = image.plan.shape[0]
+                for _ in tqdm(results, "joining", rows, leave=False, unit="row", disable=silent):
+                    pass
+        except (OSError, ValueError) as error:
+            failures[image.path] = str(error) or type(error).__name__
+    return failures
+
+
+def _looking(model: MaskRCNN, image: LargeImage, config: Config, dtype: str, stack: contextlib.ExitStack) -> Look:
+    """Detects in further tiles, and writes their line. The image is opened once it is needed; `stack` closes it."""
+
+    @functools.cache
+    def pixels() -> Pixels:
+        return Pixels(stack.enter_context(_open_again(image, config)), config)
+
+    def look(tiles: list[Tile]) -> list[Seen]:
+        seen = [Seen(*entry) for entry in detect_views(model, pixels(), image.plan, tiles, dtype)]
+        writer = Writer(image.folder)
+        try:
+            writer.append(row_bytes(Row(starts_of(tiles), image.evaluation, seen), image.plan, config))
+        finally:
+            writer.close()
+        return seen
+
+    return look

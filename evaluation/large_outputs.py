@@ -43,7 +43,7 @@ from tiles import Pixels, Source, TiledDetections
 
 from .accept import chances
 from .own_detect import PictureResults
-from .own_outputs import MAP_COLUMNS, TILE_COLUMNS, Table, draw, object_of, row_of
+from .own_outputs import TILE_COLUMNS, Table, draw, object_of, row_of
 
 ############################################################
 #  Objects with their numbers
@@ -203,9 +203,7 @@ def _features(large: LargePicture) -> Iterator[dict[str, Any]]:
             parsed, crop = large.parsed(results, i, number), results.found.masks[i]
             parsed.attributes["area_px"] = int(np.count_nonzero(crop.mask))
             entry = feature(parsed, crop, transform)
-            # Programs for maps show what lies directly in properties; QuPath shows measurements.
-            flat = {} if transform is None else {"class": parsed.name, **parsed.attributes}
-            entry["properties"] |= {**flat, **_tile_facts(results.found, i)}
+            entry["properties"] |= _tile_facts(results.found, i)
             yield entry
 
 
@@ -264,11 +262,8 @@ def table_rows(large: LargePicture) -> Iterator[dict[str, Any]]:
         found, rows = results.found, {}
         for i in sorted(range(len(found)), key=lambda i: (found.masks[i].y // _BLOCK, found.masks[i].x // _BLOCK)):
             taken = measure_crop(*found.masks[i], large.size, blocks.pixels(found.masks[i]))
-            rows[i] = row_of(results, i, numbers[i], taken, large.pixel_size, large.class_names)
-            if large.georeference is not None:
-                a, b, c, d, e, f = large.georeference.transform
-                x, y = taken.centroid_x, taken.centroid_y
-                rows[i] |= dict(zip(MAP_COLUMNS, (a * x + b * y + c, d * x + e * y + f), strict=True))
+            places = large.pixel_size, large.georeference
+            rows[i] = row_of(results, i, numbers[i], taken, large.class_names, *places)
             pieces, is_cut = _tile_facts(found, i).values()
             rows[i] |= dict(zip(TILE_COLUMNS, (pieces, "yes" if is_cut else "no"), strict=True))
         yield from (rows[i] for i in range(len(found)))

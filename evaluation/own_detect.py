@@ -44,6 +44,7 @@ from .large import (
     detect_rows,
     file_facts,
     hint_at_tiles,
+    look_again,
     looks_into_tiles,
     remaining_rows,
 )
@@ -175,6 +176,10 @@ def detect_pictures(
         named = {dataset.pictures[image_id].address: reason for image_id, reason in failures.items()}
         named |= detect_rows(model, jobs, config, dtype, verbose)
         everywhere = gathered(named)  # no process goes on before all have detected
+        failed = {path for part in everywhere for path in part}
+        whole = [image for image in large.images.values() if image.path not in failed]
+        again = look_again(model, whole[runtime.rank() :: runtime.world_size()], config, dtype, verbose)
+        everywhere += gathered(again)
     unread = {dataset.pictures[image_id].address: reason for image_id, reason in large.failures.items()}
     failures = unread | {key: text for part in everywhere for key, text in part.items()}
     return Run(evaluation, taken_over + large.taken_over, failures, bits, large.images)

@@ -14,6 +14,7 @@ import numpy as np
 import fonts
 import visualize
 from captions import Caption
+from data.georeference import Georeference
 from data.measurements import Measurements, measure
 from data.records import Object
 from data.writers.common import number_names
@@ -50,19 +51,21 @@ _SCORES = ("class_score", "predicted_iou", "mask_score", "accept")
 
 
 def rows_of(
-    results: PictureResults, values: np.ndarray | None, scale: float | None, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
+    results: PictureResults, values: np.ndarray | None, class_names: Sequence[str], scale: float | None = None,
+    georeference: Georeference | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each object, by column. Columns of micrometres are there if the size of pixels is known.
 
-    values: [H, W, C], the picture's own. scale: micrometres a pixel.
+    values: [H, W, C], the picture's own. scale: micrometres a pixel. georeference: of the picture, for MAP_COLUMNS.
     """
-    taken = [measure(rle, values) for rle in results.found.masks]
-    return [row_of(results, i, i + 1, measurements, scale, class_names) for i, measurements in enumerate(taken)]
+    places = class_names, scale, georeference
+    return [row_of(results, i, i + 1, measure(rle, values), *places) for i, rle in enumerate(results.found.masks)]
 
 
 def row_of(
-    results: PictureResults, i: int, number: int, taken: Measurements, scale: float | None, class_names: Sequence[str]
-) -> dict[str, Any]:
+    results: PictureResults, i: int, number: int, taken: Measurements, class_names: Sequence[str], scale: float | None,
+    georeference: Georeference | None,
+) -> dict[str, Any]:  # fmt: skip
     """The row of an object, by column. i: its place among the results. number: in all files. The rest: as rows_of."""
     found = results.found
     scores = (
@@ -73,6 +76,8 @@ def row_of(
     )
     row = {"file": results.picture.name, "number": number, "class": class_names[int(found.class_ids[i])]}
     row |= {name: None if score is None else float(score) for name, score in zip(_SCORES, scores, strict=True)}
+    if georeference is not None:
+        row |= zip(MAP_COLUMNS, georeference.place(taken.centroid_x, taken.centroid_y), strict=True)
     return row | _in_pixels(taken) | _in_micrometres(taken, scale) | _brightness(taken)
 
 
@@ -114,9 +119,8 @@ _SIZED_COLUMNS = (
 )  # fmt: skip
 
 
-# Of large pictures: where the centroid lies on the map, of how many tiles' views an object is joined, and if it is cut.
-MAP_COLUMNS = ("centroid_map_x", "centroid_map_y")
-TILE_COLUMNS = ("pieces", "is_cut")
+MAP_COLUMNS = ("centroid_map_x", "centroid_map_y")  # of pictures that lie on a map
+TILE_COLUMNS = ("pieces", "is_cut")  # of large pictures: of how many tiles' views an object is joined, and if it is cut
 
 
 class Table(NamedTuple):
@@ -147,9 +151,11 @@ class Table(NamedTuple):
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """The columns that some rows need: of micrometres and of channels those that a row has."""
+    """The columns that some rows need: of micrometres, of channels and of a map those that a row has."""
     channels = max((sum(name.startswith("mean_") for name in row) for row in rows), default=0)
-    return Table(any("pixel_size_um" in row for row in rows), channels)
+    return Table(
+        any("pixel_size_um" in row for row in rows), channels, any(row.keys() & set(MAP_COLUMNS) for row in rows)
+    )
 
 
 def _cell(value: Any, digits: int) -> Any:

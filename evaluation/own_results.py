@@ -27,7 +27,7 @@ from data.images import image_size, read_values
 from data.measurements import pixel_size
 from data.recognise import Records
 from data.records import Findings, Picture
-from data.regions import Source, open_source
+from data.regions import Source, georeference_of, open_source
 from data.sources import PictureFile, is_address, local_copy
 from data.writers.all import WRITERS
 from data.writers.common import counted, plan_names
@@ -89,6 +89,7 @@ class Entry(NamedTuple):
     large: LargeImage | None = None
     facts: Facts | None = None  # of a large picture
     label: str = ""  # the name of its labels, below the folder of a format
+    georeference: Georeference | None = None  # of a picture that is not large
 
 
 class Outcome(NamedTuple):
@@ -162,18 +163,19 @@ def _write_picture(dataset: PictureSet, image_id: int, line: Line, path: Path, r
     """
     picture = dataset.pictures[image_id]
     scale, rows = request.pixel_size, []
-    if line.masks and not {TABLE, PICTURES} & set(request.kinds):  # nothing but the line is needed
+    if line.masks and not {TABLE, PICTURES, "geojson"} & set(request.kinds):  # nothing but the line is needed
         size = tuple(line.masks[0]["segmentation"]["size"])
         results = results_of(picture, size, line, request.config, request.threshold)
         return Entry(image_id, results, rows, scale)
     with local_copy(picture.address) as file:
         results = results_of(picture, image_size(file).shown, line, request.config, request.threshold)
+        place = georeference_of(file)
         if TABLE in request.kinds:
             scale = scale or pixel_size(file)
-            rows = rows_of(results, read_values(file), scale, request.class_names)
+            rows = rows_of(results, read_values(file), request.class_names, scale, place)
         if PICTURES in request.kinds:
             _draw_once(dataset, file, line, results, path, request)
-    return Entry(image_id, results, rows, scale)
+    return Entry(image_id, results, rows, scale, georeference=place)
 
 
 def _draw_once(
@@ -317,7 +319,8 @@ def records_of(
     larges: the large pictures, by image_id. COCO's writer gets each of their objects as it writes it.
     """
     pictures = []
-    for image_id, results, *_ in entries:
+    for entry in entries:
+        image_id, results = entry.image_id, entry.results
         path = Path(root, results.picture.name)
         if image_id in larges:
             objects = CocoObjects(larges[image_id])
@@ -325,6 +328,7 @@ def records_of(
         else:
             objects = objects_of(results, request.class_names)
         picture = Picture(path, "", objects=objects, height=results.height, width=results.width)
+        picture.georeference = entry.georeference
         if is_address(root):
             picture.embedded = lambda results=results: _read_remote(results.picture.address)
         pictures.append(picture)

@@ -83,7 +83,10 @@ def save_blobs(path: Path, *blobs, size=(40, 60)) -> Path:
 
 
 def many_blobs(path: Path, size=(272, 200), step=20, seed=0) -> Path:
-    """A picture with a blob of a random size in most cells of a grid, and one that is larger than a tile of 128."""
+    """A picture with a blob of a random size in most cells of a grid, and two larger ones.
+
+    One of these is larger than a tile of 128. The other is not, but none of the tiles that overlap by 64 sees it whole.
+    """
     rng = np.random.default_rng(seed)
     blobs = []
     for y in range(2, size[0] - step, step):
@@ -91,7 +94,7 @@ def many_blobs(path: Path, size=(272, 200), step=20, seed=0) -> Path:
             height, width, class_id = rng.integers([4, 4, 1], [step - 3, step - 3, 4]).tolist()
             if rng.random() < 0.7 and not (40 < y < 220 and 5 < x < 175):
                 blobs.append((class_id, round(float(rng.uniform(0.3, 1)), 3), y, x, y + height, x + width))
-    return save_blobs(path, *blobs, (2, 0.95, 70, 30, 215, 170), size=size)
+    return save_blobs(path, *blobs, (2, 0.95, 70, 30, 215, 170), (1, 0.85, 60, 182, 132, 196), size=size)
 
 
 def main(options: dict, arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 import numpy as np
+import tifffile
 import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -479,6 +480,23 @@ def full_disk(size: int = 0):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+############################################################
+#  Maps
+############################################################
+
+
+def geotiff(path, array, nodata=None, epsg=32633, **options):
+    """A GeoTIFF of half metres whose upper left corner lies at (500000, 4000000)."""
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, epsg)
+    tags = [
+        (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (33922, 12, 6, (0.0, 0.0, 0.0, 500000.0, 4000000.0, 0.0), True),
+        (34735, 3, len(keys), keys, True),
+    ]
+    tags += [] if nodata is None else [(42113, 2, 0, str(nodata), True)]
+    tifffile.imwrite(path, array, extratags=tags, metadata=None, **options)
 
 
 ############################################################

@@ -106,9 +106,11 @@ def test_each_benchmark_has_its_table():
 def test_the_table_of_tiles_has_the_mean_of_seeds():
     case = {"overlap": 64, "rule": "tiles.py", "objects": 300, "0.95": 0.98, "0.9": 1.0, "0.5": 1.0, "new": 0.01}
     nuclei = [{**case, "doubles": 0.0}, {**case, "objects": 500, "0.95": 0.96, "doubles": None}]
-    facts = {**FACTS, "nuclei": {"rows": nuclei}, "shapes": {"rows": [{**case, "doubles": 0.0, "truth": 0.5}]}}
+    shapes = [{**case, "tile": tile, "doubles": 0.0, "truth": 0.5} for tile in (256, 128)]
+    facts = {**FACTS, "nuclei": {"tile": 512, "rows": nuclei}, "shapes": {"rows": shapes}}
     rows = tables.tiled(facts)
-    assert rows[1] == ["nuclei, overlap 64: tiles.py", "400", "97.0 %", "100.0 %", "100.0 %", "1.0 %", "", "", "", ""]
+    assert [row[0] for row in rows[2:]] == ["shapes, 256/64: tiles.py", "shapes, 128/64: tiles.py"]
+    assert rows[1] == ["nuclei, 512/64: tiles.py", "400", "97.0 %", "100.0 %", "100.0 %", "1.0 %", "", "", "", ""]
     assert rows[2][-4:] == ["0.0 %", "50.0 %", "", ""]
 
 

@@ -271,6 +271,10 @@ def test_images_are_not_changed(model):
     assert (image == before).all()
     image.flags.writeable = False
     assert_same(model.detect([image])[0], model.detect([before])[0], 0)
+    flipped, turned = before[::-1, ::-1], np.rot90(before, 2)  # views with steps of -1
+    expected = model.detect([flipped.copy()])[0]
+    assert_same(model.detect([flipped])[0], expected, 0)
+    assert_same(model.detect([turned])[0], expected, 0)
 
 
 @pytest.mark.parametrize(

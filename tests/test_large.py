@@ -1,6 +1,7 @@
 """evaluation/large.py: which images are detected in tiles, rows that survive interruptions, and their results."""
 
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from detect_blobs import BlobFinder, many_blobs, save_blobs
-from helpers import files_of_at_most, tiny_model
+from helpers import files_of_at_most, geotiff, tiny_model
 from PIL import Image
 
 import cli
@@ -32,6 +33,7 @@ from evaluation.large import (
     file_facts,
     find_rows,
     hint_at_tiles,
+    look_again,
     needs_tiles,
     picture_shape,
     read_row,
@@ -157,9 +159,10 @@ def claim(path: Path, folder: Path, options=SMALL, **changes):
 
 
 def detect_remaining(finder, image) -> list[int]:
-    """Detect what is missing. Returns: the rows that were detected."""
+    """Detect what is missing, in further tiles too. Returns: the rows that were detected."""
     jobs, _ = remaining_rows(image, CONFIG)
     assert detect_rows(finder, jobs, CONFIG, verbose=False) == {}
+    assert look_again(finder, [image], CONFIG, verbose=False) == {}
     return [job.row for job in jobs]
 
 
@@ -189,13 +192,14 @@ def test_stored_rows_give_what_tiles_see(finder, slide, done):
     with evaluation.large.open_source(slide) as source:
         pixels = evaluation.large.Pixels(source, CONFIG)
         seen = [list(finder.detect_views(pixels, done.plan, row)) for row in done.plan.rows()]
+        look = functools.partial(finder.detect_views, pixels, done.plan)
+        expected = texts_of(evaluation.large.merge_views(done.plan, seen, CONFIG, look))
     results = TiledResults(done, CONFIG)
-    expected = texts_of(evaluation.large.merge_views(done.plan, seen, CONFIG))
     assert texts_of(results) == expected
     assert texts_of(results) == expected, "again"
     found = TiledDetections.cat(list(results))
     assert len(found) > 20
-    assert found.pieces.max() > 1, "one blob is larger than a tile"
+    assert (found.pieces > 1).sum() == 1, "one blob is larger than a tile"
     whole = finder._find(np.asarray(Image.open(slide)))
     assert sorted(map(utils.rle_area, whole["masks"])) == sorted(int(mask.sum()) for _, _, mask in found.masks)
 
@@ -262,7 +266,7 @@ def test_damaged_lines_are_named_and_their_rows_detected_again(finder, done, cha
     lines = whole.splitlines(keepends=True)
     part_of(done).write_bytes(b"".join([lines[0], changed(lines[1], change), *lines[2:]]))
     rows, ((span, text),) = find_rows(done, CONFIG)
-    assert (sorted(rows), span.number, text) == ([0, 2, 3], 2, reason)
+    assert ([row for row in rows if isinstance(row, int)], span.number, text) == ([0, 2, 3], 2, reason)
     assert detect_remaining(finder, done) == [1]
     assert sorted(part_of(done).read_bytes().splitlines()) == sorted(whole.splitlines())
 
@@ -277,9 +281,62 @@ def test_a_row_that_contradicts_another_line_is_detected_again(finder, done):
     lines = part_of(done).read_bytes().splitlines(keepends=True)
     part_of(done).write_bytes(b"".join([*lines, lines[1], changed(lines[2], in_view(score=0.5))]))
     _, ((span, text),) = find_rows(done, CONFIG)
-    assert (span.number, text) == (6, "row 2 of the tiles has other results in another line")
+    assert (span.number, text) == (7, "row 2 of the tiles has other results in another line")
     assert detect_remaining(finder, done) == [2]
-    assert len(part_of(done).read_bytes().splitlines()) == 4
+    assert len(part_of(done).read_bytes().splitlines()) == 5
+
+
+############################################################
+#  Further tiles
+############################################################
+
+
+def test_further_tiles_have_a_line_of_their_own(finder, done):
+    lines = part_of(done).read_bytes().splitlines(keepends=True)
+    row = read_row(lines[-1], done.plan, CONFIG)
+    assert (len(lines), row.number) == (5, tuple(tile.window[:2] for tile, _, _ in row.seen))
+    whole = [view for _, views, _ in row.seen for view in views if not view.is_cut and view.extent[2] == 132]
+    assert [view.extent for view in whole] == [(60, 182, 132, 196)]
+    assert look_again(finder, [done], CONFIG, verbose=False) == {}
+    assert finder.seen_tiles == [], "they are detected once"
+
+
+def test_missing_further_tiles_are_named_and_detected_again(finder, done):
+    expected, whole = texts_of(TiledResults(done, CONFIG)), part_of(done).read_bytes()
+    part_of(done).write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"lacks what 1 further tiles of .*slide\.png show; were its lines changed"):
+        list(TiledResults(done, CONFIG))
+    assert look_again(finder, [done], CONFIG, verbose=False) == {}
+    assert (texts_of(TiledResults(done, CONFIG)), part_of(done).read_bytes()) == (expected, whole)
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda values: values["tiles"][0].update(start=[0, 512]), "a tile lies outside of the image, or there twice"),
+    (lambda values: values["tiles"].append(values["tiles"][0]), "a tile lies outside of the image, or there twice"),
+    (lambda values: values["tiles"][0].update(start=[0, -1]), "it is not what a row of tiles sees"),
+    (lambda values: values["tiles"][0].update(start=[0, 1.5]), "it is not what a row of tiles sees"),
+    (lambda values: values["tiles"][0].update(start=None), "it is not what a row of tiles sees"),
+    (in_view(score=float("nan")), "a score or a box is not finite, or far too large"),
+])  # fmt: skip
+def test_damaged_lines_of_further_tiles_are_named(finder, done, change, reason):
+    whole = part_of(done).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    part_of(done).write_bytes(b"".join([*lines[:-1], changed(lines[-1], change)]))
+    _, problems = find_rows(done, CONFIG)
+    assert [(span.number, text) for span, text in problems] == [(5, reason)]
+    assert detect_remaining(finder, done) == []
+    assert part_of(done).read_bytes() == whole
+
+
+def test_a_picture_that_is_gone_before_further_tiles_costs_itself_only(finder, done, slide, tmp_path):
+    path = tmp_path / "copy.png"
+    path.write_bytes(slide.read_bytes())
+    image = claim(path, tmp_path / "copy")
+    assert detect_rows(finder, remaining_rows(image, CONFIG)[0], CONFIG, verbose=False) == {}
+    path.unlink()
+    failures = look_again(finder, [image, done], CONFIG, verbose=False)
+    assert list(failures) == [path]
+    assert "there is no such file" in failures[path]
 
 
 def test_scores_that_are_no_numbers_are_not_stored(finder, slide, tmp_path):
@@ -385,7 +442,7 @@ def test_large_pictures_join_the_others(pictures, finder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "1 picture in tiles of 128 x 128 pixels that overlap by 32, such as large.png (272 x 200): as --" in printed
     assert finder.seen == [(40, 60)]
-    assert len(finder.seen_tiles) == 12
+    assert len(finder.seen_tiles) == 13
     assert detect(pictures, "--tiles", "off", *kinds, out=tmp_path / "whole") == 0
     assert "in tiles" not in capsys.readouterr().out
     tiled, whole = files_in(tmp_path / "tiled"), files_in(tmp_path / "whole")
@@ -430,10 +487,10 @@ def test_an_interrupted_command_continues(pictures, finder, tmp_path, capsys):
     assert detect(pictures, *TILES, out=tmp_path / "out") == 0
     assert "taken over from an earlier run: 2 rows of tiles, where 2 remain" in capsys.readouterr().out
     assert len(finder.seen) == 1
-    assert len(finder.seen_tiles) == 8 + 6
+    assert len(finder.seen_tiles) == 8 + 6 + 1
     assert detect(pictures, *TILES, out=tmp_path / "out") == 0
     assert "taken over from an earlier run: 2 pictures" in capsys.readouterr().out
-    assert len(finder.seen_tiles) == 14, "the third time, nothing is detected"
+    assert len(finder.seen_tiles) == 15, "the third time, nothing is detected"
     assert detect(pictures, *TILES, out=tmp_path / "whole") == 0
     assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
 
@@ -446,7 +503,7 @@ def test_other_tiles_need_another_folder(pictures, finder, tmp_path, capsys):
     assert "tile 128 there, 192 now" in error
     assert error.count("\n") == 1
     assert detect(pictures, "--threshold", 0.2, *TILES, out=tmp_path / "out") == 0
-    assert len(finder.seen_tiles) == 12, "another threshold needs no detection"
+    assert len(finder.seen_tiles) == 13, "another threshold needs no detection"
 
 
 def test_a_large_picture_that_cannot_be_read_costs_itself_only(pictures, finder, tmp_path, capsys):
@@ -467,12 +524,46 @@ def test_a_large_picture_that_cannot_be_read_costs_itself_only(pictures, finder,
     assert len(finder.seen_tiles) - seen < 12, "its good rows are not detected again, nor are the other picture's"
 
 
+def test_pictures_of_a_map_have_its_coordinates_whatever_their_size(finder, tmp_path):
+    save_blobs(tmp_path / "a.png", (1, 0.9, 4, 6, 12, 26))
+    many_blobs(tmp_path / "b.png")
+    (tmp_path / "maps").mkdir()
+    for name in "ab":
+        geotiff(tmp_path / "maps" / f"{name}.tif", np.asarray(Image.open(tmp_path / f"{name}.png")), photometric="rgb")
+    assert detect(tmp_path / "maps", *TILES, "--to", "csv,geojson", out=tmp_path / "out") == 0
+    assert detect(tmp_path / "maps", "--tiles", "off", "--to", "geojson", out=tmp_path / "whole") == 0
+    read = {
+        path: json.loads((tmp_path / path).read_text())
+        for path in (
+            "out/geojson/a.geojson",
+            "out/geojson/b.geojson",
+            "whole/geojson/a.geojson",
+            "whole/geojson/b.geojson",
+        )
+    }
+    assert {value["crs"]["properties"]["name"] for value in read.values()} == {"urn:ogc:def:crs:EPSG::32633"}
+    (object_of_a,) = read["out/geojson/a.geojson"]["features"]
+    corners = np.array(object_of_a["geometry"]["coordinates"][0])
+    assert (corners.min(axis=0).tolist(), corners.max(axis=0).tolist()) == ([500003, 3999994], [500013, 3999998])
+    assert object_of_a["properties"]["class"] == "cat, small"
+    assert object_of_a["properties"]["mask_score"] == object_of_a["properties"]["measurements"]["mask_score"]
+    shapes = [
+        sorted(str(each["geometry"]) for each in read[f"{out}/geojson/b.geojson"]["features"])
+        for out in ("out", "whole")
+    ]
+    assert shapes[0] == shapes[1]
+    with (tmp_path / "out" / "objects.csv").open() as file:
+        row, *others = csv.DictReader(file)
+    assert (row["centroid_map_x"], row["centroid_map_y"]) == ("500008", "3999996")
+    assert all(each["centroid_map_x"] for each in others)
+
+
 def test_changed_and_removed_pictures(pictures, finder, tmp_path, capsys):
     assert detect(pictures, *TILES, out=tmp_path / "out") == 0
     many_blobs(pictures / "large.png", seed=3)
     assert detect(pictures, *TILES, out=tmp_path / "out") == 0
     assert "detected again, because its file has changed: " in capsys.readouterr().out
-    assert len(finder.seen_tiles) == 24
+    assert len(finder.seen_tiles) == 26
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -617,6 +708,6 @@ def test_an_ome_zarr_is_detected_in(slide, finder, tmp_path, capsys):
     assert detect(folder.parent, *TILES, "--to", "csv,coco,label_images,yolo", out=tmp_path / "out") == 0
     assert "yolo: left out: slide.zarr is a folder" in capsys.readouterr().out
     assert (tmp_path / "out" / "label_images" / "masks" / "slide.zarr").is_dir()
-    assert len(finder.seen_tiles) == 12
+    assert len(finder.seen_tiles) == 13
     assert detect(folder.parent, "--tiles", "off", out=tmp_path / "whole") == 1
     assert "slide.zarr is a directory; a folder of Zarr is read by regions only" in capsys.readouterr().err

@@ -5,7 +5,6 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.crops import Crop
+from data.georeference import Georeference
 from data.measurements import pixel_size
 from data.recognise import Records
 from data.records import Findings, Picture
@@ -50,14 +50,7 @@ NAMES = TinyConfig.CLASS_NAMES
 FACTORS = [0.0] * 6 + [1.0, 1.0, -2.0, 1.0, 1.0, -3.0] * 3  # of ACCEPT_CALIBRATION, for four classes
 
 
-class Map(NamedTuple):
-    """A georeference."""
-
-    crs: str
-    transform: tuple[float, ...]
-
-
-UTM = Map("EPSG:32633", (0.5, 0.0, 389_000.25, 0.0, -0.5, 5_820_000.75))
+UTM = Georeference("EPSG:32633", (0.5, 0.0, 389_000.25, 0.0, -0.5, 5_820_000.75))
 
 
 @pytest.fixture
@@ -417,7 +410,7 @@ def test_polygons_on_a_map(tmp_path):
     ],
 )  # fmt: skip
 def test_the_reference_of_a_map(tmp_path, crs, name):
-    large = large_of([], (9, 9), georeference=Map(crs, (1e-5, 0, 13, 0, -1e-5, 52)))
+    large = large_of([], (9, 9), georeference=Georeference(crs, (1e-5, 0, 13, 0, -1e-5, 52)))
     contents = json.loads(write_label(large, tmp_path / "a.geojson").read_text())
     assert contents["features"] == []
     assert contents.get("crs") == (name and {"type": "name", "properties": {"name": name}})
@@ -473,7 +466,7 @@ def test_the_table_is_that_of_the_whole_picture(small, tmp_path, seed, shape):
     large = large_of(random_rows(seed, objects=5), pixels, 0.4, config, pixel_size=0.5)
     rows = list(table_rows(large))
     results, found = whole(large)
-    expected = rows_of(results, pixels.reshape(70, 45, -1), 0.5, NAMES)
+    expected = rows_of(results, pixels.reshape(70, 45, -1), NAMES, 0.5)
     assert len(rows) == len(expected) >= 3
     ordered = sorted(rows, key=lambda row: row["number"])
     for row, pieces, is_cut in zip(ordered, found.pieces, found.is_cut, strict=True):

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from helpers import random_image, tiny_model
+from helpers import geotiff, random_image, tiny_model
 from PIL import Image
 
 import tiles
 from data import images, regions, slide_regions, tiff_regions
 from data.georeference import Georeference
 from data.images import read_image
-from data.regions import ArraySource, Pixels, as_source, open_source, source_shape
+from data.regions import ArraySource, Pixels, as_source, georeference_of, open_source, source_shape
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (70, 100, 3)).astype(np.uint8)
@@ -279,6 +279,13 @@ def test_strips_are_unpacked_once_for_a_row_of_tiles(tmp_path, monkeypatch):
         assert len(reads.counts) == 11
 
 
+@pytest.mark.parametrize(("piece", "pixel_bytes", "megabytes"), [
+    ((512, 512), 3, 32), ((2048, 2048), 3, 48), ((8192, 8192), 3, 128), ((256, 40_000), 3, 128), ((10, 50_000), 1, 128),
+])  # fmt: skip
+def test_how_many_decoded_pieces_are_kept(piece, pixel_bytes, megabytes):
+    assert tiff_regions.cache_bytes(tiff_regions.Grid(40_000, 40_000, *piece), pixel_bytes) == megabytes << 20
+
+
 def test_the_cache_keeps_to_its_size():
     cache = tiff_regions.PieceCache(100)
     made = []
@@ -346,18 +353,6 @@ def test_a_sparse_image_of_any_size_is_opened_and_read(tmp_path):
 ############################################################
 
 
-def geotiff(path, array, nodata=None, epsg=32633, **options):
-    """A GeoTIFF of half metres whose upper left corner lies at (500000, 4000000)."""
-    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, epsg)
-    tags = [
-        (33550, 12, 3, (0.5, 0.5, 0.0), True),
-        (33922, 12, 6, (0.0, 0.0, 0.0, 500000.0, 4000000.0, 0.0), True),
-        (34735, 3, len(keys), keys, True),
-    ]
-    tags += [] if nodata is None else [(42113, 2, 0, str(nodata), True)]
-    tifffile.imwrite(path, array, extratags=tags, metadata=None, **options)
-
-
 def test_no_data_do_not_count_and_become_black(tmp_path):
     heights = np.linspace(100, 200, 70 * 100, dtype=np.float32).reshape(70, 100)
     holes = heights.copy()
@@ -414,10 +409,8 @@ def test_the_network_does_not_see_blank_tiles(tmp_path, monkeypatch):
             for row in plan.rows()
             for tile, _, _ in tiles.detect_views(model, Pixels(source, model.config), plan, row)
         ]
-        rows = list(tiles.detect_tiled(model, source, tile=64, overlap=0))
     assert sorted((tile.row, tile.column) for tile in found) == [(y, x) for y in range(3) for x in range(5)]
-    assert len(seen) == 2 * 3 * 4, "the first column is blank"
-    assert len(rows) == 3
+    assert len(seen) == 3 * 4, "the first column is blank"
 
 
 ############################################################
@@ -454,6 +447,15 @@ def test_a_geotiff_has_a_place_on_the_map(tmp_path):
     tifffile.imwrite(tmp_path / "flat.tif", COLOUR, extratags=tags, metadata=None)
     with open_source(tmp_path / "flat.tif") as source:
         assert source.georeference is None
+
+
+def test_a_picture_that_is_read_in_one_piece_may_have_a_place(tmp_path):
+    geotiff(tmp_path / "a.tif", COLOUR, photometric="rgb")
+    assert georeference_of(tmp_path / "a.tif").place(0, 0) == (500000.0, 4000000.0)
+    Image.fromarray(COLOUR).save(tmp_path / "plain.tif")
+    (tmp_path / "bad.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:50])
+    (tmp_path / "a.txt").write_bytes(b"II*")
+    assert [georeference_of(tmp_path / name) for name in ("plain.tif", "bad.tif", "a.txt", "gone.tif")] == [None] * 4
 
 
 @pytest.mark.parametrize(("micrometres", "step"), [(None, 1), (0.1, 1), (0.35, 1), (0.36, 2), (0.5, 2), (9.0, 2)])

@@ -510,6 +510,156 @@ def test_crops_become_run_length_codes_of_the_image():
 
 
 ############################################################
+#  Further tiles
+############################################################
+
+
+def looked(*masks, plan=PLAN, shown=None, **options) -> tuple[TiledDetections, list[tiles.Tile]]:
+    """As merge, with further tiles, which see `shown`, or else the masks too. Also gives the further tiles."""
+    laid = []
+
+    def look(further):
+        laid.extend(further)
+        return [(tile, seen(tile, *(masks if shown is None else shown), plan=plan, **options), 1) for tile in further]
+
+    seams, parts = Seams(plan, limit=options.pop("limit", None), look=look), []
+    for row in plan.rows():
+        for tile in row:
+            seams.add(tile, seen(tile, *masks, plan=plan))
+        parts.append(seams.finish(row[0].row))
+    assert len(seams) == 0
+    assert not any((seams._further, seams._asked, seams._denied, seams._twins, seams._covers))
+    return TiledDetections.cat(parts), laid
+
+
+@pytest.mark.parametrize("box", [(20, 150, 60, 300), (150, 150, 300, 300), (100, 0, 140, 230), (0, 0, 200, 230)])
+def test_an_object_that_no_tile_sees_whole_is_seen_by_a_further_one(box):
+    found, laid = looked(rectangle(*box))
+    assert pixels_of(found) == [list(box)]
+    assert (found.pieces.tolist(), found.is_cut.tolist()) == ([1], [False])
+    assert len(laid) == 1
+
+
+@pytest.mark.parametrize("box", [(20, 30, 60, 90), (230, 10, 250, 30), (0, 0, 200, 200), (235, 235, 245, 245)])
+def test_what_a_tile_sees_with_room_around_is_not_looked_at_again(box):
+    assert looked(rectangle(*box))[1] == []
+
+
+def test_what_tiles_see_barely_whole_is_looked_at_again():
+    """The left tile shows the object as if it ended 8 pixels before the tile does."""
+    left, right = PLAN.row(0)
+    whole = rectangle(20, 190, 100, 300)
+    seams = Seams(PLAN, look=lambda further: [(tile, seen(tile, whole, class_id=2), 1) for tile in further])
+    seams.add(left, seen(left, rectangle(20, 190, 100, 248)))
+    seams.add(right, [])
+    found = seams.finish(0)
+    assert pixels_of(found) == [[20, 190, 100, 300]]
+    assert found.class_ids.tolist() == [2], "the further tile knows the class"
+
+
+def test_only_what_is_larger_than_a_tile_is_joined():
+    large, small = (40, 0, 70, 448), (150, 150, 300, 300)
+    found, laid = looked(rectangle(*large), rectangle(*small))
+    assert pixels_of(found) == [list(large), list(small)]
+    assert sorted(found.pieces.tolist()) == [1, 2]
+    assert len(laid) == 1
+
+
+def test_one_further_tile_shows_all_objects_that_lie_deep_in_it():
+    boxes = [[150, 100, 300, 130], [150, 130, 300, 160]]
+    found, laid = looked(*(rectangle(*box) for box in boxes))
+    assert pixels_of(found) == boxes
+    assert len(laid) == 1
+
+
+def test_what_a_further_tile_does_not_see_is_no_object():
+    found, _ = looked(rectangle(20, 150, 60, 300), shown=[rectangle(400, 400, 420, 420)])
+    assert len(found) == 0
+    box = [20, 150, 60, 300]
+    found, _ = looked(rectangle(*box), shown=[rectangle(61, 200, 70, 210)], limit=1)
+    assert pixels_of(found) == [], "its detection has the lowest score, so another one would have been higher"
+    found, _ = looked(rectangle(*box), shown=[rectangle(61, 200, 70, 210)], limit=1, score=0.95)
+    assert pixels_of(found) == [box], "it had no room for one of this score"
+
+
+def test_a_further_tile_that_cuts_the_object_leaves_its_pieces_joined():
+    found, laid = looked(rectangle(20, 150, 60, 300), shown=[rectangle(20, 90, 60, 448)])
+    assert pixels_of(found) == [[20, 150, 60, 300]]
+    assert (found.pieces.tolist(), len(laid)) == ([2], 1)
+
+
+def test_a_further_tile_knows_the_class():
+    found, _ = looked(rectangle(20, 150, 60, 300), class_id=2)
+    assert (found.class_ids.tolist(), found.pieces.tolist()) == ([2], [1])
+
+
+def test_pieces_that_do_not_agree_are_one_object_if_a_further_tile_sees_one():
+    left, right = PLAN.row(0)
+    whole = rectangle(20, 100, 60, 300)
+    seams = Seams(PLAN, look=lambda further: [(tile, seen(tile, whole), 1) for tile in further])
+    seams.add(left, seen(left, whole))
+    seams.add(right, seen(right, rectangle(20, 100, 39, 300)))
+    assert pixels_of(seams.finish(0)) == [[20, 100, 60, 300]]
+
+
+def test_what_a_further_tile_sees_waits_for_rows_that_see_it_too():
+    """The pieces end above the second row of tiles. The whole object does not, and that row sees it as well."""
+    plan = plan_tiles((1000, 448), CONFIG, tile=256, overlap=64)  # rows at 0, 192, ...
+    whole = rectangle(150, 150, 215, 300)
+    calls = []
+
+    def look(further):
+        calls.append(further)
+        return [(tile, seen(tile, whole, plan=plan), 1) for tile in further]
+
+    seams = Seams(plan, look=look)
+    for tile in plan.row(0):
+        seams.add(tile, seen(tile, rectangle(150, 150, 190, 300), plan=plan))
+    assert len(seams.finish(0)) == 0
+    assert len(seams) == 3
+    for tile in plan.row(1):
+        seams.add(tile, seen(tile, whole, plan=plan))
+    assert pixels_of(seams.finish(1)) == [[150, 150, 215, 300]]
+    assert len(calls) == 1
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 1.5, 2.0]))
+def test_a_tile_around_a_box_sees_it_whole_if_any_can(seed, scale):
+    rng = np.random.default_rng(seed)
+    plan = plan_tiles(rng.integers(300, 1200, 2), CONFIG, tile=256, overlap=64, scale=scale)
+    height, width = np.minimum(rng.integers(4, 400, 2), plan.image_shape)
+    y1, x1 = (
+        int(rng.integers(0, side - size + 1)) for side, size in zip(plan.image_shape, (height, width), strict=True)
+    )
+    box = (y1, x1, y1 + int(height), x1 + int(width))
+    tile = plan.tile_around(box)
+    if tile is None:
+        assert max(height, width) * scale > plan.side - 0.1 * plan.side - 4 * scale
+        return
+    assert not tiles.is_cut(box, tile.region, plan.image_shape)
+    assert max(tile.shape) <= plan.side
+    assert min(tile.window) >= 0
+    assert (np.array(tile.window[2:]) <= plan.input_shape).all()
+    assert tile == plan.further_tile(tile.window[:2])
+    if max(height, width) * scale < 100:
+        assert all(start % plan.cell[1] == 0 for start in tile.window[:2]), "there is a place on the coarsest stride"
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_tiles_around_one_are_those_that_overlap_with_it(seed, is_further):
+    rng = np.random.default_rng(seed)
+    plan = plan_tiles(rng.integers(100, 1200, 2), CONFIG, tile=256, overlap=int(rng.integers(0, 129)))
+    tile = plan.tile(*(int(rng.integers(count)) for count in plan.shape))
+    tile = plan.further_tile([int(rng.integers(side)) for side in plan.input_shape]) if is_further else tile
+
+    def overlaps(other):
+        low, high = np.maximum(tile.window[:2], other.window[:2]), np.minimum(tile.window[2:], other.window[2:])
+        return (low < high).all() and other != tile
+
+    assert plan.around(tile) == [other for row in plan.rows() for other in row if overlaps(other)]
+
+
+############################################################
 #  Seams, of many objects
 ############################################################
 
@@ -535,6 +685,15 @@ def scattered(seed: int, count: int = 100, plan=LARGE) -> list[Crop]:
 def test_with_perfect_views_every_object_comes_out_once(seed):
     masks = scattered(seed)
     assert pixels_of(merge(*masks, plan=LARGE)) == sorted([*box_of(mask)] for mask in masks)
+
+
+@given(st.integers(0, 10_000))
+def test_with_perfect_views_further_tiles_see_all_that_fits(seed):
+    masks = scattered(seed)
+    found, _ = looked(*masks, plan=LARGE)
+    assert pixels_of(found) == sorted([*box_of(mask)] for mask in masks)
+    boxes = [box_of(mask) for mask, pieces in zip(found.masks, found.pieces, strict=True) if pieces > 1]
+    assert all(LARGE.tile_around(box) is None for box in boxes)
 
 
 def ellipses(seed: int, plan=LARGE) -> list[Crop]:

@@ -1,6 +1,7 @@
 """Writes records as QuPath's GeoJSON, one file for each picture.
 
-Polygons go along the edges of pixels, with their holes, and give the mask back to the bit. Objects are annotations,
+Polygons go along the edges of pixels, with their holes, and give the mask back to the bit. Of a picture with a
+georeference they have the map's coordinates. Objects are annotations,
 which QuPath lets its user edit. Numbers among the attributes are measurements, and texts are metadata.
 """
 
@@ -32,8 +33,9 @@ def write_geojson(records: Records, folder: Path, copy_pictures: bool = False, n
     Returns: the folder.
     """
     for found in each_picture(records, folder, copy_pictures, notes):
-        features = (feature(parsed, Crop(*utils.rle_to_crop(rle))) for parsed, rle in found.objects)
-        write_features(folder / PurePosixPath(found.name).with_suffix(".geojson"), features)
+        crs, transform = found.picture.georeference or (None, None)
+        features = (feature(parsed, Crop(*utils.rle_to_crop(rle)), transform) for parsed, rle in found.objects)
+        write_features(folder / PurePosixPath(found.name).with_suffix(".geojson"), features, crs)
     return folder
 
 
@@ -57,7 +59,8 @@ def feature(parsed: Object, crop: Crop, transform: Sequence[float] | None = None
     """An object as a feature, as json.dump takes it.
 
     crop: its mask, not empty. transform: (a, b, c, d, e, f) of a map: a corner (x, y) of a pixel lies at
-        (a x + b y + c, d x + e y + f); None: coordinates are pixels.
+        (a x + b y + c, d x + e y + f); None: coordinates are pixels. Programs for maps show what lies directly in the
+        properties, and QuPath shows measurements, so on a map the attributes are in both places.
     """
     parts = [
         [_closed(np.add(ring, [crop.x, crop.y]), transform) for ring in (part.outer, *part.holes)]
@@ -69,6 +72,7 @@ def feature(parsed: Object, crop: Crop, transform: Sequence[float] | None = None
     numbers = {name: value for name, value in parsed.attributes.items() if name not in texts}
     properties |= {"measurements": numbers} if numbers else {}
     properties |= {"metadata": texts} if texts else {}
+    properties |= {} if transform is None else {"class": parsed.name, **parsed.attributes}
     geometry = {"type": "Polygon" if is_one else "MultiPolygon", "coordinates": parts[0] if is_one else parts}
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
