@@ -19,7 +19,7 @@ from nms import batched_nms
 from tiles import TiledDetections
 
 Shape = Sequence[int]
-MOST_BYTES = 4e9  # of full-size masks: supervision takes one for each detection
+MOST_BYTES = 1e9  # of full-size masks: supervision takes one for each detection, and more than four times that to compare
 
 
 def no_rule(detections: TiledDetections, shape: Shape) -> ImageDetections:
@@ -90,7 +90,7 @@ def usable_rules(detections: TiledDetections, shape: Shape) -> Iterable[tuple[st
             print(f"{name} is left out: pip install {package}", file=sys.stderr)
         elif package == "supervision" and len(detections) * shape[0] * shape[1] > MOST_BYTES:
             print(
-                f"{name} is left out: its masks of {len(detections)} detections would take more than 4 GB",
+                f"{name} is left out: its masks of {len(detections)} detections would take more than 1 GB",
                 file=sys.stderr,
             )
         else:

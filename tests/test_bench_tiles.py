@@ -209,7 +209,7 @@ def test_rules_that_cannot_run_say_why(monkeypatch, capsys):
     assert [name for name, _ in seam_rules.usable_rules(detections, (100_000, 100_000))] == ["no rule", "box NMS"]
     said = capsys.readouterr().err
     assert "SAHI, GREEDYNMM is left out: pip install sahi\n" in said
-    assert "supervision, NMM is left out: its masks of 1 detections would take more than 4 GB" in said
+    assert "supervision, NMM is left out: its masks of 1 detections would take more than 1 GB" in said
 
 
 ############################################################
