@@ -26,7 +26,6 @@ import copy
 import functools
 import itertools
 import math
-import os
 import re
 import threading
 import time
@@ -2097,8 +2096,8 @@ class MaskRCNN(nn.Module):
             print(f"GPU_COUNT = {config.GPU_COUNT}, but one is used; torchrun --nproc_per_node=N uses more")
         if runtime.rank() == 0 and (rounding := runtime.describe_rounding(config.TF32, self.device)):
             print(rounding)
-        if self.device.type == "cpu" and os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
-            runtime.keep_memory()  # a fifth faster, a fifth more memory
+        if self.device.type == "cpu":
+            runtime.keep_memory_if_told()  # a fifth faster, a fifth more memory
         if config.COMPILE:
             self.backbone.compile()
             self.fpn.compile()

@@ -213,6 +213,12 @@ def _link_error(path: str | os.PathLike) -> OSError:
 ############################################################
 
 
+def keep_memory_if_told() -> None:
+    """keep_memory(), if MASKSCORING_KEEP_MEMORY is 1: for work that takes more memory than is worth its time."""
+    if os.environ.get("MASKSCORING_KEEP_MEMORY") == "1":
+        keep_memory()
+
+
 def keep_memory() -> bool:
     """Makes the C library keep large blocks that are freed, instead of returning them to the system at once.
 
@@ -265,6 +271,17 @@ def limit_kept_memory() -> None:
         return
     _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
     if (resident - of_files) * os.sysconf("SC_PAGE_SIZE") - allocated[0] > KEPT_BYTES:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_memory() -> None:
+    """Returns all freed memory to the system, for work whose memory is to stay small however long it takes.
+
+    After keep_memory() only what is above its limit, see limit_kept_memory.
+    """
+    if _keeps_memory:
+        limit_kept_memory()
+    elif platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -19,7 +19,7 @@ from nms import batched_nms
 from tiles import TiledDetections
 
 Shape = Sequence[int]
-MOST_BYTES = 1e9  # of full-size masks: supervision takes one for each detection, and more than four times that to compare
+MOST_BYTES = 1e9  # of full-size masks: supervision takes one for each detection, and four times that to compare
 
 
 def no_rule(detections: TiledDetections, shape: Shape) -> ImageDetections:

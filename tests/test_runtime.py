@@ -372,6 +372,29 @@ def test_kept_memory_has_a_limit():
     runtime.limit_kept_memory()  # without keep_memory() it does nothing
 
 
+RETURNED = """
+import numpy, runtime
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+runtime.keep_memory_if_told()
+blocks = [numpy.ones(1 << 13) for _ in range(6400)]  # 64 KB each, in the heap
+del blocks[::2]
+before = resident()
+runtime.return_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("told", "is_returned"), [("", True), ("0", True), ("1", False)])
+def test_freed_memory_is_returned_unless_it_is_to_be_kept(told, is_returned):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "MASKSCORING_KEEP"))}
+    environment = clean | {"MASKSCORING_KEEP_MEMORY": told}
+    done = subprocess.run(
+        [sys.executable, "-c", RETURNED], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) > 150) == is_returned, "200 MB between blocks that stay"
+
+
 KEEPS = "import runtime; print(runtime.keep_memory(), runtime.keep_memory())"
 
 

@@ -352,13 +352,7 @@ def _parse(path: Path, hook: Callable[[dict], Any], is_coco: bool, fallback_enco
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; {again}")
     try:
-        data = path.read_bytes()
-        try:
-            return json.loads(data, object_hook=hook)
-        except UnicodeDecodeError:
-            if not fallback_encoding or b"\0" in data:
-                raise
-            return json.loads(data.decode(fallback_encoding, "replace"), object_hook=hook)
+        return json.loads(_text(path, fallback_encoding), object_hook=hook)
     except json.JSONDecodeError as error:
         end = len(error.doc.rstrip())
         cut = error.doc.lstrip()[:1] in ("{", "[") and (error.pos >= end - 10 or error.msg.startswith("Unterminated"))
@@ -382,6 +376,17 @@ def _parse(path: Path, hook: Callable[[dict], Any], is_coco: bool, fallback_enco
     except ValueError:  # Python refuses them, because they take long
         message = f"{path} cannot be read as JSON: it has a number of thousands of digits; {again}"
     raise ValueError(message)  # Outside of the except blocks, because the errors above keep the whole text in memory.
+
+
+def _text(path: Path, fallback_encoding: str) -> str:
+    """The text of a file, as json.loads decodes it. Its bytes are not in memory while it is parsed."""
+    data = path.read_bytes()
+    try:
+        return data.decode(json.detect_encoding(data), "surrogatepass")
+    except UnicodeDecodeError:
+        if not fallback_encoding or b"\0" in data:
+            raise
+        return data.decode(fallback_encoding, "replace")
 
 
 def _recognise_other_kinds(contents: Any, collector: _Collector) -> str:
