@@ -13,7 +13,6 @@ round their results: what torch falls back to is far slower (benchmarks/NOTES.md
 
 import functools
 import logging
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -158,12 +157,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
     """relu(x weight^T + bias), with gradients or without. x: [R, in]. weight: [out, in]. Returns: [R, out]."""
-    if x.device.type == "cpu" and not is_exporting() and len(x):
-        if multiplies_by() == "convolution":
-            rows = x[None, None].permute(0, 3, 2, 1)  # [1, in, R, 1], channels_last
-            return convolve(rows, weight[:, :, None, None], bias, relu=relu)[0, :, :, 0].t()
-        if _may_fuse(x):
-            return _product(x, weight, bias, relu)
+    if x.device.type == "cpu" and _may_fuse(x):
+        return _product(x, weight, bias, relu)
     x = linear(x, weight, bias)
     return x.relu_() if relu else x
 
@@ -171,18 +166,3 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Ten
 def _product(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     """multiply() by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-
-
-@functools.cache
-def multiplies_by() -> str:
-    """What computes products on this CPU: "convolution" (of 1 x 1, by oneDNN) or "product".
-
-    By the maker of the processor, so that a machine computes the same numbers in every process. On an AMD EPYC the
-    convolution was twice as fast as MKL's product in float32. On an Intel Xeon with AMX products are faster, in
-    bfloat16 by far (benchmarks/NOTES.md).
-    """
-    try:
-        facts = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "product"
-    return "convolution" if "AuthenticAMD" in facts else "product"

@@ -89,10 +89,11 @@ def fusion_lines() -> list[str]:
     import fused
 
     fusing = [name for name in ("float32", "bfloat16") if fused.fuses("cpu", getattr(torch, name))]
-    lines = [f"convolutions with bias, residual and ReLU in one pass on the CPU: {', '.join(fusing) or 'none'}"]
+    one_pass = "convolutions and products with bias, residual and ReLU in one pass on the CPU"
+    lines = [f"{one_pass}: {', '.join(fusing) or 'none'}"]
     if fused.widens("cpu", torch.bfloat16):
         lines.append("bfloat16 on the CPU: computed in float32, so that float32 is faster here")
-    return [*lines, f"fully connected layers on the CPU: as a {fused.multiplies_by()}"]
+    return lines
 
 
 def main() -> int:

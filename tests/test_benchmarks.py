@@ -47,7 +47,7 @@ from benchmarks import (
     soak,
 )
 from config import Config
-from fused import fuses, multiplies_by, widens
+from fused import fuses, widens
 from model import Images
 from samples import nucleus, shapes
 
@@ -520,7 +520,6 @@ def test_doctor_reports():
     assert "roialign: cpu " in done.stdout
     fused = [dtype for dtype in ("float32", "bfloat16") if fuses("cpu", getattr(torch, dtype))]
     assert f"residual and ReLU in one pass on the CPU: {', '.join(fused) or 'none'}\n" in done.stdout
-    assert f"as a {multiplies_by()}\n" in done.stdout
     assert f"this process may use {runtime.usable_cores()}\n" in done.stdout
     assert re.search(r"threads: \d+ in commands, \d+ by torch; ", done.stdout)
 

@@ -8,7 +8,7 @@ from helpers import TinyConfig, tiny_model
 from hypothesis import given, settings
 
 import fused
-from fused import convolve, fuses, linear, multiplies_by, multiply, widens
+from fused import convolve, fuses, linear, multiply, widens
 from model import ConvOfTwo, ResNet
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -19,11 +19,9 @@ needs_fusion = pytest.mark.skipif(not fuses("cpu", torch.float32), reason="this 
 def forget():
     """What this process knows of its processor is found out again, before the test and after it."""
     fuses.cache_clear()
-    multiplies_by.cache_clear()
     widens.cache_clear()
     yield
     fuses.cache_clear()
-    multiplies_by.cache_clear()
     widens.cache_clear()
 
 
@@ -101,7 +99,6 @@ def test_an_operation_that_is_wrong_or_missing_is_not_used(broken, monkeypatch, 
 @pytest.mark.parametrize("broken", [lambda x, *_: x[:, :16], lambda *_: torch.ops.mkldnn._no_such_operation()])
 def test_a_product_that_is_wrong_or_missing_is_not_used(broken, monkeypatch, forget):
     monkeypatch.setattr(fused, "_product", broken)
-    monkeypatch.setattr(fused, "multiplies_by", lambda: "product")
     assert not fuses("cpu", torch.float32)
     x, weight, bias = torch.randn(16, 16), torch.randn(16, 16), torch.randn(16)
     with torch.no_grad():
@@ -123,11 +120,9 @@ def test_a_trained_weight_gets_the_gradients_of_the_plain_operations():
     torch.testing.assert_close(fused_grads, list(expected))
 
 
-@pytest.mark.parametrize("kind", ["convolution", "product"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_products_are_alike_on_every_processor(kind, relu, rows, monkeypatch):
-    monkeypatch.setattr(fused, "multiplies_by", lambda: kind)
+def test_products_are_those_of_torch(relu, rows):
     for dtype, limit in LIMITS.items():
         x, weight, bias = torch.randn(rows, 40).to(dtype), torch.randn(9, 40).to(dtype) / 6, torch.randn(9).to(dtype)
         exact = F.linear(x.double(), weight.double(), bias.double())
@@ -136,18 +131,6 @@ def test_products_are_alike_on_every_processor(kind, relu, rows, monkeypatch):
                 result = multiply(x, weight, bias, relu)
             assert result.dtype == dtype
             torch.testing.assert_close(result.double(), exact.relu() if relu else exact, rtol=limit, atol=limit)
-
-
-@pytest.mark.parametrize(
-    ("facts", "kind"),
-    [("vendor_id : AuthenticAMD", "convolution"), ("vendor_id : GenuineIntel", "product"), (None, "product")],
-)
-def test_the_processor_decides_how_products_are_computed(facts, kind, monkeypatch, forget, tmp_path):
-    file = tmp_path / "cpuinfo"
-    if facts is not None:
-        file.write_text(facts)
-    monkeypatch.setattr(fused, "Path", lambda path: file)
-    assert multiplies_by() == kind
 
 
 def test_a_convolution_of_two_maps_is_that_of_the_joined_maps():
