@@ -104,22 +104,37 @@ class Plan:
         return self._tile_at(min(y // self.step, self.shape[0] - 1), self.shape[1] + y * self.input_shape[1] + x, start)
 
     def tile_around(self, box: Sequence[float]) -> Tile | None:
-        """A further tile with a box in its middle, about, or None if the box is too large to be seen whole.
+        """A further tile with a box in its middle, about.
 
-        Of the places that leave at least half of the room to either side, one is taken where as many levels of the
-        pyramid as possible compute the numbers of the other tiles: at a multiple of the coarsest stride, or else of
-        half of that, and so on.
+        None if the box is too large to be seen whole, or if one of the plan's own tiles lies there.
         """
-        start = []
-        for axis in (0, 1):
-            low, high = (self.image_window[axis] + corner * self.scale for corner in (box[axis], box[axis + 2]))
-            last, room = max(0, self.input_shape[axis] - self.side), self.side - (high - low)
-            middle, stride = min(max(low - room / 2, 0), last), self.cell[1]
-            while stride > 1 and abs(round(middle / stride) * stride - middle) > room / 4:
-                stride //= 2
-            start.append(min(round(middle / stride) * stride, last // stride * stride))
+        start = [self._start_around(axis, box[axis], box[axis + 2]) for axis in (0, 1)]
         tile = self.further_tile(start)
-        return None if is_cut(box, tile.region, self.image_shape) else tile
+        is_known = all(place % self.step == 0 for place in start)
+        return None if is_known or is_cut(box, tile.region, self.image_shape) else tile
+
+    def _start_around(self, axis: int, low: float, high: float) -> int:
+        """Where a tile starts along an axis so that it shows an object with room around it. low, high: in the image.
+
+        That is at a multiple of the coarsest stride, so that all levels of the pyramid compute the numbers of the other
+        tiles. If the object would have less than half of the room then that it has in the middle, it is a multiple of
+        half of the stride, and so on.
+        """
+        origin, end = self.image_window[axis], self.image_window[axis + 2]
+        low, high = origin + low * self.scale, origin + high * self.scale
+        needed = max((self.side - high + low) / 4, CUT * self.scale + 1, CUT_SHARE * (high - low) + 1)
+
+        def room(start: int) -> float:
+            stop = min(start + self.side, self.input_shape[axis])
+            return min(low - start if start > origin else math.inf, stop - high if stop < end else math.inf)
+
+        stride = self.cell[1]
+        while True:
+            first = math.ceil(max(0, high - self.side) / stride) * stride
+            best = max(range(first, max(first, int(low)) + 1, stride), key=room)
+            if stride == 1 or room(best) >= needed:
+                return best
+            stride //= 2
 
     def _tile_at(self, row: int, column: int, starts: Sequence[int]) -> Tile:
         ends = [min(start + self.side, end) for start, end in zip(starts, self.input_shape, strict=True)]
@@ -286,8 +301,7 @@ class View:
     @property
     def is_sure(self) -> bool:
         """Whether the tile shows the object with some room around it."""
-        y1, x1, y2, x2 = self.box
-        return not self.is_cut and self.depth >= BARELY * max(y2 - y1, x2 - x1)
+        return not self.is_cut and self.depth >= room_around(self.box)
 
     @property
     def bottom(self) -> float:
@@ -305,6 +319,11 @@ def depth_in(box: Box, region: Sequence[int], image_shape: Sequence[int]) -> flo
     Negative if the box reaches out of the region.
     """
     return min((distance for distance, _ in _distances(box, region, image_shape)), default=math.inf)
+
+
+def room_around(box: Box) -> float:
+    """How deep a tile has to see an object so that it is believed to see it whole."""
+    return BARELY * max(box[2] - box[0], box[3] - box[1])
 
 
 def is_cut(box: Box, region: Sequence[int], image_shape: Sequence[int]) -> bool:
@@ -431,7 +450,7 @@ class Seams:
     part like the view of any tile. A view without a twin there is dropped.
 
     Views decide about each other only if they are linked in these ways, so a group of them is finished once no later
-    tile can reach it. Results do not depend on the order in which tiles are added.
+    tile can reach it. Results do not depend on the order in which the tiles of a row are added.
     """
 
     def __init__(
@@ -505,7 +524,8 @@ class Seams:
                 continue
             self._asked.update(piece.key for piece in pieces)
             box = _box_around([corners for piece in pieces for corners in (piece.box, piece.extent)])
-            deep = (t for t in pieces_of if depth_in(box, t.region, self.plan.image_shape) >= self.context)
+            needed = max(self.context, room_around(box))
+            deep = (t for t in pieces_of if depth_in(box, t.region, self.plan.image_shape) >= needed)
             if tile := next(deep, None) or self.plan.tile_around(box):
                 pieces_of.setdefault(tile, []).extend(pieces)
         for tile, views, count in self.look(list(pieces_of)) if pieces_of else ():

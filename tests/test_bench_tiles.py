@@ -229,7 +229,7 @@ def test_what_a_perfect_detector_sees_comes_out_once_and_exactly(seed):
         check.add(found)
     assert (check.once, check.wrong) == (check.count, 0)
     assert check.count >= 120
-    assert max(pieces) >= 4
+    assert max(pieces) >= 2, "some are larger than a tile"
 
 
 def test_what_comes_out_twice_or_wrong_is_counted():
