@@ -430,7 +430,8 @@ def main(arguments: argparse.Namespace) -> None:
     facts["slopes"] = bench_growth.slopes(curves)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        bench_growth.draw(curves, labels, arguments.output / "tiles.png")
+        if curves:
+            bench_growth.draw(curves, labels, arguments.output / "tiles.png")
     machine.finish(facts, arguments.output / "tiles.json" if arguments.output else None)
 
 

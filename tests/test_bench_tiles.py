@@ -294,3 +294,10 @@ def test_bench_tiles_ends_with_a_json_line(tmp_path):
     perfect = facts["perfect"]
     assert (perfect["once"], perfect["wrong"]) == (perfect["objects"], 0)
     assert facts["slopes"]["objects"]["ms"] > 0
+
+
+def test_parts_without_curves_need_no_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_tiles.bench_growth, "in_process", lambda file, words: {"rows": []})
+    bench_tiles.main(bench_tiles.build_parser().parse_args(["--quick", "--part", "shapes", "--output", str(tmp_path)]))
+    assert json.loads((tmp_path / "tiles.json").read_text()) == json.loads(capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiles.json"]
