@@ -229,7 +229,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--max-dets", type=cli.whole_number(1), metavar="N",
         help="how many of a picture's best results of a class count for average precision; default: 100, or "
-        "DETECTION_MAX_INSTANCES if that is larger",
+        "DETECTION_MAX_INSTANCES if that is larger, or all if pictures are detected in tiles",
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=cli.whole_number(0), default=0, metavar="N", help="the first N pictures only; default: all"

@@ -255,8 +255,8 @@ class Stopwatch:
 
     def table(self, images: int) -> str:
         """A line for each kind of work, and one for the whole."""
-        rows = [(name, self.seconds[name]) for name in (*self.KINDS, "in all") if name in self.seconds]
-        lines = [f"{name:8} {1000 * s / images:10.1f} {images / max(s, 1e-9):10.1f}" for name, s in rows]
+        rows = [(name, self.seconds[name]) for name in (*self.KINDS, "in all") if self.seconds.get(name)]
+        lines = [f"{name:8} {1000 * s / images:10.1f} {images / s:10.1f}" for name, s in rows]
         return "\n".join([f"{'':8} {'ms':>10} {'images/s':>10}   (these run at the same time)", *lines])
 
 

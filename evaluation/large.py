@@ -171,10 +171,16 @@ def describe_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options:
     """
     if not shapes:
         return unused_options(options)
-    tile, overlap, scale = tile_sizes(config, options)
     name, (height, width, *_) = next(iter(shapes.items()))
+    plan = plan_tiles((height, width), config, *tile_sizes(config, options))
+    tile, overlap, scale = round(plan.side / plan.scale), round(plan.overlap), plan.scale
     if isinstance(options.tiles, int):
-        reason = f"as --tiles {tile} says"
+        reason = f"as --tiles {options.tiles} says"
+        shrunk = shrinking((height, width), config)
+        if options.scale is None and shrunk > 1.5:
+            reason += (
+                f"; in one piece, the network sees it {shrunk:.1f} times smaller, as with --scale {1 / shrunk:.2g}"
+            )
     elif any(map(is_one_piece, shapes.values())):
         reason = f"they have more pixels than {MOST_TILES} tiles; --tiles off detects in one piece"
     else:
@@ -211,9 +217,10 @@ def hint_at_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options: 
         return []
     name = max(shrunk, key=shrunk.__getitem__)
     return [
-        f"{counted(len(shrunk), 'pictures')} are shrunk more than {SHRUNK} times for the network, such as "
-        f"{utils.printable(name)} ({shrunk[name]:.1f} times), and small objects are lost; --tiles {SIDE} detects in "
-        "tiles, and --scale says how large the network sees the objects"
+        f"{counted(len(shrunk), 'pictures')} {'is' if len(shrunk) == 1 else 'are'} shrunk more than {SHRUNK} times for "
+        f"the network, such as {utils.printable(name)} ({shrunk[name]:.1f} times), and small objects are lost; "
+        f"--tiles {min(SIDE, config.IMAGE_MAX_DIM)} detects in tiles, and --scale says how large the network sees the "
+        "objects"
     ]
 
 

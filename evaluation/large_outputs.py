@@ -34,7 +34,7 @@ from data.measurements import measure_crop
 from data.records import Object
 from data.sources import PictureFile
 from data.tiff_regions import PieceCache
-from data.writers.common import write_text
+from data.writers.common import Overlaps, write_text
 from data.writers.geojson import feature, write_features
 from data.writers.label_images import add_classes, mask_name
 from data.writers.pictures import save_picture
@@ -145,19 +145,20 @@ LARGE_KINDS = ("geojson", "label_images")  # the formats of data/writers/ for la
 _INSTEAD = f"--to {' or '.join(LARGE_KINDS)} can"
 
 
-def write_label(large: LargePicture, path: Path) -> Path:
+def write_label(large: LargePicture, path: Path, overlaps: Overlaps | None = None) -> Path:
     """Writes the objects as a file for other tools, completely or not at all: the suffix of the path says which.
 
     .geojson: polygons, see write_features. They are in pixels, or on the map where the picture has a georeference.
     .tif, .zarr: a label image, see write_tiles. Where objects overlap, the best mask lies on top. If the picture has a
         georeference, a .tif gets a world file beside it, .tfw, which places it on the map.
+    overlaps: counts what the label image loses.
 
     Returns: the path.
     Raises: ValueError for another suffix, and for a package that is missing; OSError if the disk is full.
     """
     if path.suffix.lower() == ".geojson":
         return write_features(path, _features(large), large.georeference and large.georeference.crs)
-    write_tiles(path, large.size, number_tiles(large), large.pixel_size)
+    write_tiles(path, large.size, number_tiles(large, overlaps or Overlaps()), large.pixel_size)
     if large.georeference is not None and path.suffix.lower() != ".zarr":
         a, b, c, d, e, f = large.georeference.transform
         centre = c + (a + b) / 2, f + (d + e) / 2  # of the first pixel
@@ -165,12 +166,14 @@ def write_label(large: LargePicture, path: Path) -> Path:
     return path
 
 
-def write_labels_of_large(large: LargePicture, kind: str, folder: Path, name: str) -> Path:
+def write_labels_of_large(
+    large: LargePicture, kind: str, folder: Path, name: str, overlaps: Overlaps | None = None
+) -> Path:
     """Writes the objects beside those of ordinary pictures, and with the same names.
 
     kind: "geojson": folder/NAME.geojson. "label_images": folder/masks/NAME.tif and rows of classes.csv, to be called
         once that has the ordinary pictures; for an image in OME-Zarr, NAME.zarr.
-    name: of the picture, with its suffix.
+    name: of the picture, with its suffix. overlaps: as of write_label.
 
     Returns: the folder.
     Raises: ValueError for another kind; as write_label.
@@ -183,7 +186,7 @@ def write_labels_of_large(large: LargePicture, kind: str, folder: Path, name: st
         return folder
     mask = PurePosixPath(mask_name(name))
     mask = mask.with_suffix(".zarr") if name.lower().endswith(".zarr") else mask
-    write_label(large, folder / mask)
+    write_label(large, folder / mask, overlaps)
     add_classes(folder, str(mask), _numbered(large))
     return folder
 
@@ -207,8 +210,10 @@ def _features(large: LargePicture) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def number_tiles(large: LargePicture) -> Iterator[NumberTile]:
+def number_tiles(large: LargePicture, overlaps: Overlaps) -> Iterator[NumberTile]:
     """The label image by tiles, row by row from the top. Where objects overlap, the smallest number lies on top.
+
+    overlaps: counts the pixels that are of several objects.
 
     In memory are a tile, and the masks of objects that reach below the tiles that are done. An object waits until no
     later one can touch the tiles above its end.
@@ -220,12 +225,14 @@ def number_tiles(large: LargePicture) -> Iterator[NumberTile]:
     for added, complete in itertools.chain(zip(rows, large.objects.complete, strict=True), [([], math.inf)]):
         waiting += added
         while y < height and min(y + SIDE, height) <= complete:
-            yield from _row_of_tiles(waiting, y, min(y + SIDE, height), width)
+            yield from _row_of_tiles(waiting, y, min(y + SIDE, height), width, overlaps)
             y += SIDE
             waiting = [(number, crop) for number, crop in waiting if crop.y + crop.mask.shape[0] > y]
 
 
-def _row_of_tiles(objects: Iterable[tuple[int, Crop]], y1: int, y2: int, width: int) -> Iterator[NumberTile]:
+def _row_of_tiles(
+    objects: Iterable[tuple[int, Crop]], y1: int, y2: int, width: int, overlaps: Overlaps
+) -> Iterator[NumberTile]:
     columns: dict[int, list[tuple[int, Crop]]] = {}
     for number, crop in sorted((entry for entry in objects if entry[1].y < y2), key=lambda entry: -entry[0]):
         for column in range(crop.x // SIDE, (crop.x + crop.mask.shape[1] - 1) // SIDE + 1):
@@ -234,10 +241,14 @@ def _row_of_tiles(objects: Iterable[tuple[int, Crop]], y1: int, y2: int, width: 
         values = None
         if column in columns:
             values = np.zeros((y2 - y1, min(SIDE, width - x1)), np.uint32)
+            is_shared = np.zeros(values.shape, bool)
             for number, (y, x, mask) in columns[column]:
                 top, left = max(y, y1), max(x, x1)
                 part = mask[top - y : y2 - y, left - x : max(x1 + SIDE - x, 0)]
-                values[top - y1 : top - y1 + part.shape[0], left - x1 : left - x1 + part.shape[1]][part] = number
+                place = np.s_[top - y1 : top - y1 + part.shape[0], left - x1 : left - x1 + part.shape[1]]
+                is_shared[place] |= part & (values[place] > 0)
+                values[place][part] = number
+            overlaps.pixels += int(np.count_nonzero(is_shared))
         yield NumberTile(y1, x1, values)
 
 

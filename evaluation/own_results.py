@@ -30,7 +30,7 @@ from data.records import Findings, Picture
 from data.regions import Source, georeference_of, open_source
 from data.sources import PictureFile, is_address, local_copy
 from data.writers.all import WRITERS
-from data.writers.common import counted, plan_names
+from data.writers.common import Overlaps, counted, plan_names
 from data.writers.pictures import LONGEST_JPEG, comment_of, save_picture
 from data.writers.streams import stream_json
 from tiles import TiledDetections
@@ -286,8 +286,10 @@ def write_labels(
         if chosen or not entries:
             WRITERS[kind](records_of(kind, chosen, larges, request, root), _target(kind, folder), False, notes)
         if kind == "label_images":  # polygons are there already
+            overlaps = Overlaps()
             for image_id, large in larges.items():
-                write_labels_of_large(large, kind, folder / kind, labels[image_id])
+                write_labels_of_large(large, kind, folder / kind, labels[image_id], overlaps)
+            overlaps.note(notes)
         if kind == COCO:
             stream_json(folder / "results.json", coco_results(chosen, larges))
         printed += [utils.printable(f"{kind}: {text}", 500) for text in [*notes, *problems.values()]]

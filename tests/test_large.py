@@ -101,7 +101,14 @@ def test_what_was_chosen_is_said_with_the_reason():
     )
     (text,) = describe_tiles({"a.tif": (5000, 6000)}, Config(), TileOptions(512))
     assert text.startswith("1 picture in tiles of 512 x 512 pixels that overlap by 128, such as a.tif")
+    assert text.endswith(
+        ": as --tiles 512 says; in one piece, the network sees it 6.2 times smaller, as with --scale 0.16"
+    )
+    (text,) = describe_tiles({"a.tif": (500, 600)}, Config(), TileOptions(512))
     assert text.endswith(": as --tiles 512 says")
+    (text,) = describe_tiles({"a.tif": (5000, 6000)}, Config(), TileOptions(300, 70, 0.4))
+    assert text.startswith("1 picture in tiles of 320 x 320 pixels that overlap by 160, scaled by 0.4, such"), "as used"
+    assert text.endswith(": as --tiles 300 says")
     (text,) = describe_tiles({"a.tif": (50_000, 60_000)}, Config(), TileOptions())
     assert text.endswith(": they are too large to be read in one piece")
 
@@ -440,7 +447,7 @@ def test_large_pictures_join_the_others(pictures, finder, tmp_path, capsys):
     kinds = ("--to", "pictures,csv,coco,geojson,label_images,labelme,yolo")
     assert detect(pictures, *TILES, *kinds, out=tmp_path / "tiled") == 0
     printed = capsys.readouterr().out
-    assert "1 picture in tiles of 128 x 128 pixels that overlap by 32, such as large.png (272 x 200): as --" in printed
+    assert "1 picture in tiles of 128 x 128 pixels that overlap by 64, such as large.png (272 x 200): as --" in printed
     assert finder.seen == [(40, 60)]
     assert len(finder.seen_tiles) == 13
     assert detect(pictures, "--tiles", "off", *kinds, out=tmp_path / "whole") == 0

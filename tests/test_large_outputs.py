@@ -23,6 +23,7 @@ from data.regions import ArraySource
 from data.sources import PictureFile
 from data.writers import tiled_labels
 from data.writers.coco import write_coco
+from data.writers.common import Overlaps
 from detections import ImageDetections
 from evaluation import large_outputs
 from evaluation.large_outputs import (
@@ -192,7 +193,7 @@ def rendered(large: LargePicture) -> np.ndarray:
 
 def assembled(large: LargePicture) -> np.ndarray:
     values = np.zeros(large.size, np.uint32)
-    for y, x, part in number_tiles(large):
+    for y, x, part in number_tiles(large, Overlaps()):
         if part is not None:
             assert part.any()
             values[y : y + part.shape[0], x : x + part.shape[1]] = part
@@ -206,7 +207,7 @@ def test_tiles_are_those_of_the_whole_label_image(seed):
         patch.setattr(large_outputs, "SIDE", 16)
         large = large_of(random_rows(seed), (70, 45))
         assert (assembled(large) == rendered(large)).all()
-        places = [(tile.y, tile.x) for tile in number_tiles(large)]
+        places = [(tile.y, tile.x) for tile in number_tiles(large, Overlaps())]
     assert places == list(itertools.product(range(0, 70, 16), range(0, 45, 16)))
 
 
@@ -216,7 +217,7 @@ def test_tiles_are_given_as_soon_as_nothing_can_touch_them(small):
     rows = [found_of(crops, [0.9] * len(crops)) for crops in rows]
     large, read = large_of(rows, (48, 40)), []
     large.objects._rows = lambda: (read.append(i) or found for i, found in enumerate(rows))
-    done = [(tile.y, max(read)) for tile in number_tiles(large) if tile.x == 0]
+    done = [(tile.y, max(read)) for tile in number_tiles(large, Overlaps()) if tile.x == 0]
     assert done == [(0, 1), (16, 1), (32, 3)]
 
 
@@ -230,6 +231,16 @@ def test_tiff_of_any_size(small, tmp_path, size, objects):
         assert tiff.asarray().tolist() == rendered(large_of(rows, size)).tolist()
     assert pixel_size(path) is None
     assert [file.name for file in path.parent.iterdir()] == ["a.tif"]
+
+
+def test_pixels_of_several_objects_are_counted(small, tmp_path):
+    """In tiles of 16: 8 x 8 pixels of two objects over a corner of four tiles, 4 x 4 of them of three."""
+    rows = [found_of([square(10, 10, 12), square(14, 14, 12), square(18, 18, 2)], [0.9, 0.8, 0.7])]
+    large, overlaps = large_of(rows, (40, 40)), Overlaps()
+    write_label(large, tmp_path / "a.tif", overlaps)
+    assert overlaps.pixels == 8 * 8
+    write_labels_of_large(large, "label_images", tmp_path, "b.tif", overlaps)
+    assert overlaps.pixels == 2 * 8 * 8
 
 
 def test_no_replay_at_all_is_a_blank_image(small, tmp_path):
