@@ -40,8 +40,9 @@ fuzz: kernels  ## damaged inputs of every kind, for an hour (SECONDS=60: for a m
 bench: kernels  ## everything, into benchmarks/results/ and docs/speed.md (DATASET=dir: of COCO, for loading pictures)
 	$(PY) benchmarks/bench.py $(if $(DATASET),--dataset $(DATASET))
 
-reproduce: kernels  ## the models of shapes, from nothing, and how their results differ from the committed ones
-	$(PY) benchmarks/reproduce.py
+# MODELS="shapes nuclei": these only; MINUTES=10: a training planned for this time, which is not expected to be as good
+reproduce: kernels  ## shapes, nuclei and photos, from nothing, and how their results differ from the committed ones
+	$(PY) benchmarks/reproduce.py $(MODELS) $(if $(MINUTES),--minutes $(MINUTES))
 
 ablations: kernels  ## what decides how much mask scoring gains
 	$(PY) benchmarks/ablations.py

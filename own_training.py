@@ -31,6 +31,7 @@ import utils
 import visualize
 from config import SmallConfig
 from data.check import Report
+from data.dataset import Dataset
 from data.object_checks import picture_name
 from data.plan import (
     Choice,
@@ -529,25 +530,37 @@ def _measured(job: Job) -> tuple[str, float, float]:
     chosen = job.settings.get("TRAIN_DTYPE")
     seconds = {}
     for dtype in [chosen] if chosen else ["float32", "bfloat16"]:
-        config = copy.copy(OwnConfig(**{**job.network_settings, "TRAIN_DTYPE": dtype}))
-        model = MaskRCNN(config)
-        device = runtime.training_device(config.GPU_COUNT)
-        model.to(device).set_trainable("all")
-        data = TrainingData(job.train_dataset, config)
-        for number in range(_TIMED_STEPS + 1):
-            start = time.perf_counter()
-            places = [(number * config.IMAGES_PER_GPU + i) % len(data) for i in range(config.IMAGES_PER_GPU)]
-            batch = collate([data.sample(place, number) for place in places])
-            model.train()
-            losses = model(*mold_batch(batch, device, config))
-            sum(losses.values()).backward()
-            model.zero_grad()
-            runtime.wait_for(device)
-            seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - start)
+        model = MaskRCNN(copy.copy(OwnConfig(**{**job.network_settings, "TRAIN_DTYPE": dtype})))
+        seconds[dtype] = step_seconds(model, job.train_dataset)
     dtype = min(seconds, key=seconds.get)
-    dataset = job.val_dataset or job.train_dataset
+    return dtype, seconds[dtype], detection_seconds(model, job.val_dataset or job.train_dataset)
+
+
+def step_seconds(model: MaskRCNN, dataset: Dataset) -> float:
+    """The seconds of a training step: the shortest of a few, which change no weights.
+
+    model: goes to the device of its configuration. dataset: prepared.
+    """
+    config, seconds = model.config, math.inf
+    device = runtime.training_device(config.GPU_COUNT)
+    model.to(device).set_trainable("all")
+    data = TrainingData(dataset, config)
+    for number in range(_TIMED_STEPS + 1):
+        start = time.perf_counter()
+        places = [(number * config.IMAGES_PER_GPU + i) % len(data) for i in range(config.IMAGES_PER_GPU)]
+        batch = collate([data.sample(place, number) for place in places])
+        model.train()
+        losses = model(*mold_batch(batch, device, config))
+        sum(losses.values()).backward()
+        model.zero_grad()
+        runtime.wait_for(device)
+        seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+
+def detection_seconds(model: MaskRCNN, dataset: Dataset) -> float:
+    """The seconds of detection in a whole picture of a data set, the mean of two. model: of a training."""
     detector = whole_images(model)
-    dataset.inspect_for(config)
+    dataset.inspect_for(model.config)
     image_ids = evenly(dataset.num_images, 2)
-    total = sum(estimate_seconds(detector, dataset, image_id) for image_id in image_ids)
-    return dtype, seconds[dtype], total / len(image_ids)
+    return sum(estimate_seconds(detector, dataset, image_id) for image_id in image_ids) / len(image_ids)

@@ -3,6 +3,7 @@
     python benchmarks/measure_gain.py shapes                              the embedded model, on 1,000 images
     python benchmarks/measure_gain.py shapes --model a.pth b.pth c.pth    models of several seeds, and their mean
     python benchmarks/measure_gain.py nuclei --dataset ../shared/data/nuclei --subset val
+    python benchmarks/measure_gain.py photos --dataset ../shared/data/photos --model model.pth    of custom.py train
 
 For each model, one pass of detection ranks the same masks by class score, by mask score, and by class score x true IoU,
 the most that any MaskIoU head could give. The interval of a gain holds it with a confidence of 95 %: AP over images
@@ -31,10 +32,14 @@ if __name__ == "__main__":
     startup.begin()
 
 import numpy as np
+import torch
 from scipy import stats
 
 import cli
+import custom
+import own_evaluation
 from benchmarks import machine
+from data.check import check
 from data.dataset import Dataset
 from evaluation.bootstrap import Interval, bootstrap_gains
 from evaluation.calibration import correlation
@@ -131,22 +136,38 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
         model = cli.open_model(choice, name, **settings)
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
     if arguments.dataset is None:
-        raise ValueError("nuclei need --dataset, the folder of the data set")
-    dataset = nucleus.make_dataset(arguments.dataset, arguments.subset)
-    return nucleus.open_detector(choice, dataset, **settings), dataset, nucleus.MAX_DETS
+        raise ValueError(f"{arguments.data} need --dataset, the folder of the data set")
+    if arguments.data == "nuclei":
+        dataset = nucleus.make_dataset(arguments.dataset, arguments.subset or "val")
+        return nucleus.open_detector(choice, dataset, **settings), dataset, nucleus.MAX_DETS
+    return *open_own(arguments.dataset, arguments.subset or "test", name, arguments.device), 100
+
+
+def open_own(folder: Path, subset: str, name: str, device: str) -> tuple[MaskRCNN, Dataset]:
+    """A model of custom.py train, and pictures of a data set that it reads, both as custom.py evaluate takes them.
+
+    Raises: as what opens them.
+    """
+    words = ["evaluate", "--dataset", str(folder), "--subset", subset, "--model", name]
+    arguments = custom.build_parser().parse_args(words)
+    records, options = custom.open_dataset(arguments)
+    pictures = own_evaluation.choose_pictures(records, check(records, options), subset)
+    return own_evaluation.open_detector(arguments, name, torch.device(device)), pictures.dataset
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     parser = machine.make_parser("measure_gain.py", __doc__, device=True)
-    parser.add_argument("data", choices=["shapes", "nuclei"])
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="the folder of nuclei")
-    parser.add_argument("--subset", default="val", help="the subset of nuclei; default: val")
+    parser.add_argument("data", choices=["shapes", "nuclei", "photos"])
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="the folder of nuclei or photos")
+    parser.add_argument("--subset", help="the subset of these; default: val of nuclei, test of photos")
     parser.add_argument(
         "--model", nargs="+", metavar="NAME", help="checkpoint files or names; default: the embedded model"
     )
     parser.add_argument(
-        "--images", type=int, help=f"measure on the first N images; default: {SHAPES_IMAGES} of shapes, all of nuclei"
+        "--images",
+        type=int,
+        help=f"measure on the first N images; default: {SHAPES_IMAGES} of shapes, all of the others",
     )
     parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
     cli.add_dtype(parser)

@@ -232,15 +232,19 @@ def is_quick() -> bool:
 ############################################################
 
 
+def load_training_data(arguments: argparse.Namespace, config: Config) -> tuple[ShapesDataset, ShapesDataset]:
+    """The images to train on, which the seed decides, and those to validate with, which are always the same."""
+    count = arguments.images or 24000  # each is seen once
+    return make_dataset(config, "train", count, config.SEED), make_dataset(config, "val", 100)
+
+
 def train(arguments: argparse.Namespace) -> int:
     """Train, and evaluate on the same images whatever the seed. Returns the exit code."""
     os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # training is faster, and this network needs little memory
     settings = cli.settings_of(arguments, SEED=arguments.seed, GPU_COUNT=cli.gpu_count(arguments.device))
     start = cli.find_start(arguments.model or "none", ShapesConfig, arguments.logs, settings)
     model = cli.starting_model(start, ShapesConfig, arguments.logs, settings, network_only=True)
-    count = arguments.images or 24000  # each is seen once
-    train_dataset = make_dataset(model.config, "train", count, model.config.SEED)
-    val_dataset = make_dataset(model.config, "val", 100)
+    train_dataset, val_dataset = load_training_data(arguments, model.config)
     evaluate = evaluation_callback(val_dataset)
     progress = model.train_model(train_dataset, val_dataset, epochs=arguments.epochs, evaluate=evaluate)
     return 128 + progress.interrupted if progress.interrupted else 0

@@ -625,7 +625,7 @@ TINY_SHAPES = [
 def reproduced(tmp_path_factory):
     """Two seeds, of two steps each, measured on a few images: the folder, and what was printed."""
     folder = tmp_path_factory.mktemp("reproduce")
-    words = ["--folder", str(folder), "--seeds", "0", "1", "--images", "6", "--samples", "20"]
+    words = ["shapes", "--folder", str(folder), "--seeds", "0", "1", "--images", "6", "--samples", "20"]
     words += [
         "--output",
         str(folder / "results.json"),
@@ -653,7 +653,7 @@ def test_reproduce_trains_measures_and_compares(reproduced):
         assert numbers["training_s"] > 0
         assert list(numbers["gains"])[:3] == ["AP", "AP50", "AP75"]
         assert numbers["gains"]["AP"][0] == pytest.approx(numbers["re-scoring gain"], abs=1e-12)
-    one, other = (torch.load(folder / f"seed-{seed}.pth", weights_only=True)["model"] for seed in (0, 1))
+    one, other = (torch.load(folder / "shapes" / f"seed-{seed}.pth", weights_only=True)["model"] for seed in (0, 1))
     assert one["fpn.lateral.2.weight"].dtype == torch.float16
     assert not torch.equal(one["fpn.lateral.2.weight"], other["fpn.lateral.2.weight"]), "each seed has its own weights"
     assert "samples/shapes.py train --seed 1" in printed
@@ -666,11 +666,11 @@ def test_reproduce_does_not_begin_again(reproduced, monkeypatch, capsys):
     monkeypatch.setattr(reproduce.shapes, "main", lambda words: pytest.fail("it trains again"))
     assert reproduce.main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["models"] == before
-    (folder / "seed-0.json").unlink()
+    (folder / "shapes" / "seed-0.json").unlink()
     assert reproduce.main(words) == 0, "measured again, not trained again"
     again = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert {**again["seed 0"], "detection_s": 0} == {**before["seed 0"], "detection_s": 0}
-    for path in folder.glob("seed-0*.json"):
+    for path in folder.glob("shapes/seed-0*.json"):
         path.unlink()
     asked = []
     monkeypatch.setattr(reproduce.shapes, "main", lambda words: asked.append(words) or 130)
@@ -685,7 +685,7 @@ def test_the_first_steps_of_a_seed_are_the_same_twice(reproduced, tmp_path, monk
     folder, printed, words = reproduced
     assert "the first 2 steps of seed 0, trained twice: all losses and weights are equal to the bit" in printed
     facts = json.loads((folder / "first-steps.json").read_text())
-    records = [json.loads(line) for line in next(folder.glob("seed-0/*/metrics.jsonl")).read_text().splitlines()]
+    records = [json.loads(line) for line in next(folder.glob("shapes/seed-0/*/metrics.jsonl")).read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     assert facts["losses"] == losses, "they are those of the whole training"
     settings = words[words.index("--train") + 1 :]
@@ -722,11 +722,11 @@ def test_comparison_with_committed_figures(monkeypatch, tmp_path):
     row = {**dict.fromkeys(reproduce.COMPARED.values(), 0.25), "correlation on objects": 0.5}
     here = {**row, "mask AP": 0.3, "correlation on objects": 0.75}
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    assert reproduce.committed() == ("no committed figures", {})
+    assert reproduce.committed("shapes") == ("no committed result of shapes", {})
     for day, known in (("02", row), ("01", here)):
         text = json.dumps({"models": {"seed 0": known}})
         (tmp_path / f"2026-11-{day}-shapes-x.json").write_text(text)
-    name, known = reproduce.committed()
+    name, known = reproduce.committed("shapes")
     assert (name, known) == ("2026-11-02-shapes-x.json", {"seed 0": row}), "the newest"
     lines = reproduce.comparison({"seed 0": here, "seed 1": here}, known).splitlines()
     assert len(lines) == 1 + len(reproduce.COMPARED), "seed 1 is not among the committed ones"
@@ -734,10 +734,186 @@ def test_comparison_with_committed_figures(monkeypatch, tmp_path):
     assert lines[-1].split()[-3:] == ["0.75", "0.50", "+0.25"]
 
 
+def test_committed_models():
+    """The seeds of shapes, the one model of nuclei, and none of photos yet."""
+    name, known = reproduce.committed("shapes")
+    assert list(known) == ["seed 0", "seed 1", "seed 2"]
+    name, known = reproduce.committed("nuclei")
+    assert "-nuclei-" in name
+    assert "label-review" not in name
+    assert list(known) == ["seed 0"]
+    assert known["seed 0"]["mask AP"] > 0.5
+
+
+def write_pictures(folder: Path, subsets: tuple[str, ...], counts: tuple[int, ...]) -> Path:
+    """COCO's layout, two classes: a bright and a dark rectangle on noise in each picture of 64 x 64 pixels."""
+    rng, number = np.random.default_rng(0), 0
+    (folder / "annotations").mkdir(parents=True)
+    for subset, count in zip(subsets, counts, strict=True):
+        (folder / subset).mkdir()
+        images, annotations = [], []
+        for _ in range(count):
+            number += 1
+            pixels = rng.integers(100, 140, (64, 64, 3), np.uint8)
+            for category, (value, left) in enumerate([(250, 4), (10, 36)], start=1):
+                top, side = (int(each) for each in rng.integers(12, 24, 2))
+                pixels[top : top + side, left : left + side] = value
+                corners = [left, top, left + side, top, left + side, top + side, left, top + side]
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
+                box = {"bbox": [left, top, side, side], "area": side * side}
+                annotations.append({**entry, **box, "segmentation": [corners]})
+            Image.fromarray(pixels).save(folder / subset / f"{number:03}.png")
+            images.append({"id": number, "file_name": f"{number:03}.png", "height": 64, "width": 64})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        contents = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(contents))
+    return folder
+
+
+TINY_NETWORK = [word for word in TINY_SHAPES if not word.startswith(("STEPS_PER_EPOCH", "EVAL_EVERY"))]
+TINY_NUCLEI = [*TINY_NETWORK, "IMAGE_MIN_DIM=64", "IMAGE_MAX_DIM=64", "TRAIN_DTYPE=float32"]
+# Torch 2.13 aborts in a step of 8 channels: the backward of a convolution of 1 x 1 with stride 2, in maps of 64 x 64.
+TINY_PHOTOS = [*TINY_NETWORK[1:], "BACKBONE_WIDTH=0.25", "EVAL_EVERY=0", "TRAIN_DTYPE=float32"]
+
+
+@pytest.fixture
+def data_sets(tmp_path, monkeypatch):
+    """Nuclei and photos of a few pictures, in the place of ../shared/data; a step seems to take 2 seconds."""
+    monkeypatch.setenv("MASKSCORING_KEEP_MEMORY", "0")
+    monkeypatch.setattr(reproduce, "DATA", tmp_path / "data")
+    monkeypatch.setattr("data.plan.VALIDATIONS", 1)
+    for module in ("own_training", "benchmarks.reproduce"):
+        monkeypatch.setattr(f"{module}.step_seconds", lambda *_: 2.0)
+        monkeypatch.setattr(f"{module}.detection_seconds", lambda *_: 0.1)
+    write_pictures(tmp_path / "data" / "nuclei", ("train", "val"), (6, 3))
+    write_pictures(tmp_path / "data" / "photos", ("train", "val", "test_easy"), (6, 3, 4))
+    return tmp_path
+
+
+def losses_of(folder: Path) -> list[float]:
+    records = reproduce.read_records(next(folder.rglob("metrics.jsonl")))
+    return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+def test_reproduce_nuclei_in_a_time(data_sets, monkeypatch, capsys):
+    words = ["nuclei", "--folder", str(data_sets / "out"), "--minutes", "1", "--samples", "5", "--train"]
+    assert reproduce.main([*words, "--set", *TINY_NUCLEI]) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads(printed.splitlines()[-1])
+    assert (facts["data"], facts["minutes"], facts["images"]) == ("nuclei", 1, 3)
+    assert facts["models"]["seed 0"]["max_dets"] == nucleus.MAX_DETS
+    folder = data_sets / "out" / "nuclei-1-minutes"
+    steps = len(losses_of(folder / "seed-0"))
+    assert steps == 7 + 7, "7 steps and 7 of the MaskIoU head fit beside 30 seconds for the rest"
+    assert "--eval-images 3 --set STEPS_PER_EPOCH=7 WARMUP_STEPS=0 EVAL_EVERY=1" in printed
+    assert "beside 2026-11-27-nuclei-xeon-1-thread.json" in printed
+    assert "is not expected to reach its numbers" in printed
+    halves, best = (
+        torch.load(path, weights_only=True)["model"]["fpn.lateral.2.weight"]
+        for path in (folder / "seed-0.pth", next(folder.rglob("*_best.pth")))
+    )
+    assert torch.equal(halves, best.half())
+    monkeypatch.setattr(reproduce.nucleus, "main", lambda words: pytest.fail("it trains again"))
+    assert reproduce.main([*words, "--set", *TINY_NUCLEI]) == 0
+
+
+def test_reproduce_photos_in_a_time(data_sets, monkeypatch, capsys):
+    """What it measures is what custom.py evaluate says of the subset test."""
+    words = ["photos", "--folder", str(data_sets / "out"), "--minutes", "1", "--samples", "5", "--train"]
+    assert reproduce.main([*words, "--set", *TINY_PHOTOS]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"custom.py train --seed 0 .*--set REPEAT_THRESHOLD=0.5 COPY_PASTE=0.3 .*--minutes 1", printed)
+    assert "there is no committed result of photos yet, so these numbers are compared with nothing" in printed
+    assert "is not expected to reach" not in printed
+    facts = json.loads(printed.splitlines()[-1])
+    assert (facts["data"], facts["minutes"], facts["images"]) == ("photos", 1, 4)
+    folder, report = data_sets / "out" / "photos-1-minutes", data_sets / "report"
+    assert len(losses_of(folder / "seed-0")) == 2 * 7, "14 steps fit beside the 30 seconds of the report"
+
+    words = ["evaluate", "--dataset", str(data_sets / "data" / "photos"), "--subset", "test"]
+    assert reproduce.custom.main([*words, "--model", str(folder / "seed-0.pth"), "--output", str(report)]) == 0
+    metrics = json.loads((report / "metrics.json").read_text())
+    metrics, numbers = metrics.get("metrics", metrics), facts["models"]["seed 0"]
+    assert metrics["mask AP"] == pytest.approx(numbers["mask AP"], abs=1e-12)
+    assert metrics["detections"] == numbers["detections"] > 0
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [
+        (1, "--epochs 1 --set STEPS_PER_EPOCH=10 WARMUP_STEPS=1 EVAL_EVERY=1"),
+        (4, "--epochs 4 --set STEPS_PER_EPOCH=21 WARMUP_STEPS=8 EVAL_EVERY=1"),
+        (40, ""),
+    ],
+)
+def test_the_length_of_shapes_in_a_time(minutes, expected, data_sets, monkeypatch):
+    """By hand. A step takes 2 s, the evaluation of 100 images after each epoch 10 s, and the rest 30 s.
+
+    In 1 minute, these would take more than a third: one epoch stays, and 60 - 40 seconds are 10 steps.
+    In 4 minutes, 240 - 70 seconds are 85 steps, 21 in each of 4 epochs. 40 minutes are enough for all 1,000 steps.
+    """
+    words = ["shapes", "--steps", "0", "--folder", str(data_sets), "--minutes", str(minutes)]
+    words += ["--train", "--epochs", "4", "--set", *TINY_NETWORK]
+    asked = []
+    monkeypatch.setattr(reproduce.shapes, "main", lambda words: asked.append(" ".join(words)) or 130)
+    assert reproduce.main(words) == 130
+    monkeypatch.setattr(reproduce, "step_seconds", lambda *_: pytest.fail("it has the length that it began with"))
+    assert reproduce.main(words) == 130
+    assert asked[0] == asked[1]
+    assert asked[0].endswith(f"{TINY_NETWORK[-1]} {expected}".rstrip())
+
+
+def test_reproduce_leaves_out_models_without_data(data_sets, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "run_seed", lambda name, *_: print(f"it trains {name}") or {"images": 0})
+    monkeypatch.setattr(reproduce, "check_first_steps", lambda *_: {})
+    monkeypatch.setattr(measure_gain, "table", lambda rows: "")
+    monkeypatch.setattr(reproduce, "comparison", lambda *_: "")
+    words = ["--seeds", "0", "--folder", str(data_sets / "out")]
+    assert reproduce.main([*words, "--output", str(data_sets / "numbers.json")]) == 0
+    assert re.findall("it trains (.*)", capsys.readouterr().out) == ["shapes", "nuclei", "photos"]
+    for name in ("shapes", "nuclei", "photos"):
+        assert json.loads((data_sets / f"numbers-{name}.json").read_text())["data"] == name
+    monkeypatch.setattr(reproduce, "DATA", data_sets / "nowhere")
+    assert reproduce.main(words) == 0
+    printed = capsys.readouterr().out
+    assert re.findall("it trains (.*)", printed) == ["shapes"]
+    assert f"nuclei is left out: there is no folder {data_sets / 'nowhere' / 'nuclei'}" in printed
+    assert reproduce.main([*words, "photos", "--dataset", str(data_sets / "data" / "photos")]) == 0
+    assert re.findall("it trains (.*)", capsys.readouterr().out) == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nuclei", "photos", "--dataset", "."], "--dataset is the data set of nuclei or of photos, not of nuclei and"),
+        (["shapes", "--dataset", "."], "--dataset is the data set of nuclei or of photos, not of shapes"),
+        (["nuclei", "--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
+        (["shapes", "--steps", "0", "--minutes", "0.1"], "--minutes 0.1 leaves no time to learn; at least 2 minutes"),
+    ],
+)
+def test_mistakes_of_reproduce_are_one_line(words, message, data_sets, capsys):
+    assert reproduce.main([*words, "--folder", str(data_sets / "out"), "--train", "--set", *TINY_NUCLEI]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_reproduce_names_its_models(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["cells"])
+    assert "must be some of shapes, nuclei, photos, not 'cells'" in capsys.readouterr().err
+
+
+def test_make_passes_models_and_minutes_on():
+    done = subprocess.run(
+        ["make", "-n", "reproduce", "MODELS=shapes nuclei", "MINUTES=10"],
+        cwd=native.ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1].endswith("benchmarks/reproduce.py shapes nuclei --minutes 10")
+
+
 def test_measure_gain_of_several_models(reproduced, tmp_path, capsys):
     folder, _, _ = reproduced
     output = tmp_path / "gain.json"
-    models = [str(folder / f"seed-{seed}.pth") for seed in (0, 1)]
+    models = [str(folder / "shapes" / f"seed-{seed}.pth") for seed in (0, 1)]
     words = ["shapes", "--images", "6", "--samples", "20", "--output", str(output), "--model", *models]
     assert measure_gain.main(words) == 0
     *table, line = capsys.readouterr().out.splitlines()
