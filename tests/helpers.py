@@ -39,7 +39,7 @@ from training.loop import Progress
 def files_of_at_most(size: int):
     """A context in which no file can grow beyond `size` bytes: writing fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # Python ignores the signal that comes with it
     try:
         yield
     finally:
@@ -469,17 +469,6 @@ def interrupt_drawing(monkeypatch, number: int, signals: int) -> None:
         return draw(*arguments, **options)
 
     monkeypatch.setattr(visualize, "draw_instances", draw_and_interrupt)
-
-
-@contextlib.contextmanager
-def full_disk(size: int = 0):
-    """A context in which no file can grow beyond so many bytes: the error is one of the disk, as when it is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal that comes with it
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 ############################################################

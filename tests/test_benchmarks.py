@@ -904,7 +904,7 @@ def test_reproduce_names_its_models(capsys):
 
 def test_make_passes_models_and_minutes_on():
     done = subprocess.run(
-        ["make", "-n", "reproduce", "MODELS=shapes nuclei", "MINUTES=10"],
+        ["make", "--no-print-directory", "-n", "reproduce", "MODELS=shapes nuclei", "MINUTES=10"],
         cwd=native.ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1].endswith("benchmarks/reproduce.py shapes nuclei --minutes 10")

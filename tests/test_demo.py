@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import full_disk, interrupt_drawing, random_image, tiny_model
+from helpers import files_of_at_most, interrupt_drawing, random_image, tiny_model
 from PIL import Image
 
 import cli
@@ -409,7 +409,7 @@ def test_places_that_cannot_be_written_are_named_first(photos, tmp_path, capsys,
 @pytest.mark.parametrize(("words", "name"), [([], "C.jpg"), (["--save-json", "x.jsonl"], "C.jpg")])
 def test_a_full_disk_names_the_file(detect, photos, tmp_path, monkeypatch, capsys, words, name):
     monkeypatch.chdir(tmp_path)
-    with full_disk(100):
+    with files_of_at_most(100):
         assert detect(photos, *words) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("demo.py: ")
@@ -422,7 +422,7 @@ def test_a_full_disk_names_the_file(detect, photos, tmp_path, monkeypatch, capsy
 def test_a_full_disk_names_the_results(detect, photos, tmp_path, monkeypatch, capsys, name):
     """Those that are written at once, and those that are written at the end."""
     monkeypatch.setattr(demo.Pictures, "add", lambda self, frame, picture: None)
-    with full_disk(100):
+    with files_of_at_most(100):
         assert detect(photos, "--save-json", tmp_path / name) == 1
     assert capsys.readouterr().err.endswith(f"demo.py: {tmp_path / name}: File too large\n")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import full_disk, random_image, tiny_model
+from helpers import files_of_at_most, random_image, tiny_model
 from PIL import Image
 
 import demo
@@ -63,7 +63,7 @@ def test_a_full_disk_names_the_file(name, tmp_path, capsys):
     write(path)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
     assert name in before, "it works on another disk"
-    with full_disk(100), pytest.raises((OSError, RuntimeError)) as error:
+    with files_of_at_most(100), pytest.raises((OSError, RuntimeError)) as error:
         write(path)
     assert isinstance(error.value, OSError)
     assert str(path.parent) in str(error.value)
@@ -78,7 +78,7 @@ def test_curves_that_cannot_be_written_are_one_line(tmp_path, caplog):
     recorder = Recorder(tmp_path)
     recorder.record("train", 0, 1, {"loss": 1.0})
     recorder.close()
-    with full_disk(100):
+    with files_of_at_most(100):
         save_curves(tmp_path)
     (record,) = caplog.records
     assert "losses.png could not be written: " in record.getMessage()

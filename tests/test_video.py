@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import full_disk, interrupt_drawing, random_image
+from helpers import files_of_at_most, interrupt_drawing, random_image
 
 import demo
 import utils
@@ -514,7 +514,7 @@ def test_a_full_disk_names_the_video(av, tmp_path):
             writer.write(Fraction(i, 25), random_image(HEIGHT, WIDTH, i))
         writer.close()
 
-    with full_disk(2000), pytest.raises(OSError, match="File too large") as error:
+    with files_of_at_most(2000), pytest.raises(OSError, match="File too large") as error:
         write_all()
     assert error.value.filename == str(tmp_path / "film.mp4")
 
