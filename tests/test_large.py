@@ -565,6 +565,35 @@ def test_pictures_of_a_map_have_its_coordinates_whatever_their_size(finder, tmp_
     assert all(each["centroid_map_x"] for each in others)
 
 
+def test_a_picture_that_fails_in_its_further_tiles_costs_itself_only(pictures, finder, tmp_path, capsys, monkeypatch):
+    def detect_views(model, pixels, plan, tiles, *arguments):
+        if any(tile.column >= plan.shape[1] for tile in tiles):
+            raise OSError("the disk is gone")
+        return model.detect_views(pixels, plan, tiles, *arguments)
+
+    monkeypatch.setattr(evaluation.large, "detect_views", detect_views)
+    assert detect(pictures, *TILES, out=tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "not read: the disk is gone" in printed.err
+    assert printed.out.splitlines()[-1].startswith("1 picture, ")
+
+
+def test_what_a_label_image_of_a_large_picture_loses_is_said(pictures, finder, tmp_path, capsys, monkeypatch):
+    """Each blob is found a second time, as another class."""
+
+    def find_twice(image, find=finder._find):
+        once = find(image)
+        columns = {name: np.concatenate([values, values]) for name, values in once.items() if name != "masks"}
+        classes = np.concatenate([once["class_ids"], once["class_ids"] % 3 + 1])
+        return {**columns, "class_ids": classes, "masks": once["masks"] * 2}
+
+    monkeypatch.setattr(finder, "_find", find_twice)
+    assert detect(pictures, *TILES, "--to", "label_images", out=tmp_path / "out") == 0
+    masks = [tifffile.imread(path) for path in sorted((tmp_path / "out" / "label_images" / "masks").glob("large*"))]
+    printed = capsys.readouterr().out
+    assert f"label_images: {(masks[0] > 0).sum():,} pixels are of several objects" in printed
+
+
 def test_changed_and_removed_pictures(pictures, finder, tmp_path, capsys):
     assert detect(pictures, *TILES, out=tmp_path / "out") == 0
     many_blobs(pictures / "large.png", seed=3)

@@ -15,6 +15,7 @@ import tiles
 import utils
 from data.crops import Crop, trim
 from data.images import read_image
+from data.regions import Pixels, as_source
 from roialign.paste import crop_to_rle
 from tiles import Seams, TiledDetections, plan_tiles
 from utils import ResizePlan
@@ -867,6 +868,15 @@ def test_one_tile_is_detection_in_one_piece(nuclei, mosaic):
     np.testing.assert_allclose(codes.scores, reference.scores[order], atol=1e-6)
     np.testing.assert_allclose(codes.rois, reference.rois[order], atol=1e-3)
     assert codes.masks == reference[order].masks
+
+
+def test_freed_memory_is_returned_after_each_batch(monkeypatch):
+    model, calls = tiny_model(IMAGES_PER_GPU=2), []
+    monkeypatch.setattr(tiles.runtime, "return_memory", lambda: calls.append(1))
+    plan = plan_tiles((64, 192), model.config, tile=64, overlap=0)
+    pixels = Pixels(as_source(random_image(64, 192)), model.config)
+    assert len(list(tiles.detect_views(model, pixels, plan, plan.row(0)))) == 3
+    assert len(calls) == 2
 
 
 def test_a_batch_of_tiles_finds_the_same(mosaic):
