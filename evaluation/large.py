@@ -217,8 +217,8 @@ def hint_at_tiles(shapes: Mapping[str, Sequence[int]], config: Config, options: 
         return []
     name = max(shrunk, key=shrunk.__getitem__)
     return [
-        f"{counted(len(shrunk), 'pictures')} {'is' if len(shrunk) == 1 else 'are'} shrunk more than {SHRUNK} times for "
-        f"the network, such as {utils.printable(name)} ({shrunk[name]:.1f} times), and small objects are lost; "
+        f"{counted(len(shrunk), 'pictures are')} shrunk more than {SHRUNK} times for the network, such as "
+        f"{utils.printable(name)} ({shrunk[name]:.1f} times), and small objects are lost; "
         f"--tiles {min(SIDE, config.IMAGE_MAX_DIM)} detects in tiles, and --scale says how large the network sees the "
         "objects"
     ]

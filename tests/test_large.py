@@ -130,6 +130,8 @@ def test_a_hint_at_tiles():
     (text,) = hint_at_tiles(shapes, Config(), TileOptions())
     assert text.startswith("2 pictures are shrunk more than 4 times for the network, such as larger.jpg (11.2 times)")
     assert "--tiles 1024" in text
+    (text,) = hint_at_tiles({"large.jpg": (8000, 6000)}, Config(), TileOptions())
+    assert text.startswith("1 picture is shrunk more than 4 times for the network, such as large.jpg")
     assert hint_at_tiles({"small.jpg": (800, 1000)}, Config(), TileOptions()) == []
     assert hint_at_tiles(shapes, Config(), TileOptions("off")) == [], "the user has decided"
     assert hint_at_tiles(shapes, in_crops(2), TileOptions()) == [], "nothing is shrunk"
