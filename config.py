@@ -134,6 +134,7 @@ _DEFAULTS = {
         "RPN_BBOX_STD_DEV": (0.1, 0.1, 0.2, 0.2),
         "PRE_NMS_LIMIT": 6000,
         "PRE_NMS_LIMIT_TRAINING": 6000,
+        "MASK_NEAREST": "corners",
         "POST_NMS_ROIS_TRAINING": 2000,
         "TRAIN_ROIS_PER_IMAGE": 200,
         "ROI_POSITIVE_RATIO": 0.33,
@@ -153,6 +154,7 @@ REFERENCE_TRAINING = {
     "MASKIOU_TARGET_LOGIT": 0.5,
     "MASKIOU_KEEP_ZERO_TARGETS": False,
     "MASKIOU_EXACT_AREA": False,
+    "MASK_NEAREST": "floor",
     "CROWD_OVERLAP": None,
     "GRADIENT_CLIP_NORM": None,
 }
@@ -641,6 +643,11 @@ class Config:
     # memory and makes them coarser.
     USE_MINI_MASK: Annotated[bool, TRAINING] = False
     MINI_MASK_SHAPE: Annotated[tuple[int, ...], Length(2, "height, width"), AtLeast(1), TRAINING] = (56, 56)
+
+    # Which pixel of a ground-truth mask each pixel of the resized one copies. "centre": the one in which its centre lies.
+    # "floor": that of its upper left corner, as OpenCV and mmdetection, which moves masks half a pixel down and right, and
+    # so the boxes that are computed from them. "corners": Matterport's, scipy.ndimage.zoom.
+    MASK_NEAREST: Annotated[str, OneOf(("centre", "floor", "corners")), TRAINING] = "centre"
 
     # A pixel counts as predicted if its mask logit is above this, in the IoU that the MaskIoU head learns. 0 is
     # probability 0.5; mmdetection has the logit 0.5.

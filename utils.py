@@ -758,7 +758,8 @@ def resize_mask(
     size: (height, width) before cropping and padding, such as plan_resize's. Default: H and W times scale, halves
         rounded to even, which is the image's size unless another rounding was asked for.
     nearest: "corners", as Matterport (scipy.ndimage.zoom), puts corner pixels on corner pixels. "floor", as OpenCV and
-        mmdetection, takes the pixel in which the left upper corner of the new one lies.
+        mmdetection, takes the pixel in which the left upper corner of the new one lies: masks move by half a new pixel.
+        "centre" takes the one in which its centre lies, as images and boxes are resized.
 
     Returns: as mask, of exactly the image's new size.
     Raises: ValueError for another shape or name.
@@ -783,7 +784,11 @@ def _nearest_floor(old: int, new: int) -> np.ndarray:
     return np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64)
 
 
-_NEAREST = {"corners": _nearest_corners, "floor": _nearest_floor}
+def _nearest_centre(old: int, new: int) -> np.ndarray:
+    return (2 * np.arange(new, dtype=np.int64) + 1) * old // (2 * new)
+
+
+_NEAREST = {"corners": _nearest_corners, "floor": _nearest_floor, "centre": _nearest_centre}
 
 
 ############################################################

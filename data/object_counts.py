@@ -67,11 +67,10 @@ def _vanish_in(boxes: np.ndarray, size: tuple[int, int], config: Any) -> np.ndar
     """As _vanishing, for the boxes of images of one size (height, width)."""
     min_dim = max(config.MULTI_SCALE) if config.MULTI_SCALE else None
     plan = utils.plan_image(size, config, min_dim, np.random.default_rng(0))._replace(crop=None)
-    nearest = "corners" if config.DIALECT == "matterport" else "floor"  # as TrainingData resizes masks
     low = np.rint(boxes[:, :2])  # the first pixel whose centre is inside
     high = np.maximum(np.rint(boxes[:, 2:]), low + 1)
     has_pixels = np.ones(len(boxes), bool)
-    for axis, sources in enumerate((plan.rows(nearest), plan.columns(nearest))):
+    for axis, sources in enumerate((plan.rows(config.MASK_NEAREST), plan.columns(config.MASK_NEAREST))):
         has_pixels &= np.searchsorted(sources, low[:, axis]) < np.searchsorted(sources, high[:, axis])
     if config.USE_MINI_MASK:  # boxes are then those of the masks
         return ~has_pixels

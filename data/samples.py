@@ -449,8 +449,7 @@ class TrainingData:
 
     def _sources(self, plan: utils.ResizePlan) -> tuple[np.ndarray, np.ndarray]:
         """The rows and columns of a mask that those of the plan's window copy."""
-        nearest = "corners" if self.config.DIALECT == "matterport" else "floor"
-        return plan.rows(nearest), plan.columns(nearest)
+        return plan.rows(self.config.MASK_NEAREST), plan.columns(self.config.MASK_NEAREST)
 
     def _given_boxes(self, boxes: np.ndarray | None, around: np.ndarray) -> tuple[np.ndarray | None, int]:
         """The boxes of the data set, and how many of them do not fit their masks, and are replaced.

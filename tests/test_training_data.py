@@ -166,8 +166,7 @@ def test_masks_are_those_of_utils(case, as_rles):
 
     rng = np.random.default_rng(seed)
     plan = data._plan((height, width), True, rng)
-    nearest = "corners" if config.DIALECT == "matterport" else "floor"
-    masks = utils.resize_mask(info["masks"], 1.0, ((0, 0), (0, 0)), plan.crop, plan.size, nearest)
+    masks = utils.resize_mask(info["masks"], 1.0, ((0, 0), (0, 0)), plan.crop, plan.size, config.MASK_NEAREST)
     pixels = utils.resize_pixels(info["image"], plan.size, config.dialect.resampling)
     pixels = utils._crop(pixels, plan.crop)
     if rng.random() < 0.5:
@@ -280,12 +279,12 @@ def test_images_without_objects_are_samples(class_ids, as_rles):
 def test_objects_that_vanish_are_dropped():
     info = drawn(64, 64, 3)
     info["masks"][:] = False
-    info["masks"][1, 1, 0] = True  # every fourth pixel is taken
+    info["masks"][1, 1, 0] = True  # every fourth pixel is taken, from the third on
     info["masks"][4:9, 4:9, 1] = True
     info["class_ids"] = np.array([1, 2, 1], np.int32)
     sample = TrainingData(Drawn([info]), settings(IMAGE_MIN_DIM=16, IMAGE_MAX_DIM=16)).sample(0)
     assert sample.targets.class_ids.tolist() == [2]
-    assert sample.targets.boxes.tolist() == [[1, 1, 3, 3]]
+    assert sample.targets.boxes.tolist() == [[1, 1, 2, 2]]
 
 
 def test_the_largest_objects_are_kept(caplog):

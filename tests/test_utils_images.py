@@ -398,7 +398,7 @@ def test_boxes_follow_the_plan_by_hand(kind):
 
 
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.sampled_from(utils.RESIZE_MODES), st.sampled_from(["corners", "floor"])
+    st.integers(1, 90), st.integers(1, 90), st.sampled_from(utils.RESIZE_MODES), st.sampled_from(["corners", "floor", "centre"])
 )  # fmt: skip
 def test_rows_and_columns_are_what_resizing_a_mask_copies(height, width, mode, nearest):
     plan = utils.plan_resize(height, width, 64, 128, mode=mode, rng=np.random.default_rng(0))
@@ -616,7 +616,7 @@ def test_nearest_by_hand():
     floor = utils.resize_mask(mask, 2, no_padding, size=(1, 8), nearest="floor")[0, :, 0]
     assert floor.tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
     assert utils.resize_mask(mask, 1, [(1, 2), (3, 4), (0, 0)]).shape == (4, 11, 1)
-    with pytest.raises(ValueError, match="corners, floor, got 'near'"):
+    with pytest.raises(ValueError, match="corners, floor, centre, got 'near'"):
         utils.resize_mask(mask, 2, no_padding, nearest="near")
     with pytest.raises(ValueError, match=r"\[1, 4\]"):
         utils.resize_mask(mask[..., 0], 2, no_padding)
@@ -630,6 +630,16 @@ def test_nearest_floor_takes_the_pixel_of_the_corner(old, new):
     on_a_border = np.abs(corners - np.rint(corners)) < 1e-9  # there OpenCV, too, takes the one or the other
     np.testing.assert_array_equal(resized[~on_a_border], np.floor(corners)[~on_a_border])
     assert (np.abs(resized - corners) <= 1 + 1e-9).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 90))
+def test_nearest_centre_takes_the_pixel_of_the_centre(old, new):
+    row = np.arange(old)[:, None, None]
+    resized = utils.resize_mask(row, 1, [(0, 0)] * 3, size=(new, 1), nearest="centre")[:, 0, 0]
+    assert resized.tolist() == [(2 * i + 1) * old // (2 * new) for i in range(new)]
+    mirrored = utils.resize_mask(row[::-1], 1, [(0, 0)] * 3, size=(new, 1), nearest="centre")[::-1, 0, 0]
+    between = [((2 * i + 1) * old) % (2 * new) == 0 for i in range(new)]  # the centre lies between two pixels
+    np.testing.assert_array_equal(resized - mirrored, np.array(between, int))
 
 
 def test_nearest_floor_is_opencvs_at_a_border():
