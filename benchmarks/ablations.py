@@ -144,11 +144,8 @@ def _against_base(variant: str, runs: Mapping[str, Mapping[int, Mapping[str, Any
     seeds = sorted(runs[variant].keys() & base.keys())
     if variant == BASE or not seeds:
         return "-"
-    differences = [runs[variant][seed]["re-scoring gain"] - base[seed]["re-scoring gain"] for seed in seeds]
-    if len(seeds) < 2:
-        return f"{100 * differences[0]:+.2f}"
-    value, low, high = (100 * number for number in measure_gain.mean_gain(differences))
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+    gains = [runs[variant][seed]["re-scoring gain"] - base[seed]["re-scoring gain"] for seed in seeds]
+    return measure_gain.difference(gains)
 
 
 def main(argv: list[str] | None = None) -> int:

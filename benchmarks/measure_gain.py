@@ -106,6 +106,14 @@ def mean_gain(gains: Sequence[float]) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
+def difference(values: Sequence[float], digits: int = 2) -> str:
+    """Differences of seeds in points (0 to 100), for people: their mean, and its interval where there are several."""
+    if len(values) < 2:
+        return f"{100 * values[0]:+.{digits}f}"
+    value, low, high = (f"{100 * number:+.{digits}f}" for number in mean_gain(values))
+    return f"{value} ({low} to {high})"
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The numbers for people, AP in points (0 to 100): a model a line, and their mean if there are several."""
     lines = ["| | " + " | ".join(name.strip() for name in COLUMNS) + " | gain, 95 % interval | IoU correlation |"]
