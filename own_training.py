@@ -12,10 +12,12 @@ plan.json says what was asked for: the same command continues, and another one i
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import shlex
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +66,7 @@ from weights.load import network_shapes
 PLAN_NAME, MODEL_NAME, PICTURE_NAME, CURVES_NAME = "plan.json", "model.pth", "first_batch.jpg", "losses.png"
 FORMAT, VERSION = "mask-scoring-rcnn plan", 1
 EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluation at the end takes all
-_TIMED_STEPS = 2
+_TIMED_STEPS, _TIMED_SECONDS = 8, 10.0  # at most, and from when on no further step is timed
 _CHECKED_PICTURES = 12  # before the training
 _LOOKED_AT = 64  # pictures whose brightness is measured
 
@@ -537,25 +539,29 @@ def _measured(job: Job) -> tuple[str, float, float]:
 
 
 def step_seconds(model: MaskRCNN, dataset: Dataset) -> float:
-    """The seconds of a training step: the shortest of a few, which change no weights.
+    """The seconds of a training step: the mean of a few, which change no weights.
+
+    Batches differ by their objects and sizes, so that the fastest step says little. The first step is not counted.
 
     model: goes to the device of its configuration. dataset: prepared.
     """
-    config, seconds = model.config, math.inf
+    config, seconds = model.config, []
     device = runtime.training_device(config.GPU_COUNT)
     model.to(device).set_trainable("all")
     data = TrainingData(dataset, config)
+    places = itertools.cycle(evenly(len(data), (_TIMED_STEPS + 1) * config.IMAGES_PER_GPU))
     for number in range(_TIMED_STEPS + 1):
         start = time.perf_counter()
-        places = [(number * config.IMAGES_PER_GPU + i) % len(data) for i in range(config.IMAGES_PER_GPU)]
-        batch = collate([data.sample(place, number) for place in places])
+        batch = collate([data.sample(place, number) for place in itertools.islice(places, config.IMAGES_PER_GPU)])
         model.train()
         losses = model(*mold_batch(batch, device, config))
         sum(losses.values()).backward()
         model.zero_grad()
         runtime.wait_for(device)
-        seconds = min(seconds, time.perf_counter() - start)
-    return seconds
+        seconds.append(time.perf_counter() - start)
+        if number > 0 and sum(seconds) > _TIMED_SECONDS:
+            break
+    return statistics.fmean(seconds[1:])
 
 
 def detection_seconds(model: MaskRCNN, dataset: Dataset) -> float:
