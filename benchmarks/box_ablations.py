@@ -162,7 +162,7 @@ def run(arguments, variant: str, seed: int) -> dict[str, Any]:
     model = continued(config, folder / "logs")
     parts = [nucleus.make_dataset(arguments.dataset, "train", part, HELD_OUT) for part in ("rest", "held out")]
     with mock.patch.object(modellib, "box_losses", giou_losses if variant == GIOU else _BOX_LOSSES):
-        if model.train_model(parts[0], None, epochs=EPOCHS, augmentation=nucleus.augment).interrupted:
+        if model.train_model(parts[0], None, epochs=EPOCHS).interrupted:
             raise KeyboardInterrupt
     facts = {"variant": variant, "seed": seed, "steps": arguments.steps, **measure(model, parts[1])}
     facts["seconds"] = time.monotonic() - start

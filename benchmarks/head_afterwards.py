@@ -62,13 +62,12 @@ def new_model(data: str, settings: Mapping[str, Any], logs: Path) -> MaskRCNN:
 
 def train(model: MaskRCNN, arguments: argparse.Namespace) -> None:
     """Train the MaskIoU head alone. Raises: KeyboardInterrupt if a signal ended it; what is done is saved."""
-    augmentation = None
     if arguments.data == "nuclei":
-        dataset, augmentation = nucleus.make_dataset(arguments.dataset, "train"), nucleus.augment
+        dataset = nucleus.make_dataset(arguments.dataset, "train")
     else:
         count = model.config.STEPS_PER_EPOCH * EPOCHS * model.config.IMAGES_PER_GPU
         dataset = shapes.make_dataset(model.config, "train", count)  # of seed 0, as those of the detector
-    if model.train_model(dataset, None, epochs=EPOCHS, layers="maskiou", augmentation=augmentation).interrupted:
+    if model.train_model(dataset, None, epochs=EPOCHS, layers="maskiou").interrupted:
         raise KeyboardInterrupt
 
 

@@ -19,7 +19,6 @@ import csv
 import hashlib
 import io
 import os
-import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -89,6 +88,7 @@ class NucleusConfig(SmallConfig):
     POST_NMS_ROIS_INFERENCE = 2000
     DETECTION_MAX_INSTANCES = 500
 
+    QUARTER_TURNS = True  # with HORIZONTAL_FLIP, an image appears in all eight ways in which a slide can lie
     SCALE_JITTER = (0.8, 1.25)
     COLOR_JITTER = 0.2
     WARMUP_STEPS = 200
@@ -279,22 +279,6 @@ def make_dataset(
 
 
 ############################################################
-#  Augmentation
-############################################################
-
-
-def augment(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn an image by a random number of quarter turns. Training seeds the generator of `random` for each image.
-
-    With HORIZONTAL_FLIP, which follows, an image appears in all eight ways in which a slide can lie.
-
-    image: [H, W, 3]. masks: bool [H, W, N]. Returns: both, turned.
-    """
-    turns = random.randrange(4)
-    return np.rot90(image, turns), np.rot90(masks, turns)
-
-
-############################################################
 #  Submission
 ############################################################
 
@@ -434,7 +418,6 @@ def train(arguments: argparse.Namespace) -> int:
             val_dataset,
             epochs=epochs,
             layers=layers,
-            augmentation=augment,
             custom_callbacks=limits,
             evaluate=evaluate,
         )

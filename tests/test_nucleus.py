@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import random
 import re
 import subprocess
 import sys
@@ -324,22 +323,10 @@ def nucleus_of_one(image: np.ndarray) -> Dataset:
     return dataset
 
 
-def test_image_and_masks_turn_together():
-    image, masks = picture(1)
-    seen = set()
-    for seed in range(30):
-        random.seed(seed)
-        turned, turned_masks = nucleus.augment(image, masks)
-        np.testing.assert_array_equal(turned[..., 0] >= 100, turned_masks.any(axis=2))
-        assert turned_masks.shape == (*turned.shape[:2], masks.shape[2])
-        seen.add(turned.tobytes())
-    assert seen == {np.rot90(image, turns).tobytes() for turns in range(4)}
-
-
 def test_samples_are_repeatable_and_in_eight_ways(tmp_path):
     dataset = nucleus.make_dataset(write_coco(tmp_path, "train"), "train")
     config = nucleus.NucleusConfig(IMAGE_RESIZE_MODE="none", COLOR_JITTER=0, SCALE_JITTER=None)
-    data = TrainingData(dataset, config, nucleus.augment)
+    data = TrainingData(dataset, config)
     samples = [data.sample(0, seed) for seed in range(60)]
     assert len({(sample.shape, sample.image.numpy().tobytes()) for sample in samples}) == 8
     for seed in (0, 1, 2):
@@ -648,7 +635,6 @@ def test_train_holds_out_what_has_no_val(calls, tmp_path, capsys):
     assert [train_data.name(i) for i in train_data.image_ids] == ["a005", "b2e1", "d001"]
     assert [val_data.name(i) for i in val_data.image_ids] == ["c008"]
     assert [(each["layers"], each["epochs"]) for each in (named, head)] == [("all", 3), ("maskiou", 5)]
-    assert named["augmentation"] is nucleus.augment
     assert named["custom_callbacks"] == []
     assert model.config.SEED == 0
 
