@@ -644,9 +644,9 @@ class Config:
     USE_MINI_MASK: Annotated[bool, TRAINING] = False
     MINI_MASK_SHAPE: Annotated[tuple[int, ...], Length(2, "height, width"), AtLeast(1), TRAINING] = (56, 56)
 
-    # Which pixel of a ground-truth mask each pixel of the resized one copies. "centre": the one in which its centre lies.
-    # "floor": that of its upper left corner, as OpenCV and mmdetection, which moves masks half a pixel down and right, and
-    # so the boxes that are computed from them. "corners": Matterport's, scipy.ndimage.zoom.
+    # Which pixel of a ground-truth mask each pixel of the resized one copies. "centre": that in which its centre lies.
+    # "floor": that of its upper left corner, as OpenCV and mmdetection; masks, and boxes that are computed from them,
+    # move half a pixel down and right. "corners": Matterport's, scipy.ndimage.zoom.
     MASK_NEAREST: Annotated[str, OneOf(("centre", "floor", "corners")), TRAINING] = "centre"
 
     # A pixel counts as predicted if its mask logit is above this, in the IoU that the MaskIoU head learns. 0 is

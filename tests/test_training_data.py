@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import runtime
 import utils
-from config import Config
+from config import REFERENCE_TRAINING, Config
 from data.augment import jitter_color
 from data.classes import UNKNOWN, ClassMapping
 from data.dataset import Dataset, Instances, ObjectBoxes, check_instances
@@ -182,6 +182,32 @@ def test_masks_are_those_of_utils(case, as_rles):
     assert sample.targets.class_ids.tolist() == info["class_ids"][kept].tolist()
     assert sample.targets.boxes.tolist() == utils.extract_bboxes(masks)[kept].tolist()
     assert canvases(sample.targets.masks).tolist() == (whole.tolist() if len(kept) else [])
+
+
+def test_masks_and_boxes_lie_where_their_objects_are_in_the_image():
+    """A white square on black, scaled by random factors: on average, nothing moves, and the reference moves masks."""
+
+    def shifts(**options) -> np.ndarray:
+        config = settings(IMAGE_RESIZE_MODE="crop", IMAGE_MIN_DIM=64, SCALE_JITTER=(0.5, 1.3), **options)
+        data = TrainingData(Drawn([info]), config)
+        found = []
+        for seed in range(150):
+            sample = data.sample(0, seed)
+            y1, x1, y2, x2 = sample.window
+            seen = np.zeros(sample.shape, bool)
+            seen[y1:y2, x1:x2] = sample.image[..., 0].numpy() >= 128
+            if seen.sum() >= 100 and not (seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any()):
+                middles = [np.argwhere(each).mean(axis=0) + 0.5 for each in (canvases(sample.targets.masks)[0], seen)]
+                box = sample.targets.boxes[0].numpy()
+                found.append([middles[0] - middles[1], (box[:2] + box[2:]) / 2 - middles[1]])
+        assert len(found) > 50
+        return np.mean(found, axis=0)
+
+    info = drawn(64, 64, 1)
+    info["image"][:], info["masks"][:] = 0, False
+    info["image"][20:43, 24:45], info["masks"][20:43, 24:45] = 255, True
+    assert np.abs(shifts()).max() < 0.1
+    assert (shifts(MASK_NEAREST="floor") > 0.2).all()
 
 
 @pytest.mark.parametrize("mode", utils.RESIZE_MODES)
@@ -348,7 +374,7 @@ def test_the_sample_is_mmdetections():
             rles = [utils.annotation_to_rle(one["segmentation"], 476, 640) for one in found]
             return Instances(class_ids, rles, np.stack([y, x, y + h, x + w], axis=1))
 
-    config = Config(NUM_CLASSES=81, IMAGE_MIN_DIM=400, IMAGE_MAX_DIM=667)
+    config = Config(NUM_CLASSES=81, IMAGE_MIN_DIM=400, IMAGE_MAX_DIM=667, **REFERENCE_TRAINING)
     sample = TrainingData(Photograph([{}], classes=81), config, augment=False).sample(0)
     assert sample.image.shape[:2] == tuple(golden["meta_img_shape"])
     assert sample.shape == tuple(golden["input_shape"][2:])

@@ -398,7 +398,8 @@ def test_boxes_follow_the_plan_by_hand(kind):
 
 
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.sampled_from(utils.RESIZE_MODES), st.sampled_from(["corners", "floor", "centre"])
+    st.integers(1, 90), st.integers(1, 90), st.sampled_from(utils.RESIZE_MODES),
+    st.sampled_from(["corners", "floor", "centre"]),
 )  # fmt: skip
 def test_rows_and_columns_are_what_resizing_a_mask_copies(height, width, mode, nearest):
     plan = utils.plan_resize(height, width, 64, 128, mode=mode, rng=np.random.default_rng(0))
