@@ -3,15 +3,18 @@
 import contextlib
 import copy
 import io
+import json
 import re
 import resource
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import tifffile
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -522,3 +525,28 @@ def nasty_evaluation() -> Evaluation:
     examples = [one_example(title=name, class_name=name, image_id=i) for i, name in enumerate(NASTY)]
     evaluation.examples = {"best": examples}
     return evaluation
+
+
+def write_pictures(folder: Path, subsets: tuple[str, ...], counts: tuple[int, ...]) -> Path:
+    """COCO's layout, two classes: a bright and a dark rectangle on noise in each picture of 64 x 64 pixels."""
+    rng, number = np.random.default_rng(0), 0
+    (folder / "annotations").mkdir(parents=True)
+    for subset, count in zip(subsets, counts, strict=True):
+        (folder / subset).mkdir()
+        images, annotations = [], []
+        for _ in range(count):
+            number += 1
+            pixels = rng.integers(100, 140, (64, 64, 3), np.uint8)
+            for category, (value, left) in enumerate([(250, 4), (10, 36)], start=1):
+                top, side = (int(each) for each in rng.integers(12, 24, 2))
+                pixels[top : top + side, left : left + side] = value
+                corners = [left, top, left + side, top, left + side, top + side, left, top + side]
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
+                box = {"bbox": [left, top, side, side], "area": side * side}
+                annotations.append({**entry, **box, "segmentation": [corners]})
+            Image.fromarray(pixels).save(folder / subset / f"{number:03}.png")
+            images.append({"id": number, "file_name": f"{number:03}.png", "height": 64, "width": 64})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        contents = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(contents))
+    return folder

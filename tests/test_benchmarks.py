@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import rectangle, segm_result, tiny_model, two_rankings
+from helpers import rectangle, segm_result, tiny_model, two_rankings, write_pictures
 from PIL import Image
 
 import cli
@@ -743,31 +743,6 @@ def test_committed_models():
     assert "label-review" not in name
     assert list(known) == ["seed 0"]
     assert known["seed 0"]["mask AP"] > 0.5
-
-
-def write_pictures(folder: Path, subsets: tuple[str, ...], counts: tuple[int, ...]) -> Path:
-    """COCO's layout, two classes: a bright and a dark rectangle on noise in each picture of 64 x 64 pixels."""
-    rng, number = np.random.default_rng(0), 0
-    (folder / "annotations").mkdir(parents=True)
-    for subset, count in zip(subsets, counts, strict=True):
-        (folder / subset).mkdir()
-        images, annotations = [], []
-        for _ in range(count):
-            number += 1
-            pixels = rng.integers(100, 140, (64, 64, 3), np.uint8)
-            for category, (value, left) in enumerate([(250, 4), (10, 36)], start=1):
-                top, side = (int(each) for each in rng.integers(12, 24, 2))
-                pixels[top : top + side, left : left + side] = value
-                corners = [left, top, left + side, top, left + side, top + side, left, top + side]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0}
-                box = {"bbox": [left, top, side, side], "area": side * side}
-                annotations.append({**entry, **box, "segmentation": [corners]})
-            Image.fromarray(pixels).save(folder / subset / f"{number:03}.png")
-            images.append({"id": number, "file_name": f"{number:03}.png", "height": 64, "width": 64})
-        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-        contents = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(contents))
-    return folder
 
 
 TINY_NETWORK = [word for word in TINY_SHAPES if not word.startswith(("STEPS_PER_EPOCH", "EVAL_EVERY"))]

@@ -1,0 +1,202 @@
+"""Trains StarDist or Cellpose's network from nothing on a folder of rivals.py, and writes what it finds in val.
+
+Each has an environment of its own. Nothing of this project is imported here, and nothing of theirs in the project:
+
+    python -m venv ~/stardist && ~/stardist/bin/pip install stardist tensorflow-cpu
+    python -m venv ~/cellpose && ~/cellpose/bin/pip install "cellpose<4"
+
+    ~/stardist/bin/python benchmarks/rivals_train.py stardist FOLDER --minutes 75
+    ~/cellpose/bin/python benchmarks/rivals_train.py cellpose FOLDER --minutes 75
+
+Both learn as their own tutorials say: StarDist with 32 rays on a grid of 2, flips, quarter turns and random
+brightness; Cellpose in gray values, scaled to a mean diameter of 17 pixels as its model of nuclei, by its own SGD.
+Cellpose scores no object: here it is the mean probability of its pixels. It sees each image twice, the second time
+scaled by the diameter that it found at first. Both choose their thresholds on 60 of the training images.
+
+Writes FOLDER/NAME/IMAGE.npz with labels int32 [H, W] and scores float32 [objects], and FOLDER/NAME/facts.json.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+THRESHOLD_IMAGES = 60
+CELLPOSE_DIAMETER = 17.0
+STEPS_PER_EPOCH = 100
+
+
+def read(folder: Path) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
+    """The names of the images of a subset, their pixels uint8 [H, W, 3], and their labels int32 [H, W]."""
+    names = sorted(path.stem for path in (folder / "images").glob("*.png"))
+    images = [np.asarray(Image.open(folder / "images" / f"{name}.png").convert("RGB")) for name in names]
+    labels = [np.load(folder / "labels" / f"{name}.npy") for name in names]
+    return names, images, labels
+
+
+############################################################
+#  StarDist
+############################################################
+
+
+def turned(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Both in one of the eight ways in which a slide can lie, and the image in another brightness."""
+    turns, mirrored = rng.integers(4), rng.random() < 0.5
+    image, labels = np.rot90(image, turns), np.rot90(labels, turns)
+    if mirrored:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return image * rng.uniform(0.6, 2) + rng.uniform(-0.2, 0.2), labels
+
+
+def stardist(train: tuple, test: tuple, folder: Path, minutes: float, seed: int) -> tuple[list, dict]:
+    """The labels and scores of each test image, and facts."""
+    import tensorflow
+    from csbdeep.utils import normalize
+    from stardist import fill_label_holes
+    from stardist.models import Config2D, StarDist2D
+
+    tensorflow.keras.utils.set_random_seed(seed)
+    images = [normalize(image, 1, 99.8, axis=(0, 1, 2)) for image in train[1]]
+    labels = [fill_label_holes(each) for each in train[2]]
+    held_out = max(len(images) // 10, 1)  # validates the learning rate, as StarDist wants it
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    parts = [[[each[i] for i in part] for each in (images, labels)] for part in (order[held_out:], order[:held_out])]
+    config = Config2D(
+        n_rays=32, grid=(2, 2), n_channel_in=3, train_patch_size=(256, 256), train_batch_size=4,
+        train_steps_per_epoch=STEPS_PER_EPOCH, train_reduce_lr={"factor": 0.5, "patience": 8, "min_delta": 0},
+    )  # fmt: skip
+    model = StarDist2D(config, name="model", basedir=str(folder))
+
+    class Stop(tensorflow.keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.start = time.monotonic()
+
+        def on_epoch_end(self, epoch, logs=None):
+            spent = time.monotonic() - self.start
+            epochs.append(spent)
+            if spent + spent / len(epochs) > 60 * minutes:
+                self.model.stop_training = True
+
+    def augment(image, labels):
+        return turned(image, labels, rng)
+
+    epochs: list[float] = []
+    model.prepare_for_training()
+    model.callbacks.append(Stop())
+    model.train(*parts[0], validation_data=tuple(parts[1]), augmenter=augment, epochs=100_000, seed=seed)
+    chosen = order[:THRESHOLD_IMAGES]
+    thresholds = model.optimize_thresholds([images[i] for i in chosen], [labels[i] for i in chosen])
+    found = []
+    for image in test[1]:
+        # All that could be a nucleus: scores order them, and the threshold is chosen when they are measured
+        predicted, details = model.predict_instances(
+            normalize(image, 1, 99.8, axis=(0, 1, 2)), prob_thresh=min(0.05, thresholds.prob), nms_thresh=thresholds.nms
+        )
+        found.append((predicted.astype(np.int32), np.asarray(details["prob"], np.float32)))
+    facts = {"epochs": len(epochs), "steps": len(epochs) * STEPS_PER_EPOCH, "training_s": epochs[-1]}
+    return found, {**facts, "threshold": float(thresholds.prob), "nms_threshold": float(thresholds.nms)}
+
+
+############################################################
+#  Cellpose
+############################################################
+
+
+def cellpose(train: tuple, test: tuple, folder: Path, minutes: float, seed: int) -> tuple[list, dict]:
+    """The labels and scores of each test image, and facts."""
+    import torch
+    from cellpose import models
+    from cellpose.dynamics import labels_to_flows
+    from cellpose.train import train_seg
+
+    def new_model():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 -- Cellpose draws from it
+        return models.CellposeModel(gpu=False, pretrained_model=False, diam_mean=CELLPOSE_DIAMETER)
+
+    flows = labels_to_flows(train[2])  # once, for both calls below
+    options = {
+        "train_labels": flows, "channels": [0, 0], "batch_size": 8, "learning_rate": 0.2, "SGD": True,
+        "weight_decay": 1e-5, "min_train_masks": 1, "save_path": str(folder),
+    }  # fmt: skip
+    start = time.monotonic()
+    train_seg(new_model().net, train_data=train[1], n_epochs=1, model_name="trial", **options)
+    epoch = time.monotonic() - start
+    count = max(int(60 * minutes / epoch), 1)
+    print(f"an epoch takes {epoch:.1f} s: {count} epochs", flush=True)
+    model = new_model()
+    start = time.monotonic()
+    train_seg(model.net, train_data=train[1], n_epochs=count, model_name="model", **options)
+    facts = {"epochs": count, "training_s": time.monotonic() - start}
+    model.diam_labels = float(model.net.diam_labels.item())
+
+    def look(image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        diameter = model.diam_labels
+        for _ in range(2):
+            labels, flows, _ = model.eval(image, channels=[0, 0], diameter=diameter, cellprob_threshold=threshold)
+            areas = np.bincount(labels.ravel())[1:]
+            if not len(areas):
+                break
+            diameter = float(np.median(np.sqrt(areas[areas > 0])) * 2 / np.sqrt(np.pi))
+        chances = 1 / (1 + np.exp(-flows[2]))
+        count = int(labels.max())
+        sums = np.bincount(labels.ravel(), chances.ravel(), count + 1)[1:]
+        return labels.astype(np.int32), (sums / np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1))
+
+    chosen = np.random.default_rng(seed).permutation(len(train[1]))[:THRESHOLD_IMAGES]
+    accuracy = {}
+    for threshold in (-2.0, -1.0, 0.0, 1.0):
+        pairs = [(look(train[1][i], threshold)[0], train[2][i]) for i in chosen]
+        accuracy[threshold] = float(np.mean([accuracy_of(*pair) for pair in pairs]))
+    best = max(accuracy, key=accuracy.get)
+    found = [look(image, best) for image in test[1]]
+    return found, {**facts, "threshold": 0.0, "cellprob_threshold": best, "accuracy of thresholds": accuracy}
+
+
+def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Pairs with an IoU above 0.5, by true and false positives and false negatives; such pairs are one to one."""
+    shape = int(predicted.max()) + 1, int(labels.max()) + 1
+    shared = np.zeros(shape, np.int64)
+    np.add.at(shared, (predicted.ravel(), labels.ravel()), 1)
+    union = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0) - shared
+    pairs = int((2 * shared[1:, 1:] > union[1:, 1:]).sum())
+    total = int(len(np.unique(predicted[predicted > 0])) + len(np.unique(labels[labels > 0]))) - pairs
+    return pairs / total if total else 1.0
+
+
+############################################################
+#  Command line
+############################################################
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["stardist", "cellpose"])
+    parser.add_argument("folder", type=Path, help="of rivals.py prepare")
+    parser.add_argument("--minutes", type=float, default=75, help="of the training; default: 75")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS=str(arguments.threads), TF_NUM_INTRAOP_THREADS=str(arguments.threads))
+    output = arguments.folder / arguments.name
+    output.mkdir(parents=True, exist_ok=True)
+    train, test = (read(arguments.folder / subset) for subset in ("train", "val"))
+    learn = stardist if arguments.name == "stardist" else cellpose
+    found, facts = learn(train, test, output, arguments.minutes, arguments.seed)
+    for name, (labels, scores) in zip(test[0], found, strict=True):
+        np.savez_compressed(output / f"{name}.npz", labels=labels, scores=scores)
+    version = importlib.metadata.version(arguments.name)
+    facts = {"name": arguments.name, "version": version, "threads": arguments.threads, "seed": arguments.seed, **facts}
+    (output / "facts.json").write_text(json.dumps(facts, indent=1))
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
