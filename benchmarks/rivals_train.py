@@ -2,8 +2,8 @@
 
 Each has an environment of its own. Nothing of this project is imported here, and nothing of theirs in the project:
 
-    python -m venv ~/stardist && ~/stardist/bin/pip install stardist tensorflow-cpu
-    python -m venv ~/cellpose && ~/cellpose/bin/pip install "cellpose<4"
+    python -m venv ~/stardist && ~/stardist/bin/pip install stardist tensorflow-cpu pillow
+    python -m venv ~/cellpose && ~/cellpose/bin/pip install "cellpose<4" pillow
 
     ~/stardist/bin/python benchmarks/rivals_train.py stardist FOLDER --minutes 75
     ~/cellpose/bin/python benchmarks/rivals_train.py cellpose FOLDER --minutes 75
@@ -70,6 +70,7 @@ def stardist(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
     config = Config2D(
         n_rays=32, grid=(2, 2), n_channel_in=3, train_patch_size=(256, 256), train_batch_size=4,
         train_steps_per_epoch=STEPS_PER_EPOCH, train_reduce_lr={"factor": 0.5, "patience": 8, "min_delta": 0},
+        train_tensorboard=False,
     )  # fmt: skip
     model = StarDist2D(config, name="model", basedir=str(folder))
 
@@ -96,11 +97,11 @@ def stardist(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
     for image in test[1]:
         # All that could be a nucleus: scores order them, and the threshold is chosen when they are measured
         predicted, details = model.predict_instances(
-            normalize(image, 1, 99.8, axis=(0, 1, 2)), prob_thresh=min(0.05, thresholds.prob), nms_thresh=thresholds.nms
+            normalize(image, 1, 99.8, axis=(0, 1, 2)), prob_thresh=min(0.05, thresholds["prob"]), nms_thresh=thresholds["nms"]
         )
         found.append((predicted.astype(np.int32), np.asarray(details["prob"], np.float32)))
     facts = {"epochs": len(epochs), "steps": len(epochs) * STEPS_PER_EPOCH, "training_s": epochs[-1]}
-    return found, {**facts, "threshold": float(thresholds.prob), "nms_threshold": float(thresholds.nms)}
+    return found, {**facts, "threshold": float(thresholds["prob"]), "nms_threshold": float(thresholds["nms"])}
 
 
 ############################################################
@@ -120,7 +121,7 @@ def cellpose(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
         np.random.seed(seed)  # noqa: NPY002 -- Cellpose draws from it
         return models.CellposeModel(gpu=False, pretrained_model=False, diam_mean=CELLPOSE_DIAMETER)
 
-    flows = labels_to_flows(train[2])  # once, for both calls below
+    flows = labels_to_flows(train[2], device=torch.device("cpu"))  # once, for both calls below
     options = {
         "train_labels": flows, "channels": [0, 0], "batch_size": 8, "learning_rate": 0.2, "SGD": True,
         "weight_decay": 1e-5, "min_train_masks": 1, "save_path": str(folder),
