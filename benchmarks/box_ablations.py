@@ -8,8 +8,8 @@ FOLDER/VARIANT-seed-N has its checkpoints and numbers: what is finished stays, w
 processes can share the folder if they have different seeds. Runs of one seed see the same images in the same order, so
 differences to "as it is" are taken seed by seed; the interval of 95 % is Student's t over the seeds.
 
-"Shift" is how far detections lie below and to the right of their objects, in pixels of the image: the median over
-detections with a class score of 0.5 that meet an object with an IoU of 0.6.
+"Shift" is how far boxes, and the boxes round masks, lie below and to the right of their objects, in pixels of the
+image: the median over detections with a class score of 0.5 that meet an object with an IoU of 0.6.
 
 Prints a table and one line of JSON, of the runs that are finished.
 """
@@ -129,7 +129,7 @@ def shift(contents: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]]) -> tu
 
 
 def measure(model: MaskRCNN, dataset: Dataset) -> dict[str, Any]:
-    """The metrics of evaluate_results, "box AP of masks", which takes the box round each mask, and "shift"."""
+    """The metrics of evaluate_results, "box AP of masks", which takes the box round each mask, and both shifts."""
     settings = nucleus.detection_settings(model.config, dataset, DETECTION_MIN_CONFIDENCE=0.05)
     boxes, masks = detect_dataset(MaskRCNN.from_checkpoint(model.to_checkpoint(), "cpu", **settings), dataset)
     contents = ground_truth(dataset)
@@ -139,7 +139,8 @@ def measure(model: MaskRCNN, dataset: Dataset) -> dict[str, Any]:
         y1, x1, y2, x2 = map(float, utils.rle_to_bbox(mask["segmentation"]))
         around.append({**box, "bbox": [x1, y1, x2 - x1, y2 - y1]})
     of_masks = evaluate_results(contents, around, masks, nucleus.MAX_DETS).metrics["box AP"]
-    return {**metrics, "box AP of masks": of_masks, "shift": shift(contents, boxes)}
+    shifts = {"shift": shift(contents, boxes), "shift of masks": shift(contents, around)}
+    return {**metrics, "box AP of masks": of_masks, **shifts}
 
 
 ############################################################
@@ -183,12 +184,14 @@ def finished(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 def table(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """A variant a line, means over its seeds, AP in points (0 to 100)."""
-    lines = [f"| | seeds | {' | '.join(METRICS.values())} | shift down, right | box AP, against as it is |"]
-    lines.append("| --- |" + " --- |" * (len(METRICS) + 3))
+    lines = [f"| | seeds | {' | '.join(METRICS.values())} | shift down, right | of masks | box AP, against as it is |"]
+    lines.append("| --- |" + " --- |" * (len(METRICS) + 4))
     for variant, by_seed in runs.items():
         cells = [f"{100 * np.mean([run[metric] for run in by_seed.values()]):.1f}" for metric in METRICS]
-        dy, dx = np.mean([run["shift"] for run in by_seed.values()], axis=0)
-        cells += [f"{dy:+.2f}, {dx:+.2f}", _against_base(variant, runs)]
+        for name in ("shift", "shift of masks"):
+            dy, dx = np.mean([run[name] for run in by_seed.values()], axis=0)
+            cells.append(f"{dy:+.2f}, {dx:+.2f}")
+        cells.append(_against_base(variant, runs))
         lines.append(f"| {variant} | {len(by_seed)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

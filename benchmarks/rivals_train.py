@@ -97,7 +97,9 @@ def stardist(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
     for image in test[1]:
         # All that could be a nucleus: scores order them, and the threshold is chosen when they are measured
         predicted, details = model.predict_instances(
-            normalize(image, 1, 99.8, axis=(0, 1, 2)), prob_thresh=min(0.05, thresholds["prob"]), nms_thresh=thresholds["nms"]
+            normalize(image, 1, 99.8, axis=(0, 1, 2)),
+            prob_thresh=min(0.05, thresholds["prob"]),
+            nms_thresh=thresholds["nms"],
         )
         found.append((predicted.astype(np.int32), np.asarray(details["prob"], np.float32)))
     facts = {"epochs": len(epochs), "steps": len(epochs) * STEPS_PER_EPOCH, "training_s": epochs[-1]}

@@ -89,7 +89,7 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
     facts = json.loads(printed.splitlines()[-1])
     assert list(facts["runs"]) == [name for name in box_ablations.VARIANTS if name in names]
     run = facts["runs"][box_ablations.BASE]["0"]
-    assert {"box AP", "box AP of masks", "mask AP (class score)", "shift"} <= set(run)
+    assert {"box AP", "box AP of masks", "mask AP (class score)", "shift", "shift of masks"} <= set(run)
     assert run["images"] < 12, "measured on the images that are held out"
     stored = {}
     for name in names:
@@ -110,17 +110,24 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
 
 def test_table_of_box_ablations():
     def run(box, shift=(0.0, 0.0)):
-        return {"box AP": box, "box AP75": 0.3, "mask AP (class score)": 0.4, "box AP of masks": 0.45, "shift": shift}
+        return {
+            "box AP": box,
+            "box AP75": 0.3,
+            "mask AP (class score)": 0.4,
+            "box AP of masks": 0.45,
+            "shift": shift,
+            "shift of masks": (1, 2),
+        }
 
     runs = {
         box_ablations.BASE: {0: run(0.5), 1: run(0.52)},
         "GIoU": {0: run(0.51, (0.2, -0.1)), 1: run(0.54, (0.4, 0.1))},
     }
     *_, base, giou = (line.split(" | ") for line in box_ablations.table(runs).splitlines())
-    assert base[1:] == ["2", "51.0", "30.0", "40.0", "45.0", "+0.00, +0.00", "- |"]
+    assert base[1:] == ["2", "51.0", "30.0", "40.0", "45.0", "+0.00, +0.00", "+1.00, +2.00", "- |"]
     assert giou[1:3] == ["2", "52.5"]
     assert giou[6] == "+0.30, +0.00"
-    assert giou[7] == f"{measure_gain.difference([0.01, 0.02], 1)} |"
+    assert giou[8] == f"{measure_gain.difference([0.01, 0.02], 1)} |"
 
 
 ############################################################
