@@ -608,6 +608,11 @@ class Config:
     # Factors of the box deltas (dy, dx, dh, dw).
     BBOX_STD_DEV: Annotated[tuple[float, ...], PER_DELTA, Above(0), WEIGHTS] = (0.1, 0.1, 0.2, 0.2)
 
+    # How often the box head looks at each object in detection: at the RoIs, and then at the boxes that it made of them.
+    # The last look gives the boxes, and the mean over all looks the class probabilities. 1 in all references. For small
+    # networks 2 is worth its time: docs/results.md.
+    BOX_HEAD_LOOKS: Annotated[int, AtLeast(1), DETECTION] = 1
+
     # Mask head: 3x3 convolutions, their channels, and the norm after each: None or "group".
     MASK_HEAD_CONVS: Annotated[int, AtLeast(1), SHAPE] = 4
     MASK_HEAD_CHANNELS: Annotated[int, AtLeast(1), SHAPE] = 256
@@ -1106,6 +1111,8 @@ class SmallConfig(Config):
     MASK_HEAD_CHANNELS = 64
     MASKIOU_HEAD_CHANNELS = 64
     MASKIOU_FC_LAYERS_SIZE = 256
+
+    BOX_HEAD_LOOKS = 2
 
     OPTIMIZER = "adamw"
     LEARNING_RATE = 1e-3

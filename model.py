@@ -1608,6 +1608,28 @@ class _Discarded(dict):
         pass
 
 
+def refine_rois(
+    rois: Tensor, batch_index: Tensor, class_logits: Tensor, box_deltas: Tensor, windows: Tensor, config: Config
+) -> Tensor:
+    """RoIs [R, 4], shrunk, as the box head refines them for their most probable class, for its next look.
+
+    The other arguments are those of detect_boxes. An RoI of which clipping leaves nothing stays as it was.
+    """
+    if class_logits.shape[1] < 2:  # background alone
+        return rois
+    best = class_logits[:, 1:].argmax(dim=1) + 1
+    deltas = box_deltas.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
+    refined = decode_boxes(rois, deltas, config.BBOX_STD_DEV, config)
+    refined = clip_to_windows(refined, windows[batch_index], config)
+    return torch.where(_larger_than(refined, 0)[:, None], refined, rois)
+
+
+def mean_logits(before: Tensor, logits: Tensor, number: int) -> Tensor:
+    """Logits [R, K] of the mean probability over looks: before is that of the first ones, logits of look `number`."""
+    pair = before.log_softmax(dim=1) + math.log(1 - 1 / number), logits.log_softmax(dim=1) - math.log(number)
+    return torch.logaddexp(*pair)
+
+
 def detect_boxes(
     class_logits: Tensor,
     box_deltas: Tensor,
@@ -1782,7 +1804,7 @@ class MaskRCNN(nn.Module):
         images: Images, or pixels [B, C, H, W] without padding.
         targets: the objects that are in the images.
         out: a dict to fill with the intermediates: "backbone/c2" ..., "fpn/p2" ..., "anchors",
-            "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index",
+            "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index", "box/rois",
             "box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious".
             With targets also "targets/anchors" (RpnSample), "targets/rois" (RoiSample), "targets/masks",
             "targets/inside_fractions", "targets/maskious". Its boxes are shrunk.
@@ -1806,6 +1828,10 @@ class MaskRCNN(nn.Module):
         rois, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
         class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
         windows = shrink(windows, self.config)
+        for number in range(2, self.config.BOX_HEAD_LOOKS + 1):
+            rois = refine_rois(rois, batch_index, class_logits, box_deltas, windows, self.config)
+            logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
+            class_logits = out["box/class_logits"] = mean_logits(class_logits, logits, number)
         most_rois = self.config.POST_NMS_ROIS_INFERENCE
         detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config, most_rois)
         return self._masks(pyramid, detections, image_shape, out)
@@ -1856,7 +1882,8 @@ class MaskRCNN(nn.Module):
         """class_logits [R, K] and box_deltas [R, K, 4]."""
         features = pool_rois(pyramid, rois, batch_index, self.config.POOL_SIZE, image_shape, self.config)
         class_logits, box_deltas = self.box_head(features)
-        out.update({"box/features": features, "box/class_logits": class_logits, "box/box_deltas": box_deltas})
+        out.update({"box/rois": rois, "box/features": features})
+        out.update({"box/class_logits": class_logits, "box/box_deltas": box_deltas})
         return class_logits, box_deltas
 
     def _masks(self, pyramid, detections: Detections, image_shape, out) -> Detections:

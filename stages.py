@@ -107,7 +107,7 @@ def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None 
     anchors, proposals = torch.cat(out["anchors"]), out["proposals"]
     roi_scores, roi_class_ids = out["box/class_logits"].softmax(dim=1).max(dim=1)
     roi_deltas = out["box/box_deltas"][torch.arange(len(proposals), device=model.device), roi_class_ids]
-    refined_rois = decode_boxes(proposals, roi_deltas, config.BBOX_STD_DEV, config)
+    refined_rois = decode_boxes(out["box/rois"], roi_deltas, config.BBOX_STD_DEV, config)
     anchor_deltas = torch.cat(out["rpn/anchor_deltas"], dim=1)[0]
     origins = _origins(detections, out, shrink(windows, config), config).cpu().numpy()
     detections, window = detections.to("cpu"), windows[0].tolist()
@@ -134,10 +134,13 @@ def look_inside(model: MaskRCNN, image: np.ndarray, instances: Instances | None 
 
 
 def _origins(detections: Detections, out: dict[str, Any], window: Tensor, config) -> Tensor:
-    """The index of the proposal whose box, moved by the deltas of the detection's class, is the detection's: [N]."""
+    """The index of the proposal whose box, moved by the deltas of the detection's class, is the detection's: [N].
+
+    With BOX_HEAD_LOOKS, "box/rois" are where the last look found the proposals, in the same order.
+    """
     deltas = out["box/box_deltas"][:, detections.class_ids]  # [R, N, 4]
-    proposals = out["proposals"][:, None].expand_as(deltas)
-    moved = clip_to_windows(decode_boxes(proposals, deltas, config.BBOX_STD_DEV, config), window, config)
+    rois = out["box/rois"][:, None].expand_as(deltas)
+    moved = clip_to_windows(decode_boxes(rois, deltas, config.BBOX_STD_DEV, config), window, config)
     distances = (moved - detections.boxes).abs().sum(dim=2)  # [R, N]
     return distances.argmin(dim=0) if distances.numel() else detections.class_ids.new_zeros(len(detections))
 

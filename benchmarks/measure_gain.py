@@ -139,7 +139,7 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
     Raises: ValueError without --dataset where one is needed, and as what opens them.
     """
     settings = {"DETECTION_MIN_CONFIDENCE": 0.05}
-    choice = argparse.Namespace(model=name, device=arguments.device, set=[])
+    choice = argparse.Namespace(model=name, device=arguments.device, set=arguments.set)
     if arguments.data == "shapes":
         model = cli.open_model(choice, name, **settings)
         return model, shapes.make_dataset(model.config, "test", arguments.images or SHAPES_IMAGES), 100
@@ -148,15 +148,20 @@ def open_model(arguments: argparse.Namespace, name: str) -> tuple[MaskRCNN, Data
     if arguments.data == "nuclei":
         dataset = nucleus.make_dataset(arguments.dataset, arguments.subset or "val")
         return nucleus.open_detector(choice, dataset, **settings), dataset, nucleus.MAX_DETS
-    return *open_own(arguments.dataset, arguments.subset or "test", name, arguments.device), 100
+    return *open_own(arguments.dataset, arguments.subset or "test", name, arguments.device, arguments.set), 100
 
 
-def open_own(folder: Path, subset: str, name: str, device: str) -> tuple[MaskRCNN, Dataset]:
+def open_own(
+    folder: Path, subset: str, name: str, device: str, settings: Sequence[str] = ()
+) -> tuple[MaskRCNN, Dataset]:
     """A model of custom.py train, and pictures of a data set that it reads, both as custom.py evaluate takes them.
+
+    settings: NAME=VALUE, as --set takes them.
 
     Raises: as what opens them.
     """
     words = ["evaluate", "--dataset", str(folder), "--subset", subset, "--model", name]
+    words += ["--set", *settings] if settings else []
     arguments = custom.build_parser().parse_args(words)
     records, options = custom.open_dataset(arguments)
     pictures = own_evaluation.choose_pictures(records, check(records, options), subset)
@@ -179,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
     cli.add_dtype(parser)
+    cli.add_set(parser)
     arguments = parser.parse_args(argv)
     return cli.run("measure_gain.py", lambda: measure_models(arguments))
 
@@ -192,7 +198,8 @@ def measure_models(arguments: argparse.Namespace) -> None:
         numbers = measure(model, dataset, max_dets, arguments.samples, image_ids, arguments.dtype or "float32")
         rows[name] = {"source": model.source, **numbers}
     print(table(rows))
-    machine.finish({**machine.describe(arguments.device), "data": arguments.data, "models": rows}, arguments.output)
+    facts = {**machine.describe(arguments.device), "data": arguments.data, "set": arguments.set, "models": rows}
+    machine.finish(facts, arguments.output)
 
 
 if __name__ == "__main__":

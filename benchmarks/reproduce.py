@@ -230,7 +230,7 @@ def run_seed(data: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
         seconds = time.monotonic() - start  # of the last part, if it was interrupted
         machine.write_json({"training_s": seconds}, time_path)
     choice = argparse.Namespace(
-        data=data, dataset=dataset_of(data, arguments), subset=None, images=arguments.images, device="cpu"
+        data=data, dataset=dataset_of(data, arguments), subset=None, images=arguments.images, device="cpu", set=[]
     )
     model, dataset, max_dets = measure_gain.open_model(choice, str(model_path))
     image_ids = dataset.image_ids[: arguments.images]

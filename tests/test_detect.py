@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,7 +19,17 @@ from PIL import Image
 import utils
 from config import DIALECTS
 from data.inputs import image_array
-from model import BatchNorm, Conv, Detections, Images, MaskRCNN, shrink
+from model import (
+    BatchNorm,
+    Conv,
+    Detections,
+    Images,
+    MaskRCNN,
+    clip_to_windows,
+    decode_boxes,
+    mean_logits,
+    shrink,
+)
 from stages import look_inside
 from training.optimizer import make_optimizer
 
@@ -572,7 +583,15 @@ def test_forward_shows_what_lies_between(model):
     levels = {f"backbone/c{i}" for i in range(2, 6)} | {f"fpn/p{i}" for i in range(2, 7)}
     assert levels | {
         *("anchors", "rpn/objectness_logits", "rpn/anchor_deltas", "proposals", "proposal_scores", "batch_index"),
-        *("box/features", "box/class_logits", "box/box_deltas", "mask/features", "mask/logits", "maskiou/maskious"),
+        *(
+            "box/rois",
+            "box/features",
+            "box/class_logits",
+            "box/box_deltas",
+            "mask/features",
+            "mask/logits",
+            "maskiou/maskious",
+        ),
     } == set(out)
     assert [len(level) for level in out["anchors"]] == [3 * 16 * 24, 3 * 8 * 12, 3 * 4 * 6, 3 * 2 * 3, 3 * 1 * 2]
     assert out["mask/logits"] is found.mask_logits
@@ -857,3 +876,52 @@ def test_edge_images(model, entry):
     assert image.shape == (height, width, 3)
     (result,) = model.detect([image])
     assert result["masks"].shape[:2] == (height, width)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_second_look_of_the_box_head(dialect):
+    """By hand: the RoIs as they were refined for their best class, and the mean of the probabilities of both looks."""
+    model = tiny_model(DIALECT=dialect, BOX_HEAD_LOOKS=2)
+    config, out = model.config, {}
+    images = Images(torch.rand(2, 3, 64, 96) * 255, torch.tensor([[0.0, 0, 64, 96], [0, 0, 60, 90]]))
+    calls = []
+    with patch.object(type(model.box_head), "forward", autospec=True, side_effect=type(model.box_head).forward) as head:
+        found = model.predict(images, out)
+        calls = head.call_args_list
+    assert len(calls) == 2
+    once = tiny_model(DIALECT=dialect)
+    before = {}
+    once.predict(images, before)
+    rois, image = before["proposals"], before["batch_index"]
+    assert torch.equal(out["proposals"], rois)
+    best = before["box/class_logits"][:, 1:].argmax(dim=1) + 1
+    deltas = before["box/box_deltas"][range(len(rois)), best]
+    windows = shrink(images.windows, config)[image]
+    moved = clip_to_windows(decode_boxes(rois, deltas, config.BBOX_STD_DEV, config), windows, config)
+    has_area = (moved[:, 2:] > moved[:, :2]).all(dim=1)
+    assert torch.equal(out["box/rois"][has_area], moved[has_area])
+    assert torch.equal(out["box/rois"][~has_area], rois[~has_area])
+    with torch.no_grad():
+        pyramid = [out[f"fpn/p{level}"] for level in range(2, 7)]
+        logits, deltas = once._classify(pyramid, out["box/rois"], image, (64, 96), {})
+    mean = (before["box/class_logits"].softmax(dim=1) + logits.softmax(dim=1)) / 2
+    torch.testing.assert_close(out["box/class_logits"].softmax(dim=1), mean)
+    torch.testing.assert_close(out["box/box_deltas"], deltas)
+    assert len(found)
+    assert not torch.equal(found.boxes, once.predict(images).boxes)
+
+
+def test_looks_are_averaged():
+    logits = [torch.randn(5, 3) * 9 for _ in range(3)]
+    mean = logits[0]
+    for number, each in enumerate(logits[1:], start=2):
+        mean = mean_logits(mean, each, number)
+    expected = sum(each.softmax(dim=1) for each in logits) / 3
+    torch.testing.assert_close(mean.softmax(dim=1), expected)
+
+
+def test_a_model_without_classes_looks_twice():
+    assert (
+        len(tiny_model(NUM_CLASSES=1, CLASS_NAMES=None, BOX_HEAD_LOOKS=2).detect([random_image(64, 64)])[0]["rois"])
+        == 0
+    )

@@ -68,7 +68,7 @@ def small_model(seed: int = 0, **settings) -> modellib.MaskRCNN:
 SQUARE = {"IMAGE_RESIZE_MODE": "square", "IMAGE_MIN_DIM": 128}
 long = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "long", reason="HYPOTHESIS_PROFILE=long has it")
 CASES = {
-    "any size": {"DIALECT": "torchvision"},
+    "any size, two looks": {"DIALECT": "torchvision", "BOX_HEAD_LOOKS": 2},
     "matterport": {"DIALECT": "matterport", **SQUARE},
     "group norm, no MaskIoU head": {
         "DIALECT": "detectron2", "FPN_NORM": "group", "BOX_HEAD_NORM": "group", "BOX_HEAD_CONVS": 1,
@@ -246,7 +246,7 @@ def test_the_file_finds_what_the_model_finds(case):
 def test_the_file_is_standard():
     import onnx
 
-    model, data, _ = exported("any size")
+    model, data, _ = exported("any size, two looks")
     proto = onnx.load_from_string(data)
     onnx.checker.check_model(proto)
     assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
@@ -291,8 +291,8 @@ def test_a_program_of_torch_export():
 
 @needs_onnx
 def test_a_network_that_finds_something_else_is_refused():
-    _, _, detector = exported("any size")
-    other = small_model(1, **CASES["any size"])
+    _, _, detector = exported("any size, two looks")
+    other = small_model(1, **CASES["any size, two looks"])
     with pytest.raises(ValueError, match=r"finds something else than the model in a: \d+ objects here"):
         export.check(other, detector, IMAGES)
 
@@ -300,7 +300,7 @@ def test_a_network_that_finds_something_else_is_refused():
 @needs_onnx
 def test_without_torch(tmp_path):
     """Two files in a folder, and an interpreter that has no torch."""
-    model, data, _ = exported("any size")
+    model, data, _ = exported("any size, two looks")
     (tmp_path / "model.onnx").write_bytes(data)
     (tmp_path / "onnx_detect.py").write_bytes((ROOT / "onnx_detect.py").read_bytes())
     Image.fromarray(IMAGES["b"]).save(tmp_path / "b.png")
@@ -332,7 +332,7 @@ def test_files_that_are_no_models(tmp_path):
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ValueError, match="has no settings"):
         Detector(path)
-    proto = onnx.load_from_string(exported("any size")[1])
+    proto = onnx.load_from_string(exported("any size, two looks")[1])
     proto.metadata_props[0].value = json.dumps({**json.loads(proto.metadata_props[0].value), "channels": 4})
     with pytest.raises(ValueError, match="the model: its setting mean must be 4 numbers"):
         Detector(proto.SerializeToString())
@@ -346,7 +346,7 @@ def test_files_that_are_no_models(tmp_path):
 @needs_onnx
 def test_the_configuration_of_triton():
     """It names the inputs and outputs of the file, and the page shows it."""
-    text = export.triton_config(exported("any size")[1])
+    text = export.triton_config(exported("any size, two looks")[1])
     assert re.findall(r'name: "(\w+)", data_type: (\w+), dims: \[ ([-\d, ]+) \]', text) == [
         ("pixels", "TYPE_FP32", "-1, 3, -1, -1"),
         ("windows", "TYPE_FP32", "-1, 4"),
@@ -363,7 +363,7 @@ def test_the_configuration_of_triton():
 
 @needs_onnx
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="no openvino: pip install openvino")
-@pytest.mark.parametrize("case", ["any size", "matterport"])
+@pytest.mark.parametrize("case", ["any size, two looks", "matterport"])
 def test_openvino(case, tmp_path):
     """The class of docs/export.md, in float32."""
     model, data, _ = exported(case)
@@ -412,8 +412,8 @@ def test_missing_packages(tmp_path, monkeypatch, capsys):
 @needs_onnx
 def test_the_command(tmp_path, monkeypatch, capsys):
     """It writes a file that agrees, with the configuration of Triton, and leaves none that does not."""
-    _, data, detector = exported("any size")
-    model = exported("any size")[0]
+    _, data, detector = exported("any size, two looks")
+    model = exported("any size, two looks")[0]
     monkeypatch.setattr(export.cli, "open_model", lambda *_, **__: model)
     monkeypatch.setattr(export, "export_model", lambda *_: (data, model, detector))
     target, config, image = tmp_path / "a.onnx", tmp_path / "config.pbtxt", tmp_path / "a.png"
@@ -423,7 +423,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert target.read_bytes() == data
     assert config.read_text().startswith('name: "a"\n')
     assert re.search(r"checked in a.png: (\d+) of \1 alike", capsys.readouterr().out)
-    other = small_model(1, **CASES["any size"])
+    other = small_model(1, **CASES["any size, two looks"])
     monkeypatch.setattr(export, "export_model", lambda *_: (b"worse", other, detector))
     assert export.main([*arguments, "--force"]) == 2
     assert target.read_bytes() == data
