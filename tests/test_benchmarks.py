@@ -794,10 +794,12 @@ def test_reproduce_nuclei_in_a_time(data_sets, monkeypatch, capsys):
 
 def test_reproduce_photos_in_a_time(data_sets, monkeypatch, capsys):
     """What it measures is what custom.py evaluate says of the subset test."""
+    monkeypatch.setattr(reproduce, "RESULTS", data_sets)
     words = ["photos", "--folder", str(data_sets / "out"), "--minutes", "1", "--samples", "5", "--train"]
     assert reproduce.main([*words, "--set", *TINY_PHOTOS]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"custom.py train --seed 0 .*--set REPEAT_THRESHOLD=0.5 COPY_PASTE=0.3 .*--minutes 1", printed)
+    assert "STEPS_PER_EPOCH=1250" not in printed, "the plan chooses the length"
     assert "there is no committed result of photos yet, so these numbers are compared with nothing" in printed
     assert "is not expected to reach" not in printed
     facts = json.loads(printed.splitlines()[-1])
@@ -811,6 +813,15 @@ def test_reproduce_photos_in_a_time(data_sets, monkeypatch, capsys):
     metrics, numbers = metrics.get("metrics", metrics), facts["models"]["seed 0"]
     assert metrics["mask AP"] == pytest.approx(numbers["mask AP"], abs=1e-12)
     assert metrics["detections"] == numbers["detections"] > 0
+
+
+def test_reproduce_photos_at_full_length(data_sets, monkeypatch):
+    commands = []
+    monkeypatch.setattr(reproduce, "_run", lambda program, module, words: commands.append(words))
+    arguments = types.SimpleNamespace(minutes=None, train=[], dataset=None)
+    reproduce.train("photos", 0, data_sets, arguments)
+    assert {*reproduce.PHOTOS, "STEPS_PER_EPOCH=1250", "WARMUP_STEPS=300"} < set(commands[0])
+    assert "--minutes" not in commands[0]
 
 
 @pytest.mark.parametrize(
