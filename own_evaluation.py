@@ -61,8 +61,8 @@ def find_model(name: str | None, dataset: str | Path) -> str | Path:
 
 def split_file(model: str | Path) -> Path | None:
     """split.json of the training that a checkpoint comes from, if it lies where the training wrote it."""
-    parents = Path(model).resolve().parents
-    candidates = [parents[0] / FILE_NAME] + [parents[2] / FILE_NAME] * (len(parents) > 2)  # FOLDER/logs/own2026.../
+    folder = Path(model).resolve().parent
+    candidates = (folder / FILE_NAME, folder.parent.parent / FILE_NAME)  # the latter of FOLDER/logs/own2026.../
     return next((path for path in candidates if path.is_file()), None)
 
 

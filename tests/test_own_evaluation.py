@@ -620,3 +620,8 @@ def test_labels_without_a_class_are_of_the_models_only_class(tmp_path, capsys, m
     monkeypatch.setattr(own_evaluation, "open_detector", lambda *_: Spots(("cell", "dog")))
     assert evaluate("--model", "spots.pth") == 2
     assert "the model has 'cell', 'dog', and the data set has 'object'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_may_lie_in_the_root_folder():
+    assert split_file("/nowhere.pth") is None
+    assert split_file(Path("/nowhere") / "model.pth") is None
