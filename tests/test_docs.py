@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import csv
 import importlib
 import inspect
 import json
@@ -499,6 +500,34 @@ def test_results_are_the_committed_ones(data):
         100 * np.mean([row[name] for row in models.values()]) for name in ("mask AP (class score)", "mask AP")
     )
     assert f"from {before:.1f} to {after:.1f}" in prose(PAGES["README.md"])
+
+
+def test_photographs_are_the_committed_ones():
+    page, results = PAGES["docs/results.md"], ROOT / "benchmarks" / "results"
+    assert measure_gain.table(committed("docs/results.md", "photos")["models"]) in page
+    with (results / "2026-11-29-photos" / "classes.csv").open() as file:
+        for row in csv.DictReader(file):
+            numbers = [
+                f"{float(row['mask AP50']):.2f}",
+                *(f"{100 * float(row[name]):.1f}" for name in ("mask AP", "box AP")),
+            ]
+            (line,) = re.findall(rf"^\| {row['name']} \| {row['objects']} \| (.*) \|$", page, flags=re.MULTILINE)
+            cells = line.split(" | ")
+            assert [cells[0], *cells[2:]] == numbers
+
+
+def test_looks_are_the_committed_ones():
+    page = PAGES["docs/results.md"]
+    for data in ("shapes", "nuclei"):
+        (path,) = (ROOT / "benchmarks" / "results").glob(f"*-looks-{data}-*.json")
+        facts = json.loads(path.read_text())
+        assert facts["set"] == ["BOX_HEAD_LOOKS=2"]
+        assert f"({path.relative_to(ROOT)})" in page.replace("../", "")
+        assert f"revision {facts['revision']}" in prose(page)
+        once = next(iter(committed("docs/results.md", data)["models"].values()))
+        rows = {f"{data}, one look": once, f"{data}, two looks": facts["models"][data]}
+        for line in measure_gain.table(rows).splitlines()[2:4]:
+            assert line in page
 
 
 def test_ablations_are_the_committed_ones():
