@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from helpers import SquaresDataset, tiny_model
 from PIL import Image
 
 import custom
@@ -170,6 +171,24 @@ def test_a_step_that_memory_does_not_hold_halves_the_batch(tmp_path, monkeypatch
     assert sizes == [4, 2, 1]
     assert plan.batches == 320, "as many views as before"
     assert told[0] == "memory does not hold 4 images at a time: 2 are taken"
+
+
+@pytest.mark.parametrize(("steps", "expected"), [([9.0, 1.0, 3.0], 2.0), ([9.0, 4.0], 4.0)])
+def test_the_time_of_a_step_is_the_mean_of_several(monkeypatch, steps, expected):
+    """The first one is not counted, and no further one begins after _TIMED_SECONDS. Pictures come from all places."""
+    dataset = SquaresDataset().load_squares(12)
+    seen = []
+    load = dataset.load_image
+    dataset.load_image = lambda image_id: seen.append(image_id) or load(image_id)
+    clock = iter([number for end, step in zip(np.cumsum(steps), steps, strict=True) for number in (end - step, end)])
+    monkeypatch.setattr(own_training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(own_training, "_TIMED_STEPS", 2)
+    monkeypatch.setattr(own_training, "_TIMED_SECONDS", 12.5)
+    model = tiny_model(GPU_COUNT=0, IMAGES_PER_GPU=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" not in name}
+    assert own_training.step_seconds(model, dataset) == expected
+    assert seen == [0, 2, 4, 6, 8, 11][: 2 * len(steps)]
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items() if "num_" not in name)
 
 
 def test_a_model_is_evaluated_with_the_weights_that_it_has_and_in_whole_pictures():
