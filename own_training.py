@@ -64,8 +64,9 @@ from weights.checkpoint import is_backbone, read_checkpoint, with_settings, writ
 from weights.load import network_shapes
 
 PLAN_NAME, MODEL_NAME, PICTURE_NAME, CURVES_NAME = "plan.json", "model.pth", "first_batch.jpg", "losses.png"
+CHOICE_NAME = "choice.json"
 FORMAT, VERSION = "mask-scoring-rcnn plan", 1
-EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluation at the end takes all
+EVALUATED_PICTURES = 50  # of val, after each epoch; the evaluations at the end take all
 _TIMED_STEPS, _TIMED_SECONDS = 8, 10.0  # at most, and from when on no further step is timed
 _CHECKED_PICTURES = 12  # before the training
 _LOOKED_AT = 64  # pictures whose brightness is measured
@@ -194,8 +195,9 @@ class Job:
         facts: rows of the report. Returns: None without validation, and in all processes but the first.
         """
         path = self.folder / MODEL_NAME
+        checkpoint = self.choose_checkpoint(progress)
         if runtime.rank() == 0:
-            self.write_model(progress, path)
+            self.write_model(checkpoint, path)
             curves = progress.log_dir / CURVES_NAME
             if curves.is_file():
                 data = curves.read_bytes()
@@ -217,10 +219,41 @@ class Job:
             self._say("\n".join(["", *self.contents(result), "", *self.how_to_use(path)]))
         return result
 
-    def write_model(self, progress: Progress, path: Path) -> None:
-        """Writes the weights of the best checkpoint, set to detect in whole pictures."""
-        best = best_path(progress.log_dir, OwnConfig.NAME)
-        checkpoint = read_checkpoint(best if best.is_file() else find_last(self.logs, OwnConfig.NAME))
+    def choose_checkpoint(self, progress: Progress) -> Path:
+        """The checkpoint of the best epoch, or the last one if it is better on all pictures of val.
+
+        Epochs are compared on EVALUATED_PICTURES, where a class of a few objects decides by luck. All processes call
+        this. The numbers stay in choice.json, so that they are computed once.
+        """
+        best, last = best_path(progress.log_dir, OwnConfig.NAME), find_last(self.logs, OwnConfig.NAME)
+        if not best.is_file():
+            return last
+        count = 0 if self.val_dataset is None else self.val_dataset.num_images
+        if count <= EVALUATED_PICTURES or best.samefile(last):
+            return best
+        path, names = self.folder / CHOICE_NAME, {"best epoch": best.name, "last": last.name}
+        numbers = _read_choice(path, names)
+        if numbers is None:
+            evaluate = evaluation_callback(self.val_dataset, adapt=whole_images)
+            device = next(progress.module.parameters()).device
+            self._say(f"\nComparing the best epoch with the last one, on all {count} pictures of val")
+            numbers = {
+                name: evaluate(MaskRCNN.from_checkpoint(checkpoint, device))["mask AP"]
+                for name, checkpoint in (("best epoch", best), ("last", last))
+            }
+            if runtime.rank() == 0:
+                text = json.dumps({"checkpoints": names, "mask AP": numbers}, indent=1).encode()
+                runtime.write_atomically(path, lambda file: file.write(text))
+        is_last = numbers["last"] > numbers["best epoch"]
+        self._say(
+            f"mask AP {numbers['best epoch']:.3f} (best epoch) and {numbers['last']:.3f} (last): "
+            f"the {'last' if is_last else 'best epoch'} is taken"
+        )
+        return last if is_last else best
+
+    def write_model(self, checkpoint_path: Path, path: Path) -> None:
+        """Writes the weights of a checkpoint, set to detect in whole pictures."""
+        checkpoint = read_checkpoint(checkpoint_path)
         changed = OwnConfig.from_dict(checkpoint["config"]).detection_settings()
         write_checkpoint(path, with_settings(checkpoint, changed, network_shapes))
 
@@ -381,6 +414,15 @@ def _digest(records: Records) -> str:
         for picture in records.pictures
     ]
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _read_choice(path: Path, names: Mapping[str, str]) -> dict[str, float] | None:
+    """The mask AP of each of two checkpoints, if the file has them for checkpoints of these names."""
+    try:
+        value = json.loads(path.read_text())
+        return {name: float(value["mask AP"][name]) for name in names} if value["checkpoints"] == names else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

@@ -517,7 +517,9 @@ def evaluations(plan: Plan) -> int:
 
 def seconds_of(plan: Plan, pace: Pace) -> tuple[float, float]:
     """The seconds of all steps, and of all evaluations, with the report at the end."""
-    report = REPORT_SECONDS + pace.all_images * pace.image if pace.images else 0.0
+    # Where an epoch is evaluated on some pictures, the best one and the last are compared on all, before the report.
+    passes = 3 if pace.all_images > pace.images else 1
+    report = REPORT_SECONDS + passes * pace.all_images * pace.image if pace.images else 0.0
     return (plan.batches + head_batches(plan)) * pace.step, evaluations(plan) * pace.images * pace.image + report
 
 

@@ -173,6 +173,36 @@ def test_a_step_that_memory_does_not_hold_halves_the_batch(tmp_path, monkeypatch
     assert told[0] == "memory does not hold 4 images at a time: 2 are taken"
 
 
+@pytest.mark.parametrize(("last", "taken"), [(0.4, "last"), (0.3, "best epoch"), (0.2, "best epoch")])
+def test_the_best_epoch_and_the_last_are_compared_on_all_pictures(tmp_path, capsys, short, monkeypatch, last, taken):
+    """Epochs are compared on some, which is luck where they have few objects. A choice is made once."""
+    dataset, output = write_set(tmp_path / "cells"), tmp_path / "out"
+    monkeypatch.setattr(own_training, "EVALUATED_PICTURES", 1)
+    compared = []
+
+    def callback(dataset, image_ids=None, **options):
+        if image_ids is not None:  # after an epoch; the first one is the best of these
+            return lambda model: {"mask AP": 1 - 0.1 * model.epoch}
+        return lambda model: compared.append(model) or {"mask AP": 0.3 if len(compared) % 2 else last}
+
+    monkeypatch.setattr(own_training, "evaluation_callback", callback)
+    assert train(dataset, output) == 0
+    logs = next((output / "logs").iterdir())
+    assert f"mask AP 0.300 (best epoch) and {last:.3f} (last): the {taken} is taken" in capsys.readouterr().out
+    wanted = logs / ("mask_rcnn_own_0002.pth" if taken == "last" else "mask_rcnn_own_best.pth")
+    weights, model = (torch.load(path, weights_only=True)["model"] for path in (wanted, output / "model.pth"))
+    assert all(torch.equal(weights[name], model[name]) for name in weights)
+    assert len(compared) == 2
+    before = (output / "model.pth").read_bytes()
+    assert train(dataset, output) == 0
+    assert len(compared) == 2
+    assert f"the {taken} is taken" in capsys.readouterr().out
+    assert (output / "model.pth").read_bytes() == before
+    (output / "choice.json").write_text("[")
+    assert train(dataset, output) == 0
+    assert len(compared) == 4, "a damaged file is no choice"
+
+
 @pytest.mark.parametrize(("steps", "expected"), [([9.0, 1.0, 3.0], 2.0), ([9.0, 4.0], 4.0)])
 def test_the_time_of_a_step_is_the_mean_of_several(monkeypatch, steps, expected):
     """The first one is not counted, and no further one begins after _TIMED_SECONDS. Pictures come from all places."""
