@@ -168,8 +168,8 @@ def open_own(
     return own_evaluation.open_detector(arguments, name, torch.device(device)), pictures.dataset
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code."""
+def build_parser() -> cli.Parser:
+    """The command line's arguments."""
     parser = machine.make_parser("measure_gain.py", __doc__, device=True)
     parser.add_argument("data", choices=["shapes", "nuclei", "photos"])
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="the folder of nuclei or photos")
@@ -185,7 +185,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1000, help="samples of the bootstrap; default: 1000")
     cli.add_dtype(parser)
     cli.add_set(parser)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
     return cli.run("measure_gain.py", lambda: measure_models(arguments))
 
 

