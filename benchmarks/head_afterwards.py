@@ -57,7 +57,8 @@ def new_model(data: str, settings: Mapping[str, Any], logs: Path) -> MaskRCNN:
         start = cli.find_start("last", config_class, logs, {})
     else:
         start = cli.Start(plain(load_checkpoint(data)))
-    return cli.starting_model(start, config_class, logs, settings, network_only=True)
+    looks = load_checkpoint(data)["config"].get("BOX_HEAD_LOOKS", 1)  # it detects as the detector does
+    return cli.starting_model(start, config_class, logs, {"BOX_HEAD_LOOKS": looks, **settings}, network_only=True)
 
 
 def train(model: MaskRCNN, arguments: argparse.Namespace) -> None:

@@ -107,6 +107,7 @@ def train(detector: str, variant: str, logs: Path, arguments: argparse.Namespace
         **VARIANTS[variant], **cli.settings_of(arguments),
     }  # fmt: skip
     checkpoint = load_checkpoint(detector)
+    settings = {"BOX_HEAD_LOOKS": checkpoint["config"].get("BOX_HEAD_LOOKS", 1), **settings}  # as the detector has it
     if list(logs.glob("*/*.pth")):
         start = cli.find_start("last", shapes.ShapesConfig, logs, {})
     else:
