@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,10 @@ def run(folder: Path, variant: str, seed: int, steps: int, images: int, samples:
 ############################################################
 
 
-def finished(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+def finished(folder: Path, variants: Iterable[str] = VARIANTS) -> dict[str, dict[int, dict[str, Any]]]:
     """The numbers of all finished runs in a folder, by variant and seed."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for variant in VARIANTS:
+    for variant in variants:
         paths = folder.glob(f"{variant.replace(' ', '-')}-seed-*/numbers.json")
         runs = {facts["seed"]: facts for facts in (json.loads(path.read_text()) for path in paths)}
         if runs:
@@ -134,18 +134,21 @@ def table(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
             for metric in ("mask AP (class score)", "mask AP", "re-scoring gain", "IoU correlation")
         ]
         cells = [f"{100 * value:.2f}" for value in means[:2]] + [f"{100 * means[2]:+.2f}", f"{means[3]:.3f}"]
-        lines.append(f"| {variant} | {len(by_seed)} | {' | '.join(cells)} | {_against_base(variant, runs)} |")
+        lines.append(
+            f"| {variant} | {len(by_seed)} | {' | '.join(cells)} | {against_base(variant, runs, 're-scoring gain')} |"
+        )
     return "\n".join(lines)
 
 
-def _against_base(variant: str, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    """The mean difference of gains to BASE, seed by seed, with its interval where there is one."""
+def against_base(
+    variant: str, runs: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, digits: int = 2
+) -> str:
+    """The mean difference of a metric to BASE, seed by seed, with its interval where there is one."""
     base = runs.get(BASE, {})
     seeds = sorted(runs[variant].keys() & base.keys())
     if variant == BASE or not seeds:
         return "-"
-    gains = [runs[variant][seed]["re-scoring gain"] - base[seed]["re-scoring gain"] for seed in seeds]
-    return measure_gain.difference(gains)
+    return measure_gain.difference([runs[variant][seed][metric] - base[seed][metric] for seed in seeds], digits)
 
 
 def main(argv: list[str] | None = None) -> int:

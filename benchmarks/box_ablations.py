@@ -37,8 +37,8 @@ import cli
 import model as modellib
 import native
 import utils
-from benchmarks import machine, measure_gain
-from benchmarks.ablations import EPOCHS, continued, run_folder
+from benchmarks import machine
+from benchmarks.ablations import BASE, EPOCHS, against_base, continued, finished, run_folder
 from config import Config
 from data.dataset import Dataset
 from evaluation.detect import detect_dataset
@@ -48,7 +48,6 @@ from model import MaskRCNN
 from samples import nucleus
 
 HELD_OUT = 0.2  # of the subset train
-BASE = "as it is"
 GIOU = "GIoU"
 GIOU_WEIGHT = 10.0  # mmdetection's, for the same loss in the same place
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -171,17 +170,6 @@ def run(arguments, variant: str, seed: int) -> dict[str, Any]:
     return facts
 
 
-def finished(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """The numbers of all finished runs in a folder, by variant and seed."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for variant in VARIANTS:
-        paths = sorted(run_folder(folder, variant, 0).parent.glob(f"{variant.replace(' ', '-')}-seed-*/numbers.json"))
-        runs = {facts["seed"]: facts for facts in (json.loads(path.read_text()) for path in paths)}
-        if runs:
-            found[variant] = dict(sorted(runs.items()))
-    return found
-
-
 def table(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """A variant a line, means over its seeds, AP in points (0 to 100)."""
     lines = [f"| | seeds | {' | '.join(METRICS.values())} | shift down, right | of masks | box AP, against as it is |"]
@@ -191,17 +179,9 @@ def table(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
         for name in ("shift", "shift of masks"):
             dy, dx = np.mean([run[name] for run in by_seed.values()], axis=0)
             cells.append(f"{dy:+.2f}, {dx:+.2f}")
-        cells.append(_against_base(variant, runs))
+        cells.append(against_base(variant, runs, "box AP", 1))
         lines.append(f"| {variant} | {len(by_seed)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _against_base(variant: str, runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    base = runs.get(BASE, {})
-    seeds = sorted(runs[variant].keys() & base.keys())
-    if variant == BASE or not seeds:
-        return "-"
-    return measure_gain.difference([runs[variant][seed]["box AP"] - base[seed]["box AP"] for seed in seeds], 1)
 
 
 def build_parser() -> cli.Parser:
@@ -232,7 +212,7 @@ def run_all(arguments) -> None:
         for variant in arguments.variants:
             facts = run(arguments, variant, seed)
             print(f"{variant}, seed {seed}: box AP {100 * facts['box AP']:.1f}, {facts['seconds']:.0f} s", flush=True)
-    runs = finished(arguments.folder)
+    runs = finished(arguments.folder, VARIANTS)
     print(table(runs))
     machine.finish({**machine.describe(), "steps": arguments.steps, "runs": runs}, arguments.output)
 
