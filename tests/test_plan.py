@@ -258,6 +258,14 @@ def test_minutes_are_the_time_of_steps_evaluations_and_report():
         fit_to_minutes(plan, 0.5, pace)
 
 
+def test_the_best_epoch_and_the_last_take_time_where_epochs_see_a_part_of_val():
+    """By hand: each evaluation takes 12 s, and all pictures of val are detected three times at the end."""
+    plan = make_plan(facts())
+    of_part, of_all = (seconds_of(plan, Pace(0.5, 1.0, 12, count))[1] for count in (100, 12))
+    assert of_part == 9 * 12 + 30 + 3 * 100
+    assert of_all == 9 * 12 + 30 + 12
+
+
 def test_a_short_training_evaluates_less_and_says_that_it_is_short():
     plan, pace = make_plan(facts()), Pace(step=0.5, image=2.0, images=12, all_images=12)
     fit_to_minutes(plan, 5, pace)
