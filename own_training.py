@@ -5,7 +5,8 @@
     job.train()               all phases; continues where an earlier call stopped
     job.finish()              model.pth, from the best checkpoint, and its evaluation
 
-The folder of a job holds plan.json, split.json, first_batch.jpg, logs/, and at the end model.pth and evaluation/.
+The folder of a job holds plan.json, split.json, first_batch.jpg, logs/, and at the end model.pth, evaluation/ and,
+where two checkpoints were compared, choice.json.
 plan.json says what was asked for: the same command continues, and another one is refused.
 """
 
@@ -259,11 +260,13 @@ class Job:
 
     def contents(self, result: OwnEvaluation) -> list[str]:
         """What the folder holds, in lines."""
+        has_choice = (self.folder / CHOICE_NAME).is_file()
         return [
             f"{self.folder}/",
             f"  {MODEL_NAME:<21} the model, with its classes, settings and threshold",
             f"  {'evaluation/':<21} {result.report.name}, the numbers as json and csv, the detections",
             f"  {'losses.png':<21} losses and accuracy during the training",
+            *([f"  {CHOICE_NAME:<21} the best epoch against the last one"] if has_choice else []),
             f"  {PICTURE_NAME:<21} what the network sees",
             f"  {'check/':<21} what is in the data, and what is wrong with it",
             f"  {f'{PLAN_NAME}, {FILE_NAME}':<21} how it was trained, and on which pictures",

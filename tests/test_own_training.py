@@ -188,7 +188,9 @@ def test_the_best_epoch_and_the_last_are_compared_on_all_pictures(tmp_path, caps
     monkeypatch.setattr(own_training, "evaluation_callback", callback)
     assert train(dataset, output) == 0
     logs = next((output / "logs").iterdir())
-    assert f"mask AP 0.300 (best epoch) and {last:.3f} (last): the {taken} is taken" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"mask AP 0.300 (best epoch) and {last:.3f} (last): the {taken} is taken" in printed
+    assert "choice.json" in printed, "it is listed with what the folder holds"
     wanted = logs / ("mask_rcnn_own_0002.pth" if taken == "last" else "mask_rcnn_own_best.pth")
     weights, model = (torch.load(path, weights_only=True)["model"] for path in (wanted, output / "model.pth"))
     assert all(torch.equal(weights[name], model[name]) for name in weights)
