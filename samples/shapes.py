@@ -12,6 +12,7 @@ classes: thin, concave and occluded shapes, textures, edges that fade into the b
 """
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -96,15 +97,16 @@ class ShapesDataset(Dataset):
 
     def load_image(self, image_id: int) -> np.ndarray:
         """The image, uint8 [H, W, 3]."""
-        return self._draw(image_id)[0]
+        return self._draw(image_id)[0].copy()
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The visible part of each object: masks bool [H, W, N], class_ids int32 [N]."""
-        return self._draw(image_id)[1:]
+        _, masks, class_ids = self._draw(image_id)
+        return masks.copy(), class_ids.copy()
 
     def _draw(self, image_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         info = self.image_info[image_id]
-        return draw(info["height"], info["width"], np.random.default_rng(info["stream"]))
+        return draw_stream(info["height"], info["width"], info["stream"])
 
 
 ############################################################
@@ -119,22 +121,31 @@ def directions(angles: np.ndarray | float) -> np.ndarray:
     return np.round(np.stack([np.cos(angles), np.sin(angles)], axis=-1), 4)
 
 
+CIRCLE = directions(np.linspace(0, 2 * np.pi, 48, endpoint=False))
+
+
 def outlines(name: str, rng: np.random.Generator) -> list[np.ndarray]:
     """Polygons [points, (x, y)] of a shape of radius 1; a second one is cut out of the first."""
     thin, hollow, spikes = rng.uniform(0.1, 0.4), rng.uniform(0.75, 0.95), rng.integers(5, 8)
-    circle = directions(np.linspace(0, 2 * np.pi, 48, endpoint=False))
-    star = directions(np.linspace(0, 2 * np.pi, 2 * spikes, endpoint=False))
-    arm, quarter = np.array([[1, -thin], [1, thin], [thin, thin]]), np.array([[0, 1], [-1, 0]])
-    return {
-        "bar": [np.array([[-3, -0.2], [3, -0.2], [3, 0.2], [-3, 0.2]]) * [1, thin]],
-        "square": [circle[::12]],
-        "circle": [circle],
-        "triangle": [circle[::16]],
-        "star": [star * np.tile([[1], [thin + 0.2]], (spikes, 1))],
-        "ring": [circle, circle * (1 - thin)],
-        "crescent": [circle, circle * hollow + [thin + 0.1, 0]],
-        "cross": [np.concatenate([arm, arm @ quarter, -arm, -arm @ quarter])],
-    }[name]
+    match name:
+        case "bar":
+            return [np.array([[-3, -0.2], [3, -0.2], [3, 0.2], [-3, 0.2]]) * [1, thin]]
+        case "square":
+            return [CIRCLE[::12]]
+        case "circle":
+            return [CIRCLE]
+        case "triangle":
+            return [CIRCLE[::16]]
+        case "star":
+            star = directions(np.linspace(0, 2 * np.pi, 2 * spikes, endpoint=False))
+            return [star * np.tile([[1], [thin + 0.2]], (spikes, 1))]
+        case "ring":
+            return [CIRCLE, CIRCLE * (1 - thin)]
+        case "crescent":
+            return [CIRCLE, CIRCLE * hollow + [thin + 0.1, 0]]
+        case "cross":
+            arm, quarter = np.array([[1, -thin], [1, thin], [thin, thin]]), np.array([[0, 1], [-1, 0]])
+            return [np.concatenate([arm, arm @ quarter, -arm, -arm @ quarter])]
 
 
 def cover(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -198,6 +209,12 @@ def draw(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray,
     seen = [i for i, mask in enumerate(masks) if mask.sum() >= max(20, 0.15 * areas[i])]
     masks = np.stack([np.zeros((height, width), bool), *(masks[i] for i in seen)], axis=-1)[..., 1:]
     return spoil(image, rng), masks, np.array([class_ids[i] for i in seen], np.int32)
+
+
+@functools.lru_cache(maxsize=1)  # training asks for an image and then for its masks
+def draw_stream(height: int, width: int, stream: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What draw() returns for the random numbers of (subset, seed, number). Others get it, too: copy it."""
+    return draw(height, width, np.random.default_rng(stream))
 
 
 def spoil(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -57,6 +57,22 @@ def test_an_image_follows_from_subset_seed_and_number_alone():
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_image_is_drawn_once_for_its_pixels_and_its_masks(monkeypatch):
+    """Training asks for both. What a caller does to its arrays changes nothing."""
+    draw, calls = shapes.draw, []
+    monkeypatch.setattr(shapes, "draw", lambda *arguments: calls.append(arguments[:2]) or draw(*arguments))
+    shapes.draw_stream.cache_clear()
+    dataset = drawn(2, 64, 96)
+    image, (masks, class_ids) = dataset.load_image(1), dataset.load_mask(1)
+    assert calls == [(64, 96)]
+    kept = image.copy(), masks.copy(), class_ids.copy()
+    image[:], masks[:], class_ids[:] = 0, True, 9
+    for again, expected in zip((dataset.load_image(1), *dataset.load_mask(1)), kept, strict=True):
+        np.testing.assert_array_equal(again, expected)
+    dataset.load_image(0)
+    assert len(calls) == 2
+
+
 def test_no_two_images_are_the_same():
     """Not within a subset, nor in two, nor with two seeds: what is evaluated has never been trained on."""
     datasets = [drawn(12, 64, 64, seed=seed, subset=subset) for subset in shapes.SUBSETS for seed in (0, 1, 2)]
