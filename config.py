@@ -671,6 +671,10 @@ class Config:
     # second pass of both heads. False: from the RoIs that the mask head learns from, as in the references.
     MASKIOU_REFINED_ROIS: Annotated[bool, TRAINING] = False
 
+    # True: the MaskIoU head learns from the best detections in the images, as it judges them in detection, right or
+    # wrong: without an object of their class, their true IoU is 0. MASKIOU_REFINED_ROIS changes nothing then.
+    MASKIOU_DETECTIONS: Annotated[bool, TRAINING] = False
+
     # "target": only the output of the object's class learns. "all": the outputs of other classes learn 0.
     MASKIOU_LOSS_CLASSES: Annotated[str, OneOf(("target", "all")), TRAINING] = "target"
 

@@ -1445,6 +1445,34 @@ def refine_objects(
     return objects._replace(rois=torch.where(_larger_than(refined, 0)[:, None], refined, rois))
 
 
+@torch.no_grad()
+def match_detections(found: Detections, targets: Targets, config: Config) -> tuple[RoiSample, Tensor]:
+    """The best detections of a batch as RoIs, each with the object of its class that it overlaps most, or BACKGROUND.
+
+    Nobody knows whether those are wrong whose class is not labelled in the image, or that lie in a crowd: they are left
+    out. found: boxes, shrunk, with classes and scores.
+
+    Returns: P RoIs, as many at most as a batch may have RoIs of objects; their classes, [P].
+    """
+    order = found.scores.argsort(descending=True, stable=True)
+    boxes, image, class_ids = found.boxes[order], found.batch_index[order], found.class_ids[order]
+    matched = torch.full_like(image, BACKGROUND)
+    if len(targets.boxes):
+        overlaps = utils.compute_overlaps(boxes, shrink(targets.boxes, config))  # [N, G]
+        is_same = (image[:, None] == targets.batch_index) & (class_ids[:, None] == targets.class_ids)
+        overlap, closest = overlaps.masked_fill(~is_same, 0).max(dim=1)
+        matched = torch.where(overlap > 0, closest, matched)
+    crowd_boxes = shrink(targets.crowd_boxes, config)
+    for number, crowds in enumerate(targets.crowds_of_images()):
+        outside = _ignore_in_crowds(matched, boxes, crowd_boxes[crowds], config)
+        matched = torch.where(image == number, outside, matched)
+    if targets.labelled is not None:
+        matched = torch.where(targets.labelled[image, class_ids], matched, IGNORED)
+    most = len(targets.seeds) * int(config.TRAIN_ROIS_PER_IMAGE * config.ROI_POSITIVE_RATIO)
+    best = _indices(matched != IGNORED)[:most]
+    return RoiSample(boxes[best], image[best], matched[best], None), class_ids[best]
+
+
 def inside_fractions(rois: Tensor, matched: Tensor, targets: Targets, config: Config) -> Tensor:
     """The fraction of each RoI's object that lies inside of the RoI: [P] in [0, 1].
 
@@ -1826,14 +1854,8 @@ class MaskRCNN(nn.Module):
             return self._losses(pyramid, rpn_outputs, windows, image_shape, targets, out)
         limits = (self.config.PRE_NMS_LIMIT, self.config.POST_NMS_ROIS_INFERENCE)
         rois, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
-        class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
-        windows = shrink(windows, self.config)
-        for number in range(2, self.config.BOX_HEAD_LOOKS + 1):
-            rois = refine_rois(rois, batch_index, class_logits, box_deltas, windows, self.config)
-            logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
-            class_logits = out["box/class_logits"] = mean_logits(class_logits, logits, number)
         most_rois = self.config.POST_NMS_ROIS_INFERENCE
-        detections = detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config, most_rois)
+        detections = self._find(pyramid, rois, batch_index, windows, image_shape, out, most_rois)
         return self._masks(pyramid, detections, image_shape, out)
 
     def _check_images(self, images: Images | Tensor) -> Images:
@@ -1886,6 +1908,16 @@ class MaskRCNN(nn.Module):
         out.update({"box/class_logits": class_logits, "box/box_deltas": box_deltas})
         return class_logits, box_deltas
 
+    def _find(self, pyramid, rois, batch_index, windows, image_shape, out, most_rois: int | None = None) -> Detections:
+        """What the box head finds in RoIs, in as many looks as BOX_HEAD_LOOKS says. No masks yet."""
+        class_logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
+        windows = shrink(windows, self.config)
+        for number in range(2, self.config.BOX_HEAD_LOOKS + 1):
+            rois = refine_rois(rois, batch_index, class_logits, box_deltas, windows, self.config)
+            logits, box_deltas = self._classify(pyramid, rois, batch_index, image_shape, out)
+            class_logits = out["box/class_logits"] = mean_logits(class_logits, logits, number)
+        return detect_boxes(class_logits, box_deltas, rois, batch_index, windows, self.config, most_rois)
+
     def _masks(self, pyramid, detections: Detections, image_shape, out) -> Detections:
         """Detections with their masks and the predicted IoUs of these."""
         boxes, batch_index, class_ids = detections.boxes, detections.batch_index, detections.class_ids
@@ -1906,37 +1938,47 @@ class MaskRCNN(nn.Module):
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
             proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
+            found = None
+            if self.maskiou_head is not None and config.MASKIOU_DETECTIONS:
+                found = self._find(pyramid, proposals, batch_index, windows, image_shape, _Discarded())
         out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
         logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors, anchor_sample.levels)
         losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
         class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
         losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
-        losses += self._mask_losses(pyramid, sample, box_deltas, windows, image_shape, targets, out)
+        losses += self._mask_losses(pyramid, sample, box_deltas, found, windows, image_shape, targets, out)
         return average_losses(losses, config)
 
     def _mask_losses(
-        self, pyramid, sample: RoiSample, box_deltas: Tensor, windows, image_shape, targets: Targets, out
-    ) -> list[LossSums]:
+        self, pyramid, sample: RoiSample, box_deltas: Tensor, found: Detections | None, windows, image_shape,
+        targets: Targets, out,
+    ) -> list[LossSums]:  # fmt: skip
         """The losses of the mask head and of the MaskIoU head. Both learn from the RoIs of objects.
 
-        With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them.
+        With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them, and with
+        MASKIOU_DETECTIONS in the boxes that were found.
         """
         config, positive = self.config, _indices(sample.matched >= 0, sample.positives)
-        refines = self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS
         objects = RoiSample(*(column[positive] for column in sample[:3]), len(positive))
+        class_ids = targets.class_ids[objects.matched]
         features = self._mask_features(pyramid, objects, image_shape)
-        if refines:
-            refined = refine_objects(objects, box_deltas[positive], targets, windows, config)
-            refined_features = self._mask_features(pyramid, refined, image_shape)
+        judged, judged_ids, judged_features = objects, class_ids, features  # by the MaskIoU head
+        if found is not None:
+            judged, judged_ids = match_detections(found, targets, config)
+        elif self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS:
+            judged = refine_objects(objects, box_deltas[positive], targets, windows, config)
+        if judged is not objects:
+            judged_features = self._mask_features(pyramid, judged, image_shape)
         pyramid.clear()  # gradients do not need it: its memory is free for the heads
-        mask_logits, target_masks = self._training_masks(objects, features, targets)
+        mask_logits = self.mask_head(features, class_ids)
+        target_masks = build_mask_targets(
+            unshrink(objects.rois, config), objects.matched, targets, mask_logits.shape[-1]
+        )
         out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
         losses = [mask_loss(mask_logits, target_masks)]
-        if refines:
-            mask_logits, target_masks = self._training_masks(refined, refined_features, targets)
-            losses.append(self._maskiou_loss(refined, refined_features, mask_logits, target_masks, targets, out))
-        elif self.maskiou_head is not None:
-            losses.append(self._maskiou_loss(objects, features, mask_logits, target_masks, targets, out))
+        if self.maskiou_head is not None:
+            judged_logits = mask_logits if judged is objects else self.mask_head(judged_features, judged_ids)
+            losses.append(self._maskiou_loss(judged, judged_ids, judged_features, judged_logits, targets, out))
         return losses
 
     def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
@@ -1944,32 +1986,30 @@ class MaskRCNN(nn.Module):
         size = self.config.MASK_POOL_SIZE
         return pool_rois(pyramid, objects.rois, objects.batch_index, size, image_shape, self.config)
 
-    def _training_masks(self, objects: RoiSample, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """The mask head's logits for RoIs of objects, and the masks that it should predict: [P, M, M] each.
-
-        The logits are those of each object's class.
-        """
-        mask_logits = self.mask_head(features, targets.class_ids[objects.matched])
-        rois = unshrink(objects.rois, self.config)
-        return mask_logits, build_mask_targets(rois, objects.matched, targets, mask_logits.shape[-1])
-
     def _maskiou_loss(
-        self, objects: RoiSample, features: Tensor, mask_logits: Tensor, target_masks: Tensor, targets: Targets, out
+        self, judged: RoiSample, class_ids: Tensor, features: Tensor, mask_logits: Tensor, targets: Targets, out
     ) -> LossSums:
-        """The loss of the MaskIoU head for masks that the mask head predicted in RoIs of objects.
+        """The loss of the MaskIoU head for masks that the mask head predicted in RoIs.
 
-        features: of the RoIs. mask_logits, target_masks: as _training_masks returns them for the same RoIs.
+        judged: P RoIs; those without an object have masks of a true IoU of 0. class_ids: [P], of the masks. features,
+        mask_logits: of the RoIs, [P, ...].
         """
-        config, matched = self.config, objects.matched
-        fractions = inside_fractions(unshrink(objects.rois, config), matched, targets, config)
-        target_maskious = build_maskiou_targets(mask_logits, target_masks, fractions, config.MASKIOU_TARGET_LOGIT)
+        config, with_object = self.config, _indices(judged.matched >= 0, judged.positives)
+        rois, matched = unshrink(judged.rois[with_object], config), judged.matched[with_object]
+        target_masks = build_mask_targets(rois, matched, targets, mask_logits.shape[-1])
+        fractions = inside_fractions(rois, matched, targets, config)
+        logits = mask_logits[with_object]
+        known = build_maskiou_targets(logits, target_masks, fractions, config.MASKIOU_TARGET_LOGIT)
+        target_maskious = known.new_zeros(len(class_ids)).index_put((with_object,), known)  # [P]
+        counts = torch.ones_like(class_ids, dtype=torch.bool)  # [P]
+        if not config.MASKIOU_DETECTIONS:  # an object of which the RoI shows nothing says nothing, unless it was found
+            counts = counts.index_put((with_object,), target_masks.flatten(1).any(dim=1))
         if config.MASKIOU_DETACH:
             features, mask_logits = features.detach(), mask_logits.detach()
         maskious = self.maskiou_head(features, mask_logits)  # [P, K]
         out["maskiou/maskious"] = maskious
         out.update({"targets/inside_fractions": fractions, "targets/maskious": target_maskious})
-        has_area = target_masks.flatten(1).any(dim=1)  # [P]
-        return maskiou_loss(maskious, targets.class_ids[matched], target_maskious, has_area, config)
+        return maskiou_loss(maskious, class_ids, target_maskious, counts, config)
 
     def pyramid_anchors(self, shapes: Sequence[tuple[int, int]], image_shape: Sequence[int]) -> tuple[Tensor, ...]:
         """generate_pyramid_anchors on the model's device. Others share these tensors: leave them as they are."""

@@ -7,9 +7,11 @@ one new head for each variant, which learns alone (layers="maskiou") from the im
 row "joint" is the head that learned together with the detector. Detections are the same for all heads of a detector, to
 the bit, and only their order by mask score differs.
 
-    as it is        on the boxes that the box head refined (MASKIOU_REFINED_ROIS), only the class of the object learns
-    proposals       on the RoIs that the mask head learns from
+    as it is        on the detections, also where there is no object of the class (MASKIOU_DETECTIONS)
+    refined boxes   on the RoIs of objects as the box head refines them (MASKIOU_REFINED_ROIS)
+    proposals       on the RoIs of objects, which the mask head learns from
     all classes     the outputs of all other classes learn 0 (MASKIOU_LOSS_CLASSES = "all")
+    refined, all    the same on refined boxes
     probability     the output is the probability of a sigmoid, and learns by cross-entropy with the IoU as its target
     zeros dropped   masks that miss their object wholly teach nothing (MASKIOU_KEEP_ZERO_TARGETS)
 
@@ -55,8 +57,10 @@ from weights.load import load_checkpoint
 BASE, JOINT, PROBABILITY = "as it is", "joint", "probability"
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "proposals": {"MASKIOU_REFINED_ROIS": False},
+    "refined boxes": {"MASKIOU_DETECTIONS": False, "MASKIOU_REFINED_ROIS": True},
+    "proposals": {"MASKIOU_DETECTIONS": False},
     "all classes": {"MASKIOU_LOSS_CLASSES": "all"},
+    "refined, all": {"MASKIOU_DETECTIONS": False, "MASKIOU_REFINED_ROIS": True, "MASKIOU_LOSS_CLASSES": "all"},
     PROBABILITY: {},
     "zeros dropped": {"MASKIOU_KEEP_ZERO_TARGETS": False},
 }
@@ -103,7 +107,7 @@ def train(detector: str, variant: str, logs: Path, arguments: argparse.Namespace
     Raises: KeyboardInterrupt if a signal ended it; cli.Failure if the detector changed.
     """
     settings = {
-        "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-arguments.steps // EPOCHS), "MASKIOU_REFINED_ROIS": True,
+        "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-arguments.steps // EPOCHS), "MASKIOU_DETECTIONS": True,
         **VARIANTS[variant], **cli.settings_of(arguments),
     }  # fmt: skip
     checkpoint = load_checkpoint(detector)

@@ -412,7 +412,7 @@ def train(arguments: argparse.Namespace) -> int:
     for layers, epochs in phases:
         if epochs < phases[-1][1] and model.epoch >= epochs:
             continue  # a training continues that is in its last phase
-        model.config.MASKIOU_REFINED_ROIS = settings.get("MASKIOU_REFINED_ROIS", layers == "maskiou")
+        model.config.MASKIOU_DETECTIONS = settings.get("MASKIOU_DETECTIONS", layers == "maskiou")
         progress = model.train_model(
             train_dataset,
             val_dataset,

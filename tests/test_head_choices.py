@@ -36,7 +36,7 @@ def test_heads_of_a_detector_differ_and_its_detections_do_not(finished):
         assert len({row[metric] for row in rows}) == 1, metric
     assert len({row["IoU correlation"] for row in rows}) == 3
     stored = torch.load(next((folder / "0-as-it-is").rglob("*_0001.pth")), weights_only=True)
-    assert stored["config"]["MASKIOU_REFINED_ROIS"]
+    assert stored["config"]["MASKIOU_DETECTIONS"]
     before = load_checkpoint("shapes")["model"]
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name].float(), stored["model"][name])}
     assert changed == {"maskiou_head"}

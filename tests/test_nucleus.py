@@ -445,7 +445,7 @@ def test_the_maskiou_head_learns_at_last_and_alone(trained):
     changed = {name for name, tensor in before["model"].items() if not torch.equal(tensor, after["model"][name])}
     learned = {name for name in after["model"] if name.startswith("maskiou_head")}
     assert changed == learned
-    assert [each["config"]["MASKIOU_REFINED_ROIS"] for each in (before, after)] == [False, True]
+    assert [each["config"]["MASKIOU_DETECTIONS"] for each in (before, after)] == [False, True]
 
 
 def test_training_goes_on(trained, capsys):
@@ -646,13 +646,13 @@ def test_an_interrupted_training_ends_there(calls, tmp_path):
     assert [named["layers"] for _, named in calls.all] == ["all"]
 
 
-@pytest.mark.parametrize("asked", [[], ["--set", "MASKIOU_REFINED_ROIS=False"], ["--set", "MASKIOU_REFINED_ROIS=True"]])
+@pytest.mark.parametrize("asked", [[], ["--set", "MASKIOU_DETECTIONS=False"], ["--set", "MASKIOU_DETECTIONS=True"]])
 def test_the_boxes_that_the_head_learns_from_can_be_chosen(asked, calls, tmp_path, monkeypatch):
     write_coco(tmp_path, "train")
     train_model, seen = MaskRCNN.train_model, []
 
     def note(model, *args, **named):
-        seen.append(model.config.MASKIOU_REFINED_ROIS)
+        seen.append(model.config.MASKIOU_DETECTIONS)
         return train_model(model, *args, **named)
 
     monkeypatch.setattr(MaskRCNN, "train_model", note)

@@ -949,6 +949,97 @@ def test_the_maskiou_head_learns_from_refined_boxes_if_asked():
     torch.testing.assert_close(unmoved["mrcnn_maskiou_loss"], losses["mrcnn_maskiou_loss"])
 
 
+def detections_of(*rows: tuple[list[float], int, int, float]) -> modellib.Detections:
+    """Detections: box, image, class, score."""
+    boxes, image, class_ids, scores = zip(*rows, strict=True)
+    return modellib.Detections(
+        torch.tensor(boxes, dtype=torch.float32), torch.tensor(image), torch.tensor(class_ids), torch.tensor(scores)
+    )
+
+
+def test_detections_belong_to_the_object_of_their_class_that_they_overlap_most():
+    """The best ones come first, and no more than a batch may have RoIs of objects."""
+    images = [
+        one_image([[0, 0, 20, 20], [0, 10, 20, 30]], class_ids=[1, 2]),
+        one_image([[0, 0, 20, 20]], class_ids=[1]),
+    ]
+    targets = make_targets(images)
+    found = detections_of(
+        ([0, 2, 20, 22], 0, 2, 0.3),  # nearer to the object of class 1
+        ([0, 0, 20, 20], 0, 1, 0.9),
+        ([0, 0, 20, 20], 1, 2, 0.8),  # no object of its class in this image
+        ([40, 40, 60, 60], 1, 1, 0.5),  # meets nothing
+        ([0, 0, 10, 20], 1, 1, 0.4),
+    )
+    config = Config(TRAIN_ROIS_PER_IMAGE=16, ROI_POSITIVE_RATIO=0.25)
+    sample, class_ids = modellib.match_detections(found, targets, config)
+    assert sample.matched.tolist() == [0, BACKGROUND, BACKGROUND, 2, 1]
+    assert sample.batch_index.tolist() == [0, 1, 1, 1, 0]
+    assert class_ids.tolist() == [1, 2, 1, 1, 2]
+    assert sample.rois.tolist() == found.boxes[[1, 2, 3, 4, 0]].tolist()
+    fewer, class_ids = modellib.match_detections(
+        found, targets, Config(TRAIN_ROIS_PER_IMAGE=4, ROI_POSITIVE_RATIO=0.25)
+    )
+    assert (fewer.matched.tolist(), class_ids.tolist()) == ([0, BACKGROUND], [1, 2])
+    nothing, class_ids = modellib.match_detections(found, make_targets([one_image([]), one_image([])]), config)
+    assert (nothing.matched.tolist(), len(class_ids)) == ([BACKGROUND] * 5, 5)
+
+
+def test_detections_that_nobody_can_judge_are_left_out():
+    """Those of a class that is not labelled in their image, and those in a crowd of their image."""
+    images = [one_image([[0, 0, 20, 20]], class_ids=[1], crowds=[[40, 40, 60, 60]]), one_image([])]
+    targets = make_targets(images)
+    targets = targets._replace(labelled=torch.tensor([[True, True, False], [True, True, True]]))
+    found = detections_of(
+        ([0, 0, 20, 20], 0, 1, 0.9),
+        ([0, 0, 20, 20], 0, 2, 0.8),  # not labelled
+        ([40, 40, 60, 55], 0, 1, 0.7),  # in the crowd
+        ([40, 40, 60, 55], 1, 2, 0.6),  # there is no crowd in this image
+    )
+    sample, class_ids = modellib.match_detections(found, targets, Config(TRAIN_ROIS_PER_IMAGE=64))
+    assert sample.matched.tolist() == [0, BACKGROUND]
+    assert class_ids.tolist() == [1, 2]
+    all_count, _ = modellib.match_detections(found, targets, Config(TRAIN_ROIS_PER_IMAGE=64, CROWD_OVERLAP=None))
+    assert len(all_count.rois) == 3
+
+
+def test_the_maskiou_head_learns_from_detections_if_asked():
+    """From the masks that detection makes, and their true IoU, wrong detections included; all other losses stay."""
+    images, targets, out = tiny_images(2), make_targets(CASES["usual"]), {}
+    settings = {"DETECTION_MIN_CONFIDENCE": 0.0, "TRAIN_ROIS_PER_IMAGE": 400, "BOX_HEAD_LOOKS": 2}
+    names = ("PRE_NMS_LIMIT", "PRE_NMS_LIMIT_TRAINING", "POST_NMS_ROIS_INFERENCE", "POST_NMS_ROIS_TRAINING")
+    settings |= dict.fromkeys(names, 100)
+    with torch.no_grad():
+        losses = tiny_model(**settings).eval()(images, targets)
+        judge = tiny_model(**settings, MASKIOU_DETECTIONS=True).eval()
+        changed = judge(images, targets, out)
+        found = judge(images)
+    assert {name for name in losses if losses[name] != changed[name]} == {"mrcnn_maskiou_loss"}
+    sample, class_ids = modellib.match_detections(found, targets, judge.config)
+    best = found.scores.argsort(descending=True, stable=True)[: len(class_ids)]
+    predicted = out["maskiou/maskious"].gather(1, class_ids[:, None])[:, 0]
+    torch.testing.assert_close(predicted, found.maskious[best])
+    true = out["targets/maskious"]
+    assert len(true) > 20
+    assert (true[sample.matched == BACKGROUND] == 0).all()
+    assert true[sample.matched != BACKGROUND].max() > 0
+    by_hand = 0.5 * (predicted - true).square().mean()
+    torch.testing.assert_close(changed["mrcnn_maskiou_loss"], by_hand)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_detections_in_images_without_objects(confidence):
+    """Each is wrong; and where nothing is found, there is nothing to learn."""
+    model = tiny_model(MASKIOU_DETECTIONS=True, DETECTION_MIN_CONFIDENCE=confidence)
+    out: dict = {}
+    losses = model(tiny_images(2), make_targets([one_image([]), one_image([])]), out)
+    assert (len(out["targets/maskious"]) > 0) == (confidence == 0)
+    assert not out["targets/maskious"].any()
+    assert bool(losses["mrcnn_maskiou_loss"] > 0) == (confidence == 0)
+    sum(losses.values()).backward()
+    assert all(weights.grad is None or weights.grad.isfinite().all() for weights in model.parameters())
+
+
 def test_without_a_maskiou_head_there_is_no_such_loss():
     losses = tiny_model(USE_MASKIOU_HEAD=False)(tiny_images(1), make_targets([one_image([[8, 8, 40, 40]])]))
     assert list(losses) == [name for name in Config.LOSS_WEIGHTS if name != "mrcnn_maskiou_loss"]
