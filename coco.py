@@ -173,11 +173,11 @@ def head_alone(
 def _settings_for_head(start: cli.Start) -> dict[str, Any]:
     """The settings that a MaskIoU head alone is trained with, unless the command line has others.
 
-    The detector is finished, so the head learns from its detections, which it will judge, and in a quarter of the time of a
+    The detector is finished, so the head learns from the boxes that it will judge, and in a quarter of the time of a
     whole training. A new head has the output range of new models.
     """
     new = {} if _has_head(start) else {"MASKIOU_CLAMP": True}
-    return {"USE_MASKIOU_HEAD": True, **new, "MASKIOU_DETECTIONS": True, "SCHEDULE": "0.25x"}
+    return {"USE_MASKIOU_HEAD": True, **new, "MASKIOU_REFINED_ROIS": True, "SCHEDULE": "0.25x"}
 
 
 def _check_detector(start: cli.Start, arguments: argparse.Namespace, dataset: Dataset) -> None:

@@ -165,7 +165,7 @@ class Job:
         for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD):
             if progress is None and model.epoch >= epochs and epochs < self.last_epoch(model.config.USE_MASKIOU_HEAD):
                 continue  # a training continues that is in a later phase
-            model.config.MASKIOU_DETECTIONS = self.settings.get("MASKIOU_DETECTIONS", layers == "maskiou")
+            model.config.MASKIOU_REFINED_ROIS = self.settings.get("MASKIOU_REFINED_ROIS", layers == "maskiou")
             progress = model.train_model(
                 self.train_dataset, self.val_dataset, epochs=epochs, layers=layers, evaluate=evaluate
             )

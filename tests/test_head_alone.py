@@ -108,9 +108,12 @@ def test_group_norms_stay(data, tmp_path):
     assert_equal(read_checkpoint(path)["model"], parts(last(tmp_path / "logs"))[0])
 
 
-def test_a_frozen_detector_keeps_no_activations():
+@pytest.mark.parametrize(
+    "settings", [{"MASKIOU_REFINED_ROIS": True}, {"MASKIOU_DETECTIONS": True, "DETECTION_MIN_CONFIDENCE": 0.0}]
+)
+def test_a_frozen_detector_keeps_no_activations(settings):
     """No graph: nothing is stored for gradients before the MaskIoU head begins."""
-    model = MaskRCNN(TrainConfig(MASKIOU_DETECTIONS=True, DETECTION_MIN_CONFIDENCE=0.0, ACTIVATION_CHECKPOINTING=True, TRAIN_BN=True))
+    model = MaskRCNN(TrainConfig(**settings, ACTIVATION_CHECKPOINTING=True, TRAIN_BN=True))
     stored, out = [], {}
     model.set_trainable("maskiou")
     model.train()
@@ -163,14 +166,14 @@ def test_norms_of_another_author_stay_too():
 
 
 def test_what_it_sets_by_itself(data, tmp_path, capsys):
-    """A new head has the range of new models, learns from detections, and takes a quarter of 1x."""
+    """A new head has the range of new models, learns from refined boxes, and takes a quarter of 1x."""
     path = detector(tmp_path / "plain.pth", DIALECT="torchvision", MASKIOU_CLAMP=False)
     assert train(data, path, tmp_path / "logs", "--layers", "maskiou", "--batch-size", "1", evaluates=3) == 0
     config, training = last(tmp_path / "logs")["config"], last(tmp_path / "logs")["training"]
-    assert (config["MASKIOU_CLAMP"], config["MASKIOU_DETECTIONS"], config["SCHEDULE"]) == (True, True, "0.25x")
+    assert (config["MASKIOU_CLAMP"], config["MASKIOU_REFINED_ROIS"], config["SCHEDULE"]) == (True, True, "0.25x")
     assert (training["epoch"], training["schedule"]) == (3, {"learning_rate": 0.02 / 16, "steps_at": [2]})
     printed = capsys.readouterr().out
-    names = "USE_MASKIOU_HEAD=True, MASKIOU_CLAMP=True, MASKIOU_DETECTIONS=True, SCHEDULE=0.25x"
+    names = "USE_MASKIOU_HEAD=True, MASKIOU_CLAMP=True, MASKIOU_REFINED_ROIS=True, SCHEDULE=0.25x"
     assert f"settings for a head alone, which --set changes: {names}" in printed
     assert "learning rate 0.00125: schedule 0.25x has 0.02 for 16 images, and a step has 1" in printed
     assert "box AP" in printed
@@ -179,11 +182,11 @@ def test_what_it_sets_by_itself(data, tmp_path, capsys):
 
 def test_what_the_command_line_says_counts_more(data, tmp_path, capsys):
     path = detector(tmp_path / "plain.pth")
-    settings = ["MASKIOU_DETECTIONS=False", "MASKIOU_CLAMP=False"]
+    settings = ["MASKIOU_REFINED_ROIS=False", "MASKIOU_CLAMP=False"]
     more = ["--layers", "maskiou", "--epochs", "1", "--schedule", "2x", "--set", *settings]
     assert train(data, path, tmp_path / "logs", *more) == 0
     config = last(tmp_path / "logs")["config"]
-    assert (config["MASKIOU_CLAMP"], config["MASKIOU_DETECTIONS"], config["SCHEDULE"]) == (False, False, "2x")
+    assert (config["MASKIOU_CLAMP"], config["MASKIOU_REFINED_ROIS"], config["SCHEDULE"]) == (False, False, "2x")
     assert "which --set changes: USE_MASKIOU_HEAD=True\n" in capsys.readouterr().out
 
 
