@@ -400,10 +400,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     device = runtime.setup_distributed(arguments.device)
     records, options = open_dataset(arguments)
     report = check(records, options)
+    checked = dataclasses.replace(records, pictures=list(records.pictures))  # a training's split takes pictures out
     evaluating = open_evaluation(arguments, records, report, device)
     folder, faults = evaluating.folder, fault_sentence(report, evaluating.folder / "check")
     if runtime.rank() == 0:
-        write_report(report, records, folder / "check")
+        write_report(report, checked, folder / "check")
         print("\n".join([*filter(None, [faults]), *evaluating.notes(), f"results go to {folder}"]))
     facts = {"command": shlex.join(["python", "custom.py", *arguments.words])}
     evaluating.run(facts | ({"faults": faults} if faults else {}))

@@ -544,6 +544,21 @@ def test_the_bare_command(trained, capsys, no_page):
     assert len(list(trained.glob("evaluation-val-*"))) == 2
 
 
+def test_pictures_that_the_training_left_out(trained, capsys, no_page):
+    """split.json knows no test; what was checked has all pictures, and the check's page shows them."""
+    shutil.rmtree("set")
+    write_set(Path("set"), {"train": 2, "test": 4, "val": 3})
+    left_out = {f"test/test{i}.png": "of the data set's own test" for i in range(1, 5)}
+    train, val = ([f"{name}/{name}{i}.png" for i in range(1, count + 1)] for name, count in (("train", 2), ("val", 3)))
+    write_split(Split(train, val, left_out, []), trained / "split.json")
+    assert evaluate("--output", "out") == 0
+    printed = capsys.readouterr().out
+    assert f"train and val are those of {trained}" in printed
+    assert "On 3 pictures of val" in printed
+    page = Path("out/check/check.html").read_text()
+    assert all(f"{name}1.png" in page for name in ("train", "test", "val"))
+
+
 def test_store_writes_into_the_model(trained, capsys, monkeypatch, no_page):
     model = trained / "model.pth"
 
