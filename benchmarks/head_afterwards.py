@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace, name: str, seed: int | None) -> dict[str,
         model = MaskRCNN.from_checkpoint(load_checkpoint(arguments.data), "cpu")
     else:
         steps = {"STEPS_PER_EPOCH": -(-arguments.steps // EPOCHS)}
-        settings = {"SEED": seed, "GPU_COUNT": 0, "MASKIOU_DETECTIONS": True, **steps, **cli.settings_of(arguments)}
+        settings = {"SEED": seed, "GPU_COUNT": 0, "MASKIOU_REFINED_ROIS": True, **steps, **cli.settings_of(arguments)}
         model = new_model(arguments.data, settings, folder / "logs")
         begin = time.monotonic()
         train(model, arguments)

@@ -7,7 +7,7 @@ one new head for each variant, which learns alone (layers="maskiou") from the im
 row "joint" is the head that learned together with the detector. Detections are the same for all heads of a detector, to
 the bit, and only their order by mask score differs.
 
-    as it is        on the detections, also where there is no object of the class (MASKIOU_DETECTIONS)
+    detections      on the detections, also where there is no object of the class (MASKIOU_DETECTIONS)
     refined boxes   on the RoIs of objects as the box head refines them (MASKIOU_REFINED_ROIS)
     proposals       on the RoIs of objects, which the mask head learns from
     all classes     the outputs of all other classes learn 0 (MASKIOU_LOSS_CLASSES = "all")
@@ -16,8 +16,8 @@ the bit, and only their order by mask score differs.
     zeros dropped   masks that miss their object wholly teach nothing (MASKIOU_KEEP_ZERO_TARGETS)
 
 Choices are made on the subset val; --subset test, which results are of, confirms them. FOLDER/DETECTOR-VARIANT has each
-run: what is finished stays, and what was interrupted goes on. Differences to "as it is" are taken detector by detector;
-the interval of 95 % is Student's t over the detectors. Prints a table and one line of JSON.
+run: what is finished stays, and what was interrupted goes on. Differences to "detections" are taken detector by
+detector; the interval of 95 % is Student's t over the detectors. Prints a table and one line of JSON.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from samples import shapes
 from training.checkpoints import find_last
 from weights.load import load_checkpoint
 
-BASE, JOINT, PROBABILITY = "as it is", "joint", "probability"
+BASE, JOINT, PROBABILITY = "detections", "joint", "probability"
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
     "refined boxes": {"MASKIOU_DETECTIONS": False, "MASKIOU_REFINED_ROIS": True},
@@ -161,7 +161,7 @@ def run(detector: str, number: int, variant: str, arguments: argparse.Namespace)
 
 def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A variant a line, means over the detectors, AP in points (0 to 100)."""
-    lines = ["| | AP by class score | AP by mask score | AP75 | gain | IoU correlation | gain, against as it is |"]
+    lines = ["| | AP by class score | AP by mask score | AP75 | gain | IoU correlation | gain, against detections |"]
     lines.append("| --- |" + " --- |" * 6)
     base = [row["gains"]["AP"][0] for row in runs.get(BASE, [])]
     for variant, rows in runs.items():

@@ -69,10 +69,10 @@ COMPARED = {**measure_gain.COLUMNS, "gain": "re-scoring gain", "IoU correlation"
 SEEDS = {"shapes": [0, 1, 2], "nuclei": [0], "photos": [0]}  # of the committed models, or of one to come
 SHORT_EVALUATION = 24  # images of nuclei after each epoch of a shortened training, where whole ones take all 95
 PHOTOS = (
-    "REPEAT_THRESHOLD=0.5", "COPY_PASTE=0.3", "IMAGE_MIN_DIM=256", "IMAGE_MAX_DIM=320", "SCALE_JITTER=0.7,1.4",
+    "REPEAT_THRESHOLD=0.5", "COPY_PASTE=0.3", "IMAGE_MIN_DIM=320", "IMAGE_MAX_DIM=320", "SCALE_JITTER=0.7,1.4",
     "TRAIN_ROIS_PER_IMAGE=64",
 )  # fmt: skip
-PHOTOS_LENGTH = ("STEPS_PER_EPOCH=1250", "WARMUP_STEPS=300")  # without --minutes
+PHOTOS_LENGTH = ("STEPS_PER_EPOCH=1400", "WARMUP_STEPS=300")  # without --minutes
 TOLERANCE = 0.05  # the share by which a loss of the first steps may differ from the committed one
 
 ############################################################
