@@ -1027,6 +1027,20 @@ def test_the_maskiou_head_learns_from_detections_if_asked():
     torch.testing.assert_close(changed["mrcnn_maskiou_loss"], by_hand)
 
 
+def test_a_detection_beside_the_mask_of_its_object_is_wrong(monkeypatch):
+    """It overlaps the object's box and shows nothing of the object. Of a RoI, nothing would be learned from that."""
+    mask = rectangle((64, 64), 0, 0, 4, 4)
+    targets = make_targets([(np.array([[0, 0, 40, 40]], np.float32), [1], [mask], NO_CROWDS, 0)])
+    index = torch.zeros(1, dtype=torch.int64)
+    sample = RoiSample(torch.tensor([[20.0, 20, 40, 40]]), index, index)
+    monkeypatch.setattr(modellib, "match_detections", lambda *_: (sample, index + 1))
+    out: dict = {}
+    with torch.no_grad():
+        loss = tiny_model(MASKIOU_DETECTIONS=True)(tiny_images(1), targets, out)["mrcnn_maskiou_loss"]
+    assert out["targets/maskious"].tolist() == [0]
+    assert loss == 0.5 * out["maskiou/maskious"][0, 1].square() > 0
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0])
 def test_detections_in_images_without_objects(confidence):
     """Each is wrong; and where nothing is found, there is nothing to learn."""
