@@ -18,19 +18,8 @@ from weights.load import load_checkpoint
 def finished(tmp_path_factory):
     """The folder and the printed lines of three variants, of one step each."""
     folder = tmp_path_factory.mktemp("choices")
-    words = [
-        "--detectors",
-        "shapes",
-        "--variants",
-        "joint",
-        "detections",
-        "probability",
-        "--steps",
-        "1",
-        "--images",
-        "2",
-    ]
-    words += ["--samples", "2", "--folder", str(folder), "--set", "IMAGES_PER_GPU=1"]
+    words = ["--detectors", "shapes", "--variants", "joint", "detections", "probability", "--steps", "1"]
+    words += ["--images", "2", "--samples", "2", "--folder", str(folder), "--set", "IMAGES_PER_GPU=1"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setenv("MASKSCORING_KEEP_MEMORY", "0")
         patch.setattr(head_choices, "EPOCHS", 1)
