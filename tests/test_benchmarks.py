@@ -820,7 +820,7 @@ def test_reproduce_photos_at_full_length(data_sets, monkeypatch):
     monkeypatch.setattr(reproduce, "_run", lambda program, module, words: commands.append(words))
     arguments = types.SimpleNamespace(minutes=None, train=[], dataset=None)
     reproduce.train("photos", 0, data_sets, arguments)
-    assert {*reproduce.PHOTOS, "STEPS_PER_EPOCH=1250", "WARMUP_STEPS=300"} < set(commands[0])
+    assert {*reproduce.PHOTOS, *reproduce.PHOTOS_LENGTH} < set(commands[0])
     assert "--minutes" not in commands[0]
 
 
