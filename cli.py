@@ -25,7 +25,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -35,8 +35,10 @@ import runtime
 import startup
 import utils
 from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
+from data.dataset import Dataset
 from model import MaskRCNN
 from training.checkpoints import find_last
+from training.loop import Progress
 from weights.checkpoint import is_backbone, read_checkpoint
 from weights.class_names import KNOWN_CLASSES, read_class_names
 from weights.formats import STYLES
@@ -580,3 +582,37 @@ def starting_model(
         _, changes = fit_images(read_checkpoint(start.checkpoint), config)
         model.load_weights(start.checkpoint, by_name=not fits or bool(changes), copy_classes=copies)
     return model
+
+
+def train_detector_then_head(
+    model: MaskRCNN,
+    datasets: Sequence[Dataset],
+    arguments: argparse.Namespace,
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> Progress:
+    """Train all but the MaskIoU head, then this head alone, on the detections of a model that does not change any more.
+
+    Learning together costs a third more time, and judges masks that the model will not make when it has learned. A new
+    head predicts about 1 until it learns: until then, mask scores are class scores. A training that continues goes on
+    with the phase that it is in.
+
+    datasets: to train on, and to validate with. arguments: with epochs and head_epochs. settings: of the command line;
+    without MASKIOU_DETECTIONS among them, this is turned on. more: arguments of train_model.
+    """
+    model.config.MASKIOU_DETECTIONS = settings.get("MASKIOU_DETECTIONS", True)
+    epochs, has_head = arguments.epochs, model.config.USE_MASKIOU_HEAD and arguments.head_epochs > 0
+    phases = [("detector", epochs)] + [("maskiou", epochs + arguments.head_epochs)] * has_head
+    for layers, last in phases:
+        if last < phases[-1][1] and model.epoch >= last:
+            continue
+        progress = model.train_model(*datasets, epochs=last, layers=layers, **more)
+        if progress.interrupted or progress.stop:
+            break
+    return progress
+
+
+def add_head_epochs(parser: Any, default: int) -> None:
+    """--head-epochs, of train_detector_then_head."""
+    words = f"epochs after these, in which the MaskIoU head learns alone; default: {default}"
+    parser.add_argument("--head-epochs", type=whole_number(0), default=default, metavar="N", help=words)

@@ -1739,6 +1739,7 @@ TRAINABLE = {
     "3+": rf"backbone\.layer[234]|{_HEADS}",
     "4+": rf"backbone\.layer[34]|{_HEADS}",
     "5+": rf"backbone\.layer4|{_HEADS}",
+    "detector": "(?!maskiou_head).*",
     "maskiou": "maskiou_head",
 }
 # Matterport's names for the layers that samples exclude.
@@ -1939,7 +1940,7 @@ class MaskRCNN(nn.Module):
             proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
             found = None
-            if self.maskiou_head is not None and config.MASKIOU_DETECTIONS:
+            if self._teaches_maskiou() and config.MASKIOU_DETECTIONS:
                 found = self._find(pyramid, proposals, batch_index, windows, image_shape, _Discarded())
         out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
         logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors, anchor_sample.levels)
@@ -1963,9 +1964,10 @@ class MaskRCNN(nn.Module):
         class_ids = targets.class_ids[objects.matched]
         features = self._mask_features(pyramid, objects, image_shape)
         judged, judged_ids, judged_features = objects, class_ids, features  # by the MaskIoU head
+        teaches_maskiou = self._teaches_maskiou()
         if found is not None:
             judged, judged_ids = match_detections(found, targets, config)
-        elif self.maskiou_head is not None and config.MASKIOU_REFINED_ROIS:
+        elif teaches_maskiou and config.MASKIOU_REFINED_ROIS:
             judged = refine_objects(objects, box_deltas[positive], targets, windows, config)
         if judged is not objects:
             judged_features = self._mask_features(pyramid, judged, image_shape)
@@ -1976,10 +1978,17 @@ class MaskRCNN(nn.Module):
         )
         out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
         losses = [mask_loss(mask_logits, target_masks)]
-        if self.maskiou_head is not None:
+        if teaches_maskiou:
             judged_logits = mask_logits if judged is objects else self.mask_head(judged_features, judged_ids)
             losses.append(self._maskiou_loss(judged, judged_ids, judged_features, judged_logits, targets, out))
         return losses
+
+    def _teaches_maskiou(self) -> bool:
+        """Whether the MaskIoU loss is computed: there is a head, and it is not the one part that stays as it is."""
+        if self.maskiou_head is None:
+            return False
+        learns = {name.startswith("maskiou_head.") for name, each in self.named_parameters() if each.requires_grad}
+        return learns != {False}
 
     def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
         """[P, C, MASK_POOL_SIZE, MASK_POOL_SIZE], the mask heads' features of RoIs."""
@@ -2242,10 +2251,11 @@ class MaskRCNN(nn.Module):
     def set_trainable(self, layers: str = "all") -> list[str]:
         """Choose what learns, whatever an earlier call chose.
 
-        layers: "heads", "3+", "4+", "5+" (the heads and the backbone's stages from there on), "all", "maskiou", or a
-            regular expression that the whole name of a module or parameter has to match, such as r"mask_head\\.convs".
-            FROZEN_STAGES of the backbone stay frozen, and the factors and shifts of its frozen batch norms where the
-            dialect says so.
+        layers: "heads", "3+", "4+", "5+" (the heads and the backbone's stages from there on), "all", "maskiou" (that
+            head alone), "detector" (all but that head), or a regular expression that the whole name of a module or
+            parameter has to match, such as r"mask_head\\.convs". FROZEN_STAGES of the backbone stay frozen, and the
+            factors and shifts of its frozen batch norms where the dialect says so. A MaskIoU head that does not learn
+            while other parts do is left out of the steps, and has no loss.
 
         Returns: the names of the parameters that learn.
         Raises: ValueError for layers that match nothing that may learn.
@@ -2805,7 +2815,8 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """Random weights to start a training from: mmdetection's, with residual branches that start at zero.
 
     Convolutions with a ReLU or a norm after them are Kaiming normal (fan out), lateral, output and fully connected ones
-    Xavier uniform; predictors are normal with a small deviation. Biases are zero.
+    Xavier uniform; predictors are normal with a small deviation. Biases are zero, and one for
+    predicted IoUs.
 
     names: the parameters to set. None: all of a new model.
     """
@@ -2815,8 +2826,8 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
             continue  # nothing to draw; torch would import its compiler and sympy to draw it
         deviation = next((value for prefix, value in small.items() if name.startswith(prefix)), None)
         if parameter.ndim < 2:
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
+            if name.endswith("bias"):  # a new MaskIoU head predicts about 1, so that mask scores are class scores
+                nn.init.constant_(parameter, float(name == "maskiou_head.maskious.bias"))
         elif deviation is not None:
             nn.init.normal_(parameter, std=deviation)
         elif name.startswith("fpn.") or (parameter.ndim == 2 and name.startswith(("box_head.", "maskiou_head."))):

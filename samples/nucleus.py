@@ -391,7 +391,7 @@ def load_training_data(arguments: argparse.Namespace) -> tuple[NucleusDataset, N
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train everything, then the MaskIoU head alone on boxes and masks that do not change any more.
+    """Train all but the MaskIoU head, then this head alone.
 
     The best checkpoint is that of the highest mask AP on whole images, every EVAL_EVERY epochs and after each phase.
     """
@@ -407,22 +407,9 @@ def train(arguments: argparse.Namespace) -> int:
     adapt = partial(whole_image_detector, dataset=val_dataset)
     evaluate = evaluation_callback(val_dataset, image_ids, MAX_DETS, adapt=adapt)
     limits = [TimeLimit(arguments.minutes)] if arguments.minutes is not None else []
-    head_epochs = arguments.head_epochs if model.config.USE_MASKIOU_HEAD else 0
-    phases = [("all", arguments.epochs)] + [("maskiou", arguments.epochs + head_epochs)] * bool(head_epochs)
-    for layers, epochs in phases:
-        if epochs < phases[-1][1] and model.epoch >= epochs:
-            continue  # a training continues that is in its last phase
-        model.config.MASKIOU_DETECTIONS = settings.get("MASKIOU_DETECTIONS", layers == "maskiou")
-        progress = model.train_model(
-            train_dataset,
-            val_dataset,
-            epochs=epochs,
-            layers=layers,
-            custom_callbacks=limits,
-            evaluate=evaluate,
-        )
-        if progress.interrupted or progress.stop:
-            break
+    progress = cli.train_detector_then_head(
+        model, (train_dataset, val_dataset), arguments, settings, custom_callbacks=limits, evaluate=evaluate
+    )
     return 128 + progress.interrupted if progress.interrupted else 0
 
 
@@ -556,14 +543,8 @@ def build_parser() -> cli.Parser:
         help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
         "no subset val, else none",
     )
-    cli.add_epochs(parser, 16, "all layers have learned")
-    parser.add_argument(
-        "--head-epochs",
-        type=cli.whole_number(0),
-        default=2,
-        metavar="N",
-        help="epochs after these, in which the MaskIoU head learns alone; default: 2",
-    )
+    cli.add_epochs(parser, 16, "the MaskIoU head learns alone")
+    cli.add_head_epochs(parser, 2)
     parser.add_argument(
         "--minutes", type=cli.positive_number, help="stop training after the epoch in which this time is over"
     )
