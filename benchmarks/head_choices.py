@@ -4,7 +4,7 @@
 
 The detectors are models of samples/shapes.py of several seeds, such as `make reproduce MODELS=shapes` trains. Each gets
 one new head for each variant, which learns alone (layers="maskiou") from the images that the detector learned from. The
-row "joint" is the head that learned together with the detector. Detections are the same for all heads of a detector, to
+row "own" is the head that the detector comes with. Detections are the same for all heads of a detector, to
 the bit, and only their order by mask score differs.
 
     detections      on the detections, also where there is no object of the class (MASKIOU_DETECTIONS)
@@ -54,7 +54,7 @@ from samples import shapes
 from training.checkpoints import find_last
 from weights.load import load_checkpoint
 
-BASE, JOINT, PROBABILITY = "detections", "joint", "probability"
+BASE, OWN, PROBABILITY = "detections", "own", "probability"
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
     "refined boxes": {"MASKIOU_DETECTIONS": False, "MASKIOU_REFINED_ROIS": True},
@@ -140,7 +140,7 @@ def run(detector: str, number: int, variant: str, arguments: argparse.Namespace)
         return json.loads(path.read_text())
     start = time.monotonic()
     with outputs_of(variant):
-        if variant == JOINT:
+        if variant == OWN:
             model = MaskRCNN.from_checkpoint(load_checkpoint(detector), "cpu")
         else:
             model = train(detector, variant, folder / "logs", arguments)
@@ -183,8 +183,8 @@ def build_parser() -> cli.Parser:
         "--detectors", nargs="+", required=True, metavar="FILE", help="checkpoints of samples/shapes.py"
     )
     parser.add_argument(
-        "--variants", nargs="+", choices=[JOINT, *VARIANTS], default=[JOINT, *VARIANTS], metavar="NAME",
-        help=f"default: all, which are {', '.join([JOINT, *VARIANTS])}",
+        "--variants", nargs="+", choices=[OWN, *VARIANTS], default=[OWN, *VARIANTS], metavar="NAME",
+        help=f"default: all, which are {', '.join([OWN, *VARIANTS])}",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=cli.whole_number(EPOCHS), default=3000, help="of a head; default: 3000, as those of a detector"

@@ -95,7 +95,7 @@ def first_steps(seed: int, steps: int, settings: list[str]) -> dict[str, Any]:
         model = cli.starting_model(cli.Start(), shapes.ShapesConfig, Path(folder), chosen, network_only=True)
         dataset, _ = shapes.load_training_data(arguments, model.config)
         epochs = math.ceil(steps_of_all / model.config.STEPS_PER_EPOCH)
-        model.train_model(dataset, None, epochs=epochs, custom_callbacks=[_stop_after_an_epoch])
+        model.train_model(dataset, None, epochs=epochs, layers="detector", custom_callbacks=[_stop_after_an_epoch])
         records = read_records(model.log_dir / "metrics.jsonl")
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     return {"seed": seed, "losses": losses, "weights": hash_weights(model)}
@@ -178,8 +178,8 @@ def _data_words(data: str, arguments: argparse.Namespace) -> list[str]:
 def planned_length(data: str, seed: int, folder: Path, arguments: argparse.Namespace) -> list[str]:
     """The words that shorten the training of a sample to --minutes; none if the whole of it takes less time.
 
-    The plan is that of custom.py train: each epoch ends with an evaluation, and the MaskIoU head of nuclei learns alone
-    in one more. FOLDER/MODEL/seed-N-length.json keeps the words, so that a training goes on with the length that it
+    The plan is that of custom.py train: each epoch ends with an evaluation, and the MaskIoU head learns alone in one
+    more. FOLDER/MODEL/seed-N-length.json keeps the words, so that a training goes on with the length that it
     began with.
 
     Raises: ValueError if the time is too short for a step an epoch.
@@ -199,7 +199,7 @@ def planned_length(data: str, seed: int, folder: Path, arguments: argparse.Names
     print("measuring the time of a step ...", flush=True)
     seconds = step_seconds(model, datasets[0]), detection_seconds(model, datasets[1])
     images = datasets[1].num_images if data == "shapes" else min(datasets[1].num_images, SHORT_EVALUATION)
-    has_head_phase = data == "nuclei" and config.USE_MASKIOU_HEAD
+    has_head_phase = config.USE_MASKIOU_HEAD
     whole = chosen.epochs * config.STEPS_PER_EPOCH
     plan = Plan({"USE_MASKIOU_HEAD": has_head_phase}, [], whole, False, chosen.epochs)
     fit_to_minutes(plan, arguments.minutes, Pace(*seconds, images, 0))

@@ -18,7 +18,7 @@ from weights.load import load_checkpoint
 def finished(tmp_path_factory):
     """The folder and the printed lines of three variants, of one step each."""
     folder = tmp_path_factory.mktemp("choices")
-    words = ["--detectors", "shapes", "--variants", "joint", "detections", "probability", "--steps", "1"]
+    words = ["--detectors", "shapes", "--variants", "own", "detections", "probability", "--steps", "1"]
     words += ["--images", "2", "--samples", "2", "--folder", str(folder), "--set", "IMAGES_PER_GPU=1"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setenv("MASKSCORING_KEEP_MEMORY", "0")
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 def test_heads_of_a_detector_differ_and_its_detections_do_not(finished):
     folder, _, printed = finished
     runs = json.loads(printed[-1])["runs"]
-    assert list(runs) == ["joint", "detections", "probability"]
+    assert list(runs) == ["own", "detections", "probability"]
     rows = [row for (row,) in runs.values()]
     for metric in ("box AP", "mask AP (class score)", "mask AP (true IoU)", "detections"):
         assert len({row[metric] for row in rows}) == 1, metric
@@ -81,7 +81,7 @@ def test_table_of_choices():
         }  # fmt: skip
 
     *_, joint, base, other = head_choices.table(
-        {"joint": [row(0.03), row(0.05)], "detections": [row(0.02), row(0.02)], "proposals": [row(0.01), row(0.02)]}
+        {"own": [row(0.03), row(0.05)], "detections": [row(0.02), row(0.02)], "proposals": [row(0.01), row(0.02)]}
     ).splitlines()
     assert base == "| detections | 40.00 | 42.00 | 50.00 | +2.00 | 0.30, on objects 0.80 | - |"
     assert joint.endswith(f"| +4.00 | 0.30, on objects 0.80 | {measure_gain.difference([0.01, 0.03])} |")

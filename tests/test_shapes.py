@@ -236,14 +236,15 @@ def test_train_is_given_data_settings_and_evaluation(weights, tmp_path, monkeypa
     settings = [f"{name}={value}" for name, value in TINY_SHAPES.items()]
     arguments = ["train", "--epochs", "3", "--seed", "4", "--images", "6", "--device", "cpu", "--logs", "somewhere"]
     assert shapes.main([*arguments, "--model", str(weights), "--set", *settings]) == 0
-    (((model, train_data, val_data), named),) = calls
+    ((model, train_data, val_data), named), (_, head) = calls
     assert str(model.model_dir) == "somewhere"
     assert model.config.SEED == 4
     stored = torch.load(weights, weights_only=True)["model"]
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
     assert [info["stream"] for info in train_data.image_info] == [(0, 4, i) for i in range(6)]
     assert {info["stream"][:2] for info in val_data.image_info} == {(1, 0)}
-    assert named["epochs"] == 3
+    assert [(each["layers"], each["epochs"]) for each in (named, head)] == [("detector", 3), ("maskiou", 7)]
+    assert model.config.MASKIOU_DETECTIONS
     assert named["evaluate"].dataset is val_data
     assert named["evaluate"](model)["images"] == val_data.num_images
     progress.interrupted = 15

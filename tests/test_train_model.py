@@ -62,6 +62,7 @@ def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
         ("4+", HEADS | {"backbone.layer3", "backbone.layer4"}),
         ("5+", HEADS | {"backbone.layer4"}),
         ("all", HEADS | {"backbone.stem", *(f"backbone.layer{stage}" for stage in range(1, 5))}),
+        ("detector", {*HEADS - {"maskiou_head"}, "backbone.stem", *(f"backbone.layer{stage}" for stage in range(1, 5))}),
         ("maskiou", {"maskiou_head"}),
         (r"mask_head\.convs|fpn\.output\.0", {"mask_head", "fpn"}),
         (r"rpn\.objectness\.bias", {"rpn"}),
@@ -81,6 +82,35 @@ def test_layers_that_learn(layers, expected):
 def test_layers_that_match_nothing():
     with pytest.raises(ValueError, match=r"layers='4\+\+?x' matches nothing.*heads.*box_head\.fcs"):
         tiny_model().set_trainable("4+x")
+
+
+@pytest.mark.parametrize("detections", [False, True])
+def test_a_maskiou_head_that_stays_as_it_is_costs_nothing(detections, monkeypatch):
+    """The other losses are those of a step in which it learns. If nothing learns, all losses are asked for."""
+    model = learner(FROZEN_STAGES=0, MASKIOU_DETECTIONS=detections)
+    batch = batch_of(model.config)
+    with torch.no_grad():
+        whole = model(*batch)
+        model.requires_grad_(False)
+        assert model(*batch) == whole
+        model.set_trainable("detector")
+        monkeypatch.setattr(model.maskiou_head, "forward", None)
+        monkeypatch.setattr(model, "_find", None)
+        losses = model(*batch)
+    assert list(whole) == [*losses, "mrcnn_maskiou_loss"]
+    assert losses == {name: whole[name] for name in losses}
+
+
+def test_a_new_maskiou_head_leaves_class_scores_as_they_are():
+    """Until it has learned, it says about 1 of any mask."""
+    config = TinyConfig()
+    head = MaskRCNN(config).maskiou_head
+    side, generator = config.MASK_POOL_SIZE, torch.Generator().manual_seed(0)
+    features = torch.randn(50, config.TOP_DOWN_PYRAMID_SIZE, side, side, generator=generator)
+    with torch.no_grad():
+        maskious = head(features, torch.randn(50, 2 * side, 2 * side, generator=generator))
+    assert (maskious - 1).abs().max() < 0.1
+    assert maskious.std() > 0
 
 
 @pytest.mark.parametrize(("style", "affine_learns"), [("pytorch", True), ("caffe", False)])
