@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
+import fused
 import runtime
 import startup
 import utils
@@ -566,9 +567,18 @@ def starting_model(
     """The model that a training starts with: its weights are those of the checkpoint as far as they fit.
 
     Layers for other classes start from random weights. Without network_only, the rows of classes that have the same
-    name in the checkpoint are copied. The arguments are those of find_start and training_config.
+    name in the checkpoint are copied. A new training for which no one chose bfloat16 takes float32 where the processor
+    has no bfloat16. The arguments are those of find_start and training_config.
     """
     config = training_config(start, config_class, settings, network_only)
+    device = runtime.training_device(config.GPU_COUNT).type
+    if (
+        start.path is None
+        and "TRAIN_DTYPE" not in settings
+        and fused.widens(device, getattr(torch, config.TRAIN_DTYPE))
+    ):
+        print("training takes float32, where the program would have taken bfloat16: TRAIN_DTYPE")
+        config.TRAIN_DTYPE = "float32"
     model = MaskRCNN(config, logs)
     if start.path is not None:
         model.load_weights(start.path)

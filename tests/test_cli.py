@@ -21,6 +21,7 @@ import convert_weights
 import custom
 import demo
 import export
+import fused
 import native
 import runtime
 import serve
@@ -442,3 +443,19 @@ def test_a_pipe_that_has_seen_enough_ends_the_command_in_silence():
         run.stdout.close()
         assert run.stderr.read() == b""
         assert run.wait(timeout=60) == 128 + 13
+
+
+@pytest.mark.parametrize(("asked", "has", "dtype"), [
+    (None, True, "bfloat16"), (None, False, "float32"), ("bfloat16", False, "bfloat16"), ("float32", True, "float32"),
+])  # fmt: skip
+def test_a_processor_without_bfloat16_trains_in_float32_unless_told(asked, has, dtype, tmp_path, monkeypatch, capsys):
+    class FastConfig(CellConfig):
+        TRAIN_DTYPE = "bfloat16"
+        GPU_COUNT = 0
+
+    monkeypatch.setattr(fused, "widens", lambda device, dtype: (device, dtype, has) == ("cpu", torch.bfloat16, False))
+    settings = {**NETWORK, **({"TRAIN_DTYPE": asked} if asked else {})}
+    model = cli.starting_model(cli.Start(), FastConfig, tmp_path, settings)
+    chosen = model.config.TRAIN_DTYPE
+    assert chosen == dtype
+    assert ("TRAIN_DTYPE" in capsys.readouterr().out) == (dtype != (asked or "bfloat16"))

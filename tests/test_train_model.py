@@ -34,6 +34,7 @@ from weights.load import load_checkpoint
 from weights.torch_files import load_torch_file
 
 HEADS = {"fpn", "rpn", "box_head", "mask_head", "maskiou_head"}
+STAGES = {f"backbone.layer{stage}" for stage in range(1, 5)}
 
 
 def learner(seed: int = 0, **overrides) -> MaskRCNN:
@@ -61,9 +62,9 @@ def gradients(model: MaskRCNN, batch) -> dict[str, torch.Tensor]:
         ("3+", HEADS | {"backbone.layer2", "backbone.layer3", "backbone.layer4"}),
         ("4+", HEADS | {"backbone.layer3", "backbone.layer4"}),
         ("5+", HEADS | {"backbone.layer4"}),
-        ("all", HEADS | {"backbone.stem", *(f"backbone.layer{stage}" for stage in range(1, 5))}),
-        ("detector", {*HEADS - {"maskiou_head"}, "backbone.stem", *(f"backbone.layer{stage}" for stage in range(1, 5))}),
+        ("all", HEADS | {"backbone.stem", *STAGES}),
         ("maskiou", {"maskiou_head"}),
+        ("detector", {"fpn", "rpn", "box_head", "mask_head", "backbone.stem", *STAGES}),
         (r"mask_head\.convs|fpn\.output\.0", {"mask_head", "fpn"}),
         (r"rpn\.objectness\.bias", {"rpn"}),
     ],
