@@ -6,7 +6,8 @@ nuclei_detections.png: a microscopy image (NOTICE names its source), without and
 The others show images of samples/shapes.py, from its subset test, which no training sees:
 shapes.jpg: an example of demo.py, and the image in the pictures of stages. It is one of the first twelve images, chosen
     for the variety of its shapes, and drawn larger.
-shapes_detections.png: the first four images with detections. shapes_calibration.png: the detections in the first 200.
+shapes_detections.png: the first four images, with detections of a mask score of 0.1 and more.
+shapes_calibration.png: the detections in the first 200, and their IoU with an object of their class.
 """
 
 import argparse
@@ -40,17 +41,21 @@ from weights.load import load_model
 SAMPLE = 7
 
 
-def draw_sample() -> tuple[np.ndarray, np.ndarray]:
-    """The image of shapes.jpg: uint8 [512, 512, 3], and the masks of its objects, bool [512, 512, G]."""
+def draw_sample() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The image of shapes.jpg: uint8 [512, 512, 3]; the masks of its objects, bool [512, 512, G], and their classes."""
     dataset = shapes.ShapesDataset()
     dataset.load_shapes(SAMPLE + 1, 512, 512, subset="test")
     dataset.prepare()
-    return dataset.load_image(SAMPLE), dataset.load_mask(SAMPLE)[0]
+    return dataset.load_image(SAMPLE), dataset.load_mask(SAMPLE)
 
 
-def true_ious(result: dict[str, Any], masks: np.ndarray) -> np.ndarray:
-    """The IoU of each detection's mask with the object that it covers best: [N]. masks: bool [H, W, G]."""
-    return utils.compute_overlaps_masks(stack(result["masks"], masks.shape), masks).max(axis=1, initial=0)
+def true_ious(result: dict[str, Any], masks: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """The IoU of each detection's mask with the object of its class that it covers best, 0 without one: [N].
+
+    masks: bool [H, W, G]. class_ids: [G].
+    """
+    ious = utils.compute_overlaps_masks(stack(result["masks"], masks.shape), masks)  # [N, G]
+    return np.where(result["class_ids"][:, None] == class_ids, ious, 0).max(axis=1, initial=0)
 
 
 def stack(rles: Sequence[dict[str, Any]], shape: Sequence[int]) -> np.ndarray:
@@ -62,17 +67,18 @@ def stack(rles: Sequence[dict[str, Any]], shape: Sequence[int]) -> np.ndarray:
 
 
 def draw_detections(model: MaskRCNN, images: Sequence[np.ndarray], results: Sequence[dict[str, Any]]) -> np.ndarray:
-    """A sheet: images above, the same with detections below, all twice as large."""
+    """A sheet: images above, the same with detections below, all twice as large. Mask scores below 0.1 are left out."""
     columns = []
     for image, result in zip(images, results, strict=True):
         large = shapes.enlarged(image)
-        masks = shapes.enlarged(stack(result["masks"], image.shape))
-        named_scores = zip(result["class_ids"], result["mask_scores"], strict=True)
+        shown = result["mask_scores"] >= 0.1
+        masks = shapes.enlarged(stack(result["masks"], image.shape)[..., shown])
+        named_scores = zip(result["class_ids"][shown], result["mask_scores"][shown], strict=True)
         captions = [
             Caption(f"{model.class_names[class_id]} {score:.2f}", short=f"{score:.2f}")
             for class_id, score in named_scores
         ]
-        drawn = visualize.draw_instances(large, 2 * result["rois"], masks, captions)
+        drawn = visualize.draw_instances(large, 2 * result["rois"][shown], masks, captions)
         columns.append(np.concatenate([large, np.full((8, *large.shape[1:]), 255, np.uint8), drawn]))
     return stages.side_by_side(columns)
 
@@ -100,7 +106,7 @@ def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
     """All pictures by name: uint8 [H, W, 3] each. dataset: prepared, of 4 images or more."""
     images = [dataset.load_image(image_id) for image_id in dataset.image_ids]
     results = [result for batch in model.detect_batches([image] for image in images) for result in batch]
-    ious = [true_ious(result, dataset.load_mask(image_id)[0]) for image_id, result in enumerate(results)]
+    ious = [true_ious(result, *dataset.load_mask(image_id)) for image_id, result in enumerate(results)]
     columns = {name: np.concatenate([result[name] for result in results]) for name in ("mask_ious", "scores")}
     calibration = visualize.plot_calibration(
         columns["mask_ious"].clip(0, 1),
@@ -110,7 +116,7 @@ def make_pictures(model: MaskRCNN, dataset: Dataset) -> dict[str, np.ndarray]:
     )
     sample, truth = draw_sample()
     (result,) = model.detect([sample], masks="rle")
-    scoring = visualize.display_mask_scoring(sample, result, model.class_names, true_ious(result, truth))
+    scoring = visualize.display_mask_scoring(sample, result, model.class_names, true_ious(result, *truth))
     return {
         "detections": draw_detections(model, images[:4], results[:4]),
         **stages.draw_stages(model, sample),

@@ -292,12 +292,14 @@ def test_make_pictures(weights, tmp_path, capsys):
 
 def test_the_sample_is_of_the_subset_test():
     """And what demo.py looks at is the committed picture of it."""
-    sample, masks = make_pictures.draw_sample()
+    sample, (masks, class_ids) = make_pictures.draw_sample()
     assert sample.shape == (512, 512, 3)
     dataset = shapes.ShapesDataset()
     dataset.load_shapes(12, 512, 512, 0, "test")
     assert (sample == dataset.load_image(make_pictures.SAMPLE)).all()
-    assert masks.shape == (512, 512, dataset.load_mask(make_pictures.SAMPLE)[0].shape[2])
+    expected, expected_ids = dataset.load_mask(make_pictures.SAMPLE)
+    assert (masks == expected).all()
+    assert class_ids.tolist() == expected_ids.tolist()
     stored = np.asarray(Image.open(demo.EXAMPLES["shapes"][0])).astype(int)
     assert np.abs(stored - sample).mean() < 6, "but for JPEG's losses"
 
@@ -335,7 +337,8 @@ def test_true_ious():
     truth[:4, :4, 0] = truth[6:, 6:, 1] = True
     found = np.zeros((10, 10, 3), bool)
     found[:4, :2, 0] = found[6:, 6:, 1] = found[5, 0, 2] = True
-    result = {"masks": utils.mask_to_rle(found)}
-    assert make_pictures.true_ious(result, truth).tolist() == [0.5, 1, 0]
-    assert make_pictures.true_ious({"masks": []}, truth).tolist() == []
-    assert make_pictures.true_ious(result, truth[..., :0]).tolist() == [0, 0, 0]
+    result, none = {"masks": utils.mask_to_rle(found), "class_ids": np.array([3, 3, 3])}, np.zeros(0, np.int32)
+    assert make_pictures.true_ious(result, truth, np.array([3, 3])).tolist() == [0.5, 1, 0]
+    assert make_pictures.true_ious(result, truth, np.array([3, 2])).tolist() == [0.5, 0, 0], "of another class"
+    assert make_pictures.true_ious({"masks": [], "class_ids": none}, truth, np.array([3, 3])).tolist() == []
+    assert make_pictures.true_ious(result, truth[..., :0], none).tolist() == [0, 0, 0]
