@@ -2815,18 +2815,18 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """Random weights to start a training from: mmdetection's, with residual branches that start at zero.
 
     Convolutions with a ReLU or a norm after them are Kaiming normal (fan out), lateral, output and fully connected ones
-    Xavier uniform; predictors are normal with a small deviation. Biases are zero, and one for
-    predicted IoUs.
+    Xavier uniform; predictors are normal with a small deviation. Biases are zero. Only predicted IoUs begin at about
+    one, where mmdetection's begin at about zero.
 
     names: the parameters to set. None: all of a new model.
     """
-    small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.01}
+    small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.001}
     for name, parameter in model.named_parameters():
         if parameter.is_meta or (names is not None and name not in names):
             continue  # nothing to draw; torch would import its compiler and sympy to draw it
         deviation = next((value for prefix, value in small.items() if name.startswith(prefix)), None)
         if parameter.ndim < 2:
-            if name.endswith("bias"):  # a new MaskIoU head predicts about 1, so that mask scores are class scores
+            if name.endswith("bias"):  # until the MaskIoU head learns, it predicts 1: mask scores are class scores
                 nn.init.constant_(parameter, float(name == "maskiou_head.maskious.bias"))
         elif deviation is not None:
             nn.init.normal_(parameter, std=deviation)
