@@ -52,7 +52,7 @@ import cli
 import custom
 import native
 from benchmarks import machine, measure_gain
-from data.plan import Pace, Plan, fit_to_minutes
+from data.plan import Pace, Plan, fit_to_minutes, head_batches, set_length
 from evaluation.detect import hash_weights
 from model import MaskRCNN
 from own_training import MODEL_NAME, detection_seconds, step_seconds
@@ -200,11 +200,12 @@ def planned_length(data: str, seed: int, folder: Path, arguments: argparse.Names
     seconds = step_seconds(model, datasets[0]), detection_seconds(model, datasets[1])
     images = datasets[1].num_images if data == "shapes" else min(datasets[1].num_images, SHORT_EVALUATION)
     has_head_phase = config.USE_MASKIOU_HEAD
-    whole = chosen.epochs * config.STEPS_PER_EPOCH
+    whole, head = (epochs * config.STEPS_PER_EPOCH for epochs in (chosen.epochs, chosen.head_epochs * has_head_phase))
     plan = Plan({"USE_MASKIOU_HEAD": has_head_phase}, [], whole, False, chosen.epochs)
     fit_to_minutes(plan, arguments.minutes, Pace(*seconds, images, 0))
     words = []
-    if plan.batches < whole:
+    if plan.batches + head_batches(plan) < whole + head:
+        set_length(plan, min(plan.batches, whole))
         words = ["--epochs", str(plan.epochs), *(["--head-epochs", "1"] if has_head_phase else [])]
         words += ["--eval-images", str(images)] if data == "nuclei" else []
         lengths = {name: plan.settings[name] for name in ("STEPS_PER_EPOCH", "WARMUP_STEPS")}

@@ -632,6 +632,8 @@ def reproduced(tmp_path_factory):
         "--train",
         "--epochs",
         "1",
+        "--head-epochs",
+        "1",
         "--images",
         "8",
         "--set",
@@ -687,7 +689,8 @@ def test_the_first_steps_of_a_seed_are_the_same_twice(reproduced, tmp_path, monk
     facts = json.loads((folder / "first-steps.json").read_text())
     records = [json.loads(line) for line in next(folder.glob("shapes/seed-0/*/metrics.jsonl")).read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "train"]
-    assert facts["losses"] == losses, "they are those of the whole training"
+    assert len(losses) == 2 + 2, "and the MaskIoU head's"
+    assert facts["losses"] == losses[:2], "they are those of the whole training"
     settings = words[words.index("--train") + 1 :]
     runs = iter([{"losses": [1.0, 2.0], "weights": "a"}, {"losses": [1.0, 2.5], "weights": "a"}])
     monkeypatch.setattr(reproduce, "first_steps", lambda *arguments: next(runs))
@@ -781,7 +784,7 @@ def test_reproduce_nuclei_in_a_time(data_sets, monkeypatch, capsys):
     steps = len(losses_of(folder / "seed-0"))
     assert steps == 7 + 7, "7 steps and 7 of the MaskIoU head fit beside 30 seconds for the rest"
     assert "--eval-images 3 --set STEPS_PER_EPOCH=7 WARMUP_STEPS=0 EVAL_EVERY=1" in printed
-    assert "beside 2026-11-27-nuclei-xeon-1-thread.json" in printed
+    assert f"beside {reproduce.committed('nuclei')[0]}" in printed
     assert "is not expected to reach its numbers" in printed
     halves, best = (
         torch.load(path, weights_only=True)["model"]["fpn.lateral.2.weight"]
@@ -799,7 +802,7 @@ def test_reproduce_photos_in_a_time(data_sets, monkeypatch, capsys):
     assert reproduce.main([*words, "--set", *TINY_PHOTOS]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"custom.py train --seed 0 .*--set REPEAT_THRESHOLD=0.5 COPY_PASTE=0.3 .*--minutes 1", printed)
-    assert "STEPS_PER_EPOCH=1250" not in printed, "the plan chooses the length"
+    assert reproduce.PHOTOS_LENGTH[0] not in printed, "the plan chooses the length"
     assert "there is no committed result of photos yet, so these numbers are compared with nothing" in printed
     assert "is not expected to reach" not in printed
     facts = json.loads(printed.splitlines()[-1])
@@ -827,16 +830,18 @@ def test_reproduce_photos_at_full_length(data_sets, monkeypatch):
 @pytest.mark.parametrize(
     ("minutes", "expected"),
     [
-        (1, "--epochs 1 --set STEPS_PER_EPOCH=10 WARMUP_STEPS=1 EVAL_EVERY=1"),
-        (4, "--epochs 4 --set STEPS_PER_EPOCH=21 WARMUP_STEPS=8 EVAL_EVERY=1"),
-        (40, ""),
+        (1, "--epochs 1 --head-epochs 1 --set STEPS_PER_EPOCH=2 WARMUP_STEPS=0 EVAL_EVERY=1"),
+        (4, "--epochs 4 --head-epochs 1 --set STEPS_PER_EPOCH=16 WARMUP_STEPS=6 EVAL_EVERY=1"),
+        (50, "--epochs 4 --head-epochs 1 --set STEPS_PER_EPOCH=250 WARMUP_STEPS=100 EVAL_EVERY=1"),
+        (70, ""),
     ],
 )
 def test_the_length_of_shapes_in_a_time(minutes, expected, data_sets, monkeypatch):
     """By hand. A step takes 2 s, the evaluation of 100 images after each epoch 10 s, and the rest 30 s.
 
-    In 1 minute, these would take more than a third: one epoch stays, and 60 - 40 seconds are 10 steps.
-    In 4 minutes, 240 - 70 seconds are 85 steps, 21 in each of 4 epochs. 40 minutes are enough for all 1,000 steps.
+    In 1 minute, these would take more than a third: one epoch and one of the MaskIoU head stay, and 60 - 50 seconds are
+    5 steps in both. In 4 minutes, 240 - 80 seconds are 80 steps, 16 in each of 4 + 1 epochs. 50 minutes are enough for
+    all 1,000 steps, but not for 4 epochs of the head, for which 70 are.
     """
     words = ["shapes", "--steps", "0", "--folder", str(data_sets), "--minutes", str(minutes)]
     words += ["--train", "--epochs", "4", "--set", *TINY_NETWORK]
