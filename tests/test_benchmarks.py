@@ -738,9 +738,10 @@ def test_comparison_with_committed_figures(monkeypatch, tmp_path):
 
 
 def test_committed_models():
-    """The seeds of shapes, the one model of nuclei, and none of photos yet."""
+    """The one seed of shapes that is trained as today, the one model of nuclei, and none of photos yet."""
     name, known = reproduce.committed("shapes")
-    assert list(known) == ["seed 0", "seed 1", "seed 2"]
+    assert list(known) == ["seed 0"]
+    assert known["seed 0"]["mask AP"] > 0.45
     name, known = reproduce.committed("nuclei")
     assert "-nuclei-" in name
     assert "label-review" not in name

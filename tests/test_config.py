@@ -389,16 +389,20 @@ def test_a_setting_that_nothing_reads_is_noticed():
 ############################################################
 
 
-def test_old_checkpoints_load_with_settings_that_are_gone():
-    """The models in assets/ were stored when USE_RPN_ROIS and MASK_SHAPE were settings."""
+def test_old_checkpoints_load_with_settings_that_are_gone(tmp_path):
+    """As those of the time in which USE_RPN_ROIS and MASK_SHAPE were settings, and some of today's were not."""
     for name in ("shapes", "nuclei"):
-        stored = torch.load(ROOT / "assets" / f"{name}.pth", map_location="cpu", weights_only=True)["config"]
-        assert (stored["USE_RPN_ROIS"], stored["MASK_SHAPE"]) == (True, [28, 28])
+        checkpoint = torch.load(ROOT / "assets" / f"{name}.pth", map_location="cpu", weights_only=True)
+        stored = {"USE_RPN_ROIS": True, "MASK_SHAPE": [28, 28], **checkpoint["config"]}
+        for later in ("BOX_HEAD_LOOKS", "MASK_NEAREST", "MASKIOU_DETECTIONS", "TF32", "COPY_PASTE"):
+            del stored[later]
+        torch.save({**checkpoint, "config": stored}, tmp_path / "old.pth")
         kept = {key: value for key, value in stored.items() if key in SETTINGS}
         loaded = Config.from_dict(stored, MASK_POOL_SIZE=7)
         assert loaded.to_dict() == {**Config().to_dict(), **kept, "MASK_POOL_SIZE": 7}
         assert loaded.MASK_SHAPE == (14, 14)
-        assert modellib.MaskRCNN.from_checkpoint(ROOT / "assets" / f"{name}.pth", "cpu").config.MASK_SHAPE == (28, 28)
+        opened = modellib.MaskRCNN.from_checkpoint(tmp_path / "old.pth", "cpu").config
+        assert (opened.MASK_SHAPE, opened.BOX_HEAD_LOOKS) == ((28, 28), 1)
 
 
 def test_a_stored_mask_shape_must_agree():

@@ -414,15 +414,16 @@ def test_files_of_the_command(tmp_path, monkeypatch, capsys):
         Image.fromarray(image).save(tmp_path / name)
     paths = [str(tmp_path / name) for name in ("a.png", "missing\x1b.png", "folder/a.png")]
     output = tmp_path / "out"
-    assert onnx_detect.main(["model.onnx", *paths, "--output", str(output), "--threshold", "0.1"]) == 1
+    (expected,) = model.detect([image], masks="rle")
+    threshold = f"{np.median(expected['mask_scores']):.6f}"
+    assert onnx_detect.main(["model.onnx", *paths, "--output", str(output), "--threshold", threshold]) == 1
     printed = capsys.readouterr()
     assert r"not read: image" in printed.err
     assert "\x1b" not in printed.err + printed.out
     assert sorted(os.listdir(output)) == ["a_3_detections.png", "a_detections.png", "detections.csv", "detections.json"]
     coco = json.loads((output / "detections.json").read_text())
-    (expected,) = model.detect([image], masks="rle")
     order = np.argsort(-expected["mask_scores"], kind="stable")
-    order = order[expected["mask_scores"][order] >= 0.1]
+    order = order[expected["mask_scores"][order] >= float(threshold)]
     assert 0 < len(order) < 20
     assert [image["id"] for image in coco["images"]] == [1, 3]
     assert coco["categories"] == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 21, "name": "cow"}]
