@@ -646,6 +646,24 @@ def test_an_interrupted_training_ends_there(calls, tmp_path):
     assert [named["layers"] for _, named in calls.all] == ["detector"]
 
 
+@pytest.mark.parametrize(
+    ("done", "head_epochs", "expected"),
+    [
+        (2, 2, ["detector", "maskiou"]),
+        (3, 2, ["maskiou"]),
+        (4, 2, ["maskiou"]),
+        (2, 0, ["detector"]),
+        (3, 0, ["detector"]),
+    ],
+)
+def test_a_training_continues_with_the_phase_that_it_is_in(done, head_epochs, expected, calls, tmp_path, monkeypatch):
+    write_coco(tmp_path, "train")
+    monkeypatch.setattr(MaskRCNN, "epoch", done)
+    command = ["train", "--dataset", str(tmp_path), "--device", "cpu", "--epochs", "3", *SET]
+    assert nucleus.main([*command, "--head-epochs", str(head_epochs)]) == 0
+    assert [named["layers"] for _, named in calls.all] == expected
+
+
 @pytest.mark.parametrize("asked", [[], ["--set", "MASKIOU_DETECTIONS=False"], ["--set", "MASKIOU_DETECTIONS=True"]])
 def test_the_boxes_that_the_head_learns_from_can_be_chosen(asked, calls, tmp_path, monkeypatch):
     write_coco(tmp_path, "train")
