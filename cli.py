@@ -577,7 +577,7 @@ def starting_model(
         and "TRAIN_DTYPE" not in settings
         and fused.widens(device, getattr(torch, config.TRAIN_DTYPE))
     ):
-        print("training takes float32, where the program would have taken bfloat16: TRAIN_DTYPE")
+        print("this training computes in float32; --set TRAIN_DTYPE=bfloat16 would be slower here")
         config.TRAIN_DTYPE = "float32"
     model = MaskRCNN(config, logs)
     if start.path is not None:
@@ -594,6 +594,28 @@ def starting_model(
     return model
 
 
+def train_phases(
+    model: MaskRCNN,
+    datasets: Sequence[Dataset | None],
+    phases: Sequence[tuple[str, int, Mapping[str, Any]]],
+    **more: Any,
+) -> Progress:
+    """Train phase by phase, until a signal or a callback ends the training. A continued one begins with its own phase.
+
+    datasets: to train on, and to validate with. phases: of each the layers that learn, the epoch after which it ends,
+    and settings of the model's config. more: arguments of train_model.
+    """
+    for layers, last, settings in phases:
+        if last < phases[-1][1] and model.epoch >= last:
+            continue
+        for name, value in settings.items():
+            setattr(model.config, name, value)
+        progress = model.train_model(*datasets, epochs=last, layers=layers, **more)
+        if progress.interrupted or progress.stop:
+            break
+    return progress
+
+
 def train_detector_then_head(
     model: MaskRCNN,
     datasets: Sequence[Dataset],
@@ -603,23 +625,17 @@ def train_detector_then_head(
 ) -> Progress:
     """Train all but the MaskIoU head, then this head alone, on the detections of a model that does not change any more.
 
-    Learning together costs a third more time, and judges masks that the model will not make when it has learned. A new
-    head predicts about 1 until it learns: until then, mask scores are class scores. A training that continues goes on
-    with the phase that it is in.
+    A step without the head is faster, and while the detector learns, the head would judge masks that the trained model
+    does not make. A new head predicts about 1 until it learns: until then, mask scores are class scores.
 
-    datasets: to train on, and to validate with. arguments: with epochs and head_epochs. settings: of the command line;
-    without MASKIOU_DETECTIONS among them, this is turned on. more: arguments of train_model.
+    arguments: with epochs and head_epochs. settings: of the command line; without MASKIOU_DETECTIONS among them, this
+    is turned on. datasets, more: as for train_phases.
     """
-    model.config.MASKIOU_DETECTIONS = settings.get("MASKIOU_DETECTIONS", True)
-    epochs, has_head = arguments.epochs, model.config.USE_MASKIOU_HEAD and arguments.head_epochs > 0
-    phases = [("detector", epochs)] + [("maskiou", epochs + arguments.head_epochs)] * has_head
-    for layers, last in phases:
-        if last < phases[-1][1] and model.epoch >= last:
-            continue
-        progress = model.train_model(*datasets, epochs=last, layers=layers, **more)
-        if progress.interrupted or progress.stop:
-            break
-    return progress
+    chosen = {"MASKIOU_DETECTIONS": settings.get("MASKIOU_DETECTIONS", True)}
+    phases = [("detector", arguments.epochs, chosen)]
+    if model.config.USE_MASKIOU_HEAD and arguments.head_epochs > 0:
+        phases.append(("maskiou", arguments.epochs + arguments.head_epochs, chosen))
+    return train_phases(model, datasets, phases, **more)
 
 
 def add_head_epochs(parser: Any, default: int) -> None:

@@ -161,17 +161,12 @@ class Job:
         if self.val_dataset is not None:
             image_ids = evenly(self.val_dataset.num_images, EVALUATED_PICTURES)
             evaluate = evaluation_callback(self.val_dataset, image_ids, adapt=whole_images)
-        progress = None
-        for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD):
-            if progress is None and model.epoch >= epochs and epochs < self.last_epoch(model.config.USE_MASKIOU_HEAD):
-                continue  # a training continues that is in a later phase
-            model.config.MASKIOU_REFINED_ROIS = self.settings.get("MASKIOU_REFINED_ROIS", layers == "maskiou")
-            progress = model.train_model(
-                self.train_dataset, self.val_dataset, epochs=epochs, layers=layers, evaluate=evaluate
-            )
-            if progress.interrupted or progress.stop:
-                break
-        return progress
+        refined = self.settings.get("MASKIOU_REFINED_ROIS")
+        phases = [
+            (layers, epochs, {"MASKIOU_REFINED_ROIS": layers == "maskiou" if refined is None else refined})
+            for layers, epochs in self.phases(model.config.USE_MASKIOU_HEAD)
+        ]
+        return cli.train_phases(model, (self.train_dataset, self.val_dataset), phases, evaluate=evaluate)
 
     def phases(self, has_head: bool) -> list[tuple[str, int]]:
         """(layers, the epoch after which the phase ends). In the last phase the MaskIoU head learns alone.
