@@ -1984,11 +1984,11 @@ class MaskRCNN(nn.Module):
         return losses
 
     def _teaches_maskiou(self) -> bool:
-        """Whether the MaskIoU loss is computed: there is a head, and it is not the one part that stays as it is."""
+        """Whether the MaskIoU loss is computed: there is a head, and it does not stay as it is while others learn."""
         if self.maskiou_head is None:
             return False
-        learns = {name.startswith("maskiou_head.") for name, each in self.named_parameters() if each.requires_grad}
-        return learns != {False}
+        learns = any(each.requires_grad for each in self.maskiou_head.parameters())
+        return learns or not any(each.requires_grad for each in self.parameters())
 
     def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
         """[P, C, MASK_POOL_SIZE, MASK_POOL_SIZE], the mask heads' features of RoIs."""

@@ -4,8 +4,8 @@
 
 The detectors are models of samples/shapes.py of several seeds, such as `make reproduce MODELS=shapes` trains. Each gets
 one new head for each variant, which learns alone (layers="maskiou") from the images that the detector learned from. The
-row "own" is the head that the detector comes with. Detections are the same for all heads of a detector, to
-the bit, and only their order by mask score differs.
+row "own" is the head that the detector comes with. Detections are the same for all heads of a detector, to the bit, and
+only their order by mask score differs.
 
     detections      on the detections, also where there is no object of the class (MASKIOU_DETECTIONS)
     refined boxes   on the RoIs of objects as the box head refines them (MASKIOU_REFINED_ROIS)

@@ -179,8 +179,7 @@ def planned_length(data: str, seed: int, folder: Path, arguments: argparse.Names
     """The words that shorten the training of a sample to --minutes; none if the whole of it takes less time.
 
     The plan is that of custom.py train: each epoch ends with an evaluation, and the MaskIoU head learns alone in one
-    more. FOLDER/MODEL/seed-N-length.json keeps the words, so that a training goes on with the length that it
-    began with.
+    more. FOLDER/MODEL/seed-N-length.json keeps the words, so that a training keeps the length that it began with.
 
     Raises: ValueError if the time is too short for a step an epoch.
     """
@@ -200,11 +199,12 @@ def planned_length(data: str, seed: int, folder: Path, arguments: argparse.Names
     seconds = step_seconds(model, datasets[0]), detection_seconds(model, datasets[1])
     images = datasets[1].num_images if data == "shapes" else min(datasets[1].num_images, SHORT_EVALUATION)
     has_head_phase = config.USE_MASKIOU_HEAD
-    whole, head = (epochs * config.STEPS_PER_EPOCH for epochs in (chosen.epochs, chosen.head_epochs * has_head_phase))
+    whole = chosen.epochs * config.STEPS_PER_EPOCH
+    whole_head = chosen.head_epochs * config.STEPS_PER_EPOCH if has_head_phase else 0
     plan = Plan({"USE_MASKIOU_HEAD": has_head_phase}, [], whole, False, chosen.epochs)
     fit_to_minutes(plan, arguments.minutes, Pace(*seconds, images, 0))
     words = []
-    if plan.batches + head_batches(plan) < whole + head:
+    if plan.batches + head_batches(plan) < whole + whole_head:
         set_length(plan, min(plan.batches, whole))
         words = ["--epochs", str(plan.epochs), *(["--head-epochs", "1"] if has_head_phase else [])]
         words += ["--eval-images", str(images)] if data == "nuclei" else []

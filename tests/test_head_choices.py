@@ -80,9 +80,9 @@ def test_table_of_choices():
             "correlation on objects": 0.8, "gains": {"AP": [gain, 0, 1]},
         }  # fmt: skip
 
-    *_, joint, base, other = head_choices.table(
+    *_, own, base, other = head_choices.table(
         {"own": [row(0.03), row(0.05)], "detections": [row(0.02), row(0.02)], "proposals": [row(0.01), row(0.02)]}
     ).splitlines()
     assert base == "| detections | 40.00 | 42.00 | 50.00 | +2.00 | 0.30, on objects 0.80 | - |"
-    assert joint.endswith(f"| +4.00 | 0.30, on objects 0.80 | {measure_gain.difference([0.01, 0.03])} |")
+    assert own.endswith(f"| +4.00 | 0.30, on objects 0.80 | {measure_gain.difference([0.01, 0.03])} |")
     assert other.endswith(f"| {measure_gain.difference([-0.01, 0.0])} |")
