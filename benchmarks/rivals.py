@@ -3,10 +3,10 @@
     python benchmarks/rivals.py prepare --dataset ../shared/data/nuclei --folder FOLDER
     ~/stardist/bin/python benchmarks/rivals_train.py stardist FOLDER --minutes 75    in an environment of its own
     ~/cellpose/bin/python benchmarks/rivals_train.py cellpose FOLDER --minutes 75
-    python benchmarks/rivals.py measure --dataset ../shared/data/nuclei --folder FOLDER [--model nuclei]
+    python benchmarks/rivals.py measure --dataset ../shared/data/nuclei --folder FOLDER [--model nuclei last ...]
 
 prepare writes the images of the subsets train and val as PNG, and their objects as label images. rivals_train.py says
-how its environments are made. measure evaluates what they found in val, and what --model finds, alike:
+how its environments are made. measure evaluates what they found in val, and what each --model finds, alike:
     mask AP     COCO's, with 1,000 results an image
     accuracy    pairs / (pairs + false positives + false negatives) at an IoU of 0.5 to 0.9, as StarDist counts over
                 all images; detections are made disjoint before. Each model counts from the score that is best for it
@@ -139,10 +139,15 @@ def measure(arguments: argparse.Namespace) -> None:
     dataset = nucleus.make_dataset(arguments.dataset, "val")
     train = nucleus.make_dataset(arguments.dataset, "train")
     contents = ground_truth(dataset)
-    model = nucleus.open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.05)
     chosen = train.image_ids[:THRESHOLD_IMAGES]
-    threshold = best_threshold(ground_truth(train, chosen), detect_dataset(model, train, chosen)[1])
-    rows = {"this project": {"model": model.source, **numbers(contents, *detect_dataset(model, dataset), threshold)}}
+    truth = ground_truth(train, chosen)
+    rows = {}
+    for name in arguments.model:
+        choice = argparse.Namespace(**{**vars(arguments), "model": name})
+        model = nucleus.open_detector(choice, dataset, DETECTION_MIN_CONFIDENCE=0.05)
+        threshold = best_threshold(truth, detect_dataset(model, train, chosen)[1])
+        found = numbers(contents, *detect_dataset(model, dataset), threshold)
+        rows[f"this project, {name}"] = {"model": model.source, **found}
     for name in RIVALS:
         results = found_by(arguments.folder / name, dataset)
         facts = json.loads((arguments.folder / name / "facts.json").read_text())
@@ -168,7 +173,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="the folder of nuclei")
     parser.add_argument("--folder", type=Path, required=True, help="of the rivals' images and results")
     parser.add_argument(
-        "--model", default="nuclei", metavar="NAME", help="a checkpoint file or a name; default: nuclei"
+        "--model", nargs="+", default=["nuclei"], metavar="NAME", help="checkpoint files or names; default: nuclei"
     )
     parser.set_defaults(device="cpu", set=[])
     return parser

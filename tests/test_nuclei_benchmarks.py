@@ -11,6 +11,7 @@ from helpers import write_pictures
 from PIL import Image
 
 import model as modellib
+import native
 import utils
 from benchmarks import box_ablations, measure_gain, rivals, rivals_train
 from config import Config
@@ -172,15 +173,15 @@ def test_rivals_are_measured_alike(pictures, prepared, tmp_path, capsys):
 
     for name, labels_of in (("stardist", lambda labels: labels), ("cellpose", half)):
         write_results(prepared, name, prepared / "val", labels_of)
-    output = tmp_path / "numbers.json"
+    output, other = tmp_path / "numbers.json", native.ROOT / "assets" / "nuclei.pth"
     words = ["measure", "--dataset", str(pictures), "--folder", str(prepared), "--output", str(output)]
-    assert rivals.main(words) == 0
+    assert rivals.main([*words, "--model", "nuclei", str(other)]) == 0
     rows = json.loads(output.read_text())["models"]
-    assert list(rows) == ["this project", "stardist", "cellpose"]
+    assert list(rows) == ["this project, nuclei", f"this project, {other}", "stardist", "cellpose"]
     assert rows["stardist"]["mask AP"] == rows["stardist"]["box AP"] == rows["stardist"]["accuracy 0.9"] == 1
     assert rows["cellpose"]["accuracy 0.5"] == pytest.approx(1 / 3), "one of two, and a false one"
     assert 0.45 < rows["cellpose"]["mask AP"] < 0.55
-    assert rows["this project"]["threshold"] in rivals.THRESHOLDS
+    assert rows["this project, nuclei"]["threshold"] in rivals.THRESHOLDS
     assert rows["stardist"]["minutes"] == 1
     printed = capsys.readouterr().out
     assert "| stardist | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |" in printed
