@@ -626,7 +626,7 @@ def train_detector_then_head(
     """Train all but the MaskIoU head, then this head alone, on the detections of a model that does not change any more.
 
     A step without the head is faster, and while the detector learns, the head would judge masks that the trained model
-    does not make. A new head predicts about 1 until it learns: until then, mask scores are class scores.
+    does not make. A new head predicts 1 until it learns: until then, mask scores are class scores.
 
     arguments: with epochs and head_epochs. settings: of the command line; without MASKIOU_DETECTIONS among them, this
     is turned on. datasets, more: as for train_phases.

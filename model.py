@@ -1085,6 +1085,13 @@ class RpnSample(NamedTuple):
     levels: Sequence[int] | None = None  # how many are of each level; None likewise
 
 
+class _Teaches(NamedTuple):
+    """Whose losses a step computes."""
+
+    detector: bool
+    maskiou: bool
+
+
 class RoiSample(NamedTuple):
     """The RoIs that the heads learn from."""
 
@@ -1839,7 +1846,8 @@ class MaskRCNN(nn.Module):
             "targets/inside_fractions", "targets/maskious". Its boxes are shrunk.
 
         Returns: Detections. With targets, a dict of scalars, each times its LOSS_WEIGHTS: rpn_class_loss,
-            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss.
+            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss. Those
+            of what does not learn may be missing: see set_trainable.
         Raises: ValueError for images or targets of another type or shape.
         """
         if not isinstance(targets, Targets | None):
@@ -1932,26 +1940,44 @@ class MaskRCNN(nn.Module):
 
     def _losses(self, pyramid, rpn_outputs, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
         """The losses by name, in the order of the network. Empties the pyramid. rpn_outputs: of _predict_anchors."""
-        config, anchors = self.config, torch.cat(rpn_outputs[2])  # [A, 4]
+        config, teaches = self.config, self._teaches()
+        losses, box_deltas = [], None
+        if teaches.detector:
+            losses.append(self._rpn_losses(pyramid, rpn_outputs, windows, targets, out))
         with torch.no_grad():
-            matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
-            anchor_sample = sample_anchors(matched, targets.seeds, config, [len(level) for level in rpn_outputs[2]])
             limits = (config.PRE_NMS_LIMIT_TRAINING, config.POST_NMS_ROIS_TRAINING)
             proposals, batch_index = self._proposals(rpn_outputs, windows, image_shape, limits, out)
             sample = sample_rois(proposals, batch_index, targets, config)
             found = None
-            if self._teaches_maskiou() and config.MASKIOU_DETECTIONS:
+            if teaches.maskiou and config.MASKIOU_DETECTIONS:
                 found = self._find(pyramid, proposals, batch_index, windows, image_shape, _Discarded())
-        out.update({"targets/anchors": anchor_sample, "targets/rois": sample})
-        logits, deltas = self.rpn.forward_at(pyramid, anchor_sample.anchors, anchor_sample.levels)
-        losses = [rpn_losses(logits, deltas, anchors, anchor_sample, targets, config)]
-        class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
-        losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
+        out["targets/rois"] = sample
+        if teaches.detector or (found is None and config.MASKIOU_REFINED_ROIS):
+            class_logits, box_deltas = self._classify(pyramid, sample.rois, sample.batch_index, image_shape, out)
+        if teaches.detector:
+            losses.append(box_losses(class_logits, box_deltas, sample, targets, config))
         losses += self._mask_losses(pyramid, sample, box_deltas, found, windows, image_shape, targets, out)
         return average_losses(losses, config)
 
+    def _teaches(self) -> "_Teaches":
+        """Whose losses are computed: those of what learns; all of them if nothing does."""
+        head = [] if self.maskiou_head is None else list(self.maskiou_head.parameters())
+        of_head = {id(each) for each in head}
+        detector = any(each.requires_grad for each in self.parameters() if id(each) not in of_head)
+        maskiou = any(each.requires_grad for each in head)
+        return _Teaches(detector or not maskiou, maskiou or (bool(head) and not detector))
+
+    def _rpn_losses(self, pyramid, rpn_outputs, windows, targets: Targets, out) -> LossSums:
+        config, anchors = self.config, torch.cat(rpn_outputs[2])  # [A, 4]
+        with torch.no_grad():
+            matched = match_anchors(anchors, shrink(windows, config), targets, config)  # [B, A]
+            sample = sample_anchors(matched, targets.seeds, config, [len(level) for level in rpn_outputs[2]])
+        out["targets/anchors"] = sample
+        logits, deltas = self.rpn.forward_at(pyramid, sample.anchors, sample.levels)
+        return rpn_losses(logits, deltas, anchors, sample, targets, config)
+
     def _mask_losses(
-        self, pyramid, sample: RoiSample, box_deltas: Tensor, found: Detections | None, windows, image_shape,
+        self, pyramid, sample: RoiSample, box_deltas: Tensor | None, found: Detections | None, windows, image_shape,
         targets: Targets, out,
     ) -> list[LossSums]:  # fmt: skip
         """The losses of the mask head and of the MaskIoU head. Both learn from the RoIs of objects.
@@ -1959,36 +1985,29 @@ class MaskRCNN(nn.Module):
         With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them, and with
         MASKIOU_DETECTIONS in the boxes that were found.
         """
-        config, positive = self.config, _indices(sample.matched >= 0, sample.positives)
+        config, teaches, positive = self.config, self._teaches(), _indices(sample.matched >= 0, sample.positives)
         objects = RoiSample(*(column[positive] for column in sample[:3]), len(positive))
         class_ids = targets.class_ids[objects.matched]
-        features = self._mask_features(pyramid, objects, image_shape)
-        judged, judged_ids, judged_features = objects, class_ids, features  # by the MaskIoU head
-        teaches_maskiou = self._teaches_maskiou()
+        judged, judged_ids = objects, class_ids  # by the MaskIoU head
         if found is not None:
             judged, judged_ids = match_detections(found, targets, config)
-        elif teaches_maskiou and config.MASKIOU_REFINED_ROIS:
+        elif teaches.maskiou and config.MASKIOU_REFINED_ROIS:
             judged = refine_objects(objects, box_deltas[positive], targets, windows, config)
-        if judged is not objects:
-            judged_features = self._mask_features(pyramid, judged, image_shape)
+        with_mask_loss = teaches.detector or judged is objects
+        features = self._mask_features(pyramid, objects, image_shape) if with_mask_loss else None
+        judged_features = features if judged is objects else self._mask_features(pyramid, judged, image_shape)
         pyramid.clear()  # gradients do not need it: its memory is free for the heads
-        mask_logits = self.mask_head(features, class_ids)
-        target_masks = build_mask_targets(
-            unshrink(objects.rois, config), objects.matched, targets, mask_logits.shape[-1]
-        )
-        out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
-        losses = [mask_loss(mask_logits, target_masks)]
-        if teaches_maskiou:
+        losses = []
+        if with_mask_loss:
+            mask_logits = self.mask_head(features, class_ids)
+            size = mask_logits.shape[-1]
+            target_masks = build_mask_targets(unshrink(objects.rois, config), objects.matched, targets, size)
+            out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
+            losses += [mask_loss(mask_logits, target_masks)] if teaches.detector else []
+        if teaches.maskiou:
             judged_logits = mask_logits if judged is objects else self.mask_head(judged_features, judged_ids)
             losses.append(self._maskiou_loss(judged, judged_ids, judged_features, judged_logits, targets, out))
         return losses
-
-    def _teaches_maskiou(self) -> bool:
-        """Whether the MaskIoU loss is computed: there is a head, and it does not stay as it is while others learn."""
-        if self.maskiou_head is None:
-            return False
-        learns = any(each.requires_grad for each in self.maskiou_head.parameters())
-        return learns or not any(each.requires_grad for each in self.parameters())
 
     def _mask_features(self, pyramid, objects: RoiSample, image_shape) -> Tensor:
         """[P, C, MASK_POOL_SIZE, MASK_POOL_SIZE], the mask heads' features of RoIs."""
@@ -2254,8 +2273,8 @@ class MaskRCNN(nn.Module):
         layers: "heads", "3+", "4+", "5+" (the heads and the backbone's stages from there on), "all", "maskiou" (that
             head alone), "detector" (all but that head), or a regular expression that the whole name of a module or
             parameter has to match, such as r"mask_head\\.convs". FROZEN_STAGES of the backbone stay frozen, and the
-            factors and shifts of its frozen batch norms where the dialect says so. A MaskIoU head that does not learn
-            while other parts do is left out of the steps, and has no loss.
+            factors and shifts of its frozen batch norms where the dialect says so. While only the MaskIoU head learns,
+            its loss is the only one; while it does not learn and others do, it has none.
 
         Returns: the names of the parameters that learn.
         Raises: ValueError for layers that match nothing that may learn.
@@ -2815,12 +2834,12 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
     """Random weights to start a training from: mmdetection's, with residual branches that start at zero.
 
     Convolutions with a ReLU or a norm after them are Kaiming normal (fan out), lateral, output and fully connected ones
-    Xavier uniform; predictors are normal with a small deviation. Biases are zero. Only predicted IoUs begin at about
-    one, where mmdetection's begin at about zero.
+    Xavier uniform; predictors are normal with a small deviation. Biases are zero. Only predicted IoUs begin at one,
+    where mmdetection's begin at about zero.
 
     names: the parameters to set. None: all of a new model.
     """
-    small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.001}
+    small = {"rpn": 0.01, "box_head.class_logits": 0.01, "box_head.box_deltas": 0.001, "maskiou_head.maskious": 0.0}
     for name, parameter in model.named_parameters():
         if parameter.is_meta or (names is not None and name not in names):
             continue  # nothing to draw; torch would import its compiler and sympy to draw it

@@ -102,16 +102,38 @@ def test_a_maskiou_head_that_stays_as_it_is_costs_nothing(detections, monkeypatc
     assert losses == {name: whole[name] for name in losses}
 
 
+@pytest.mark.parametrize(
+    ("settings", "unused"),
+    [
+        ({}, ["box_losses"]),
+        ({"MASKIOU_REFINED_ROIS": True}, ["box_losses"]),
+        ({"MASKIOU_DETECTIONS": True, "DETECTION_MIN_CONFIDENCE": 0.0}, ["box_losses", "refine_objects"]),
+    ],
+)
+def test_a_detector_that_stays_as_it_is_has_no_losses(settings, unused, monkeypatch):
+    """The MaskIoU head's loss is that of a step in which all learn."""
+    model = learner(FROZEN_STAGES=0, TRAIN_BN=False, **settings)
+    batch = batch_of(model.config)
+    with torch.no_grad():
+        whole = model(*batch)["mrcnn_maskiou_loss"]
+        model.set_trainable("maskiou")
+        for name in ("match_anchors", "sample_anchors", "rpn_losses", "mask_loss", *unused):
+            monkeypatch.setattr(modellib, name, None)
+        monkeypatch.setattr(model.rpn, "forward_at", None)
+        assert model(*batch) == {"mrcnn_maskiou_loss": whole}
+    assert whole > 0
+
+
 def test_a_new_maskiou_head_leaves_class_scores_as_they_are():
-    """Until it has learned, it says about 1 of any mask."""
+    """Until it has learned, it says 1 of any mask, however large the features of a trained detector are."""
     config = TinyConfig()
     head = MaskRCNN(config).maskiou_head
     side, generator = config.MASK_POOL_SIZE, torch.Generator().manual_seed(0)
-    features = torch.randn(50, config.TOP_DOWN_PYRAMID_SIZE, side, side, generator=generator)
-    with torch.no_grad():
-        maskious = head(features, torch.randn(50, 2 * side, 2 * side, generator=generator))
-    assert (maskious - 1).abs().max() < 0.01
-    assert maskious.std() > 0
+    features = 1000 * torch.randn(50, config.TOP_DOWN_PYRAMID_SIZE, side, side, generator=generator)
+    maskious = head(features, torch.randn(50, 2 * side, 2 * side, generator=generator))
+    assert (maskious == 1).all()
+    maskious.square().sum().backward()
+    assert head.maskious.weight.grad.abs().min(dim=0).values.max() > 0, "its last layer learns at once"
 
 
 @pytest.mark.parametrize(("style", "affine_learns"), [("pytorch", True), ("caffe", False)])
