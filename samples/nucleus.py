@@ -89,8 +89,8 @@ class NucleusConfig(SmallConfig):
     DETECTION_MAX_INSTANCES = 500
 
     QUARTER_TURNS = True  # with HORIZONTAL_FLIP, an image appears in all eight ways in which a slide can lie
-    SCALE_JITTER = (0.8, 1.25)
-    COLOR_JITTER = 0.2
+    SCALE_JITTER = (0.6, 1.6)
+    COLOR_JITTER = 0.4
     WARMUP_STEPS = 200
     EVAL_EVERY = 4
 
