@@ -19,7 +19,7 @@ from PIL import Image
 
 import config
 import native
-from benchmarks import ablations, kills, measure_gain, tables
+from benchmarks import ablations, kills, measure_gain, reproduce, tables
 
 ROOT = native.ROOT
 PAGES = {
@@ -500,6 +500,17 @@ def test_results_are_the_committed_ones(data):
         100 * np.mean([row[name] for row in models.values()]) for name in ("mask AP (class score)", "mask AP")
     )
     assert f"from {before:.1f} to {after:.1f}" in prose(PAGES["README.md"])
+
+
+@pytest.mark.parametrize("data", ["shapes", "nuclei"])
+def test_what_make_reproduce_gives_is_the_committed_result(data):
+    """Of the recipe as it is, beside that of the embedded model, which may have learned otherwise."""
+    page, (name, _) = PAGES["docs/results.md"], reproduce.committed(data)
+    facts = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+    assert f"(../benchmarks/results/{name})" in page
+    assert f"revision {facts['revision']}" in prose(page)
+    assert not facts["revision"].endswith(("+", "-dirty"))
+    assert measure_gain.table(facts["models"]) in page
 
 
 def test_photographs_are_the_committed_ones():
