@@ -4,6 +4,7 @@
     ~/stardist/bin/python benchmarks/rivals_train.py stardist FOLDER --minutes 75    in an environment of its own
     ~/cellpose/bin/python benchmarks/rivals_train.py cellpose FOLDER --minutes 75
     python benchmarks/rivals.py measure --dataset ../shared/data/nuclei --folder FOLDER [--model nuclei last ...]
+        [--rivals stardist cellpose]
 
 prepare writes the images of the subsets train and val as PNG, and their objects as label images. rivals_train.py says
 how its environments are made. measure evaluates what they found in val, and what each --model finds, alike:
@@ -148,7 +149,7 @@ def measure(arguments: argparse.Namespace) -> None:
         threshold = best_threshold(truth, detect_dataset(model, train, chosen)[1])
         found = numbers(contents, *detect_dataset(model, dataset), threshold)
         rows[f"this project, {name}"] = {"model": model.source, **found}
-    for name in RIVALS:
+    for name in arguments.rivals:
         results = found_by(arguments.folder / name, dataset)
         facts = json.loads((arguments.folder / name / "facts.json").read_text())
         rows[name] = {**facts, **numbers(contents, *results, facts["threshold"])}
@@ -175,6 +176,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--model", nargs="+", default=["nuclei"], metavar="NAME", help="checkpoint files or names; default: nuclei"
     )
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS, help="to measure; default: both")
     parser.set_defaults(device="cpu", set=[])
     return parser
 

@@ -185,6 +185,8 @@ def test_rivals_are_measured_alike(pictures, prepared, tmp_path, capsys):
     assert rows["stardist"]["minutes"] == 1
     printed = capsys.readouterr().out
     assert "| stardist | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |" in printed
+    assert rivals.main([*words, "--rivals", "stardist"]) == 0
+    assert list(json.loads(output.read_text())["models"]) == ["this project, nuclei", "stardist"]
 
 
 def test_a_rival_that_was_not_trained_is_named(pictures, tmp_path):
