@@ -293,7 +293,8 @@ def test_bench_tiles_ends_with_a_json_line(tmp_path):
     assert matplotlib.image.imread(tmp_path / "tiles.png").shape[0] > 300
     perfect = facts["perfect"]
     assert (perfect["once"], perfect["wrong"]) == (perfect["objects"], 0)
-    assert facts["slopes"]["objects"]["ms"] > 0
+    assert facts["slopes"] == bench_tiles.bench_growth.slopes(facts["curves"])
+    assert list(facts["slopes"]) == ["objects"]
 
 
 def test_parts_without_curves_need_no_picture(tmp_path, monkeypatch, capsys):
