@@ -19,7 +19,7 @@ from PIL import Image
 
 import config
 import native
-from benchmarks import ablations, kills, measure_gain, reproduce, tables
+from benchmarks import ablations, kills, measure_gain, reproduce, rivals, tables
 
 ROOT = native.ROOT
 PAGES = {
@@ -511,6 +511,12 @@ def test_what_make_reproduce_gives_is_the_committed_result(data):
     assert f"revision {facts['revision']}" in prose(page)
     assert not facts["revision"].endswith(("+", "-dirty"))
     assert measure_gain.table(facts["models"]) in page
+
+
+def test_rivals_are_the_committed_ones():
+    facts = committed("docs/results.md", "rivals")
+    assert rivals.table(facts["models"]) in PAGES["docs/results.md"]
+    assert f"StarDist {facts['models']['stardist']['version']}" in prose(PAGES["docs/results.md"])
 
 
 def test_photographs_are_the_committed_ones():
