@@ -910,6 +910,7 @@ def test_proposals_carry_no_gradient():
 @pytest.mark.parametrize("detach", [False, True])
 def test_maskiou_loss_reaches_mask_head_and_backbone_unless_detached(detach):
     model = tiny_model(MASKIOU_DETACH=detach)
+    torch.nn.init.normal_(model.maskiou_head.maskious.weight)  # those of a new head are 0, and no gradient passes
     losses = model(tiny_images(2), make_targets(CASES["usual"]))
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(losses["mrcnn_maskiou_loss"], parameters, allow_unused=True)
