@@ -1846,7 +1846,7 @@ class MaskRCNN(nn.Module):
             "targets/inside_fractions", "targets/maskious". Its boxes are shrunk.
 
         Returns: Detections. With targets, a dict of scalars, each times its LOSS_WEIGHTS: rpn_class_loss,
-            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss. Those
+            rpn_bbox_loss, mrcnn_class_loss, mrcnn_bbox_loss, mrcnn_mask_loss, mrcnn_maskiou_loss. Without `out`, those
             of what does not learn may be missing: see set_trainable.
         Raises: ValueError for images or targets of another type or shape.
         """
@@ -1940,7 +1940,7 @@ class MaskRCNN(nn.Module):
 
     def _losses(self, pyramid, rpn_outputs, windows, image_shape, targets: Targets, out) -> dict[str, Tensor]:
         """The losses by name, in the order of the network. Empties the pyramid. rpn_outputs: of _predict_anchors."""
-        config, teaches = self.config, self._teaches()
+        config, teaches = self.config, self._teaches(out)
         losses, box_deltas = [], None
         if teaches.detector:
             losses.append(self._rpn_losses(pyramid, rpn_outputs, windows, targets, out))
@@ -1959,9 +1959,11 @@ class MaskRCNN(nn.Module):
         losses += self._mask_losses(pyramid, sample, box_deltas, found, windows, image_shape, targets, out)
         return average_losses(losses, config)
 
-    def _teaches(self) -> "_Teaches":
-        """Whose losses are computed: those of what learns; all of them if nothing does."""
+    def _teaches(self, out) -> _Teaches:
+        """Whose losses are computed: those of what learns; all of them if nothing does, or if `out` is asked for."""
         head = [] if self.maskiou_head is None else list(self.maskiou_head.parameters())
+        if not isinstance(out, _Discarded):
+            return _Teaches(True, bool(head))
         of_head = {id(each) for each in head}
         detector = any(each.requires_grad for each in self.parameters() if id(each) not in of_head)
         maskiou = any(each.requires_grad for each in head)
@@ -1985,7 +1987,7 @@ class MaskRCNN(nn.Module):
         With MASKIOU_REFINED_ROIS, the MaskIoU head judges masks in the RoIs as the box head refines them, and with
         MASKIOU_DETECTIONS in the boxes that were found.
         """
-        config, teaches, positive = self.config, self._teaches(), _indices(sample.matched >= 0, sample.positives)
+        config, teaches, positive = self.config, self._teaches(out), _indices(sample.matched >= 0, sample.positives)
         objects = RoiSample(*(column[positive] for column in sample[:3]), len(positive))
         class_ids = targets.class_ids[objects.matched]
         judged, judged_ids = objects, class_ids  # by the MaskIoU head
@@ -1993,17 +1995,16 @@ class MaskRCNN(nn.Module):
             judged, judged_ids = match_detections(found, targets, config)
         elif teaches.maskiou and config.MASKIOU_REFINED_ROIS:
             judged = refine_objects(objects, box_deltas[positive], targets, windows, config)
-        with_mask_loss = teaches.detector or judged is objects
-        features = self._mask_features(pyramid, objects, image_shape) if with_mask_loss else None
+        features = self._mask_features(pyramid, objects, image_shape) if teaches.detector or judged is objects else None
         judged_features = features if judged is objects else self._mask_features(pyramid, judged, image_shape)
         pyramid.clear()  # gradients do not need it: its memory is free for the heads
+        mask_logits = None if features is None else self.mask_head(features, class_ids)
         losses = []
-        if with_mask_loss:
-            mask_logits = self.mask_head(features, class_ids)
+        if teaches.detector:
             size = mask_logits.shape[-1]
             target_masks = build_mask_targets(unshrink(objects.rois, config), objects.matched, targets, size)
             out.update({"mask/features": features, "mask/logits": mask_logits, "targets/masks": target_masks})
-            losses += [mask_loss(mask_logits, target_masks)] if teaches.detector else []
+            losses.append(mask_loss(mask_logits, target_masks))
         if teaches.maskiou:
             judged_logits = mask_logits if judged is objects else self.mask_head(judged_features, judged_ids)
             losses.append(self._maskiou_loss(judged, judged_ids, judged_features, judged_logits, targets, out))
@@ -2835,7 +2836,7 @@ def initialise(model: MaskRCNN, names: Sequence[str] | None = None) -> None:
 
     Convolutions with a ReLU or a norm after them are Kaiming normal (fan out), lateral, output and fully connected ones
     Xavier uniform; predictors are normal with a small deviation. Biases are zero. Only predicted IoUs begin at one,
-    where mmdetection's begin at about zero.
+    by a bias of one and weights of zero, where mmdetection's begin at about zero.
 
     names: the parameters to set. None: all of a new model.
     """

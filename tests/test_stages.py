@@ -155,6 +155,17 @@ def test_looking_inside_leaves_the_model_as_it_was():
     assert not any(value.requires_grad for value in inside.out.values() if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.parametrize("layers", ["detector", "maskiou"])
+def test_looking_inside_after_a_training_of_a_part(layers):
+    """Whatever a step of training leaves out."""
+    model, (image, instances) = model_of("mmdet"), blocks()
+    whole = stages.look_inside(model, image, instances).truth
+    model.set_trainable(layers)
+    part = stages.look_inside(model, image, instances).truth
+    for before, after in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_looking_inside_without_objects_or_detections():
     model, (image, instances) = model_of("mmdet", DETECTION_MIN_CONFIDENCE=1.0), blocks(class_ids=())
     inside = stages.look_inside(model, image, instances)
