@@ -144,7 +144,7 @@ def measure(arguments: argparse.Namespace) -> None:
     truth = ground_truth(train, chosen)
     rows = {}
     for name in arguments.model:
-        choice = argparse.Namespace(**{**vars(arguments), "model": name})
+        choice = argparse.Namespace(model=name, device="cpu", set=[])
         model = nucleus.open_detector(choice, dataset, DETECTION_MIN_CONFIDENCE=0.05)
         threshold = best_threshold(truth, detect_dataset(model, train, chosen)[1])
         found = numbers(contents, *detect_dataset(model, dataset), threshold)
@@ -177,7 +177,6 @@ def build_parser() -> cli.Parser:
         "--model", nargs="+", default=["nuclei"], metavar="NAME", help="checkpoint files or names; default: nuclei"
     )
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS, help="to measure; default: both")
-    parser.set_defaults(device="cpu", set=[])
     return parser
 
 

@@ -126,7 +126,7 @@ def cellpose(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
         np.random.seed(seed)  # noqa: NPY002 -- Cellpose draws from it
         return models.CellposeModel(gpu=False, pretrained_model=False, diam_mean=CELLPOSE_DIAMETER)
 
-    # Freed memory stays with the process, as in this project's trainings: giving it back costs a third of the time
+    # Freed memory stays with the process, as in this project's trainings: giving it back takes time at each step
     libc = ctypes.CDLL(None)
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         libc.mallopt(option, 1 << 30)
