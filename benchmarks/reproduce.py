@@ -250,8 +250,7 @@ def committed(data: str) -> tuple[str, dict[str, dict[str, Any]]]:
     path = max(RESULTS.glob(f"????-??-??-{data}-*.json"), default=None)
     if path is None:
         return f"no committed result of {data}", {}
-    models = json.loads(path.read_text())["models"]
-    return path.name, {f"seed {SEEDS[data][0]}": models[data]} if data in models else models
+    return path.name, json.loads(path.read_text())["models"]
 
 
 def comparison(rows: dict[str, dict[str, Any]], known: dict[str, dict[str, Any]]) -> str:
