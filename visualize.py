@@ -218,7 +218,7 @@ SEPARATOR = " \N{MIDDLE DOT} "
 def captions_of(result: dict[str, Any], class_names: Sequence[str]) -> list[Caption]:
     """The class, class score and, where they are known, predicted IoU and mask score of each instance.
 
-    result: as detect() returns it.
+    result: as detect() returns it. A predicted IoU beyond [0, 1], which no IoU is, is written as 0 or 1.
 
     Returns: N of "cat 0.91 · IoU 0.50 · mask 0.46", whose short form is "0.46".
     """
@@ -230,7 +230,8 @@ def _captions(names: Sequence[str], scores: Any, mask_ious: Any = None, mask_sco
     columns = [[None] * len(names) if values is None else values for values in (scores, mask_ious, mask_scores)]
     captions = []
     for name, score, mask_iou, mask_score in zip(names, *columns, strict=True):
-        parts = {name: score, "IoU": mask_iou, "mask": mask_score}
+        iou = None if mask_iou is None else min(max(mask_iou, 0), 1)
+        parts = {name: score, "IoU": iou, "mask": mask_score}
         numbers = {label: f"{value:.2f}" for label, value in parts.items() if value is not None}
         text = SEPARATOR.join([f"{name} {numbers.pop(name, '')}".rstrip(), *map(" ".join, numbers.items())])
         last_score = mask_score if mask_score is not None else score
@@ -905,6 +906,7 @@ def display_mask_scoring(
     count = len(boxes)
     names = _names_of(_class_ids(result["class_ids"], count), class_names)
     scores, ious, mask_scores = (_numbers(name, result[name], count) for name in ("scores", "mask_ious", "mask_scores"))
+    ious = ious.clip(0, 1)  # as mask scores count them
     truth = _numbers("true_ious", true_ious, count)
     crops = _crops(result["masks"], count, image.shape)
     above = np.argsort(-scores, kind="stable")[:limit].tolist()

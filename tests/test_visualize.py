@@ -275,6 +275,8 @@ def test_captions_say_all_scores():
     captions = visualize.captions_of(result, NAMES)
     assert captions == ["cat 0.91 · IoU 0.50 · mask 0.46", "dog 0.50 · IoU 0.90 · mask 0.45"]
     assert [caption.short for caption in captions] == ["0.46", "0.45"], "the mask score"
+    beyond = visualize.captions_of({**result, "mask_ious": np.array([1.09, -0.2])}, NAMES)
+    assert beyond == ["cat 0.91 · IoU 1.00 · mask 0.46", "dog 0.50 · IoU 0.00 · mask 0.45"], "an IoU is in [0, 1]"
     unscored = visualize.captions_of({**result, "mask_ious": None}, NAMES)
     assert [caption.short for caption in unscored] == ["0.91", "0.50"], "which then is the class score"
     assert visualize.captions_of({**result, "mask_ious": None}, NAMES) == ["cat 0.91", "dog 0.50"]
@@ -1102,7 +1104,7 @@ def test_display_mask_scoring_of_some_and_without_the_truth():
         "2. cat \N{BLACK DOWN-POINTING TRIANGLE}1\nmask score 0.47\nIoU 0.50",
     ]
     assert figure.texts[0].get_text() == "Mine"
-    image, result = found(mask_ious=np.ones(3), mask_scores=np.array([0.95, 0.9, 0.6]))
+    image, result = found(mask_ious=np.full(3, 1.09), mask_scores=np.array([0.95, 0.9, 0.6]))
     still = visualize.display_mask_scoring(image, {**result, "masks": utils.mask_to_rle(result["masks"])}, NAMES)
     assert texts(still)[3] == "1. cat\nmask score 0.95\nIoU 1.00"
     assert {artist.get_linewidth() for artist in still.artists} == {1.5}
