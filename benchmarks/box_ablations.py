@@ -2,8 +2,9 @@
 
     python benchmarks/box_ablations.py --dataset ../shared/data/nuclei [--seeds 0 1 2] [--variants NAME ...]
 
-Each run trains the network of samples/nucleus.py from nothing for --steps steps, on the images of the subset train
-without a fifth that their names hold out, and measures on this fifth: no other image has a part in a choice.
+Each run trains the network of samples/nucleus.py from nothing for --steps steps, without its MaskIoU head, on the
+images of the subset train without a fifth that their names hold out, and measures on this fifth: no other image has a
+part in a choice.
 FOLDER/VARIANT-seed-N has its checkpoints and numbers: what is finished stays, what was interrupted goes on, and several
 processes can share the folder if they have different seeds. Runs of one seed see the same images in the same order, so
 differences to "as it is" are taken seed by seed; the interval of 95 % is Student's t over the seeds.
@@ -50,8 +51,12 @@ from samples import nucleus
 HELD_OUT = 0.2  # of the subset train
 GIOU = "GIoU"
 GIOU_WEIGHT = 10.0  # mmdetection's, for the same loss in the same place
+TWICE = "twice the steps"
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
+    TWICE: {},
+    "group norm": {"FPN_NORM": "group", "MASK_HEAD_NORM": "group"},
+    "weight decay": {"WEIGHT_DECAY": 0.05, "WEIGHT_DECAY_BIASES": False, "WEIGHT_DECAY_NORMS": False},
     "masks resized by corners": {"MASK_NEAREST": "floor"},
     "box loss twice": {"LOSS_WEIGHTS": {**Config.LOSS_WEIGHTS, "mrcnn_bbox_loss": 2.0}},
     GIOU: {"LOSS_WEIGHTS": {**Config.LOSS_WEIGHTS, "mrcnn_bbox_loss": GIOU_WEIGHT}},
@@ -157,14 +162,15 @@ def run(arguments, variant: str, seed: int) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text())
     start = time.monotonic()
-    common = {"SEED": seed, "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-arguments.steps // EPOCHS), "EVAL_EVERY": 0}
+    steps = arguments.steps * (2 if variant == TWICE else 1)
+    common = {"SEED": seed, "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-steps // EPOCHS), "EVAL_EVERY": 0}
     config = nucleus.NucleusConfig(**{**common, **cli.settings_of(arguments), **VARIANTS[variant]})
     model = continued(config, folder / "logs")
     parts = [nucleus.make_dataset(arguments.dataset, "train", part, HELD_OUT) for part in ("rest", "held out")]
     with mock.patch.object(modellib, "box_losses", giou_losses if variant == GIOU else _BOX_LOSSES):
-        if model.train_model(parts[0], None, epochs=EPOCHS).interrupted:
+        if model.train_model(parts[0], None, epochs=EPOCHS, layers="detector").interrupted:
             raise KeyboardInterrupt
-    facts = {"variant": variant, "seed": seed, "steps": arguments.steps, **measure(model, parts[1])}
+    facts = {"variant": variant, "seed": seed, "steps": steps, **measure(model, parts[1])}
     facts["seconds"] = time.monotonic() - start
     machine.write_json(facts, path)
     return facts

@@ -84,7 +84,7 @@ def ablate(pictures, folder, *words) -> tuple[int, str]:
 
 def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKSCORING_KEEP_MEMORY", "0")
-    names = [box_ablations.BASE, box_ablations.GIOU, "14 cells"]
+    names = [box_ablations.BASE, box_ablations.GIOU, "14 cells", box_ablations.TWICE]
     status, printed = ablate(pictures, tmp_path, "--seeds", "0", "--variants", *names)
     assert status == 0
     facts = json.loads(printed.splitlines()[-1])
@@ -92,6 +92,7 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
     run = facts["runs"][box_ablations.BASE]["0"]
     assert {"box AP", "box AP of masks", "mask AP (class score)", "shift", "shift of masks"} <= set(run)
     assert run["images"] < 12, "measured on the images that are held out"
+    assert (run["steps"], facts["runs"][box_ablations.TWICE]["0"]["steps"]) == (4, 8)
     stored = {}
     for name in names:
         (path,) = (box_ablations.run_folder(tmp_path, name, 0) / "logs").glob("*/mask_rcnn_nuclei_0004.pth")
@@ -100,11 +101,13 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
         key for key, value in stored["14 cells"]["config"].items() if value != stored[names[0]]["config"][key]
     }  # fmt: skip
     assert changed == {"POOL_SIZE"}
+    head = "maskiou_head.maskious.bias"
+    assert (stored[names[0]]["model"][head] == 1).all(), "which learns nothing here"
     weights = [stored[name]["model"]["box_head.box_deltas.weight"] for name in names[:2]]
     assert not torch.equal(*weights), "the loss is another"
     assert modellib.box_losses is box_ablations._BOX_LOSSES, "and that of the model comes back"
     before = {path: path.read_bytes() for path in tmp_path.glob("*/numbers.json")}
-    assert len(before) == 3
+    assert len(before) == 4
     assert ablate(pictures, tmp_path, "--seeds", "0", "--variants", "14 cells")[1].splitlines()[-6:-1]
     assert {path: path.read_bytes() for path in tmp_path.glob("*/numbers.json")} == before
 
