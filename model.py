@@ -295,8 +295,11 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
+        # On a CPU, torch takes 6 times as long for 16 bits with channels last as it takes for 32.
+        dtype = torch.float32 if x.device.type == "cpu" and x.dtype.itemsize == 2 else x.dtype
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         # Not F.group_norm, whose check of the size torch.export cannot follow where there are as many rows as RoIs.
-        return torch.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return torch.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 _NORMS = {"batch": BatchNorm, "group": GroupNorm}

@@ -187,6 +187,18 @@ def test_group_norm_does_not_know_its_batch():
     assert "backbone.layer4.0.conv1.norm.weight" in gradients(model, batch_of(model.config))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_group_norm_is_as_exact_as_its_input(dtype):
+    norm = modellib.GroupNorm(64)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(3, 64, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    result = norm(x)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    exact = nn.functional.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(dtype).eps / 2 + 1e-6, atol=3e-6)
+
+
 @pytest.mark.parametrize("trains_bn", [False, True])
 def test_recomputed_activations_change_nothing(trains_bn):
     plain = learner(TRAIN_BN=trains_bn, FROZEN_STAGES=1)
