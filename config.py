@@ -723,6 +723,10 @@ class Config:
     # Detections of a class that overlap a better one by more than this IoU are dropped.
     DETECTION_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION] = 0.5
 
+    # A detection's box is the smallest one round its mask, in whole pixels, and not where the box head sees the object.
+    # Better for small objects whose masks are exact, worse for others: docs/results.md. False in all references.
+    BOXES_OF_MASKS: Annotated[bool, DETECTION] = False
+
     # Least score of an object that `custom.py detect` keeps: mask score, without a MaskIoU head class score. Training
     # with custom.py stores the one with the best F1 on the validation data. None: nobody chose one, and 0.5 is taken.
     SCORE_THRESHOLD: Annotated[float | None, SHARE, RUN] = None

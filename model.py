@@ -2482,13 +2482,14 @@ class MaskRCNN(nn.Module):
         if config.dialect.coordinates == "inclusive":
             pasted_boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
         paste = paste_masks if masks == "array" else paste_rles
+        pasted = paste(detections.mask_logits.sigmoid(), pasted_boxes, shape, config.dialect.paste)
         return ImageDetections(
-            rois=boxes.numpy(),
+            rois=utils.boxes_of_masks(pasted, boxes.numpy()) if config.BOXES_OF_MASKS else boxes.numpy(),
             class_ids=detections.class_ids.numpy().astype(np.int32),
             scores=scores.numpy(),
             mask_ious=None if maskious is None else maskious.numpy(),
             mask_scores=mask_scores(scores, maskious, config).numpy(),
-            masks=paste(detections.mask_logits.sigmoid(), pasted_boxes, shape, config.dialect.paste),
+            masks=pasted,
         ).to_result()
 
     ### Weights

@@ -61,7 +61,7 @@ _CHOICES = {
     "paste": ("centres", "expand", "resize"),
     "pixel_range": ("depth", "percentiles"),
 }
-_FLAGS = ("pads_before_mean", "clips_result", "clamps_mask_iou")
+_FLAGS = ("pads_before_mean", "clips_result", "clamps_mask_iou", "boxes_of_masks")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Settings:
     clips_result: bool
     paste: str  # how masks are put into the image: see paste_mask
     clamps_mask_iou: bool  # mask score = class score x predicted IoU, which is limited to [0, 1] before
+    boxes_of_masks: bool  # an object's box is the smallest one round its mask
     min_score: float  # the network reports no class score below
     max_detections: int  # of an image
     score_threshold: float  # the mask score from which detections are shown, unless told otherwise
@@ -116,6 +117,7 @@ class Settings:
                 raise ValueError(
                     f"its setting {name} must be one of {', '.join(choices)}, not {_shown(values.get(name))}"
                 )
+        values.setdefault("boxes_of_masks", False)  # of files from before there was this setting
         for name in _FLAGS:
             if not isinstance(values.get(name), bool):
                 raise ValueError(f"its setting {name} must be true or false, not {_shown(values.get(name))}")
@@ -771,6 +773,10 @@ class Detector:
         pasted = boxes - np.float32([0, 0, 1, 1]) if settings.coordinates == "inclusive" else boxes
         pairs = zip(columns["mask_probs"], pasted, strict=True)
         crops = (paste_mask(probs, box, shape, settings.paste) for probs, box in pairs)
+        if settings.boxes_of_masks:
+            crops = list(crops)
+            boxes = np.array([_box_of_mask(*crop, box) for crop, box in zip(crops, boxes, strict=True)], np.float32)
+            boxes = boxes.reshape(-1, 4)
         return {
             "rois": boxes,
             "class_ids": columns["class_ids"].astype(np.int32),
@@ -781,6 +787,12 @@ class Detector:
             if masks == "array"
             else [encode_mask(*crop, shape) for crop in crops],
         }
+
+
+def _box_of_mask(y: int, x: int, crop: np.ndarray, box: np.ndarray) -> Sequence[float]:
+    """The smallest box round the pixels of a crop at (y, x) of the image; box if there are none."""
+    rows, columns = crop.any(axis=1).nonzero()[0], crop.any(axis=0).nonzero()[0]
+    return (y + rows[0], x + columns[0], y + rows[-1] + 1, x + columns[-1] + 1) if len(rows) else box
 
 
 def _whole_masks(crops: Iterator[tuple[int, int, np.ndarray]], count: int, shape: tuple[int, int]) -> np.ndarray:

@@ -1028,6 +1028,26 @@ def _bounds(height: int, counts: np.ndarray) -> tuple[int, int, int, int]:
     return int(y1.min()), int(x1.min()), int(y2.max()) + 1, int(x2.max()) + 1
 
 
+def boxes_of_masks(masks: np.ndarray | Sequence[dict], boxes: np.ndarray) -> np.ndarray:
+    """The smallest box round each mask. An empty mask keeps the box that it has.
+
+    masks: bool [H, W, N], or N run-length codes. boxes: float [N, (y1, x1, y2, x2)].
+
+    Returns: [N, 4], of the dtype of boxes.
+    """
+    around = mask_bounds(masks) if isinstance(masks, np.ndarray) else [rle_to_bbox(code) for code in masks]
+    around = np.asarray(around, boxes.dtype).reshape(-1, 4)
+    return np.where(around[:, 2:].any(axis=1, keepdims=True), around, boxes)
+
+
+def mask_bounds(masks: np.ndarray) -> np.ndarray:
+    """extract_bboxes of arrays bool [H, W, N], many times as fast in the memory order of detect()'s masks: [N, 4]."""
+    filled = [masks.any(axis=1), masks.any(axis=0)]  # [H, N], [W, N]
+    low = [side.argmax(axis=0) for side in filled]
+    high = [(len(side) - side[::-1].argmax(axis=0)) * side.any(axis=0) for side in filled]
+    return np.stack([*low, *high], axis=1)
+
+
 def rle_to_crop(rle: dict, box: Sequence[int] | None = None) -> tuple[int, int, np.ndarray]:
     """The mask of an RLE inside the smallest box around it, made without the whole mask: undoes crop_to_rle.
 

@@ -87,6 +87,7 @@ class NucleusConfig(SmallConfig):
     PRE_NMS_LIMIT = 2000
     POST_NMS_ROIS_INFERENCE = 2000
     DETECTION_MAX_INSTANCES = 500
+    BOXES_OF_MASKS = True
 
     QUARTER_TURNS = True  # with HORIZONTAL_FLIP, an image appears in all eight ways in which a slide can lie
     SCALE_JITTER = (0.6, 1.6)

@@ -265,6 +265,18 @@ def test_rle_is_the_array(model):
     assert rles["rois"].tolist() == arrays["rois"].tolist()
 
 
+@pytest.mark.parametrize("masks", ["array", "rle"])
+def test_boxes_may_be_those_of_the_masks(masks):
+    images = [random_image(70, 110), random_image(40, 50)]
+    plain = tiny_model().detect(images, masks=masks)
+    for result, other in zip(tiny_model(BOXES_OF_MASKS=True).detect(images, masks=masks), plain, strict=True):
+        assert not np.array_equal(result["rois"], other["rois"])
+        assert result["rois"].dtype == np.float32
+        assert result["rois"].tolist() == utils.boxes_of_masks(other["masks"], other["rois"]).tolist()
+        for name in ("class_ids", "scores", "mask_ious", "mask_scores"):
+            assert result[name].tolist() == other[name].tolist()
+
+
 def test_gray_alpha_and_deep_images_are_converted(model):
     rgb = random_image(50, 70)
     expected = model.detect([rgb])[0]

@@ -128,12 +128,14 @@ def test_the_exported_path_computes_the_same(dialect, monkeypatch):
 
 
 def test_settings_are_those_of_the_model():
-    model = small_model(DIALECT="benchmark", IMAGE_MIN_DIM=70, BIT_DEPTH=12, MASKIOU_CLAMP=False, SCORE_THRESHOLD=0.3)
+    changes = {"MASKIOU_CLAMP": False, "BOXES_OF_MASKS": True, "SCORE_THRESHOLD": 0.3}
+    model = small_model(DIALECT="benchmark", IMAGE_MIN_DIM=70, BIT_DEPTH=12, **changes)
     settings = onnx_detect.Settings.parse(json.dumps(export.settings_of(model)))
     assert settings.size_rounding == "truncate"
     assert settings.coordinates == "inclusive"
     assert (settings.min_dim, settings.max_dim, settings.bit_depth) == (70, 128, 12)
     assert not settings.clamps_mask_iou
+    assert settings.boxes_of_masks
     assert settings.score_threshold == 0.3
     assert settings.class_names == ("BG", "cat", "dog", "cow")
     assert settings.mean == tuple(model.config.MEAN_PIXEL)

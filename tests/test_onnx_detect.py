@@ -94,8 +94,20 @@ def test_detection_is_that_of_the_model(dialect, head):
     assert (masks == detector.detect(images[0])["masks"]).all()
 
 
-def test_nothing_found():
-    model = tiny_model(DETECTION_MIN_CONFIDENCE=1.0)
+@pytest.mark.parametrize("masks", ["array", "rle"])
+def test_boxes_of_masks(masks):
+    model, image = tiny_model(BOXES_OF_MASKS=True), random_image(50, 90)
+    detector = OurNetwork(model)
+    result = detector.detect(image, masks=masks)
+    boxes = OurNetwork(tiny_model()).detect(image)["rois"]
+    assert result["rois"].dtype == np.float32
+    assert result["rois"].tolist() == utils.boxes_of_masks(result["masks"], boxes).tolist()
+    np.testing.assert_allclose(result["rois"], model.detect([image])[0]["rois"], atol=1)  # a pixel at 0.5
+
+
+@pytest.mark.parametrize("box_of_masks", [False, True])
+def test_nothing_found(box_of_masks):
+    model = tiny_model(DETECTION_MIN_CONFIDENCE=1.0, BOXES_OF_MASKS=box_of_masks)
     (expected,), result = model.detect([random_image(50, 90)]), OurNetwork(model).detect(random_image(50, 90))
     assert len(expected["scores"]) == 0
     assert_alike(result, expected)
@@ -364,9 +376,13 @@ def test_settings_that_are_none(text):
 
 
 def test_every_setting_is_needed():
-    for name in GOOD.keys() - {"dialect", "source"}:
+    for name in GOOD.keys() - {"dialect", "source", "boxes_of_masks"}:
         with pytest.raises(ValueError, match=name):
             Settings.parse(json.dumps({key: value for key, value in GOOD.items() if key != name}))
+    older = {key: value for key, value in GOOD.items() if key != "boxes_of_masks"}
+    assert Settings.parse(json.dumps(older)).boxes_of_masks is False
+    with pytest.raises(ValueError, match="boxes_of_masks must be true or false, not 1"):
+        Settings.parse(json.dumps({**older, "boxes_of_masks": 1}))
 
 
 @pytest.mark.parametrize(

@@ -320,3 +320,19 @@ def test_outlines_by_hand():
     assert max(outline) == 9
     with pytest.raises(ValueError, match=r"\[5, 5, 1\]"):
         utils.mask_to_polygons(np.zeros((5, 5, 1), bool))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.sampled_from([(2, 0, 1), (0, 1, 2), (1, 0, 2)]))
+def test_bounds_and_boxes_of_masks_are_those_of_extract_bboxes(seed, count, order):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 40, 2)
+    masks = rng.random((height, width, count)) < rng.choice([0.002, 0.5])
+    masks = np.ascontiguousarray(masks.transpose(order)).transpose(np.argsort(order))
+    expected = utils.extract_bboxes(masks)
+    assert utils.mask_bounds(masks).tolist() == expected.tolist()
+    before = rng.random((count, 4), np.float32)
+    expected = np.where(masks.any(axis=(0, 1))[:, None], expected, before)  # an empty mask keeps its box
+    for each in (masks, utils.mask_to_rle(masks)):
+        boxes = utils.boxes_of_masks(each, before)
+        assert boxes.dtype == np.float32
+        assert boxes.tolist() == expected.tolist()

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import skimage.color
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -215,15 +213,6 @@ def test_masks_that_do_not_fit(masks, message):
     image, boxes, _ = scene()
     with pytest.raises(ValueError, match=message):
         visualize.draw_instances(image, boxes, masks)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.sampled_from([(2, 0, 1), (0, 1, 2), (1, 0, 2)]))
-def test_bounds_are_those_of_extract_bboxes(seed, count, order):
-    rng = np.random.default_rng(seed)
-    height, width = rng.integers(1, 40, 2)
-    masks = rng.random((height, width, count)) < rng.choice([0.002, 0.5])
-    masks = np.ascontiguousarray(masks.transpose(order)).transpose(np.argsort(order))
-    assert visualize._bounds(masks).tolist() == utils.extract_bboxes(masks).tolist()
 
 
 def test_draw_box():
