@@ -134,7 +134,8 @@ def shift(contents: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]]) -> tu
 
 def measure(model: MaskRCNN, dataset: Dataset) -> dict[str, Any]:
     """The metrics of evaluate_results, "box AP of masks", which takes the box round each mask, and both shifts."""
-    settings = nucleus.detection_settings(model.config, dataset, DETECTION_MIN_CONFIDENCE=0.05)
+    settings = {"DETECTION_MIN_CONFIDENCE": 0.05, "BOXES_OF_MASKS": False}  # boxes are those of the box head
+    settings = nucleus.detection_settings(model.config, dataset, **settings)
     boxes, masks = detect_dataset(MaskRCNN.from_checkpoint(model.to_checkpoint(), "cpu", **settings), dataset)
     contents = ground_truth(dataset)
     metrics = evaluate_results(contents, boxes, masks, nucleus.MAX_DETS).metrics

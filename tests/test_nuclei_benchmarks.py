@@ -84,6 +84,8 @@ def ablate(pictures, folder, *words) -> tuple[int, str]:
 
 def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKSCORING_KEEP_MEMORY", "0")
+    detectors, detect = [], box_ablations.detect_dataset
+    monkeypatch.setattr(box_ablations, "detect_dataset", lambda *args: detectors.append(args[0]) or detect(*args))
     names = [box_ablations.BASE, box_ablations.GIOU, "14 cells", box_ablations.TWICE]
     status, printed = ablate(pictures, tmp_path, "--seeds", "0", "--variants", *names)
     assert status == 0
@@ -91,6 +93,7 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
     assert list(facts["runs"]) == [name for name in box_ablations.VARIANTS if name in names]
     run = facts["runs"][box_ablations.BASE]["0"]
     assert {"box AP", "box AP of masks", "mask AP (class score)", "shift", "shift of masks"} <= set(run)
+    assert {detector.config.BOXES_OF_MASKS for detector in detectors} == {False}, "boxes are those of the box head"
     assert run["images"] < 12, "measured on the images that are held out"
     assert (run["steps"], facts["runs"][box_ablations.TWICE]["0"]["steps"]) == (4, 8)
     stored = {}
