@@ -27,7 +27,7 @@ from evaluation.own import evaluate_own, store_settings
 from evaluation.own_numbers import own_numbers
 from evaluation.own_words import leak_sentence, of_ten, small_misses
 from own_evaluation import choose_pictures, find_model, split_file
-from weights.checkpoint import read_checkpoint
+from weights.checkpoint import halved, read_checkpoint, write_checkpoint
 
 SIDE = 64
 # (y, x, side) of squares; the last two of a picture touch, so that a detector of bright spots takes them as one
@@ -407,6 +407,15 @@ def test_settings_are_stored_and_nothing_else_changes(tmp_path):
     store_settings(tmp_path / "model.pth", {"SCORE_THRESHOLD": 0.1}, tmp_path / "copy.pth")
     assert (tmp_path / "model.pth").read_bytes() == before
     assert read_checkpoint(tmp_path / "copy.pth")["config"]["SCORE_THRESHOLD"] == 0.1
+
+
+def test_a_halved_model_stays_halved(tmp_path):
+    write_checkpoint(tmp_path / "model.pth", halved(tiny_model(NUM_CLASSES=4).to_checkpoint()))
+    before = read_checkpoint(tmp_path / "model.pth")["model"]
+    store_settings(tmp_path / "model.pth", SETTINGS)
+    after = read_checkpoint(tmp_path / "model.pth")["model"]
+    assert {tensor.dtype for tensor in before.values()} == {torch.float16, torch.float32}
+    assert all(tensor.dtype == before[name].dtype and tensor.equal(before[name]) for name, tensor in after.items())
 
 
 def test_a_disk_that_refuses_leaves_the_model_as_it_was(tmp_path, monkeypatch):

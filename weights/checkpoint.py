@@ -313,14 +313,16 @@ def halved(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def with_settings(
     checkpoint: Mapping[str, Any], settings: Mapping[str, Any], network_shapes: NetworkShapes
 ) -> dict[str, Any]:
-    """A checkpoint with other settings of Config, such as detection shall have by default.
+    """A checkpoint with other settings of Config, such as detection shall have by default. One that is halved stays so.
 
     Raises: ValueError for settings of a network that the weights do not fit.
     """
     config, tensors = Config.from_dict(checkpoint["config"], **settings), checkpoint["model"]
     title = f"--set {', '.join(settings)}: the weights are of another network"
     match_to_network(tensors, network_shapes(config, is_backbone(checkpoint)), title)
-    return make_checkpoint(config, checkpoint["source"], tensors)
+    changed = make_checkpoint(config, checkpoint["source"], tensors)
+    halves = {name: tensor.half() for name, tensor in changed["model"].items() if tensors[name].dtype == torch.float16}
+    return {**changed, "model": {**changed["model"], **halves}}
 
 
 def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> None:
