@@ -4,6 +4,7 @@
                                                       downloaded, the next two
     python demo.py --model nuclei                     cell nuclei under the microscope, with an embedded model
     python demo.py --model shapes                     an image of shapes, with an embedded model
+    python demo.py --model photos                     a cat; this embedded model also knows dogs, horses and persons
     python demo.py photo.jpg holiday/ "scans/*.tif"   files, folders, patterns
     python demo.py street.mp4 --every 5               every fifth frame of a video; videos need PyAV: pip install av
     python demo.py 0 --show                           webcam 0 in a window, until Ctrl-C or the window is closed
@@ -67,11 +68,13 @@ from weights.published import find_weights
 ROOT = Path(__file__).parent
 PHOTOGRAPH = ROOT / "assets" / "coffee.jpg"
 # The default images of each embedded model. No training has seen them: nuclei are of the validation split of the Data
-# Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py.
+# Science Bowl (NOTICE), shapes of the subset test of samples/shapes.py, the cat is scikit-image's.
 EXAMPLES = {
     "nuclei": [ROOT / "assets" / "nuclei_1.jpg", ROOT / "assets" / "nuclei_2.jpg"],
     "shapes": [ROOT / "assets" / "shapes.jpg"],
+    "photos": [ROOT / "assets" / "chelsea.jpg"],
 }
+OFFLINE = ("nuclei", "shapes")  # whose examples are shown where the default model cannot be had
 
 ############################################################
 #  Sources and outputs
@@ -451,10 +454,10 @@ def plan_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
             find_weights("coco")
         except OSError as error:
             print(
-                f"{error}\n\nSo two small models show what they can do: {' and '.join(EXAMPLES)}. This project trained "
+                f"{error}\n\nSo two small models show what they can do: {' and '.join(OFFLINE)}. This project trained "
                 "them (samples/) and brings them along. They have never seen these images in training.\n"
             )
-            return [_example_run(arguments, name) for name in EXAMPLES]
+            return [_example_run(arguments, name) for name in OFFLINE]
     model = arguments.model or "coco"
     sources = arguments.sources or list(map(str, EXAMPLES.get(model, [PHOTOGRAPH])))
     return [argparse.Namespace(**vars(arguments) | {"model": model, "sources": sources})]

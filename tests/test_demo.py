@@ -321,6 +321,19 @@ def test_what_it_looks_at_by_default(weights, monkeypatch, tmp_path):
     assert (tmp_path / "out" / "coffee.jpg").exists(), "with the model coco, which is there"
 
 
+def test_the_model_of_photographs_finds_the_cat(tmp_path):
+    assert demo.main(["--model", "photos", "--output", str(tmp_path)]) == 0
+    (cat,) = json.loads((tmp_path / "detections.json").read_text())
+    assert (tmp_path / "chelsea.jpg").exists()
+    assert cat["category_id"] == 17, "COCO's number of cats"
+    assert cat["score"] > 0.7
+    x, y, width, height = cat["bbox"]
+    assert x < 40
+    assert y < 20
+    assert x + width > 400
+    assert y + height > 280
+
+
 ############################################################
 #  Odd inputs and places
 ############################################################

@@ -189,9 +189,9 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-# Models that this project trained and that lie in assets/. The script of the same name in samples/ trains each.
+# Models that this project trained and that lie in assets/; docs/results.md says how.
 ROOT = Path(__file__).resolve().parent.parent
-EMBEDDED: dict[str, Path] = {name: ROOT / "assets" / f"{name}.pth" for name in ("shapes", "nuclei")}
+EMBEDDED: dict[str, Path] = {name: ROOT / "assets" / f"{name}.pth" for name in ("shapes", "nuclei", "photos")}
 MODEL_NAMES = (*PUBLISHED, *EMBEDDED)
 
 
