@@ -1117,7 +1117,6 @@ class SmallConfig(Config):
     RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
     FPN_CLASSIF_FC_LAYERS_SIZE = 256
     MASK_HEAD_CHANNELS = 64
-    MASK_HEAD_NORM = "group"  # without trained weights, masks learn more from as many steps
     MASKIOU_HEAD_CHANNELS = 64
     MASKIOU_FC_LAYERS_SIZE = 256
 

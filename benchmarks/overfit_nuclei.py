@@ -58,7 +58,6 @@ class NucleiConfig(SmallConfig):
     TOP_DOWN_PYRAMID_SIZE = 64
     RPN_CHANNELS = 64
     RPN_ANCHOR_SCALES = (16, 32, 64, 128, 256)
-    MASK_HEAD_NORM = None  # as the committed losses were made
     MASKIOU_FC_LAYERS_SIZE = 128
 
     PRE_NMS_LIMIT_TRAINING = 1000
