@@ -4,10 +4,10 @@
 
 Each run trains the network of samples/nucleus.py from nothing for --steps steps, without its MaskIoU head, on the
 images of the subset train without a fifth that their names hold out, and measures on this fifth: no other image has a
-part in a choice.
-FOLDER/VARIANT-seed-N has its checkpoints and numbers: what is finished stays, what was interrupted goes on, and several
-processes can share the folder if they have different seeds. Runs of one seed see the same images in the same order, so
-differences to "as it is" are taken seed by seed; the interval of 95 % is Student's t over the seeds.
+part in a choice. FOLDER/VARIANT-seed-N has its checkpoints and numbers: what is finished stays, what was interrupted
+goes on, and several processes can share the folder if they have different seeds. Runs of one seed see the same images
+in the same order, so differences to "as it is" are taken seed by seed; the interval of 95 % is Student's t over the
+seeds.
 
 "Shift" is how far boxes, and the boxes round masks, lie below and to the right of their objects, in pixels of the
 image: the median over detections with a class score of 0.5 that meet an object with an IoU of 0.6.

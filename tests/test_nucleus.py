@@ -938,3 +938,11 @@ def test_the_embedded_model_finds_nuclei_that_it_has_not_seen(capsys):
     assert numbers["mask AP"] > 0.45
     assert numbers["mask AP50"] > 0.7
     assert numbers["IoU correlation"] > 0.5
+
+
+def test_boxes_are_those_of_the_masks():
+    """Of the embedded model, and of new ones."""
+    (result,) = load_model("nuclei", "cpu").detect([np.asarray(Image.open(ROOT / "assets" / "nuclei_1.jpg"))])
+    assert len(result["rois"]) > 20
+    assert result["rois"].tolist() == utils.boxes_of_masks(result["masks"], result["rois"]).tolist()
+    assert nucleus.NucleusConfig().BOXES_OF_MASKS
