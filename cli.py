@@ -22,6 +22,7 @@ Classes are an exception in coco.py: they are always the data set's. A training 
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -185,6 +186,25 @@ class Parser(argparse.ArgumentParser):
 ############################################################
 #  Arguments
 ############################################################
+
+
+def check_arguments(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, of_commands: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse an argument that the command at hand does not read: it would be believed to do something.
+
+    arguments: with command. parser: made them; what has its default counts as not given. of_commands: the arguments
+    that only some commands read, by command, such as {"train": ("--head-epochs",)}.
+
+    Raises: ValueError with the commands that read it.
+    """
+    for word in dict.fromkeys(itertools.chain.from_iterable(of_commands.values())):
+        readers = [command for command, words in of_commands.items() if word in words]
+        name = word.lstrip("-").replace("-", "_")
+        if arguments.command not in readers and getattr(arguments, name) != parser.get_default(name):
+            writes = "; training writes into --logs" if (arguments.command, word) == ("train", "--output") else ""
+            raise ValueError(f"{word} is an argument of {' and '.join(readers)} only{writes}")
+
 
 # Each function adds an argument to a parser or to a group of one.
 

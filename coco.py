@@ -349,19 +349,9 @@ def _boolean(text: str) -> bool:
 
 # The arguments that one command has and the other does not.
 _ARGUMENTS_OF = {
-    "train": ("config", "backbone", "layers", "schedule", "epochs", "seed", "empty_images"),
-    "evaluate": ("output", "max_dets", "tiles", "overlap", "scale"),
+    "train": ("--config", "--backbone", "--layers", "--schedule", "--epochs", "--seed", "--empty-images"),
+    "evaluate": ("--output", "--max-dets", "--tiles", "--overlap", "--scale"),
 }
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for an argument that only the other command has."""
-    for command, names in _ARGUMENTS_OF.items():
-        for name in names if command != arguments.command else ():
-            value = getattr(arguments, name)
-            if value is not None and value is not False and value != "auto":  # 0 was given
-                writes = "; training writes into --logs" if name == "output" else ""
-                raise ValueError(f"--{name.replace('_', '-')} is an argument of {command} only{writes}")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -525,7 +515,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train or evaluate. Returns the exit code."""
-    check_arguments(arguments)
+    cli.check_arguments(arguments, build_parser(), _ARGUMENTS_OF)
     return {"train": train, "evaluate": evaluate}[arguments.command](arguments)
 
 

@@ -51,6 +51,7 @@ import utils
 import video
 import visualize
 from captions import LABELS
+from config import Config
 from data.images import ImageReader, reading_settings
 from data.regions import Pixels, open_source
 from data.slide_regions import SUFFIXES as SLIDES
@@ -60,6 +61,7 @@ from data.zarr_regions import is_zarr
 from detections import ImageDetections
 from evaluation.large import TileOptions, describe_tiles, hint_at_tiles, looks_into_tiles, tile_sizes
 from evaluation.large_outputs import LargePicture, NumberedRows, preview
+from evaluation.own_detect import detection_settings
 from model import MaskRCNN
 from tiles import TiledDetections, detect_tiled, plan_tiles
 from video import Frame, Source
@@ -356,27 +358,28 @@ def add_large(
                     if signals.received:
                         return
             found = TiledDetections.cat(parts).sorted_by("scores")
+            found = found[found.mask_scores >= arguments.least_mask_score]
             result = found.to_image_detections(image.shape).to_result()
-            pictures.add(frame, draw_large(model, image, parts, found, arguments.labels))
+            pictures.add(frame, draw_large(model, image, parts, found, arguments))
             results.add(str(source), frame, result, model.category_ids)
     except (OSError, ValueError) as error:
         failures.append(str(error))
 
 
 def draw_large(
-    model: MaskRCNN, image: Any, parts: Sequence[TiledDetections], found: TiledDetections, labels: str
+    model: MaskRCNN, image: Any, parts: Sequence[TiledDetections], found: TiledDetections, arguments: argparse.Namespace
 ) -> np.ndarray:
     """The picture of an image that was detected in tiles: a small copy, if it is too large to look at.
 
-    image: its source. parts: what was found, by rows of tiles. found: all of it. labels: of visualize.draw_instances.
+    image: its source. parts: what was found, by rows of tiles. found: what is shown of it.
     """
     height, width = image.shape[:2]
     if height * width > MOST_DRAWN:
-        objects, name = NumberedRows(lambda: parts, 0.0), PictureFile("", "")
+        objects, name = NumberedRows(lambda: parts, arguments.least_mask_score), PictureFile("", "")
         return preview(LargePicture(name, image, objects, model.config, model.class_names))
     pixels = utils.viewable(Pixels(image, model.config).read(0, 0, height, width))
     captions = visualize.captions_of(found.to_result(), model.class_names)
-    return visualize.draw_instances(pixels, found.rois, found.masks, captions, labels=labels)
+    return visualize.draw_instances(pixels, found.rois, found.masks, captions, labels=arguments.labels)
 
 
 ############################################################
@@ -418,6 +421,8 @@ def detect_all(
         stack.enter_context(contextlib.closing(detected))
         for batch_results in detected:
             for frame, result in zip(taken.popleft(), batch_results, strict=True):
+                found = ImageDetections.of(result)
+                result = found[found.mask_scores >= arguments.least_mask_score].to_result()
                 with watch.time("draw"):
                     captions = visualize.captions_of(result, model.class_names)
                     instances = (result["rois"], result["masks"], captions)
@@ -534,8 +539,10 @@ def build_parser() -> cli.Parser:
         help="detect in each Nth frame of a video only; default: 1",
     )
     parser.add_argument(
-        "--threshold", type=cli.share, help="the lowest class score of an instance; default: 0.5, or what --set says"
-    )
+        "--threshold", type=cli.share,
+        help="the lowest class score of an instance; default: 0.5, or what --set says; of a model that stores a "
+        "threshold, the mask score from which on `custom.py detect` keeps an object",
+    )  # fmt: skip
     cli.add_tiles(parser)
     cli.add_device(parser)
     cli.add_dtype(parser)
@@ -588,6 +595,29 @@ def check_folder(argument: str, folder: Path) -> None:
         )
 
 
+def open_model(arguments: argparse.Namespace) -> MaskRCNN:
+    """The model, which is named on the screen. arguments: gets least_mask_score, below which nothing is shown.
+
+    Of a model that stores a threshold, as trainings of custom.py do, what `custom.py detect` keeps is shown, unless the
+    command line names a class score. Raises: as cli.open_model.
+    """
+    chosen = arguments.threshold is not None or "DETECTION_MIN_CONFIDENCE" in cli.settings_of(arguments)
+    least = 0.5 if arguments.threshold is None else arguments.threshold
+
+    def adapt(config: Config) -> dict[str, Any]:
+        stores = not chosen and config.SCORE_THRESHOLD is not None
+        return detection_settings(config, None, **cli.settings_of(arguments)) if stores else {}
+
+    model = cli.open_model(arguments, "coco", adapt=adapt, DETECTION_MIN_CONFIDENCE=least)
+    print(f"weights: {utils.printable(model.source)}")
+    stored = None if chosen else model.config.SCORE_THRESHOLD
+    arguments.least_mask_score = 0.0 if stored is None else stored
+    if stored is not None:
+        kind = "mask score" if model.config.USE_MASKIOU_HEAD else "class score"
+        print(f"threshold: {kind} {stored:g}, which the model stores; --threshold names a class score instead")
+    return model
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Detect with one model. Returns the exit code. Raises: OSError or ValueError for mistakes."""
     sources = find_sources(arguments.sources)
@@ -597,9 +627,7 @@ def run(arguments: argparse.Namespace) -> int:
     for argument, folder in (("--output", arguments.output), ("--save-json", arguments.save_json.parent)):
         check_folder(argument, folder)
     window = video.Window() if arguments.show else None
-    threshold = 0.5 if arguments.threshold is None else arguments.threshold
-    model = cli.open_model(arguments, "coco", DETECTION_MIN_CONFIDENCE=threshold)
-    print(f"weights: {utils.printable(model.source)}")
+    model = open_model(arguments)
     if arguments.labels != "none":
         fonts.warn_of_missing(map(fonts.one_line, model.class_names))  # here, as the bar of progress begins below
     for folder in (arguments.output, arguments.save_json.parent):

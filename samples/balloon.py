@@ -122,7 +122,7 @@ def build_parser() -> cli.Parser:
     """The command line's arguments."""
     parser = cli.Parser("balloon.py", __doc__)
     parser.add_argument("command", choices=["train", "splash"])
-    parser.add_argument("files", nargs="*", metavar="FILE", help="splash: pictures, videos, folders")
+    parser.add_argument("files", nargs="*", default=[], metavar="FILE", help="splash: pictures, videos, folders")
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="train: a folder with train/ and val/")
     cli.add_model(parser, "coco for train, last for splash", trains=True)
     cli.add_epochs(parser, 30)
@@ -138,8 +138,14 @@ def build_parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
     arguments = build_parser().parse_intermixed_args(argv)
-    commands = {"train": train, "splash": splash}
-    return cli.run("balloon.py", lambda: commands[arguments.command](arguments))
+    return cli.run("balloon.py", lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int | None:
+    """Do what a command says. Returns its exit code, or None."""
+    of_commands = {"train": ("--dataset", "--epochs", "--layers", "--seed"), "splash": ("files", "--output")}
+    cli.check_arguments(arguments, build_parser(), of_commands)
+    return {"train": train, "splash": splash}[arguments.command](arguments)
 
 
 if __name__ == "__main__":

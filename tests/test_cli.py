@@ -459,3 +459,26 @@ def test_a_processor_without_bfloat16_trains_in_float32_unless_told(asked, has, 
     chosen = model.config.TRAIN_DTYPE
     assert chosen == dtype
     assert ("TRAIN_DTYPE" in capsys.readouterr().out) == (dtype != (asked or "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "refused"),
+    [
+        (shapes, ["train", "--output", "x.png"], "--output is an argument of show only; training writes into --logs"),
+        (shapes, ["evaluate", "--output", "x.png"], "--output is an argument of show only"),
+        (shapes, ["show", "--epochs", "3"], "--epochs is an argument of train only"),
+        (shapes, ["evaluate", "--head-epochs", "0"], "--head-epochs is an argument of train only"),
+        (nucleus, ["train", "--output", "x"], "--output is an argument of evaluate and detect only; training writes"),
+        (nucleus, ["detect", "--val-share", "0.2"], "--val-share is an argument of train and evaluate only"),
+        (nucleus, ["evaluate", "--minutes", "5"], "--minutes is an argument of train only"),
+        (balloon, ["train", "a.jpg"], "files is an argument of splash only"),
+        (balloon, ["splash", "a.jpg", "--layers", "all"], "--layers is an argument of train only"),
+        (coco, ["evaluate", "--epochs", "3"], "--epochs is an argument of train only"),
+    ],
+)
+def test_an_argument_that_a_command_does_not_read_is_refused(program, words, refused, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", str(tmp_path)] if program is nucleus else []
+    assert program.main([*words, *data]) == 2
+    assert refused in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

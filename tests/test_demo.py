@@ -11,10 +11,12 @@ from helpers import files_of_at_most, interrupt_drawing, random_image, tiny_mode
 from PIL import Image
 
 import cli
+import custom
 import demo
 import fonts
 import utils
 import visualize
+from data.images import read_image
 from evaluation.results import to_results
 from video import Source
 from weights.load import load_model
@@ -104,6 +106,36 @@ def test_the_threshold_is_an_argument_or_a_setting(words, expected, weights, pho
     )
     assert demo.main([str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), *words]) == 0
     assert [config.DETECTION_MIN_CONFIDENCE for config in configs] == [expected]
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_stored_threshold_keeps_what_custom_detect_keeps(head, photos, tmp_path, capsys):
+    model = tiny_model(USE_MASKIOU_HEAD=head, DETECTION_MIN_CONFIDENCE=0.0)
+    (found,) = model.detect([read_image(photos / "a.jpg")], masks="rle")
+    stored = round(float(np.median(found["mask_scores"])), 4)
+    model.config.SCORE_THRESHOLD = stored
+    model.save(tmp_path / "model.pth")
+
+    def shown_by(command, file, *words):
+        source = ["detect", "--dataset"] if command is custom else []
+        output = tmp_path / command.__name__
+        source += [str(photos / "a.jpg"), "--model", str(tmp_path / "model.pth"), "--output", str(output)]
+        assert command.main([*source, *words]) == 0
+        entries = json.loads((output / file).read_text())
+        # custom.py leaves out what has no pixel
+        return [(entry["score"], entry["bbox"]) for entry in entries if utils.rle_area(entry["segmentation"])]
+
+    shown = shown_by(demo, "detections.json")
+    kind = "mask score" if head else "class score"
+    assert f"threshold: {kind} {stored:g}, which the model stores" in capsys.readouterr().out
+    assert sorted(shown) == sorted(shown_by(custom, "results.json"))
+    assert min(score for score, _ in shown) >= stored
+    for words in (["--threshold", "0"], ["--set", "DETECTION_MIN_CONFIDENCE=0"]):
+        capsys.readouterr()
+        everything = shown_by(demo, "detections.json", *words)
+        assert "which the model stores" not in capsys.readouterr().out
+        assert len(everything) > len(shown)
+        assert min(score for score, _ in everything) < stored
 
 
 def test_labels(weights, photos, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import cli
 import coco
 import custom
 import data.dataset
@@ -705,11 +706,12 @@ def test_the_time_of_detection_is_estimated_by_a_tile(detecting, monkeypatch):
 
 def test_tiles_are_arguments_of_evaluate_only():
     parser = coco.build_parser()
-    coco.check_arguments(parser.parse_args(["train"]))
-    coco.check_arguments(parser.parse_args(["evaluate", "--tiles", "512", "--overlap", "64", "--scale", "2"]))
+    cli.check_arguments(parser.parse_args(["train"]), parser, coco._ARGUMENTS_OF)
+    tiles = ["--tiles", "512", "--overlap", "64", "--scale", "2"]
+    cli.check_arguments(parser.parse_args(["evaluate", *tiles]), parser, coco._ARGUMENTS_OF)
     for arguments in (["--tiles", "512"], ["--overlap", "64"], ["--scale", "2"]):
         with pytest.raises(ValueError, match=f"{arguments[0]} is an argument of evaluate only"):
-            coco.check_arguments(parser.parse_args(["train", *arguments]))
+            cli.check_arguments(parser.parse_args(["train", *arguments]), parser, coco._ARGUMENTS_OF)
     arguments = custom.build_parser().parse_args(["evaluate", "--dataset", "x", "--tiles", "off"])
     assert (arguments.tiles, arguments.overlap, arguments.scale) == ("off", None, None)
 
