@@ -125,12 +125,6 @@ class LargePicture(NamedTuple):
                 yield PictureResults(self.picture, *self.size, found, accept), numbers.tolist()
                 progress.update(len(found))
 
-    def parsed(self, results: PictureResults, i: int, number: int, rle: dict | None = None) -> Object:
-        """An object as writers take it, with its number among the attributes. Arguments: as object_of."""
-        parsed = object_of(results, i, number, self.class_names, rle)
-        parsed.attributes["number"] = number
-        return parsed
-
 
 def _tile_facts(found: TiledDetections, i: int) -> dict[str, Any]:
     """Of how many tiles' views an object is joined, and whether a tile cuts it."""
@@ -203,7 +197,7 @@ def _features(large: LargePicture) -> Iterator[dict[str, Any]]:
     transform = large.georeference and large.georeference.transform
     for results, numbers in large.rows("polygons"):
         for i, number in enumerate(numbers):
-            parsed, crop = large.parsed(results, i, number), results.found.masks[i]
+            parsed, crop = object_of(results, i, number, large.class_names), results.found.masks[i]
             parsed.attributes["area_px"] = int(np.count_nonzero(crop.mask))
             entry = feature(parsed, crop, transform)
             entry["properties"] |= _tile_facts(results.found, i)
@@ -344,7 +338,7 @@ class CocoObjects:
         for results, numbers in self._large.rows("annotations"):
             codes = results.found.to_image_detections(self._large.size).masks
             for i, (number, rle) in enumerate(zip(numbers, codes, strict=True)):
-                parsed = self._large.parsed(results, i, number, rle)
+                parsed = object_of(results, i, number, self._large.class_names, rle)
                 parsed.attributes |= _tile_facts(results.found, i)
                 yield parsed
 

@@ -176,9 +176,12 @@ def objects_of(entry: PictureResults, class_names: Sequence[str]) -> list[Object
 def object_of(
     entry: PictureResults, i: int, number: int, class_names: Sequence[str], rle: dict | None = None
 ) -> Object:
-    """The detection at place i of the results as an object. rle: of its mask in the picture."""
+    """The detection at place i of the results as an object, its number and scores as attributes.
+
+    number: in all files. rle: of its mask in the picture.
+    """
     found = entry.found
-    attributes: dict[str, float | str] = {"score": _rounded(found.scores[i])}
+    attributes: dict[str, float | str] = {"number": number, "score": _rounded(found.scores[i])}
     if found.mask_ious is not None:
         attributes["mask_iou"] = _rounded(found.mask_ious[i])
     attributes["mask_score"] = _rounded(found.mask_scores[i])

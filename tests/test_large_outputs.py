@@ -546,7 +546,7 @@ def test_coco_files_are_those_of_the_whole_picture(tmp_path, seed):
     entries = list(coco_results_of(large, 1))
     assert [entry["segmentation"] for entry in entries] == [entry["segmentation"] for entry in annotations]
     assert [entry["id"] for entry in annotations] == list(range(1, len(found) + 1))
-    numbers = [entry["attributes"].pop("number") for entry in annotations]
+    numbers = [entry["attributes"]["number"] for entry in annotations]
     order = np.argsort(numbers)
     for i, entry in zip(order, expected, strict=True):
         attributes = annotations[i]["attributes"]

@@ -136,6 +136,29 @@ def test_labels_for_every_tool(kind, pictures, finder, tmp_path):
         assert sum(len(picture.objects) for picture in open_records(out).pictures) == 3
 
 
+def test_an_object_has_the_number_of_its_row_in_all_files(pictures, finder, tmp_path):
+    assert detect(pictures, "--to", "csv,coco,geojson,labelme,cvat,imagej,label_images") == 0
+    out = tmp_path / "out"
+    expected = [(row["number"], round(float(row["mask_score"]), 6)) for row in rows_of(out) if row["file"] == "a.png"]
+    assert [number for number, _ in expected] == ["1", "2"]
+    coco = json.loads((out / "annotations.json").read_text())["annotations"][:2]
+    features = json.loads((out / "geojson" / "a.geojson").read_text())["features"]
+    shapes = json.loads((out / "labelme" / "a.json").read_text())["shapes"]
+    for objects in (
+        [entry["attributes"] for entry in coco],
+        [entry["properties"]["measurements"] for entry in features],
+        [entry["attributes"] for entry in shapes],
+    ):
+        assert [(str(each["number"]), each["mask_score"]) for each in objects] == expected
+    with (out / "label_images" / "classes.csv").open() as file:
+        table = list(csv.reader(file))
+    assert table[0].count("number") == 1
+    first = [dict(zip(table[0], row, strict=True)) for row in table[1:3]]
+    assert [(row["number"], round(float(row["mask_score"]), 4)) for row in first] == [
+        (number, round(score, 4)) for number, score in expected
+    ]
+
+
 def test_a_calibrated_model_says_accept(pictures, finder, tmp_path, capsys):
     finder.config = TinyConfig(ACCEPT_CALIBRATION=FACTORS, SCORE_THRESHOLD=0.7)
     assert detect(pictures, "--to", "csv,geojson") == 0
@@ -148,7 +171,7 @@ def test_a_calibrated_model_says_accept(pictures, finder, tmp_path, capsys):
     assert re.search(r"the model doubts \d \(accept below 0\.5\)", printed)
     value = json.loads((tmp_path / "out" / "geojson" / "a.geojson").read_text())
     measured = value["features"][0]["properties"]["measurements"]
-    assert list(measured) == ["score", "mask_iou", "mask_score", "accept"]
+    assert list(measured) == ["number", "score", "mask_iou", "mask_score", "accept"]
     assert measured["accept"] == pytest.approx(float(rows[0]["accept"]), abs=1e-5)
 
 
@@ -158,7 +181,7 @@ def test_a_model_without_a_maskiou_head(pictures, finder, tmp_path, capsys):
     assert "doubts" not in capsys.readouterr().out
     assert {row["predicted_iou"] for row in rows_of(tmp_path / "out")} == {""}
     value = json.loads((tmp_path / "out" / "annotations.json").read_text())
-    assert list(value["annotations"][0]["attributes"]) == ["score", "mask_score"]
+    assert list(value["annotations"][0]["attributes"]) == ["number", "score", "mask_score"]
 
 
 def test_micrometres_and_values_of_16_bits(finder, tmp_path):

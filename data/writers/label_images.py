@@ -57,7 +57,8 @@ def write_label_images(
     present = {class_name(parsed) for picture in records.pictures for parsed in picture.objects}
     divided = [name for name in classes if name in present] if len(present) > 1 else []
     folders = dict(zip(classes, number_names(map(_folder_name, classes)), strict=True))
-    attributes = list({name: None for p in records.pictures for parsed in p.objects for name in parsed.attributes})
+    attributes = {name: None for p in records.pictures for parsed in p.objects for name in parsed.attributes}
+    attributes = [name for name in attributes if name not in _COLUMNS]  # the number of a detection is there already
     rows, overlaps, others = [[*_COLUMNS, *attributes]], Overlaps(), Overlaps()
     for found in labelled(records, names):
         name = PurePosixPath(found.name).with_suffix(".tif")
