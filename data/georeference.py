@@ -35,6 +35,11 @@ class Georeference(NamedTuple):
         a, b, c, d, e, f = self.transform
         return np.linalg.solve([[a, b], [d, e]], (places - [c, f]).T).T.round(6)
 
+    def world_file(self) -> str:
+        """The text of a world file: a, d, b, e, and the place of the first pixel's centre, a number a line."""
+        a, b, _, d, e, _ = self.transform
+        return "".join(f"{number!r}\n" for number in (a, d, b, e, *self.place(0.5, 0.5)))
+
     @property
     def is_valid(self) -> bool:
         """Whether all numbers are finite, and pixels have an area."""

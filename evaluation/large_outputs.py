@@ -154,9 +154,7 @@ def write_label(large: LargePicture, path: Path, overlaps: Overlaps | None = Non
         return write_features(path, _features(large), large.georeference and large.georeference.crs)
     write_tiles(path, large.size, number_tiles(large, overlaps or Overlaps()), large.pixel_size)
     if large.georeference is not None and path.suffix.lower() != ".zarr":
-        a, b, c, d, e, f = large.georeference.transform
-        centre = c + (a + b) / 2, f + (d + e) / 2  # of the first pixel
-        write_text(path.with_suffix(".tfw"), "".join(f"{number!r}\n" for number in (a, d, b, e, *centre)))
+        write_text(path.with_suffix(".tfw"), large.georeference.world_file())
     return path
 
 

@@ -539,8 +539,8 @@ def test_pictures_of_a_map_have_its_coordinates_whatever_their_size(finder, tmp_
     (tmp_path / "maps").mkdir()
     for name in "ab":
         geotiff(tmp_path / "maps" / f"{name}.tif", np.asarray(Image.open(tmp_path / f"{name}.png")), photometric="rgb")
-    assert detect(tmp_path / "maps", *TILES, "--to", "csv,geojson", out=tmp_path / "out") == 0
-    assert detect(tmp_path / "maps", "--tiles", "off", "--to", "geojson", out=tmp_path / "whole") == 0
+    assert detect(tmp_path / "maps", *TILES, "--to", "csv,geojson,label_images", out=tmp_path / "out") == 0
+    assert detect(tmp_path / "maps", "--tiles", "off", "--to", "geojson,label_images", out=tmp_path / "whole") == 0
     read = {
         path: json.loads((tmp_path / path).read_text())
         for path in (
@@ -561,6 +561,11 @@ def test_pictures_of_a_map_have_its_coordinates_whatever_their_size(finder, tmp_
         for out in ("out", "whole")
     ]
     assert shapes[0] == shapes[1]
+    worlds = {str(path.relative_to(tmp_path)): path.read_text().split() for path in tmp_path.rglob("*.tfw")}
+    masks = {f"{out}/label_images/masks/{name}.tfw" for out in ("out", "whole") for name in "ab"}
+    assert masks <= set(worlds)
+    assert {Path(name).parent.parent.name for name in set(worlds) - masks} == {"classes"}
+    assert {tuple(map(float, lines)) for lines in worlds.values()} == {(0.5, 0, 0, -0.5, 500000.25, 3999999.75)}
     with (tmp_path / "out" / "objects.csv").open() as file:
         row, *others = csv.DictReader(file)
     assert (row["centroid_map_x"], row["centroid_map_y"]) == ("500008", "3999996")

@@ -31,6 +31,15 @@ def weights(tmp_path_factory):
     return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
+def test_the_network_is_the_small_one_with_norms_in_its_mask_head():
+    """1.6 points of mask AP: docs/results.md, Shapes."""
+    model = MaskRCNN(shapes.ShapesConfig(GPU_COUNT=0))
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert norms
+    assert all(name.startswith("mask_head.") for name in norms)
+    assert len(norms) == model.config.MASK_HEAD_CONVS
+
+
 ############################################################
 #  The images
 ############################################################

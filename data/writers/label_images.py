@@ -2,7 +2,8 @@
 
 Cellpose, StarDist, napari and Fiji read them. They have 16 bits, or 32 where a picture has more than 65,535 objects. A
 pixel is of one object, and label images know no classes. So classes.csv has the class of each number, and where there
-are several classes, each also has label images of its own, in classes/CLASS/, with the same numbers.
+are several classes, each also has label images of its own, in classes/CLASS/, with the same numbers. Where the picture
+has a georeference, a world file .tfw beside each label image places it on the map.
 """
 
 import csv
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.formats.label_images import CLASS_TABLE, label_stem
+from data.georeference import Georeference
 from data.object_checks import class_name
 from data.recognise import Records
 from data.records import Object
@@ -62,7 +64,8 @@ def write_label_images(
     rows, overlaps, others = [[*_COLUMNS, *attributes]], Overlaps(), Overlaps()
     for found in labelled(records, names):
         name = PurePosixPath(found.name).with_suffix(".tif")
-        _write(folder / "masks" / name, number_pixels(found, overlaps))
+        georeference = found.picture.georeference
+        _write(folder / "masks" / name, number_pixels(found, overlaps), georeference)
         of_objects = [class_name(parsed) for parsed, _ in found.objects]
         for number, (parsed, _) in enumerate(found.objects, 1):
             texts = attribute_text(parsed)
@@ -70,7 +73,7 @@ def write_label_images(
         for chosen in divided:
             mine = [number for number, of_object in enumerate(of_objects, 1) if of_object == chosen]
             part = number_pixels(found._replace(objects=[found.objects[number - 1] for number in mine]), others)
-            _write(folder / "classes" / folders[chosen] / name, np.array([0, *mine])[part])
+            _write(folder / "classes" / folders[chosen] / name, np.array([0, *mine])[part], georeference)
     overlaps.note(notes)
     if divided:
         note(notes, len(divided), f"classes: label images know none, so {CLASS_TABLE} and classes/ tell them apart")
@@ -113,10 +116,12 @@ def _folder_name(name: str) -> str:
     return text.strip(". ")[:100] or "_"
 
 
-def _write(path: Path, numbers: np.ndarray) -> None:
+def _write(path: Path, numbers: np.ndarray, georeference: Georeference | None = None) -> None:
     import tifffile  # here: few commands write TIFFs
 
     data = io.BytesIO()
     kind = np.uint16 if numbers.max(initial=0) < 1 << 16 else np.uint32
     tifffile.imwrite(data, numbers.astype(kind), photometric="minisblack", compression="zlib", metadata=None)
     write_bytes(path, data.getvalue())
+    if georeference is not None:
+        write_bytes(path.with_suffix(".tfw"), georeference.world_file().encode())
