@@ -469,6 +469,16 @@ def test_what_the_server_took_is_the_committed_result():
         assert facts["phases"]["again"]["statuses"] == {"200": facts["phases"]["again"]["requests"]}
 
 
+def test_the_speed_of_exported_networks_is_the_committed_result():
+    facts = committed("docs/export.md", "export")
+    ours = facts["cases"][0]
+    assert [case["name"] for case in facts["cases"]] == list(facts["shapes_mask_ap"])
+    for case in facts["cases"]:
+        numbers = [f"{case[name]:.0f} | {case[name] / ours[name]:.2f}" for name in ("network_ms", "whole_ms")]
+        precision = f"{facts['shapes_mask_ap'][case['name']]:.2f}"
+        assert row_of("docs/export.md", case["name"]) == " | ".join([*numbers, precision])
+
+
 def test_the_share_of_targets_is_the_committed_result():
     path = ROOT / re.search(r"<!-- table: train (\S+) -->", PAGES["docs/speed.md"])[1]
     cases = json.loads(path.read_text())["results"]["train"]["cases"]
