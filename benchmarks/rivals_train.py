@@ -13,7 +13,8 @@ brightness; Cellpose in gray values, scaled to a mean diameter of 17 pixels as i
 Cellpose scores no object: here it is the mean probability of its pixels. It sees each image twice, the second time
 scaled by the diameter that it found at first. Both choose their thresholds on 60 of the training images.
 
-Writes FOLDER/NAME/IMAGE.npz with labels int32 [H, W] and scores float32 [objects], and FOLDER/NAME/facts.json.
+Writes FOLDER/NAME/IMAGE.npz with labels int32 [H, W] and scores float32 [objects], and FOLDER/NAME/facts.json. What
+Cellpose learned stays in FOLDER/cellpose: after an interruption, the same command only detects.
 """
 
 import argparse
@@ -22,14 +23,16 @@ import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 THRESHOLD_IMAGES = 60
-CELLPOSE_DIAMETER, CELLPOSE_BATCH, CELLPOSE_EPOCHS = 17.0, 8, 100
-TRIAL = 5  # steps
+CELLPOSE_DIAMETER, CELLPOSE_BATCH = 17.0, 8
+CELLPOSE_EPOCHS = 150
+TRIAL = 3  # steps
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 STEPS_PER_EPOCH = 100
 
@@ -117,58 +120,79 @@ def stardist(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
 def cellpose(train: tuple, test: tuple, folder: Path, minutes: float, seed: int) -> tuple[list, dict]:
     """The labels and scores of each test image, and facts."""
     import torch
-    from cellpose import models
-    from cellpose.dynamics import labels_to_flows
-    from cellpose.train import train_seg
+    from cellpose import dynamics, models
 
-    def new_model():
+    def new_model(pretrained=False):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 -- Cellpose draws from it
-        return models.CellposeModel(gpu=False, pretrained_model=False, diam_mean=CELLPOSE_DIAMETER)
+        return models.CellposeModel(gpu=False, pretrained_model=pretrained, diam_mean=CELLPOSE_DIAMETER)
 
     # Freed memory stays with the process, as in this project's trainings: giving it back takes time at each step
     libc = ctypes.CDLL(None)
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         libc.mallopt(option, 1 << 30)
-    flows = labels_to_flows(train[2], device=torch.device("cpu"))  # once, for both calls below
+    if not (folder / "training.json").is_file():
+        facts = train_cellpose(new_model, train, folder, minutes)
+        (folder / "training.json").write_text(json.dumps(facts))
+    facts = json.loads((folder / "training.json").read_text())
+    model = new_model(str(folder / "models" / "model"))
+
+    def look(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Flows, logits of pixels, and the steps along the flows, at the diameter that a first look finds."""
+        labels, _, _ = model.eval(image, channels=[0, 0], diameter=facts["diameter"])
+        areas = np.bincount(labels.ravel())[1:]
+        areas = areas[areas > 0]
+        diameter = float(np.median(np.sqrt(areas)) * 2 / np.sqrt(np.pi)) if len(areas) else facts["diameter"]
+        _, flows, _ = model.eval(image, channels=[0, 0], diameter=diameter, compute_masks=False)
+        return flows[1], flows[2], 200 * diameter / CELLPOSE_DIAMETER
+
+    def labels_of(looked: tuple[np.ndarray, np.ndarray, float], threshold: float) -> np.ndarray:
+        flows, logits, steps = looked
+        return dynamics.resize_and_compute_masks(flows, logits, niter=steps, cellprob_threshold=threshold)
+
+    chosen = np.random.default_rng(seed).permutation(len(train[1]))[:THRESHOLD_IMAGES]
+    looks = [look(train[1][i]) for i in chosen]
+    accuracy = {}
+    for threshold in (-2.0, -1.0, 0.0, 1.0):
+        pairs = [(labels_of(each, threshold), train[2][i]) for each, i in zip(looks, chosen, strict=True)]
+        accuracy[threshold] = float(np.mean([accuracy_of(*pair) for pair in pairs]))
+    best = max(accuracy, key=accuracy.get)
+    found = []
+    for looked in map(look, test[1]):
+        labels = labels_of(looked, best).astype(np.int32)
+        sizes = np.bincount(labels.ravel())[1:]
+        sums = np.bincount(labels.ravel(), (1 / (1 + np.exp(-looked[1]))).ravel())[1:]
+        found.append((labels, sums / np.maximum(sizes, 1)))
+    return found, {**facts, "threshold": 0.0, "cellprob_threshold": best, "accuracy of thresholds": accuracy}
+
+
+def train_cellpose(new_model: Callable, train: tuple, folder: Path, minutes: float) -> dict:
+    """Write folder/models/model, and return facts."""
+    import torch
+    from cellpose.dynamics import labels_to_flows
+    from cellpose.train import train_seg
+
+    flows = labels_to_flows(train[2], device=torch.device("cpu"))  # once, for all calls below
     options = {
         "train_data": train[1], "train_labels": flows, "channels": [0, 0], "batch_size": CELLPOSE_BATCH,
         "learning_rate": 0.2, "SGD": True, "weight_decay": 1e-5, "min_train_masks": 1, "save_path": str(folder),
     }  # fmt: skip
-    start = time.monotonic()
-    train_seg(new_model().net, n_epochs=1, nimg_per_epoch=TRIAL * CELLPOSE_BATCH, model_name="trial", **options)
-    step = (time.monotonic() - start) / TRIAL
-    # It warms up for 10 epochs and slows down at the end, so that it needs many, each of a part of the images
-    steps = max(int(60 * minutes / step / CELLPOSE_EPOCHS), 1)
-    print(f"a step takes {step:.1f} s: {CELLPOSE_EPOCHS} epochs of {steps} steps", flush=True)
+    seconds = []
+    for count in (1, 1 + TRIAL):  # the difference is of steps: train_seg prepares all images before the first
+        start = time.monotonic()
+        train_seg(new_model().net, n_epochs=1, nimg_per_epoch=count * CELLPOSE_BATCH, model_name="trial", **options)
+        seconds.append(time.monotonic() - start)
+    step = max(seconds[1] - seconds[0], 0.1) / TRIAL
+    total = max(int((60 * minutes - seconds[0]) / step), 1)
+    # It warms up for 10 epochs and slows down in the last 50 of more than 100, so that epochs are parts of the images
+    steps = max(total // CELLPOSE_EPOCHS, 1)
+    epochs = total // steps
+    print(f"a step takes {step:.1f} s: {epochs} epochs of {steps} steps", flush=True)
     model = new_model()
     start = time.monotonic()
-    images = steps * CELLPOSE_BATCH
-    train_seg(model.net, n_epochs=CELLPOSE_EPOCHS, nimg_per_epoch=images, model_name="model", **options)
-    facts = {"epochs": CELLPOSE_EPOCHS, "steps": CELLPOSE_EPOCHS * steps, "training_s": time.monotonic() - start}
-    model.diam_labels = float(model.net.diam_labels.item())
-
-    def look(image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        diameter = model.diam_labels
-        for _ in range(2):
-            labels, flows, _ = model.eval(image, channels=[0, 0], diameter=diameter, cellprob_threshold=threshold)
-            areas = np.bincount(labels.ravel())[1:]
-            if not len(areas):
-                break
-            diameter = float(np.median(np.sqrt(areas[areas > 0])) * 2 / np.sqrt(np.pi))
-        chances = 1 / (1 + np.exp(-flows[2]))
-        count = int(labels.max())
-        sums = np.bincount(labels.ravel(), chances.ravel(), count + 1)[1:]
-        return labels.astype(np.int32), (sums / np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1))
-
-    chosen = np.random.default_rng(seed).permutation(len(train[1]))[:THRESHOLD_IMAGES]
-    accuracy = {}
-    for threshold in (-2.0, -1.0, 0.0, 1.0):
-        pairs = [(look(train[1][i], threshold)[0], train[2][i]) for i in chosen]
-        accuracy[threshold] = float(np.mean([accuracy_of(*pair) for pair in pairs]))
-    best = max(accuracy, key=accuracy.get)
-    found = [look(image, best) for image in test[1]]
-    return found, {**facts, "threshold": 0.0, "cellprob_threshold": best, "accuracy of thresholds": accuracy}
+    train_seg(model.net, n_epochs=epochs, nimg_per_epoch=steps * CELLPOSE_BATCH, model_name="model", **options)
+    facts = {"epochs": epochs, "steps": epochs * steps, "training_s": time.monotonic() - start}
+    return {**facts, "diameter": float(model.net.diam_labels.item())}
 
 
 def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
