@@ -19,7 +19,7 @@ from PIL import Image
 
 import config
 import native
-from benchmarks import ablations, kills, measure_gain, reproduce, rivals, tables
+from benchmarks import ablations, box_ablations, kills, measure_gain, reproduce, rivals, tables
 
 ROOT = native.ROOT
 PAGES = {
@@ -565,6 +565,14 @@ def test_ablations_are_the_committed_ones():
     assert list(runs) == list(ablations.VARIANTS)
     assert all(len(seeds) == 3 for seeds in runs.values())
     assert ablations.table(runs) in PAGES["docs/results.md"]
+
+
+def test_box_ablations_are_the_committed_ones():
+    facts = committed("docs/results.md", "boxes")
+    assert next(iter(facts["runs"])) == ablations.BASE
+    assert set(facts["runs"]) <= set(box_ablations.VARIANTS)
+    runs = {variant: {int(seed): run for seed, run in seeds.items()} for variant, seeds in facts["runs"].items()}
+    assert box_ablations.table(runs) in PAGES["docs/results.md"]
 
 
 def test_the_choices_of_the_plan_are_the_committed_result():
