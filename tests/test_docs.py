@@ -19,7 +19,7 @@ from PIL import Image
 
 import config
 import native
-from benchmarks import ablations, box_ablations, kills, measure_gain, reproduce, rivals, tables
+from benchmarks import ablations, box_ablations, head_choices, kills, measure_gain, reproduce, rivals, tables
 
 ROOT = native.ROOT
 PAGES = {
@@ -565,6 +565,12 @@ def test_ablations_are_the_committed_ones():
     assert list(runs) == list(ablations.VARIANTS)
     assert all(len(seeds) == 3 for seeds in runs.values())
     assert ablations.table(runs) in PAGES["docs/results.md"]
+
+
+def test_choices_of_heads_are_the_committed_ones():
+    facts = committed("docs/results.md", "head-choices")
+    assert {len(runs) for runs in facts["runs"].values()} == {3}
+    assert head_choices.table(facts["runs"]) in PAGES["docs/results.md"]
 
 
 def test_box_ablations_are_the_committed_ones():
