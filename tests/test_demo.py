@@ -17,6 +17,8 @@ import fonts
 import utils
 import visualize
 from data.images import read_image
+from evaluation.own import store_settings
+from evaluation.own_detect import LEAST_SCORE
 from evaluation.results import to_results
 from video import Source
 from weights.load import load_model
@@ -106,6 +108,11 @@ def test_the_threshold_is_an_argument_or_a_setting(words, expected, weights, pho
     )
     assert demo.main([str(photos), "--model", str(weights), "--output", str(tmp_path / "out"), *words]) == 0
     assert [config.DETECTION_MIN_CONFIDENCE for config in configs] == [expected]
+    store_settings(weights, {"SCORE_THRESHOLD": 0.3}, tmp_path / "stores.pth")
+    words = ["--model", str(tmp_path / "stores.pth"), "--output", str(tmp_path / "out"), *words]
+    assert demo.main([str(photos), *words]) == 0
+    least = LEAST_SCORE if len(words) == 4 else expected  # a mask score of 0.3 may belong to any class score above
+    assert [config.DETECTION_MIN_CONFIDENCE for config in configs[1:]] == [least]
 
 
 @pytest.mark.parametrize("head", [True, False])
