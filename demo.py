@@ -30,6 +30,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -353,33 +354,32 @@ def add_large(
             parts = []
             with tqdm(total=rows, unit="row of tiles", desc=utils.printable(source), leave=False) as bar:
                 for found in detect_tiled(model, image, *sizes, arguments.dtype or "float32"):
-                    parts.append(found)
+                    parts.append(found[found.mask_scores >= arguments.least_mask_score])
                     bar.update()
                     if signals.received:
                         return
             found = TiledDetections.cat(parts).sorted_by("scores")
-            found = found[found.mask_scores >= arguments.least_mask_score]
             result = found.to_image_detections(image.shape).to_result()
-            pictures.add(frame, draw_large(model, image, parts, found, arguments))
+            pictures.add(frame, draw_large(model, image, parts, found, arguments.labels))
             results.add(str(source), frame, result, model.category_ids)
     except (OSError, ValueError) as error:
         failures.append(str(error))
 
 
 def draw_large(
-    model: MaskRCNN, image: Any, parts: Sequence[TiledDetections], found: TiledDetections, arguments: argparse.Namespace
+    model: MaskRCNN, image: Any, parts: Sequence[TiledDetections], found: TiledDetections, labels: str
 ) -> np.ndarray:
     """The picture of an image that was detected in tiles: a small copy, if it is too large to look at.
 
-    image: its source. parts: what was found, by rows of tiles. found: what is shown of it.
+    image: its source. parts: what was found, by rows of tiles. found: all of it. labels: of visualize.draw_instances.
     """
     height, width = image.shape[:2]
     if height * width > MOST_DRAWN:
-        objects, name = NumberedRows(lambda: parts, arguments.least_mask_score), PictureFile("", "")
+        objects, name = NumberedRows(lambda: parts, 0.0), PictureFile("", "")
         return preview(LargePicture(name, image, objects, model.config, model.class_names))
     pixels = utils.viewable(Pixels(image, model.config).read(0, 0, height, width))
     captions = visualize.captions_of(found.to_result(), model.class_names)
-    return visualize.draw_instances(pixels, found.rois, found.masks, captions, labels=arguments.labels)
+    return visualize.draw_instances(pixels, found.rois, found.masks, captions, labels=labels)
 
 
 ############################################################
@@ -611,7 +611,7 @@ def open_model(arguments: argparse.Namespace) -> MaskRCNN:
     model = cli.open_model(arguments, "coco", adapt=adapt, DETECTION_MIN_CONFIDENCE=least)
     print(f"weights: {utils.printable(model.source)}")
     stored = None if chosen else model.config.SCORE_THRESHOLD
-    arguments.least_mask_score = 0.0 if stored is None else stored
+    arguments.least_mask_score = -math.inf if stored is None else stored  # a predicted IoU may be negative
     if stored is not None:
         kind = "mask score" if model.config.USE_MASKIOU_HEAD else "class score"
         print(f"threshold: {kind} {stored:g}, which the model stores; --threshold names a class score instead")
