@@ -188,6 +188,21 @@ class Parser(argparse.ArgumentParser):
 ############################################################
 
 
+def run_command(
+    arguments: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, Callable[[argparse.Namespace], int | None]],
+    of_commands: Mapping[str, Sequence[str]],
+) -> int:
+    """Run the command that the arguments name, after check_arguments. Returns: the exit code, as run."""
+
+    def command() -> int | None:
+        check_arguments(arguments, parser, of_commands)
+        return commands[arguments.command](arguments)
+
+    return run(parser.prog, command)
+
+
 def check_arguments(
     arguments: argparse.Namespace, parser: argparse.ArgumentParser, of_commands: Mapping[str, Sequence[str]]
 ) -> None:

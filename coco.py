@@ -506,17 +506,12 @@ def default_output(identity: dict[str, Any], dataset: Dataset, subset: str) -> P
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     with cli.plain_output():  # the handler keeps the stream that it finds
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    return cli.run("coco.py", lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Train or evaluate. Returns the exit code."""
-    cli.check_arguments(arguments, build_parser(), _ARGUMENTS_OF)
-    return {"train": train, "evaluate": evaluate}[arguments.command](arguments)
+    return cli.run_command(arguments, parser, {"train": train, "evaluate": evaluate}, _ARGUMENTS_OF)
 
 
 if __name__ == "__main__":

@@ -137,15 +137,10 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
-    arguments = build_parser().parse_intermixed_args(argv)
-    return cli.run("balloon.py", lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> int | None:
-    """Do what a command says. Returns its exit code, or None."""
+    parser = build_parser()
     of_commands = {"train": ("--dataset", "--epochs", "--layers", "--seed"), "splash": ("files", "--output")}
-    cli.check_arguments(arguments, build_parser(), of_commands)
-    return {"train": train, "splash": splash}[arguments.command](arguments)
+    commands = {"train": train, "splash": splash}
+    return cli.run_command(parser.parse_intermixed_args(argv), parser, commands, of_commands)
 
 
 if __name__ == "__main__":

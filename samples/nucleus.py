@@ -562,19 +562,14 @@ def build_parser() -> cli.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code; cli.py lists them."""
-    arguments = build_parser().parse_args(argv)
-    return cli.run("nucleus.py", lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> int | None:
-    """Do what a command says. Returns its exit code, or None."""
+    parser = build_parser()
     of_commands = {
         "train": ("--epochs", "--head-epochs", "--minutes", "--seed", "--val-share", "--eval-images"),
         "evaluate": ("--output", "--val-share", "--eval-images"),
         "detect": ("--output",),
     }
-    cli.check_arguments(arguments, build_parser(), of_commands)
-    return {"train": train, "evaluate": evaluate, "detect": detect}[arguments.command](arguments)
+    commands = {"train": train, "evaluate": evaluate, "detect": detect}
+    return cli.run_command(parser.parse_args(argv), parser, commands, of_commands)
 
 
 if __name__ == "__main__":

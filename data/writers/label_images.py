@@ -34,6 +34,7 @@ from .common import (
     plan_names,
     without_crowds,
     write_bytes,
+    write_text,
 )
 from .streams import stream_csv
 
@@ -124,4 +125,4 @@ def _write(path: Path, numbers: np.ndarray, georeference: Georeference | None = 
     tifffile.imwrite(data, numbers.astype(kind), photometric="minisblack", compression="zlib", metadata=None)
     write_bytes(path, data.getvalue())
     if georeference is not None:
-        write_bytes(path.with_suffix(".tfw"), georeference.world_file().encode())
+        write_text(path.with_suffix(".tfw"), georeference.world_file())
