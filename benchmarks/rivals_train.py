@@ -131,10 +131,11 @@ def cellpose(train: tuple, test: tuple, folder: Path, minutes: float, seed: int)
     libc = ctypes.CDLL(None)
     for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
         libc.mallopt(option, 1 << 30)
-    if not (folder / "training.json").is_file():
-        facts = train_cellpose(new_model, train, folder, minutes)
-        (folder / "training.json").write_text(json.dumps(facts))
-    facts = json.loads((folder / "training.json").read_text())
+    path, asked = folder / "training.json", {"minutes": minutes, "seed": seed}
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    if {name: facts.get(name) for name in asked} != asked:  # what was learned counts for the same training only
+        facts = {**asked, **train_cellpose(new_model, train, folder, minutes)}
+        path.write_text(json.dumps(facts))
     model = new_model(str(folder / "models" / "model"))
 
     def look(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
