@@ -26,7 +26,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -596,24 +596,29 @@ def training_config(
     return config_class.from_dict(taken, **settings)
 
 
+def choose_dtype(config: Config, settings: Collection[str]) -> None:
+    """Sets float32 for a training where the processor has no bfloat16, unless someone chose its dtype, and says so.
+
+    settings: the names of those that were chosen.
+    """
+    device = runtime.training_device(config.GPU_COUNT).type
+    if "TRAIN_DTYPE" not in settings and fused.widens(device, getattr(torch, config.TRAIN_DTYPE)):
+        print("this training computes in float32; --set TRAIN_DTYPE=bfloat16 would be slower here")
+        config.TRAIN_DTYPE = "float32"
+
+
 def starting_model(
     start: Start, config_class: type[Config], logs: Path, settings: Mapping[str, Any], network_only: bool = False
 ) -> MaskRCNN:
     """The model that a training starts with: its weights are those of the checkpoint as far as they fit.
 
     Layers for other classes start from random weights. Without network_only, the rows of classes that have the same
-    name in the checkpoint are copied. A new training for which no one chose bfloat16 takes float32 where the processor
-    has no bfloat16. The arguments are those of find_start and training_config.
+    name in the checkpoint are copied. The dtype of a new training is that of choose_dtype. The arguments are those of
+    find_start and training_config.
     """
     config = training_config(start, config_class, settings, network_only)
-    device = runtime.training_device(config.GPU_COUNT).type
-    if (
-        start.path is None
-        and "TRAIN_DTYPE" not in settings
-        and fused.widens(device, getattr(torch, config.TRAIN_DTYPE))
-    ):
-        print("this training computes in float32; --set TRAIN_DTYPE=bfloat16 would be slower here")
-        config.TRAIN_DTYPE = "float32"
+    if start.path is None:
+        choose_dtype(config, settings)
     model = MaskRCNN(config, logs)
     if start.path is not None:
         model.load_weights(start.path)

@@ -83,11 +83,13 @@ def trained_model(folder: Path, variant: str, seed: int, steps: int, settings: M
     folder = run_folder(folder, ALIKE.get(variant, variant), seed)
     common = {"SEED": seed, "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-steps // EPOCHS), **settings}
     config = shapes.ShapesConfig(**{**common, **VARIANTS[ALIKE.get(variant, variant)]})
+    cli.choose_dtype(config, settings)
     images = EPOCHS * config.STEPS_PER_EPOCH * config.BATCH_SIZE
     model = continued(config, folder / "logs")
     train(model, images, EPOCHS, "all")
     if variant == AFTERWARDS:
         config = shapes.ShapesConfig(**{**common, "FROZEN_STAGES": 0, "TRAIN_BN": False})
+        cli.choose_dtype(config, settings)
         head = continued(config, folder / "head", start=model.to_checkpoint())
         train(head, images, round(HEAD_SHARE * EPOCHS), "maskiou")
         model = head

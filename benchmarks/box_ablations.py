@@ -165,13 +165,15 @@ def run(arguments, variant: str, seed: int) -> dict[str, Any]:
     start = time.monotonic()
     steps = arguments.steps * (2 if variant == TWICE else 1)
     common = {"SEED": seed, "GPU_COUNT": 0, "STEPS_PER_EPOCH": -(-steps // EPOCHS), "EVAL_EVERY": 0}
-    config = nucleus.NucleusConfig(**{**common, **cli.settings_of(arguments), **VARIANTS[variant]})
+    settings = cli.settings_of(arguments)
+    config = nucleus.NucleusConfig(**{**common, **settings, **VARIANTS[variant]})
+    cli.choose_dtype(config, settings)
     model = continued(config, folder / "logs")
     parts = [nucleus.make_dataset(arguments.dataset, "train", part, HELD_OUT) for part in ("rest", "held out")]
     with mock.patch.object(modellib, "box_losses", giou_losses if variant == GIOU else _BOX_LOSSES):
         if model.train_model(parts[0], None, epochs=EPOCHS, layers="detector").interrupted:
             raise KeyboardInterrupt
-    facts = {"variant": variant, "seed": seed, "steps": steps, **measure(model, parts[1])}
+    facts = {"variant": variant, "seed": seed, "steps": steps, "dtype": config.TRAIN_DTYPE, **measure(model, parts[1])}
     facts["seconds"] = time.monotonic() - start
     machine.write_json(facts, path)
     return facts

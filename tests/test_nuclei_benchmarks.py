@@ -10,6 +10,7 @@ import torch
 from helpers import write_pictures
 from PIL import Image
 
+import fused
 import model as modellib
 import native
 import utils
@@ -95,6 +96,7 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
     assert {"box AP", "box AP of masks", "mask AP (class score)", "shift", "shift of masks"} <= set(run)
     assert {detector.config.BOXES_OF_MASKS for detector in detectors} == {False}, "boxes are those of the box head"
     assert run["images"] < 12, "measured on the images that are held out"
+    assert run["dtype"] == "float32"
     assert (run["steps"], facts["runs"][box_ablations.TWICE]["0"]["steps"]) == (4, 8)
     stored = {}
     for name in names:
@@ -113,6 +115,23 @@ def test_box_ablations_train_what_their_names_say(pictures, tmp_path, monkeypatc
     assert len(before) == 4
     assert ablate(pictures, tmp_path, "--seeds", "0", "--variants", "14 cells")[1].splitlines()[-6:-1]
     assert {path: path.read_bytes() for path in tmp_path.glob("*/numbers.json")} == before
+
+
+@pytest.mark.parametrize(("given", "dtype"), [([], "float32"), (["TRAIN_DTYPE=bfloat16"], "bfloat16")])
+def test_box_ablations_train_in_what_the_processor_has(given, dtype, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fused, "widens", lambda device, asked: (device, asked) == ("cpu", torch.bfloat16))
+    config = nucleus.NucleusConfig(GPU_COUNT=0)
+
+    def stop(config, logs):
+        raise ValueError(f"it would train in {config.TRAIN_DTYPE}")
+
+    assert config.TRAIN_DTYPE == "bfloat16"
+    monkeypatch.setattr(box_ablations, "continued", stop)
+    words = ["--dataset", str(pictures), "--folder", str(tmp_path), *(["--set", *given] if given else [])]
+    assert box_ablations.main(words) == 2
+    out, err = capsys.readouterr()
+    assert f"it would train in {dtype}" in err
+    assert ("computes in float32" in out) == (not given)
 
 
 def test_table_of_box_ablations():
