@@ -111,12 +111,14 @@ def choose_pictures(records: Records, report: Report, wanted: str | None, path: 
     """
     alike = [(records.pictures[i], records.pictures[j]) for i, j in report.alike]
     notes = []
-    if path is not None and wanted not in ("test", "all"):
+    if path is not None and wanted != "all":
         split = read_split(path)
         names = {picture_name(records, picture) for picture in records.pictures}
         divided = {*split.train, *split.val}
         if len(divided & names) < LEAST_SHARED * len(divided):
             notes.append(f"{path} divides another data set: the splits of this one count")
+        elif wanted == "test":
+            notes += _leave_out(records, divided, path)
         elif split.val or wanted == "train":
             notes += [f"train and val are those of {path}", *apply_split(records, split)]
     splits = {picture.split for picture in records.pictures if picture.is_labelled}
@@ -136,6 +138,25 @@ def choose_pictures(records: Records, report: Report, wanted: str | None, path: 
         if first.split != second.split and name in (first.split, second.split) and {id(first), id(second)} <= kept
     ]  # fmt: skip
     return Subset(dataset, name, notes, leaks)
+
+
+def _leave_out(records: Records, divided: set[str], path: Path) -> list[str]:
+    """Takes out the pictures of test that a training has used all the same. Returns: a note on them.
+
+    divided: the names of those that trained or validated, by the file at path. Raises: ValueError if no other is left.
+    """
+    tests = [picture for picture in records.pictures if picture.split == "test" and picture.is_labelled]
+    used = {id(picture) for picture in tests if picture_name(records, picture) in divided}
+    if not used:
+        return []
+    count = f"{len(used):,} of the {len(tests):,} pictures of test"
+    if len(used) == len(tests):
+        raise ValueError(
+            f"--subset test: the training used {count} ({path}), so they say nothing about new pictures; "
+            "--subset val has those that it did not learn from"
+        )
+    records.pictures[:] = [picture for picture in records.pictures if id(picture) not in used]
+    return [f"{count} are left out: the training used them ({path})"]
 
 
 def name_objects(records: Records, report: Report, model: MaskRCNN) -> str | None:

@@ -58,6 +58,8 @@ class Split:
 def make_split(records: Records, report: Report, share: float | None = None, seed: int = 0) -> Split:
     """Decides which pictures train and which validate.
 
+    Pictures of a split test neither train nor validate, unless there are no others. Those of no split train.
+
     records: after check, whose report says which pictures look alike. share: of the pictures that validate, where the
         data set has no split val; None: VAL_SHARE; 0: none. With a share, a given split val is joined with train and
         divided anew. seed: another seed chooses other pictures.
@@ -66,14 +68,18 @@ def make_split(records: Records, report: Report, share: float | None = None, see
     """
     names = [picture_name(records, picture) for picture in records.pictures]
     labelled = [i for i, picture in enumerate(records.pictures) if picture.is_labelled]
-    splits = [records.pictures[i].split for i in labelled]
-    if "val" in splits and "train" in splits and share is None:
+    by_split = {name: [i for i in labelled if records.pictures[i].split == name] for name in ("val", "test")}
+    to_learn = [i for i in labelled if records.pictures[i].split not in by_split]  # those that no split claims, too
+    if to_learn and by_split["val"] and share is None:
         split = _as_given(records, report, names, labelled)
     else:
-        pool = [i for i in labelled if records.pictures[i].split != "test" or "train" not in splits]
+        pool = sorted(to_learn + by_split["val"])
+        lacking = "" if to_learn or not pool else "the data set has no pictures of train: those of val are divided"
+        if not pool:
+            pool, lacking = by_split["test"], "the data set has pictures of test alone: they are divided"
         split = _divided(records, report, names, pool, VAL_SHARE if share is None else share, seed)
-        tests = [names[i] for i in labelled if i not in set(pool)]
-        split.left_out |= dict.fromkeys(tests, "of the split test")
+        split.notes[:0] = [lacking] if lacking and pool else []
+        split.left_out |= {names[i]: "of the split test" for i in by_split["test"] if i not in pool}
     if not split.train:
         raise ValueError(f"--dataset {records.root}: no picture is left to train on; lower --val-share")
     return split
@@ -91,7 +97,9 @@ def _as_given(records: Records, report: Report, names: list[str], labelled: list
                 twins.setdefault(one, other)
     left_out = {names[i]: f"shows the same as {names[j]} of train" for i, j in twins.items()}
     left_out |= dict.fromkeys((names[i] for i in sides["test"]), "of the split test")
-    notes = ["train and val are the data set's own"]
+    unclaimed = sum(records.pictures[i].split is None for i in labelled)
+    also = f", and {_pictures(unclaimed)} of no split to train" if unclaimed else ""
+    notes = [f"train and val are the data set's own{also}"]
     if twins:
         pairs = [f"{names[i]} is {names[j]}" for i, j in sorted(twins.items())]
         notes.append(

@@ -480,6 +480,20 @@ def test_the_split_of_the_training_counts(tmp_path):
     )  # fmt: skip
 
 
+def test_pictures_of_test_that_a_training_used_are_no_test(tmp_path):
+    folder = write_set(tmp_path / "set", {"test": 4})
+    path = tmp_path / "split.json"
+    write_split(Split(["test/test1.png"], ["test/test3.png"], {}, []), path)
+    subset = subset_of(folder, "test", path)
+    assert [info["id"] for info in subset.dataset.image_info] == ["test/test2.png", "test/test4.png"]
+    assert subset.notes == [f"2 of the 4 pictures of test are left out: the training used them ({path})"]
+    write_split(Split(["test/test1.png", "test/test2.png"], ["test/test3.png", "test/test4.png"], {}, []), path)
+    with pytest.raises(ValueError, match=r"--subset test: the training used 4 of the 4 pictures .* --subset val has"):
+        subset_of(folder, "test", path)
+    write_split(Split(["train/a.png", "train/b.png", "test/test1.png"], [], {}, []), path)
+    assert "divides another data set" in subset_of(folder, "test", path).notes[0]
+
+
 def test_pictures_of_another_split_that_look_alike(tmp_path):
     folder = write_set(tmp_path / "set", {"train": 2, "val": 2})
     for i in (1, 2):

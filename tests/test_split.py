@@ -45,6 +45,7 @@ def test_given_splits_stay_as_they_are_and_test_stays_out():
     split = make_split(records_of(splits), likeness())
     assert (split.train, split.val) == (["a.png", "d.png"], ["b.png"])
     assert split.left_out == {"c.png": "of the split test"}
+    assert split.notes == ["train and val are the data set's own, and 1 picture of no split to train"]
 
 
 def test_a_picture_of_val_that_train_has_too_does_not_validate():
@@ -60,6 +61,33 @@ def test_a_test_split_without_val_stays_out_of_training():
     split = make_split(records_of(splits), likeness())
     assert len(split.val) == 8
     assert sorted(split.left_out) == [f"{i}.png" for i in range(40, 50)]
+
+
+def test_pictures_of_no_split_train_and_a_given_test_or_val_does_not():
+    """The folder images/ beside test/images/, or val/ beside pictures at the top."""
+    with_test = {f"{i}.png": (None if i < 40 else "test", ["x"] * 5) for i in range(50)}
+    split = make_split(records_of(with_test), likeness())
+    assert sorted(split.left_out) == [f"{i}.png" for i in range(40, 50)]
+    assert (len(split.train), len(split.val)) == (32, 8)
+    with_val = {f"{i}.png": (None if i < 40 else "val", ["x"] * 5) for i in range(50)}
+    split = make_split(records_of(with_val), likeness())
+    assert split.train == [f"{i}.png" for i in range(40)]
+    assert split.val == [f"{i}.png" for i in range(40, 50)]
+    divided = make_split(records_of(with_val), likeness(), share=0.5)
+    assert len(divided.val) == 25, "a share divides all of them anew"
+
+
+@pytest.mark.parametrize(("names", "note"), [
+    (["val"], "no pictures of train: those of val"), (["test"], "pictures of test alone"),
+    (["val", "test"], "no pictures of train: those of val"),
+])  # fmt: skip
+def test_a_data_set_without_pictures_to_learn_is_divided_and_it_is_said(names, note):
+    splits = {f"{name}{i}.png": (name, ["x"] * 5) for name in names for i in range(25)}
+    split = make_split(records_of(splits), likeness())
+    assert (len(split.train), len(split.val)) == (20, 5)
+    assert note in split.notes[0]
+    assert {name[:4] for name in split.left_out} == set(names[1:])
+    assert {name[: len(names[0])] for name in split.train + split.val} == {names[0]}
 
 
 NAMES = ["s{}.rf.{}a.jpg", "s{}_aug{}.png", "s{}_x{}_y7.tif", "s{}_r{}_c2.png", "s{}_tile{}.png", "s{}_rot{}.png"]
