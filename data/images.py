@@ -188,6 +188,27 @@ def read_image_bytes(
     return np.ascontiguousarray(_TURNS[turn](fit_channels(pixels, channels)))
 
 
+def decode_png(data: bytes, size: tuple[int, int], mode: str | None = None) -> np.ndarray:
+    """The values of a PNG inside of a label file: a mask that lies in a picture.
+
+    size: (height, width) of the picture, which no mask may exceed. mode: Pillow's, to convert to; None: as it is.
+
+    Raises: ValueError, in words that follow what holds the PNG.
+    """
+    _silence_libraries()
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width > size[1] or image.height > size[0]:
+                raise Refused(f"has a mask of {image.width} x {image.height} pixels, larger than its picture")
+            return np.asarray(image.convert(mode) if mode else image)
+    except Image.DecompressionBombError:
+        raise ValueError("has a mask that is larger than any picture") from None
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many kinds for damaged data
+        raise ValueError(f"has a mask that is no good PNG: {utils.printable(error, 200)}") from None
+
+
 def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """The pixels of an image file that are not black, bool [H, W], upright. No value is too small to count.
 
@@ -210,11 +231,11 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
     with opened(Path(path)) as file:
         image = None if is_tiff(file) else Image.open(file, formats=FORMATS)
         if image is not None and image.mode in ("P", "1"):
-            _check_size(image.size, max_pixels)
+            check_size(image.size, max_pixels)
             image.load()
             return np.array(image).astype(np.uint8)
         if image is not None and image.mode in ("LA", "RGBA") and "16" not in _rawmode(image):
-            _check_size(image.size, max_pixels)
+            check_size(image.size, max_pixels)
             turn = _TURNS[exif_orientation(image)]
             image.load()
             return np.ascontiguousarray(turn(np.asarray(image)))
@@ -422,7 +443,8 @@ def _silence_libraries() -> None:
 _ONLY = "Images of this size have to be tiled TIFF files: these are read by regions, for crops and in tiles"
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+def check_size(size: tuple[int, int], max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Raises Refused for an image of (width, height) with too many pixels."""
     width, height = size
     if width * height > max_pixels:
         raise Refused(
@@ -500,14 +522,14 @@ def open_header(
             if tiff.layout.height * tiff.layout.width >= 2**32:
                 raise Refused(f"{tiff.layout.width} x {tiff.layout.height} pixels are 2**32 or more; cut it in parts")
             return None, tiff
-        _check_size((tiff.layout.width, tiff.layout.height), max_pixels)
+        check_size((tiff.layout.width, tiff.layout.height), max_pixels)
         try:
             image = Image.open(file, formats=["TIFF"])
         except (Image.UnidentifiedImageError, KeyError):  # KeyError: of a compression that Pillow does not know
             return None, tiff
         if not tiff.is_plain and (tiff.is_readable or not tiff.has_whole_pages):
             return None, tiff
-    _check_size(image.size, max_pixels)
+    check_size(image.size, max_pixels)
     return image, tiff
 
 

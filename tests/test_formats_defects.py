@@ -859,3 +859,51 @@ def test_pictures_of_voc_that_no_list_has_are_no_fault(tmp_path):
     report = report_of(tmp_path)
     assert not report.faults[WARNING]
     assert "not in ImageSets/Segmentation" in report.text()
+
+
+############################################################
+#  PNG files whose header lies
+############################################################
+
+
+def huge_png(side: int = 40_000) -> bytes:
+    """A PNG of a few bytes whose header says that it has billions of pixels."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
+    start = file.getvalue().index(b"IHDR")
+    return file.getvalue()[:start] + header + zlib.crc32(header).to_bytes(4, "big") + file.getvalue()[start + 21 :]
+
+
+def in_labelme(root: Path, data: bytes) -> None:
+    shape = {"label": "cat", "shape_type": "mask", "points": [[0, 0], [9, 9]], "mask": base64_of(data)}
+    write_json(root / "one.json", {"shapes": [shape], "imagePath": "one.png", "imageData": None, "version": "5.4.1"})
+    save(root / "one.png", 1)
+
+
+def in_supervisely(root: Path, data: bytes) -> None:
+    bitmap = {"origin": [0, 0], "data": base64_of(zlib.compress(data))}
+    value = {"size": {"height": HEIGHT, "width": WIDTH}, "tags": []}
+    value["objects"] = [{"classTitle": "cat", "geometryType": "bitmap", "bitmap": bitmap}]
+    write_json(root / "set" / "ann" / "one.png.json", value)
+    write_json(root / "meta.json", {"classes": [], "tags": []})
+    save(root / "set" / "img" / "one.png", 1)
+
+
+def in_voc(root: Path, data: bytes) -> None:
+    save(root / "JPEGImages" / "one.png", 1)
+    (root / "SegmentationObject").mkdir()
+    (root / "SegmentationObject" / "one.png").write_bytes(data)
+
+
+@pytest.mark.parametrize("data", [huge_png(), huge_png(12_000), png(np.ones((9, 9)))[:-30], b"GIF89a"])
+@pytest.mark.parametrize("write", [in_labelme, in_supervisely, in_voc])
+def test_a_png_in_labels_that_lies_costs_its_file_or_object(write, data, tmp_path):
+    write(tmp_path, data)
+    if write is in_voc:
+        write_png(tmp_path / "SegmentationObject" / "two.png", numbers_of(clean()["two"]).astype(np.uint8))
+        save(tmp_path / "JPEGImages" / "two.png", 2)
+    records = open_records(tmp_path)
+    errors = check(records).faults[ERROR]
+    assert any("one" in place for _, places in errors for place in places), "it is named"
+    assert len(records.pictures) >= 1

@@ -8,7 +8,6 @@ of the same label and group_id are one object. Source: wkentaro/labelme 7.1, _la
 """
 
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -16,10 +15,9 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import utils
-from data.images import read_image_bytes
+from data.images import decode_png, read_image_bytes
 from data.listing import decode_base64, decode_text, folder_of, stem_of
 from data.reading import Claim, ObjectGroups, Reading, closed_ring, point_array, split_of, whole_size
 from data.records import REMARK, Bitmap, Fault, Object, Picture, bitmap_to_rle, ellipse, rectangle
@@ -106,9 +104,6 @@ def _object(shape: Any, place: str, size: tuple[int, int]) -> Object | None:
 
 def _mask(text: Any, points: np.ndarray, size: tuple[int, int]) -> dict:
     """The RLE of a mask: a PNG of the box whose corners are the points, both inside."""
-    with Image.open(io.BytesIO(decode_base64(text)), formats=["PNG"]) as image:
-        if image.width > size[1] or image.height > size[0]:
-            raise ValueError(f"has a mask of {image.width} x {image.height} pixels, larger than the picture")
-        mask = np.asarray(image.convert("L")) > 0
+    mask = decode_png(decode_base64(text), size, "L") > 0
     x, y = np.round(points.min(axis=0)).astype(int).tolist()
     return bitmap_to_rle(Bitmap(y, x, mask), *size)

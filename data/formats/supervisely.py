@@ -8,15 +8,14 @@ Source: supervisely 6.74, geometry/bitmap.py.
 """
 
 import functools
-import io
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from data.images import decode_png
 from data.listing import decode_base64, folder_of, stem_of
 from data.reading import (
     Claim,
@@ -96,10 +95,7 @@ def bitmap_mask(text: str, size: tuple[int, int]) -> np.ndarray:
         png = zlib.decompressobj().decompress(decode_base64(text), _MAX_BYTES)
     except zlib.error as error:
         raise ValueError(f"has a bitmap that cannot be unpacked: {error}") from None
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        if image.width > size[1] or image.height > size[0]:
-            raise ValueError(f"has a bitmap of {image.width} x {image.height} pixels, larger than its picture")
-        values = np.asarray(image)
+    values = decode_png(png, size)
     if values.ndim == 3:
         return values[:, :, -1] > 0
     return values > 0

@@ -17,6 +17,7 @@ from PIL import Image
 
 import utils
 from data.formats.label_images import objects_of
+from data.images import check_size, opened
 from data.listing import PICTURE_SUFFIXES, folder_of, stem_of
 from data.reading import (
     FLAWS,
@@ -200,9 +201,8 @@ def _numbers(path: Path, colours: np.ndarray) -> np.ndarray:
 
     Raises: ValueError or OSError if it cannot be read.
     """
-    with Image.open(path, formats=["PNG"]) as image:
-        if image.width * image.height > utils.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{path} has {image.width} x {image.height} pixels, which are too many")
+    with opened(path) as file, Image.open(file, formats=["PNG"]) as image:
+        check_size(image.size)
         if image.mode in ("P", "L", "1", "I;16", "I"):
             return np.asarray(image).astype(np.int64)
         pixels = np.asarray(image.convert("RGB")).astype(np.int64)
