@@ -215,7 +215,7 @@ def read_mask(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> np
     Raises: as read_image.
     """
     with opened(Path(path)) as file:
-        decoded = decode(file, max_pixels)
+        decoded = decode(file, max_pixels, is_label=True)
     values = decoded.values != 0
     values = values if values.ndim == 2 else values.any(axis=2)
     return np.ascontiguousarray(values if decoded.is_turned else _TURNS[decoded.orientation](values))
@@ -240,7 +240,7 @@ def read_numbers(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) ->
             image.load()
             return np.ascontiguousarray(turn(np.asarray(image)))
         file.seek(0)
-        decoded = decode(file, max_pixels)
+        decoded = decode(file, max_pixels, is_label=True)
     return np.ascontiguousarray(decoded.values if decoded.is_turned else _TURNS[decoded.orientation](decoded.values))
 
 
@@ -533,8 +533,11 @@ def open_header(
     return image, tiff
 
 
-def decode(file: BinaryIO, max_pixels: int, channels: int = 3) -> Decoded:
-    """channels: those that a network takes. With another number than 3, gray stays gray."""
+def decode(file: BinaryIO, max_pixels: int, channels: int = 3, is_label: bool = False) -> Decoded:
+    """channels: those that a network takes. With another number than 3, gray stays gray.
+
+    is_label: what counts are the numbers in the file, also where it says that 0 is shown white.
+    """
     image, tiff = open_header(file, max_pixels, channels)
     if image is None:
         return Decoded(tiff.read(), tiff.bits, tiff.orientation, False, tiff.notes)
@@ -545,7 +548,9 @@ def decode(file: BinaryIO, max_pixels: int, channels: int = 3) -> Decoded:
     if tiff is not None and tiff.channel_pages:
         values = np.stack([_page(image, number) for number in tiff.channel_pages], axis=-1)
     else:
+        is_inverted = is_label and bool(_WHITE_IS_0.search(_rawmode(image)))
         values = pillow_values(image, file, channels)
+        values = 255 - values if is_inverted else values  # Pillow makes 0 white, also in binary images
     if image.format == "PNG" and values.dtype == np.uint16:
         bits = _png_bits(file, values)
     elif image.format in ("PPM", "JPEG2000"):  # Pillow has scaled these by what the file says.
@@ -623,6 +628,9 @@ def _rawmode(image: Image.Image) -> str:
     """What Pillow calls the order of the bytes in a file."""
     arguments = image.tile[0].args
     return arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+
+
+_WHITE_IS_0 = re.compile(r";\d?IR?$")  # as ends what Pillow calls a TIFF of up to 8 bits that says so
 
 
 def _colour_of_16_bits(image: Image.Image, file: BinaryIO) -> np.ndarray:

@@ -27,7 +27,7 @@ from PIL import Image
 
 import utils
 from data.formats import binary_masks, imagej, label_images, voc
-from data.images import read_numbers
+from data.images import read_mask, read_numbers
 from data.reading import Options
 from data.recognise import open_records
 
@@ -175,6 +175,21 @@ def test_transparency_of_masks(tmp_path):
         Image.fromarray(values).save(tmp_path / "x.png")
         assert (label_images.one_channel(read_numbers(tmp_path / "x.png")) == expected).all(), name
     assert label_images.one_channel(np.zeros((0, 0, 4))).shape == (0, 0)
+
+
+@pytest.mark.parametrize("photometric", ["miniswhite", "minisblack"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int32", "float32"])
+def test_the_numbers_of_a_tiff_count_not_whether_it_shows_0_as_white(dtype, photometric, tmp_path):
+    """tifffile writes bool arrays so that 0 is white, and so do fax and some lookup tables."""
+    values = np.zeros((9, 9), dtype)
+    values[2:5, 3:7] = 1
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric=photometric)
+    numbers = label_images.one_channel(read_numbers(tmp_path / "x.tif"))
+    assert set(np.unique(numbers)) == ({0, 255} if dtype == "bool" else {0, 1})
+    assert ((numbers > 0) == (values > 0)).all()
+    assert (read_mask(tmp_path / "x.tif") == (values > 0)).all()
+    Image.fromarray(values > 0).save(tmp_path / "x.tif", compression="group4")
+    assert (read_mask(tmp_path / "x.tif") == (values > 0)).all()
 
 
 def test_numbers_of_and_objects_of():
