@@ -188,6 +188,19 @@ def read_image_bytes(
     return np.ascontiguousarray(_TURNS[turn](fit_channels(pixels, channels)))
 
 
+def other_planes(path: str | os.PathLike) -> tuple[int, int]:
+    """(planes that are not read, channels) of an image file: slices, times and pages of a TIFF after the first one.
+
+    (0, 1) for other files, and those that cannot be read.
+    """
+    try:
+        with opened(Path(path)) as file:
+            layout = TiffImage(file, 3).layout if is_tiff(file) else None
+    except (OSError, ValueError):
+        return 0, 1
+    return (layout.other, layout.channels) if layout else (0, 1)
+
+
 def decode_png(data: bytes, size: tuple[int, int], mode: str | None = None) -> np.ndarray:
     """The values of a PNG inside of a label file: a mask that lies in a picture.
 

@@ -39,6 +39,10 @@ NO_PICTURE = Fault(ERROR, "labels name a picture that is not there", "left out",
 AMBIGUOUS = Fault(
     ERROR, "labels name a picture that several files could be", "left out", "give each picture a name of its own"
 )
+OTHER_SLICES = Fault(
+    ERROR, "objects lie on other slices or times than the first one, which is read", "left out",
+    "save each slice as a picture of its own, with its labels",
+)  # fmt: skip
 
 # What tools write beside pictures that is no picture: Cellpose's flows and outlines, Cityscapes' colours.
 DERIVED = re.compile(r"_(flows|cellprob|cp_output|cp_outlines|outlines|labelIds|instanceIds|color)$")

@@ -416,6 +416,29 @@ def test_imagej_shapes(tmp_path):
     assert [parsed.name for parsed in found] == ["a", "a", "fine"]
 
 
+@pytest.mark.parametrize(("axes", "shape", "first", "others"), [
+    ("ZYX", (3,), [{"position": 0}, {}], [{"position": 2}, {"z_position": 3}]),
+    ("TZCYX", (2, 3, 2), [{"position": 1}, {"z_position": 0, "t_position": 0}], [{"t_position": 1}, {"position": 5}]),
+    ("CYX", (2,), [{"position": 1}, {"c_position": 1}], []),
+    ("YX", (), [{"position": 4}, {"z_position": 2}], []),  # a slice that was saved for itself, with its ROIs
+])  # fmt: skip
+def test_imagej_takes_the_rois_of_the_slice_that_is_read(tmp_path, axes, shape, first, others):
+    """Positions here count from 0, as roifile's own writer takes them."""
+    values = np.random.default_rng(0).integers(0, 255, (*shape, HEIGHT, WIDTH), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, metadata={"axes": axes})
+    members = {}
+    for number, where in enumerate([*first, *others]):
+        item = roifile.ImagejRoi.frombytes(roi(PLAIN["a"][0].parts[0], f"cell-{number:04}"))
+        for name, value in where.items():
+            setattr(item, name, value + 1)
+        members[f"{number}.roi"] = item.tobytes()
+    write_zip(tmp_path / "a.zip", members)
+    records = open_records(tmp_path)
+    assert len(records.pictures[0].objects) == len(first)
+    left_out = faults(records).get("objects lie on other slices or times than the first one, which is read", [])
+    assert len(left_out) == len(others)
+
+
 def test_imagej_class_of():
     names = {"0001-0234": "", "nucleus-0012": "nucleus", "12 cell": "cell", "cell": "cell", "roi 7": "", "": ""}
     assert {name: imagej.class_of(name) for name in names} == names

@@ -453,6 +453,22 @@ def test_geojson_of_another_map_is_refused(tmp_path, epsg, message):
         open_records(tmp_path)
 
 
+def test_geojson_takes_the_objects_of_the_slice_that_is_read(tmp_path):
+    planes = [{"c": -1, "z": 0, "t": 0}, {"c": -1, "z": 2, "t": 0}, {"c": 1, "z": 0, "t": 1}, None]
+    features = [feature(PLAIN["a"][0]) for _ in planes]
+    for entry, plane in zip(features, planes, strict=True):
+        entry["geometry"]["plane"] = plane
+    write_json(tmp_path / "a.geojson", {"type": "FeatureCollection", "features": features})
+    values = np.random.default_rng(0).integers(0, 255, (3, HEIGHT, WIDTH), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, metadata={"axes": "ZYX"})
+    records = open_records(tmp_path)
+    assert [parsed.place for parsed in records.pictures[0].objects] == ["feature 1", "feature 4"]
+    left_out = faults(records)["objects lie on other slices or times than the first one, which is read"]
+    assert left_out == ["a.geojson: feature 2", "a.geojson: feature 3"]
+    tifffile.imwrite(tmp_path / "a.tif", values[0])
+    assert len(open_records(tmp_path).pictures[0].objects) == 4, "a slice that was saved for itself"
+
+
 def test_geojson_island_in_a_hole_and_names(tmp_path):
     picture(tmp_path / "a.png")
     ring, island = Truth("x", ((2, 2, 30, 30),), (6, 6, 26, 26)), Truth("x", ((12, 12, 20, 20),))

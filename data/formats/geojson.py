@@ -22,9 +22,11 @@ import numpy as np
 import skimage
 
 import utils
+from data.images import other_planes
 from data.listing import folder_of, stem_of, suffix_of
 from data.reading import (
     FLAWS,
+    OTHER_SLICES,
     Claim,
     Reading,
     closed_ring,
@@ -80,7 +82,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         except ValueError as error:
             reading.findings.add(_OTHER_MAP, f"{label}: {error}")
             continue
-        picture.objects = list(_objects(reading, label, features, size))
+        picture.objects = list(_objects(reading, label, features, path, size))
         yield picture
 
 
@@ -164,9 +166,21 @@ def _moved(feature: dict, points_of: Callable[[np.ndarray], np.ndarray]) -> dict
     return {**feature, "geometry": {**geometry, "type": "MultiPolygon", "coordinates": parts}}
 
 
-def _objects(reading: Reading, label: str, features: list[dict], size: tuple[int, int]) -> Iterator[Object]:
+def _is_on_another_slice(feature: dict) -> bool:
+    """By what QuPath says, which counts slices and times from 0."""
+    plane = feature["geometry"].get("plane")
+    places = [plane.get(axis) for axis in "zt"] if isinstance(plane, dict) else []
+    return any(isinstance(place, int) and place > 0 for place in places)
+
+
+def _objects(reading: Reading, label: str, features: list[dict], path: Path, size: tuple[int, int]) -> Iterator[Object]:
     pairs = reading.parsed(label, "feature", features, functools.partial(_object, size=size), _NO_AREA)
-    parsed = [(found, _first_ring(feature), _type_of(feature)) for found, feature in pairs]
+    parsed = []
+    for found, feature in pairs:
+        if _is_on_another_slice(feature) and other_planes(path)[0]:
+            reading.findings.add(OTHER_SLICES, f"{label}: {found.place}")
+        else:
+            parsed.append((found, _first_ring(feature), _type_of(feature)))
     centres = [ring.mean(axis=0) for _, ring, kind in parsed if kind in ("detection", "cell")]
     for found, ring, kind in parsed:
         if kind not in ("detection", "cell") and centres and skimage.measure.points_in_poly(centres, ring).any():

@@ -13,10 +13,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import utils
+from data.images import other_planes
 from data.listing import folder_of, stem_of
-from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.reading import OTHER_SLICES, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
 
 NAME = "imagej"
@@ -96,16 +98,24 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         size = reading.size_of(picture)
         if size is None:
             continue
+        others, channels = other_planes(path)
         for label in names:
-            picture.objects += _objects(reading, label, size)
+            picture.objects += _objects(reading, label, size, channels if others else None)
         yield picture
 
 
-def _objects(reading: Reading, label: str, size: tuple[int, int]) -> Iterator[Object]:
+def _objects(reading: Reading, label: str, size: tuple[int, int], channels: int | None) -> Iterator[Object]:
+    """channels: of a picture of which the first slice is read, and others are not."""
+    import roifile  # here: few data sets have ROIs
+
     for name, data in _contents(reading, label):
         place = f"{label}: {utils.printable(name)}"
         try:
-            parsed = _object(data, utils.printable(name), size)
+            roi = roifile.ImagejRoi.frombytes(data)
+            if channels is not None and _is_on_another_slice(roi, channels):
+                reading.findings.add(OTHER_SLICES, place)
+                continue
+            parsed = _object(roi, utils.printable(name), size)
         except Exception as error:  # roifile raises errors of many kinds for damaged bytes
             reading.findings.add(UNUSABLE, f"{place}: {utils.printable(error)}")
             continue
@@ -137,11 +147,15 @@ def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
         reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
 
 
-def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
-    """The object of a ROI; None for one without an area."""
-    import roifile  # here: few data sets have ROIs
+def _is_on_another_slice(roi: Any, channels: int) -> bool:
+    """Positions count from 1, and 0 is none. That in a stack counts the channels of the first slice before the next."""
+    return roi.z_position > 1 or roi.t_position > 1 or roi.position > channels
 
-    roi = roifile.ImagejRoi.frombytes(data)
+
+def _object(roi: Any, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a ROI; None for one without an area."""
+    import roifile
+
     name = _class_property(roi.props) or class_of(roi.name or place)
     kinds = roifile.ROI_TYPE
     if roi.composite:
