@@ -175,6 +175,7 @@ def _add_convert(commands: Any) -> None:
         action="store_true",
         help="copy the pictures into OUT, too, so that it is a data set of its own; yolo and voc always do",
     )
+    parser.add_argument("--force", action="store_true", help="write into an OUT that holds files, and replace them")
 
 
 def _renaming(text: str) -> tuple[str, str]:
@@ -338,10 +339,10 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     """Writes a data set in another format. Returns the exit code."""
     records, options = open_dataset(arguments)
-    check_place(arguments.output, records.root)  # before the work
+    check_place(arguments.output, records.root, arguments.force)  # before the work
     check_orphans(records, options)
     check_objects(records, options)
-    print("\n".join(convert(records, arguments.to, arguments.output, arguments.copy_pictures)))
+    print("\n".join(convert(records, arguments.to, arguments.output, arguments.copy_pictures, arguments.force)))
     faults = {severity: list(records.findings.of(severity).items()) for severity in SEVERITIES}
     print("\n".join(fault_lines(faults)))
     return int(bool(faults[ERROR]))

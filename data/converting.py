@@ -10,11 +10,11 @@ from data.writers.all import WRITERS
 from data.writers.common import counted
 
 
-def check_place(folder: Path, root: Path, argument: str = "OUT") -> None:
-    """Raises ValueError if labels in a folder would mix with those of a data set, one of which lies in the other.
+def check_place(folder: Path, root: Path, force: bool = False) -> None:
+    """Raises ValueError if labels in a folder would mix with others.
 
-    Folders that no reader looks into, such as output/, are no part of the data set that they lie in.
-    argument: what messages call the folder.
+    These are those of the data set, if the one lies in the other, and what the folder holds already. Folders that no
+    reader looks into, such as output/, are no part of the data set that they lie in. force: files may be there.
     """
     output, data = folder.resolve(), root.resolve()
     if output.is_relative_to(data):
@@ -25,18 +25,27 @@ def check_place(folder: Path, root: Path, argument: str = "OUT") -> None:
         is_mixed, where = data.is_relative_to(output), "holds it"
     if is_mixed:
         raise ValueError(
-            f"{argument} {utils.printable(folder)} and --dataset {utils.printable(root)}: the one {where}, so that the "
+            f"OUT {utils.printable(folder)} and --dataset {utils.printable(root)}: the one {where}, so that the "
             f"labels of both would mix; name a folder outside of it, such as {utils.printable(data)}_converted"
+        )
+    there = [] if force or not folder.is_dir() else sorted(p.name for p in folder.iterdir() if p.name[0] != ".")
+    if there:
+        raise ValueError(
+            f"OUT {utils.printable(folder)} holds files already ({utils.listed(map(utils.printable, there), 3)}), with "
+            "which these labels would mix; name a new folder, or --force to write into this one: then files of the "
+            "same names are replaced, and others stay"
         )
 
 
-def convert(records: Records, name: str, folder: Path, copy_pictures: bool) -> list[str]:
+def convert(records: Records, name: str, folder: Path, copy_pictures: bool, force: bool = False) -> list[str]:
     """Writes records in the format of a name in WRITERS. Pictures that nobody labelled are taken out.
+
+    force: as for check_place.
 
     Returns: what to print, a line each: where the result is, and what was lost with counts.
     Raises: as check_place and the writers.
     """
-    check_place(folder, records.root)
+    check_place(folder, records.root, force)
     records.pictures = [picture for picture in records.pictures if picture.is_labelled]
     objects = [parsed for picture in records.pictures for parsed in picture.objects]
     notes: list[str] = []

@@ -265,8 +265,26 @@ def test_convert_leaves_out_what_nobody_labelled(tmp_path, capsys):
     assert custom.main(arguments) == 0
     assert "1 picture has no label: train/new.png -- left out" in capsys.readouterr().out
     assert not list(out.rglob("new*"))
-    assert custom.main([*arguments, "--empty", "label"]) == 0
+    assert custom.main([*arguments, "--empty", "label", "--force"]) == 0
     assert len(list(out.rglob("new*"))) == 2
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_convert_does_not_write_among_other_files_unless_told(tmp_path, capsys, name):
+    """The classes of another data set would name these labels, or a file of the user's be replaced."""
+    dataset, out = write_coco_set(tmp_path / "set", splits=("train",)), tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").touch()  # which nobody put there
+    arguments = ["convert", "--dataset", str(dataset), "--to", name, str(out)]
+    assert custom.main(arguments) == 0
+    (out / "annotations.json").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert custom.main(arguments) == 2
+    assert f"OUT {out} holds files already (" in (said := capsys.readouterr().err)
+    assert "--force" in said
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert custom.main([*arguments, "--force"]) == 0
 
 
 ############################################################
