@@ -365,6 +365,9 @@ class Plan(NamedTuple):
     padded_shape: tuple[int, int]  # (height, width) of the input
 
 
+_THINNEST = 16  # times min_dim
+
+
 def plan_resize(height: int, width: int, settings: Settings) -> Plan:
     """The plan of an image of a height and width.
 
@@ -372,7 +375,8 @@ def plan_resize(height: int, width: int, settings: Settings) -> Plan:
                multiples of divisor
     square     as it is, but the shorter side at least min_dim and the longer one at most max_dim; padded on all sides
                to max_dim x max_dim
-    pad64      as square without the limit; padded on all sides to multiples of 64
+    pad64      as square without max_dim, but to reach min_dim the longer side becomes at most 16 x min_dim; padded on
+               all sides to multiples of 64
     none       as it is
 
     size_rounding says how scaled sides become whole pixels.
@@ -397,7 +401,10 @@ def _scaled_size(height: int, width: int, settings: Settings) -> tuple[int, int]
     short, long = min(height, width), max(height, width)
     to_int, limit = _ROUNDINGS[settings.size_rounding], settings.max_dim
     if settings.resize_mode != "shorter":
-        scale = max(1.0, settings.min_dim / short, settings.min_scale)
+        to_min_dim = settings.min_dim / short
+        if settings.resize_mode == "pad64":
+            to_min_dim = min(to_min_dim, _THINNEST * settings.min_dim / long)
+        scale = max(1.0, to_min_dim, settings.min_scale)
         if settings.resize_mode == "square" and to_int(long * scale) > limit:
             scale = limit / long
         return max(1, to_int(height * scale)), max(1, to_int(width * scale))

@@ -491,6 +491,10 @@ def _like(boxes: np.ndarray | Tensor, numbers: Sequence[float]) -> np.ndarray | 
     return np.array(numbers, boxes.dtype if np.issubdtype(boxes.dtype, np.floating) else np.float32)
 
 
+# In mode pad64, which has no max_dim, an image of 400 x 2 pixels would otherwise need gigabytes.
+THINNEST = 16
+
+
 def plan_resize(
     height: int,
     width: int,
@@ -505,7 +509,8 @@ def plan_resize(
     """Says how an image of a certain size is brought to the network's.
 
     min_dim: what the shorter side becomes. Mode shorter scales up and down to it, the others only up.
-    max_dim: what the longer side may not exceed, in modes shorter and square. None: no limit in mode shorter.
+    max_dim: what the longer side may not exceed, in modes shorter and square. None: no limit in mode shorter. In mode
+        pad64, to reach min_dim no longer side is made longer than THINNEST times min_dim.
     min_scale: scale up by this at least (but not above max_dim).
     mode: "shorter" pads at the bottom and right to multiples of divisor. Matterport's: "square" pads on all sides to
         max_dim x max_dim, "pad64" to multiples of 64, "crop" cuts a random min_dim x min_dim out, "none" does nothing.
@@ -584,7 +589,10 @@ def _scaled_size(height, width, min_dim, max_dim, min_scale, mode, rounding) -> 
         if rounding == "scale_twice":
             return scale, _twice_scaled_size(height, width, side, limit)
     else:
-        scale = max(1.0, (min_dim or 0) / short, min_scale)
+        to_min_dim = (min_dim or 0) / short
+        if mode == "pad64":
+            to_min_dim = min(to_min_dim, THINNEST * (min_dim or 0) / long)
+        scale = max(1.0, to_min_dim, min_scale)
         if mode == "square" and to_int(long * scale) > max_dim:
             scale = max_dim / long
     return scale, (max(1, to_int(height * scale)), max(1, to_int(width * scale)))

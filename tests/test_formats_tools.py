@@ -36,7 +36,7 @@ from PIL import Image
 
 import utils
 from data.crops import trim
-from data.formats import geojson, label_studio, labelme, supervisely, via
+from data.formats import cvat, geojson, label_studio, labelme, supervisely, via
 from data.listing import decode_base64
 from data.reading import NoMasks, Options
 from data.recognise import open_records
@@ -270,6 +270,23 @@ def test_cvat_video(tmp_path):
     names = [[o.name for o in found.objects] for found in records.pictures]
     assert names == [[], ["cat"], ["cat"], ["cat"], [], ["dog"]]
     assert faults(records)["labels name a picture that is not there"] == ["annotations.xml: frame 9"]
+
+
+def test_the_length_of_a_cvat_video_takes_no_time(tmp_path, monkeypatch):
+    """Tracks of a file that says a million frames are followed where there are pictures."""
+    for frame in (2, 999_998):
+        picture(tmp_path / "images" / f"frame_{frame:06}.PNG")
+    asked = []
+    real = cvat._frame_file
+    monkeypatch.setattr(cvat, "_frame_file", lambda *args: asked.append(args[3]) or real(*args))
+    shape = f'<polygon frame="1" keyframe="1" outside="0" points="{points((4, 5, 20, 18))}"/>'
+    tracks = "".join(f'<track id="{number}" label="cat">{shape}</track>' for number in range(20))
+    text = f"<annotations><version>1.1</version><meta><task><size>1000000</size></task></meta>{tracks}</annotations>"
+    write_text(tmp_path / "annotations.xml", text)
+    records = open_records(tmp_path)
+    assert [len(found.objects) for found in records.pictures] == [20, 20]
+    assert asked == [1, 2, 999_998]
+    assert faults(records)["labels name a picture that is not there"] == ["annotations.xml: frame 1"]
 
 
 def test_cvat_bad_shapes_cost_a_shape_each(tmp_path):

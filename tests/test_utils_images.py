@@ -363,9 +363,15 @@ def test_plans_add_up(height, width, min_dim, more, min_scale, mode, rounding):
         assert max(plan.size) <= max_dim + (slimness if rounding == "truncate" else 1)
     if mode == "pad64":
         assert all(side % 64 == 0 for side in padded)
+        grown = max(1, min_scale or 0) * max(height, width)
+        assert max(plan.size) <= max(grown, 16 * min_dim) + 1, "no picture needs any amount of memory"
 
 
 def test_the_scale_is_limited_by_hand():
+    assert utils.plan_resize(800, 2, 256, None, mode="pad64").size == (4096, 10)
+    assert utils.plan_resize(800, 2, 256, None, min_scale=6, mode="pad64").size == (4800, 12)
+    assert utils.plan_resize(800, 50, 256, None, mode="pad64").size == (4096, 256)
+    assert utils.plan_resize(100, 200, 256, None, mode="pad64").size == (256, 512)
     assert utils.plan_resize(100, 200, 800, 1024, mode="square").size == (512, 1024)
     assert utils.plan_resize(900, 1000, 800, 1024, mode="square").size == (900, 1000)  # not down to min_dim
     assert utils.plan_resize(100, 200, 128, 1024, min_scale=3, mode="square").size == (300, 600)

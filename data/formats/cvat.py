@@ -11,6 +11,7 @@ images/frame_000000.PNG; those of a project images/SUBSET/frame_000000.PNG, and 
 Source: cvat, format-xml.md; cvat/apps/dataset_manager/formats/cvat.py.
 """
 
+import bisect
 import dataclasses
 import functools
 import re
@@ -22,7 +23,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 import utils
-from data.listing import PICTURE_SUFFIXES, folder_of, suffix_of
+from data.listing import PICTURE_SUFFIXES, folder_of, stem_of, suffix_of
 from data.reading import (
     NO_PICTURE,
     Claim,
@@ -43,6 +44,7 @@ _NO_AREA = Fault(REMARK, "shapes are boxes, points, lines, cuboids or skeletons"
 _KINDS = ("polygon", "ellipse", "mask")
 _OTHER_KINDS = ("box", "polyline", "points", "cuboid", "skeleton")
 _MAX_FRAMES = 1_000_000
+_FRAME = re.compile(r"(?:frame_)?(\d{1,6})", re.IGNORECASE)  # the stem of a frame's picture
 _SAME_FRAMES = Fault(
     ERROR, "pictures are of several videos, because a project's videos of one subset have frames of equal names",
     "left out", "export the tasks one by one, or give each a subset of its own",
@@ -221,13 +223,17 @@ def _frames_of(
 ) -> Iterator[Picture]:  # fmt: skip
     size = whole_size(video.meta.findtext(".//original_size/height"), video.meta.findtext(".//original_size/width"))
     last = video.last
+    numbers = (_FRAME.fullmatch(stem_of(name)) for name in reading.listing.pictures)
+    there = sorted({int(found[1]) for found in numbers if found})  # a file may say that a video has any length
     shapes: dict[int, list[tuple[Element, Element]]] = defaultdict(list)
     for track in video.tracks:
-        for frame, shape in _visible(track, last):
-            if frame % video.step == 0:
-                shapes[frame].append((shape, track))
+        for frame, shape in _visible(track, last, there):
+            shapes[frame].append((shape, track))
+    end = max([last, *shapes], default=-1)
     missing = []
-    for frame in range(0, max([last, *shapes], default=-1) + 1, video.step):
+    for frame in sorted({*shapes, *there[: bisect.bisect_right(there, end)]}):
+        if frame % video.step:
+            continue
         path = _frame_file(reading, label, video.subset, frame, not are_several)
         if path is None:
             missing += [frame] if frame in shapes else []
@@ -241,16 +247,20 @@ def _frames_of(
     reading.findings.add(NO_PICTURE, *(f"{label}: frame {frame}" for frame in missing))
 
 
-def _visible(track: Element, last: int) -> Iterator[tuple[int, Element]]:
-    """(frame, shape) of all frames in which a track is to be seen. A shape stays until the next one."""
+def _visible(track: Element, last: int, there: list[int]) -> Iterator[tuple[int, Element]]:
+    """(frame, shape) of the frames in which a track is to be seen: those there, and those that the track names.
+
+    A shape stays until the next one. there: sorted.
+    """
     texts = [(shape.get("frame") or "", shape) for shape in track]
     keys = sorted(
         ((int(text), shape) for text, shape in texts if text.isdecimal() and len(text) < 7), key=lambda pair: pair[0]
     )
     for i, (frame, shape) in enumerate(keys):
         end = keys[i + 1][0] if i + 1 < len(keys) else max(last, frame) + 1
-        if shape.get("outside") != "1":
-            for number in range(frame, end):
+        if shape.get("outside") != "1" and frame < end:
+            yield frame, shape
+            for number in there[bisect.bisect_right(there, frame) : bisect.bisect_left(there, end)]:
                 yield number, shape
 
 
