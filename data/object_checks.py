@@ -48,6 +48,16 @@ _OTHER_BOX = Fault(
     "look at them in check.html",
 )  # fmt: skip
 
+_BACKGROUND = Fault(
+    WARNING, "objects reach all four edges and cover more than half of their picture, as a background does",
+    "kept as objects",
+    "if masks show objects in black, exchange black and white; if a number means background, let it be 0",
+)  # fmt: skip
+_SPECKS = Fault(
+    WARNING, "objects have one or two pixels, more than half of all", "kept as objects",
+    "are these label images smoothed, or saved as JPEG? Export them anew",
+)  # fmt: skip
+
 TWICE_IOU = 0.9
 _SAME_BOX = 0.5  # IoU of an outline's box with the one beside it
 _SWAPPED_SHARE = 0.1  # of the objects, that leave their pictures
@@ -55,6 +65,8 @@ _MANY = 10  # objects; fewer may all be rectangles by chance
 _BEYOND_SHARE = 0.01  # of a side of the picture, by which outlines may leave it; tools that clip round
 _BEYOND_PIXELS = 2
 _KINK_SHARE = 0.05  # of the area
+_BACKGROUND_SHARE = 0.1  # of the pictures with objects, that have one like a background; single ones may be close-ups
+_SPECK = 2  # pixels
 
 
 class ObjectTable(NamedTuple):
@@ -112,7 +124,9 @@ def check_objects(records: Records, options: Options | None = None) -> ObjectTab
         corners = np.stack([boxes[:, 1], boxes[:, 0], boxes[:, 1] + boxes[:, 3], boxes[:, 0] + boxes[:, 2]], axis=1)
         rows.append((np.full(kept.sum(), number, np.int32), areas[kept], corners[kept].astype(np.float32)))
     _check_names(records)
-    return _table(records, rows)
+    table = _table(records, rows)
+    _check_sizes(records, table)
+    return table
 
 
 def _table(records: Records, rows: list) -> ObjectTable:
@@ -204,6 +218,26 @@ def _check_rectangles(records: Records) -> None:
         return
     what = f"all {len(objects):,} outlines are rectangles, as boxes of detection are"
     records.findings.add(Fault(WARNING, what, "taken as masks", "label outlines, if objects are no rectangles"), "")
+
+
+def _check_sizes(records: Records, table: ObjectTable) -> None:
+    """Finds a set in which backgrounds are objects, or in which most objects are specks."""
+    sizes = np.array([(picture.height, picture.width) for picture in records.pictures if picture.objects])
+    sizes = sizes.reshape(-1, 2)[np.unique(table.pictures, return_inverse=True)[1]]  # of the picture of each object
+    edges = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    is_background = (table.boxes == edges).all(axis=1) & (2 * table.areas > sizes.prod(axis=1)) & ~table.crowds
+    count = len(np.unique(table.pictures))
+    if len(np.unique(table.pictures[is_background])) >= max(1, _BACKGROUND_SHARE * count):
+        records.findings.add(_BACKGROUND, *_places(records, table, is_background))
+    is_speck = (table.areas <= _SPECK) & ~table.crowds
+    if len(is_speck) >= _MANY and 2 * is_speck.sum() > len(is_speck):
+        records.findings.add(_SPECKS, *_places(records, table, is_speck))
+
+
+def _places(records: Records, table: ObjectTable, chosen: np.ndarray) -> list[str]:
+    rows = zip(table.pictures[chosen].tolist(), table.numbers[chosen].tolist(), strict=True)
+    pictures = records.pictures
+    return [f"{picture_name(records, pictures[i])}: {pictures[i].objects[number].place}" for i, number in rows]
 
 
 def _is_rectangle(ring: np.ndarray) -> bool:

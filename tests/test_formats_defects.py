@@ -862,6 +862,47 @@ def test_pictures_of_voc_that_no_list_has_are_no_fault(tmp_path):
 
 
 ############################################################
+#  Backgrounds and specks
+############################################################
+
+
+def warnings_of(root: Path) -> dict[str, int]:
+    faults = check(open_records(root)).faults[WARNING]
+    return {fault.what.partition(",")[0]: len(places) for fault, places in faults}
+
+
+BACKGROUND = "objects reach all four edges and cover more than half of their picture"
+
+
+@pytest.mark.parametrize(("inverted", "share"), [(1, 1), (3, 3), (0, 0)])
+def test_a_background_that_is_an_object_is_named(inverted, share, tmp_path):
+    """A number for background that is not 0, or masks in which objects are black."""
+    for number, (stem, objects) in enumerate(clean().items()):
+        save(tmp_path / "images" / f"{stem}.png", number)
+        values = numbers_of(objects)
+        values[values == 0] = 9 if number < inverted else 0
+        write_png(tmp_path / "masks" / f"{stem}.png", values)
+    assert warnings_of(tmp_path) == ({BACKGROUND: share} if share else {})
+
+
+def test_one_close_up_among_many_pictures_is_no_background(tmp_path):
+    for number in range(20):
+        save(tmp_path / "images" / f"{number}.png", number)
+        values = numbers_of(clean()["one"])
+        values[values == 0] = 9 if number == 7 else 0
+        write_png(tmp_path / "masks" / f"{number}.png", values)
+    assert warnings_of(tmp_path) == {}
+
+
+def test_specks_of_smoothed_label_images_are_named(tmp_path):
+    save(tmp_path / "images" / "one.png", 1)
+    values = numbers_of(clean()["one"])
+    values[0, ::4] = np.arange(100, 120)
+    write_png(tmp_path / "masks" / "one.png", values)
+    assert warnings_of(tmp_path) == {"objects have one or two pixels": 20}
+
+
+############################################################
 #  PNG files whose header lies
 ############################################################
 
