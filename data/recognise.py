@@ -306,7 +306,8 @@ def settle_filling(pictures: Sequence[Picture], findings: Findings, filling: str
         if not rings or any((np.abs(ring - np.round(ring)) > 0.02).any() for ring in rings):
             return
         filling = CONTOUR
-        findings.add(Fault(REMARK, _CONTOURS.format(len(rings)), "filled with their outline"), "")
+        advice = "--filling centres, if they go along the edges of pixels"
+        findings.add(Fault(REMARK, _CONTOURS.format(len(rings)), "filled with their outline", advice), "")
         for parsed in objects:
             parsed.rings = [np.round(ring) for ring in parsed.rings]
     for parsed in objects:
