@@ -861,6 +861,20 @@ def test_pictures_of_voc_that_no_list_has_are_no_fault(tmp_path):
     assert "not in ImageSets/Segmentation" in report.text()
 
 
+def test_two_categories_of_one_name_are_one_class(tmp_path):
+    write_coco(tmp_path, clean())
+    (path,) = tmp_path.rglob("*.json")
+    value = json.loads(path.read_text())
+    value["categories"][1]["name"] = "cat"
+    write_json(path, value)
+    records = open_records(tmp_path)
+    faults = check(records).faults[WARNING]
+    assert [(fault.what, fault.done, len(places)) for fault, places in faults] == [
+        ("categories have the name of another", "taken as one class", 1)
+    ]
+    assert {parsed.name for picture in records.pictures for parsed in picture.objects} == {"cat"}
+
+
 ############################################################
 #  Backgrounds and specks
 ############################################################

@@ -41,6 +41,9 @@ _MASKS = Fault(
     "--crowds ignore",
 )
 _FAULTS = {  # in the words that all formats have
+    "categories with the name of another": Fault(
+        WARNING, "categories have the name of another", "taken as one class", "give them names of their own, if need be"
+    ),
     "images without a file": NO_PICTURE,
     "annotations of unknown categories": Fault(
         ERROR, "objects have a class number out of range: no category has their category_id", "left out",
