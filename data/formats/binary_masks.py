@@ -22,6 +22,7 @@ import utils
 from data.formats.label_images import one_channel, split_foreground
 from data.images import read_numbers
 from data.listing import folded, folder_of, stem_of
+from data.numbered_names import is_hash, settle_classes
 from data.reading import DERIVED, FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, split_of
 from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
 
@@ -36,7 +37,6 @@ _SIZE = Fault(ERROR, "mask files are of another size than their picture", "left 
 _NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken to show no objects")
 _GRAY = Fault(WARNING, "mask files have gray between black and white", "the brighter half taken as the object",
               "save masks as PNG")  # fmt: skip
-_HASH = re.compile(r"[0-9a-f]{16,}|[0-9a-f-]{32,}", re.IGNORECASE)
 _NEAR = 32  # of 255: JPEG changes black and white by less
 
 
@@ -135,6 +135,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     _note_lost(reading, {name for names in groups.values() for name in names})
     parsed = list(_pictures(reading, groups))
     split_foreground(reading, parsed)
+    settle_classes([picture.objects for picture in parsed], reading.findings)
     yield from parsed
 
 
@@ -191,14 +192,14 @@ def _object(reading: Reading, name: str, picture: Path, size: tuple[int, int]) -
     elif mask.shape != size:
         reading.findings.add(_SIZE, f"{name}: {mask.shape[1]} x {mask.shape[0]} instead of {size[1]} x {size[0]}")
     else:
-        return Object(class_of(name, picture), PurePosixPath(name).name, rle=utils.mask_to_rle(mask))
+        return Object(name_of(name, picture), PurePosixPath(name).name, rle=utils.mask_to_rle(mask))
     return None
 
 
-def class_of(name: str, picture: Path) -> str:
-    """The class of a mask file: the letters of its name without the picture's name and numbers, else of its folder.
+def name_of(name: str, picture: Path) -> str:
+    """The name of a mask with its number, for settle_classes: of the file without the picture's name, else the folder.
 
-    Empty for a hash, and for words such as mask.
+    Empty for words such as mask.
     """
     parts = PurePosixPath(name).parts
     stem = stem_of(name)
@@ -207,17 +208,19 @@ def class_of(name: str, picture: Path) -> str:
     text = _word(stem)
     folder = parts[-2] if len(parts) > 1 else ""
     if not text and folder.lower() not in _FOLDERS and folder != picture.stem and split_of(f"{folder}/x") is None:
-        text = _word(folder)
+        number = re.search(r"\d+$", stem)  # CD4/001.png is CD4_001
+        text = f"{_word(folder)}_{number[0]}" if number and _word(folder) else _word(folder)
     return text
 
 
 def _word(text: str) -> str:
-    """The letters of a name without numbers at its ends, or nothing for a name that is none of a class."""
-    if _HASH.fullmatch(text):
+    """A name without what precedes its class, and without the word mask; empty for a name that says no class."""
+    if is_hash(text):
         return ""
-    text = re.sub(r"^[\d\s._-]+|[\d\s._-]+$", "", text)
-    text = re.sub(r"^(masks?|objects?|obj|instances?)[\d\s._-]+|[\s._-]+(masks?)$", "", text, flags=re.IGNORECASE)
-    return "" if text.lower() in ("", "mask", "masks", "object", "obj", "instance", "label") else text
+    text = re.sub(r"^[\d\s._-]+", "", text)
+    text = re.sub(r"[\s._-]+masks?[\s._-]*(\d*)$", r"_\1", text, flags=re.IGNORECASE)
+    no_class = r"^(masks?|objects?|obj|instances?)([\d\s._-]+|$)|^label[\d\s._-]*$"
+    return re.sub(no_class, "", text, flags=re.IGNORECASE)
 
 
 ############################################################

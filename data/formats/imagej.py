@@ -1,9 +1,9 @@
 """ImageJ's regions of interest: NAME.zip, NAME_RoiSet.zip, or NAME.roi beside the picture NAME.
 
 Polygons, freehand and traced regions, ovals, rectangles and composites are objects; points and lines are not. Whole
-coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; a name of digits has
-none. A property "class" of a ROI, which our own writer adds, counts before its name. Source: the package roifile, and
-ij/io/RoiDecoder.java.
+coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; names of digits and
+UUIDs have none. A property "class" of a ROI, which our own writer adds, counts before its name. Source: the package
+roifile, and ij/io/RoiDecoder.java.
 """
 
 import contextlib
@@ -13,9 +13,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import utils
 from data.listing import folder_of, stem_of
+from data.numbered_names import settle_classes
 from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
 
@@ -91,28 +93,40 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
             reading.no_picture(label, label)
         else:
             groups.setdefault(path, []).append(label)
+    pictures, unsettled = [], []
     for path, names in groups.items():
         picture = Picture(path, names[0], split=split_of(reading.listing.relative(path)))
         size = reading.size_of(picture)
         if size is None:
             continue
-        for label in names:
-            picture.objects += _objects(reading, label, size)
-        yield picture
+        found = [item for label in names for item in _objects(reading, label, path, size)]
+        picture.objects = [parsed for parsed, _ in found]
+        unsettled.append([parsed for parsed, is_class in found if not is_class])
+        pictures.append(picture)
+    settle_classes(unsettled, reading.findings)
+    yield from pictures
 
 
-def _objects(reading: Reading, label: str, size: tuple[int, int]) -> Iterator[Object]:
+def _objects(reading: Reading, label: str, picture: Path, size: tuple[int, int]) -> Iterator[tuple[Object, bool]]:
+    """(object, whether its name is its class as it is) of each ROI of a file."""
+    import roifile  # here: few data sets have ROIs
+
     for name, data in _contents(reading, label):
         place = f"{label}: {utils.printable(name)}"
         try:
-            parsed = _object(data, utils.printable(name), size)
+            roi = roifile.ImagejRoi.frombytes(data)
+            class_name = _class_property(roi.props)
+            text = class_name or roi.name or utils.printable(name)
+            if not class_name and label.lower().endswith(".roi"):  # NAME_001.roi has the name of its picture
+                text = re.sub(rf"^{re.escape(picture.stem)}(?=[\s._-]|$)", "", text, flags=re.IGNORECASE)
+            parsed = _object(roi, text, utils.printable(name), size)
         except Exception as error:  # roifile raises errors of many kinds for damaged bytes
             reading.findings.add(UNUSABLE, f"{place}: {utils.printable(error)}")
             continue
         if parsed is None:
             reading.findings.add(_NO_AREA, place)
         else:
-            yield parsed
+            yield parsed, bool(class_name)
 
 
 def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
@@ -137,13 +151,9 @@ def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
         reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
 
 
-def _object(data: bytes, place: str, size: tuple[int, int]) -> Object | None:
-    """The object of a ROI; None for one without an area."""
-    import roifile  # here: few data sets have ROIs
-
-    roi = roifile.ImagejRoi.frombytes(data)
-    name = _class_property(roi.props) or class_of(roi.name or place)
-    kinds = roifile.ROI_TYPE
+def _object(roi: Any, name: str, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a ROI of roifile; None for one without an area."""
+    kinds = type(roi.roitype)  # roifile.ROI_TYPE
     if roi.composite:
         rings = [point_array(ring) for ring in roi.coordinates(multi=True)]
         rings = [ring for ring in rings if len(ring) >= 3]
@@ -174,9 +184,3 @@ def _class_property(properties: str) -> str:
                 value = json.loads(value) if value.startswith('"') else value
             return value
     return ""
-
-
-def class_of(name: str) -> str:
-    """The class in the name of a ROI: letters before or after its number; empty for a name of digits and signs."""
-    text = re.sub(r"^[\d\s._-]+|[\d\s._-]+$", "", name)
-    return "" if text.lower() in ("", "roi") else text
