@@ -309,6 +309,16 @@ def test_yolo_class_names_instead_of_numbers(tmp_path):
     check(tmp_path, PLAIN)
 
 
+def test_yolo_class_names_that_are_numbers(tmp_path):
+    picture(tmp_path / "a.png")
+    fields = ("0", "1", "2.0", "5", "3", "cat")
+    write_text(tmp_path / "a.txt", "\n".join(line(field, (2, 2 + i, 9, 9 + i)) for i, field in enumerate(fields)))
+    write_text(tmp_path / "data.yaml", "names: ['1', '2', '5', 'cat']\n")
+    records = open_records(tmp_path)
+    assert [parsed.name for parsed in records.pictures[0].objects] == ["1", "2", "5", "5", "cat", "cat"]
+    assert faults(records) == {yolo._NAME.what: ["a.txt: line 4: 5"]}
+
+
 def test_yolo_bad_lines_cost_a_line_each(tmp_path):
     pictures(tmp_path)
     bad = [

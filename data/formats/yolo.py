@@ -7,6 +7,7 @@ path is labels/ in its label's; or both lie in one folder. data.yaml has the nam
 obj.names. Source: docs.ultralytics.com/datasets/segment; ultralytics 8.4, data/utils.py.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,7 @@ _RANGE = Fault(
 _NO_CLASS = Fault(
     ERROR, "lines have a class number out of range, which has no name", "left out", "add its name to data.yaml"
 )
+_NAME = Fault(WARNING, "lines have a class number out of range, which is the name of a class", "taken as the name")
 _NO_NAMES = Fault(REMARK, "there is neither data.yaml nor classes.txt", "classes are called class 0, class 1 ...")
 
 
@@ -138,15 +140,19 @@ def _objects(
 ) -> Iterator[Object]:
     """The objects of a label file. size: (height, width) of the picture. kinds: counts polygons and boxes."""
     height, width = size
-    lines = [(number, line.split()) for number, line in enumerate(reading.text(label).splitlines(), 1) if line.strip()]
+    lines = [(row, line.split()) for row, line in enumerate(reading.text(label).splitlines(), 1) if line.strip()]
     rows = []
     numbers = {name: number for number, name in names.items()}
-    for number, fields in lines:
-        place = f"{label}: line {number}"
+    for row, fields in lines:
+        place = f"{label}: line {row}"
+        number = _class_number(fields[0])
+        is_name = number not in names and fields[0] in numbers
+        class_id = numbers[fields[0]] if is_name else number
         try:
-            class_id = numbers[fields[0]] if fields[0] in numbers else _class_number(fields[0])
             values = np.array(fields[1:], np.float64)
-        except (ValueError, OverflowError):
+        except ValueError:
+            class_id = None
+        if class_id is None:
             reading.findings.add(UNUSABLE, f"{place}: {utils.printable(' '.join(fields), 60)} is no class and numbers")
             continue
         if len(values) == 4:
@@ -158,15 +164,17 @@ def _objects(
             reading.findings.add(_NO_CLASS, f"{place}: class {class_id} of {len(names)}")
         else:
             kinds["polygon"] += 1
+            if is_name and number is not None:
+                reading.findings.add(_NAME, f"{place}: {fields[0]}")
             rows.append((place, names.get(class_id, f"class {class_id}"), values.reshape(-1, 2)))
     yield from _outlines(reading, label, rows, np.array([width, height], np.float64))
 
 
-def _class_number(text: str) -> int:
-    """The number of a class, also as 3.0. Raises: ValueError or OverflowError."""
-    if float(text) != int(float(text)):
-        raise ValueError(text)
-    return int(float(text))
+def _class_number(text: str) -> int | None:
+    """The number of a class, also as 3.0; None for other text."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return int(float(text)) if float(text) == int(float(text)) else None
+    return None
 
 
 def _outlines(reading: Reading, label: str, rows: list[tuple[str, str, np.ndarray]], scale: np.ndarray):
