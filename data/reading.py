@@ -19,7 +19,7 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -36,6 +36,7 @@ UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
 UNREADABLE = Fault(ERROR, "label files cannot be read", "left out", "mend or delete them")
 OTHER_FILES = Fault(REMARK, "files beside the labels are of another kind", "left out")
 NO_PICTURE = Fault(ERROR, "labels name a picture that is not there", "left out", "put it back, or remove its entry")
+CLASS_LISTS = Fault(REMARK, "class lists differ", "each label file takes the nearest one")
 AMBIGUOUS = Fault(
     ERROR, "labels name a picture that several files could be", "left out", "give each picture a name of its own"
 )
@@ -335,6 +336,28 @@ def nearest(names: list[str], folder: str) -> list[str]:
     shared = [len(parts & set(folded(folder_of(name)).split("/"))) for name in names]
     nearest = [name for name, count in zip(names, shared, strict=True) if count == max(shared)]
     return [name for name in nearest if folder_of(name) == folder] or nearest
+
+
+def own_list(lists: Mapping[str, Any], label: str, rank: Callable[[str, bool, int], Any]) -> Any:
+    """The class list of a label file, in a folder that may hold several exports.
+
+    lists: {file: its classes}. rank: of a file, by whether its folder is above the label, and how many folders they
+    share; the highest counts. Raises: ValueError if several that differ have it.
+    """
+    ranks = {}
+    for file in lists:
+        folders, others = folder_of(file).split("/"), label.split("/")[:-1]
+        is_above = folders == [""] or folders == others[: len(folders)]
+        ranks[file] = rank(file, is_above, len(posixpath.commonprefix([folders, others])))
+    highest = max(ranks.values())
+    near = [file for file in lists if ranks[file] == highest]
+    for other in near:
+        if lists[other] != lists[near[0]]:
+            raise ValueError(
+                f"the class lists {utils.printable(near[0])} and {utils.printable(other)} differ, and neither is "
+                f"nearer to {utils.printable(label)}: keep the one that is meant, or put each above its own labels"
+            )
+    return lists[near[0]]
 
 
 def _reason(error: Exception) -> str:

@@ -338,6 +338,27 @@ def test_voc(tmp_path, kind):
     assert ("pictures have pixels of void, 255" in faults(records, "remark")) == (kind == "palette")
 
 
+def test_voc_two_exports_have_class_lists_of_their_own(tmp_path):
+    for folder, stem, names in (("A", "a", ["background", "dog", "cat"]), ("B", "b", ["background", "cat", "dog"])):
+        picture(tmp_path / folder / "JPEGImages" / f"{stem}.jpg")
+        classes = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for item in FLAT[stem]:
+            classes[item.mask()] = names.index(item.name)
+        write_png(tmp_path / folder / "SegmentationObject" / f"{stem}.png", numbers(FLAT[stem], np.uint8))
+        write_png(tmp_path / folder / "SegmentationClass" / f"{stem}.png", classes)
+        write_text(tmp_path / folder / "labelmap.txt", ":::\n".join([*names, ""]))
+    records = check(tmp_path, {stem: FLAT[stem] for stem in "ab"})
+    assert faults(records, "remark") == {"class lists differ": ["A/labelmap.txt", "B/labelmap.txt"]}
+    for folder in "AB":
+        (tmp_path / folder / "more").mkdir()
+        (tmp_path / folder / "labelmap.txt").rename(tmp_path / folder / "more" / "labelmap.txt")
+    check(tmp_path, {stem: FLAT[stem] for stem in "ab"})  # the list that shares a folder with a label is its own
+    (tmp_path / "A" / "more").rename(tmp_path / "C")
+    (tmp_path / "B" / "more").rename(tmp_path / "D")
+    with pytest.raises(ValueError, match=r"C/labelmap.txt and D/labelmap.txt differ, and neither is nearer to A/"):
+        open_records(tmp_path)
+
+
 def test_voc_palette():
     assert voc.palette()[[0, 1, 2, 15, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192],

@@ -4,7 +4,8 @@
 
 Five numbers are a box. An empty or absent file is a picture without objects. The last folder images/ of a picture's
 path is labels/ in its label's; or both lie in one folder. data.yaml has the names; without one, classes.txt or
-obj.names. Source: docs.ultralytics.com/datasets/segment; ultralytics 8.4, data/utils.py.
+obj.names; of several, the nearest above a label. Source: docs.ultralytics.com/datasets/segment; ultralytics 8.4,
+data/utils.py.
 """
 
 import contextlib
@@ -17,7 +18,18 @@ import numpy as np
 
 import utils
 from data.listing import PICTURE_SUFFIXES, folded, folder_of, stem_of
-from data.reading import UNREADABLE, UNUSABLE, Claim, NoMasks, Reading, closed_ring, split_of, split_of_file
+from data.reading import (
+    CLASS_LISTS,
+    UNREADABLE,
+    UNUSABLE,
+    Claim,
+    NoMasks,
+    Reading,
+    closed_ring,
+    own_list,
+    split_of,
+    split_of_file,
+)
 from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "yolo"
@@ -39,6 +51,7 @@ _NO_CLASS = Fault(
     ERROR, "lines have a class number out of range, which has no name", "left out", "add its name to data.yaml"
 )
 _NAME = Fault(WARNING, "lines have a class number out of range, which is the name of a class", "taken as the name")
+_OTHER_LISTS = Fault(REMARK, "class lists are others than those that count", "not used", "delete them if they are old")
 _NO_NAMES = Fault(REMARK, "there is neither data.yaml nor classes.txt", "classes are called class 0, class 1 ...")
 
 
@@ -83,12 +96,18 @@ def _head(path: Path) -> str:
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each label file, and for each picture beside those that has none."""
-    if any("kpt_shape" in value for _, value in _yaml_files(reading)):
+    yamls = _yaml_files(reading)
+    if any("kpt_shape" in value for _, value in yamls):
         raise ValueError(f"the labels of {labels[0]} and others are keypoints (kpt_shape): there are no masks to learn")
-    names = read_names(reading)
-    if not names:
+    lists = read_names(reading, yamls)
+    if not lists:
         reading.findings.add(_NO_NAMES, reading.listing.root.name)
-    splits = _read_splits(reading)
+    examples = {folder_of(label): label for label in labels}
+    owners = {folder: names_of(label, lists) for folder, label in examples.items()}
+    if any(names != owners[folder_of(labels[0])] for names in owners.values()):
+        reading.findings.add(CLASS_LISTS, *lists)
+    reading.findings.add(_OTHER_LISTS, *(file for file, names in lists.items() if names not in owners.values()))
+    splits = _read_splits(reading, yamls)
     parsed, kinds = [], {"polygon": 0, "box": 0}
     paths = _find_pictures(reading, labels)
     for label, path in paths.items():
@@ -96,7 +115,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         picture.split = picture.split or split_of(label)
         size = reading.size_of(picture)
         if size is not None:
-            picture.objects = list(_objects(reading, label, names, size, kinds))
+            picture.objects = list(_objects(reading, label, owners[folder_of(label)], size, kinds))
             parsed.append(picture)
     if kinds["box"] and not kinds["polygon"]:
         raise NoMasks("YOLO", kinds["box"], labels[0])
@@ -199,19 +218,34 @@ def _outlines(reading: Reading, label: str, rows: list[tuple[str, str, np.ndarra
 ############################################################
 
 
-def read_names(reading: Reading) -> dict[int, str]:
-    """{class number: name} of data.yaml, or of a file with a name in each line; empty without either."""
-    for _, value in _yaml_files(reading):
+def read_names(reading: Reading, yamls: list[tuple[str, dict]]) -> dict[str, dict[int, str]]:
+    """{file: {class number: name}} of data.yaml, and of files with a name in each line.
+
+    yamls: as _yaml_files gives them.
+    """
+    lists = {}
+    for file, value in yamls:
         names = value.get("names")
         if isinstance(names, list):
             names = dict(enumerate(names))
         if isinstance(names, dict) and names and all(_is_name(*item) for item in names.items()):
-            return {int(key): text.strip() for key, text in names.items()}
-    files = [name for name in reading.listing.files if PurePosixPath(name).name in _NAME_FILES]
-    for name in sorted(files, key=lambda name: (name.count("/"), name)):
-        lines = [line.strip() for line in reading.text(name).splitlines()]
-        return {number: line for number, line in enumerate(lines) if line}
-    return {}
+            lists[file] = {int(key): text.strip() for key, text in names.items()}
+    for file in reading.listing.files:
+        if PurePosixPath(file).name in _NAME_FILES:
+            lines = [line.strip() for line in reading.text(file).splitlines()]
+            lists |= {file: {number: line for number, line in enumerate(lines) if line}} if any(lines) else {}
+    return lists
+
+
+def names_of(label: str, lists: dict[str, dict[int, str]]) -> dict[int, str]:
+    """The class names of a label file: of the nearest yaml file above it, else of another file; empty without lists."""
+
+    def rank(file: str, is_above: bool, shared: int) -> tuple:
+        name = PurePosixPath(file).name
+        is_yaml = name not in _NAME_FILES
+        return is_above, is_yaml, shared, name.startswith("data") if is_yaml else -_NAME_FILES.index(name)
+
+    return own_list(lists, label, rank) if lists else {}
 
 
 def _is_name(key: Any, text: Any) -> bool:
@@ -245,14 +279,14 @@ def _yaml_files(reading: Reading) -> list[tuple[str, dict]]:
 ############################################################
 
 
-def _read_splits(reading: Reading) -> dict[Path, str]:
+def _read_splits(reading: Reading, yamls: list[tuple[str, dict]]) -> dict[Path, str]:
     """{picture: split} as data.yaml says: train, val and test are folders, lists of folders, or text files of pictures.
 
     Text files named train.txt or autosplit_val.txt are read too. What is not there is left to the folders' names. The
     same pictures for train and val, which ultralytics wants where there is no split, are no split.
     """
     splits: dict[Path, str] = {}
-    for name, value in _yaml_files(reading):
+    for name, value in yamls:
         for split in SPLITS if value.get("train") != value.get("val") else ():
             entries = value.get(split) or (value.get("valid") if split == "val" else None)
             for entry in entries if isinstance(entries, list) else [entries]:
