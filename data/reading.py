@@ -10,8 +10,10 @@ A reader raises nothing for a fault in the data. It adds the fault to reading.fi
 """
 
 import contextlib
+import csv
 import dataclasses
 import functools
+import io
 import json
 import logging
 import mmap
@@ -29,7 +31,7 @@ import numpy as np
 import utils
 from data.file_names import CASE, FOLDERS, SUFFIX, FileIndex
 from data.images import ImageSize, image_size
-from data.listing import Listing, folded, folder_of, parse_xml, stem_of
+from data.listing import Listing, decode_head, folded, folder_of, parse_xml, stem_of
 from data.records import ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
 
 UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
@@ -148,8 +150,24 @@ class Reading:
     def head(self, name: str, size: int = 1 << 14) -> str:
         """The first characters of a file, to recognise it; empty if it cannot be read."""
         with contextlib.suppress(OSError), self.listing.path(name).open("rb") as file:
-            return file.read(size).decode("utf-8", "replace")
+            return decode_head(file.read(size))
         return ""
+
+    def columns(self, name: str) -> list[str]:
+        """The names of the columns of a csv file, from its first line; empty if it cannot be read."""
+        line = next(iter(self.head(name).removeprefix("#").splitlines()), "")
+        with contextlib.suppress(csv.Error):
+            return next(csv.reader([line], delimiter=_delimiter(line)), [])
+        return []
+
+    def table(self, label: str) -> list[dict[str, str]]:
+        """The rows of a csv file with commas, semicolons or tabs; none, with a finding, if it is damaged."""
+        text = self.text(label).removeprefix("#")
+        try:
+            return list(csv.DictReader(io.StringIO(text), delimiter=_delimiter(text.partition("\n")[0])))
+        except csv.Error as error:
+            self.findings.add(UNREADABLE, f"{label}: {error}")
+            return []
 
     def looked_into(self, is_format: Callable[[Any], bool], *suffixes: str) -> dict[str, Any]:
         """{name: value as look() gives it} of the JSON files of a format, in the folders whose samples have some."""
@@ -328,6 +346,11 @@ class Reading:
                 self._sizes[path] = None
                 self.findings.add(_DAMAGED, str(error))
         return self._sizes[path]
+
+
+def _delimiter(line: str) -> str:
+    """What separates the columns of a csv file, by its first line: Excel writes semicolons in many countries."""
+    return max(",;\t", key=line.count)
 
 
 def nearest(names: list[str], folder: str) -> list[str]:

@@ -9,8 +9,6 @@
 The class is in the file's name, before its number, or in the name of a folder between masks/NAME and the file.
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -49,7 +47,8 @@ def claim(reading: Reading) -> Claim | None:
     are_folders = any(_has_own_folder(name, path) for path, names in groups.items() for name in names)
     if (are_folders or max(map(len, groups.values()), default=0) > 1) and any(looks) and False not in looks:
         return Claim(labels, len(groups), f"{len(labels)} masks of two values for {len(groups)} pictures")
-    tables = [name for name in reading.listing.of(".csv") if _has_rle(reading, name)]
+    tables = reading.listing.of(".csv")
+    tables = [name for name in tables if {"ImageId", "EncodedPixels"} <= set(reading.columns(name))]
     if not tables:
         return None
     pictures = {row["ImageId"] for name in tables for row in _rows(reading, name)}
@@ -228,20 +227,8 @@ def _word(text: str) -> str:
 ############################################################
 
 
-def _has_rle(reading: Reading, name: str) -> bool:
-    with reading.listing.path(name).open("rb") as file:
-        head = file.read(1 << 12).decode("utf-8", "replace").partition("\n")[0]
-    return {"ImageId", "EncodedPixels"} <= set(head.strip().removeprefix("\ufeff").split(","))
-
-
 def _rows(reading: Reading, name: str) -> list[dict[str, str]]:
-    """The rows of a table; none, with a finding, if it is damaged."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(reading.text(name))))
-    except csv.Error as error:
-        reading.findings.add(UNREADABLE, f"{name}: {error}")
-        return []
-    return [row for row in rows if row.get("ImageId")]
+    return [row for row in reading.table(name) if row.get("ImageId")]
 
 
 def _read_rle(reading: Reading, labels: list[str]) -> Iterator[Picture]:

@@ -81,8 +81,7 @@ def claim(reading: Reading) -> Claim | None:
 
 
 def _is_annotation(reading: Reading, name: str) -> bool:
-    with reading.listing.path(name).open("rb") as file:
-        head = file.read(1 << 14).decode("utf-8", "replace")
+    head = reading.head(name)
     is_voc = "<annotation" in head and "<annotations" not in head and ("<size" in head or "<filename" in head)
     return is_voc and "<imagesize" not in head  # which LabelMe of 2008 writes
 

@@ -39,6 +39,7 @@ WHOLE_NUMBERS_ARE_CONTOURS = True
 _LINE = re.compile(r"\S+(\s+-?[\d.]+(e[-+]?\d+)?){4,}", re.IGNORECASE)
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 _MAX_YAML_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 
 _BOXES = Fault(ERROR, "lines are boxes among polygons", "left out: a box is no mask")
 _PIXELS = Fault(
@@ -68,9 +69,9 @@ def claim(reading: Reading) -> Claim | None:
     stems = {folded(stem_of(picture)) for picture in reading.listing.pictures}
     matched = [name for name in names if folded(reading.without_upload(stem_of(name))) in stems]
     samples = reading.listing.samples(matched)
-    good = [name for name in samples if is_label(_head(reading.listing.path(name)))]
+    good = [name for name in samples if is_label(_head(reading, name))]
     if not good and _yaml_files(Reading(reading.listing.root)):  # all may be empty
-        good = [name for name in samples if not _head(reading.listing.path(name)).strip()]
+        good = [name for name in samples if not _head(reading, name).strip()]
     folders = {folder_of(name) for name in good}
     labels = [name for name in names if folder_of(name) in folders and not _is_list(reading, name)]
     if not labels:
@@ -81,17 +82,15 @@ def claim(reading: Reading) -> Claim | None:
 
 def _is_list(reading: Reading, name: str) -> bool:
     """Whether a text file beside labels is no label: a list of pictures, or notes."""
-    head = _head(reading.listing.path(name)).strip()
+    head = _head(reading, name).strip()
     is_exact = reading.find_stem(stem_of(name), folder_of(name)) is not None
     return bool(head) and not is_exact and not is_label(head)
 
 
-def _head(path: Path) -> str:
+def _head(reading: Reading, name: str) -> str:
     """The first lines of a file, without a last one that is cut."""
-    with path.open("rb") as file:
-        data = file.read(1 << 16)
-    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-    return text if len(data) < 1 << 16 else text[: text.rfind("\n")]
+    text = reading.head(name, _HEAD_BYTES)
+    return text if reading.listing.path(name).stat().st_size <= _HEAD_BYTES else text[: text.rfind("\n")]
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
