@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -27,6 +28,11 @@ MAX_FILES = 2_000_000
 MAX_LABEL_BYTES = 4 << 30  # a label file above it is refused before it is read
 MAX_UNPACKED = 1 << 30  # bytes of a packed label file
 
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_XML_ENCODING = re.compile(  # those of text; Python has others, of which some take a long time
+    rb"\s*<\?xml\s[^>]{,200}?encoding\s*=\s*[\"']((?:windows|cp|iso|latin|koi8|mac|shift|euc|gb|big5)[\w-]{,30})[\"']",
+    re.ASCII | re.IGNORECASE,
+)
 ENCODING = Fault(WARNING, "label files are not UTF-8", "read as cp1252", "save them as UTF-8")
 
 
@@ -99,7 +105,7 @@ class Listing:
         return chosen
 
     def text(self, name: str, findings: Findings | None = None) -> str:
-        """The text of a file: UTF-8, with or without a mark at its start, else UTF-16 with a mark, else cp1252.
+        """The text of a file, as decode_text reads it.
 
         A file NAME.gz is unpacked.
 
@@ -148,18 +154,28 @@ def _unpacked(path: Path) -> bytes:
 
 
 def decode_text(data: bytes, name: str) -> tuple[str, str]:
-    """The text of a file and its encoding: UTF-8, UTF-16 with a mark at its start, or else cp1252.
+    """The text of a file and its encoding: UTF-8, UTF-16 with a mark at its start, what XML declares, or else cp1252.
 
     Raises: ValueError for a file that is no text.
     """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if data[:2] in _UTF16_MARKS:
         return data.decode("utf-16", "replace").removeprefix("\ufeff"), "utf-16"
     try:
         return data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
         if b"\0" in data:
             raise ValueError(f"{utils.printable(name)} is no text") from None
+    declared = _XML_ENCODING.match(data)
+    with contextlib.suppress(ValueError, LookupError):  # another text than it says, or an encoding that is none
+        if declared is not None:
+            return data.decode(declared[1].decode()), declared[1].decode()
     return data.decode("cp1252", "replace"), "cp1252"
+
+
+def decode_head(data: bytes) -> str:
+    """The text of the first bytes of a file, to recognise it: UTF-8, or UTF-16 with a mark at its start."""
+    encoding = "utf-16" if data[:2] in _UTF16_MARKS else "utf-8-sig"
+    return data.decode(encoding, "replace")
 
 
 def decode_base64(text: Any) -> bytes:

@@ -10,8 +10,10 @@ A reader raises nothing for a fault in the data. It adds the fault to reading.fi
 """
 
 import contextlib
+import csv
 import dataclasses
 import functools
+import io
 import json
 import logging
 import mmap
@@ -19,7 +21,7 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -29,13 +31,14 @@ import numpy as np
 import utils
 from data.file_names import CASE, FOLDERS, SUFFIX, FileIndex
 from data.images import ImageSize, image_size
-from data.listing import Listing, folded, folder_of, parse_xml, stem_of
+from data.listing import Listing, decode_head, folded, folder_of, parse_xml, stem_of
 from data.records import ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
 
 UNUSABLE = Fault(ERROR, "objects cannot be used", "left out")
 UNREADABLE = Fault(ERROR, "label files cannot be read", "left out", "mend or delete them")
 OTHER_FILES = Fault(REMARK, "files beside the labels are of another kind", "left out")
 NO_PICTURE = Fault(ERROR, "labels name a picture that is not there", "left out", "put it back, or remove its entry")
+CLASS_LISTS = Fault(REMARK, "class lists differ", "each label file takes the nearest one")
 AMBIGUOUS = Fault(
     ERROR, "labels name a picture that several files could be", "left out", "give each picture a name of its own"
 )
@@ -151,8 +154,24 @@ class Reading:
     def head(self, name: str, size: int = 1 << 14) -> str:
         """The first characters of a file, to recognise it; empty if it cannot be read."""
         with contextlib.suppress(OSError), self.listing.path(name).open("rb") as file:
-            return file.read(size).decode("utf-8", "replace")
+            return decode_head(file.read(size))
         return ""
+
+    def columns(self, name: str) -> list[str]:
+        """The names of the columns of a csv file, from its first line; empty if it cannot be read."""
+        line = next(iter(self.head(name).removeprefix("#").splitlines()), "")
+        with contextlib.suppress(csv.Error):
+            return next(csv.reader([line], delimiter=_delimiter(line)), [])
+        return []
+
+    def table(self, label: str) -> list[dict[str, str]]:
+        """The rows of a csv file with commas, semicolons or tabs; none, with a finding, if it is damaged."""
+        text = self.text(label).removeprefix("#")
+        try:
+            return list(csv.DictReader(io.StringIO(text), delimiter=_delimiter(text.partition("\n")[0])))
+        except csv.Error as error:
+            self.findings.add(UNREADABLE, f"{label}: {error}")
+            return []
 
     def looked_into(self, is_format: Callable[[Any], bool], *suffixes: str) -> dict[str, Any]:
         """{name: value as look() gives it} of the JSON files of a format, in the folders whose samples have some."""
@@ -333,12 +352,39 @@ class Reading:
         return self._sizes[path]
 
 
+def _delimiter(line: str) -> str:
+    """What separates the columns of a csv file, by its first line: Excel writes semicolons in many countries."""
+    return max(",;\t", key=line.count)
+
+
 def nearest(names: list[str], folder: str) -> list[str]:
     """Of pictures of one name, those whose folders have most of the folders of a label: train of labels/train."""
     parts = set(folded(folder).split("/"))
     shared = [len(parts & set(folded(folder_of(name)).split("/"))) for name in names]
     nearest = [name for name, count in zip(names, shared, strict=True) if count == max(shared)]
     return [name for name in nearest if folder_of(name) == folder] or nearest
+
+
+def own_list(lists: Mapping[str, Any], label: str, rank: Callable[[str, bool, int], Any]) -> Any:
+    """The class list of a label file, in a folder that may hold several exports.
+
+    lists: {file: its classes}. rank: of a file, by whether its folder is above the label, and how many folders they
+    share; the highest counts. Raises: ValueError if several that differ have it.
+    """
+    ranks = {}
+    for file in lists:
+        folders, others = folder_of(file).split("/"), label.split("/")[:-1]
+        is_above = folders == [""] or folders == others[: len(folders)]
+        ranks[file] = rank(file, is_above, len(posixpath.commonprefix([folders, others])))
+    highest = max(ranks.values())
+    near = [file for file in lists if ranks[file] == highest]
+    for other in near:
+        if lists[other] != lists[near[0]]:
+            raise ValueError(
+                f"the class lists {utils.printable(near[0])} and {utils.printable(other)} differ, and neither is "
+                f"nearer to {utils.printable(label)}: keep the one that is meant, or put each above its own labels"
+            )
+    return lists[near[0]]
 
 
 def _reason(error: Exception) -> str:

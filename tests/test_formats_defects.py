@@ -6,6 +6,7 @@ A clean set of each format has neither errors nor warnings.
 import csv
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -539,6 +540,45 @@ def test_a_label_file_of_another_encoding(name, tmp_path):
     assert_found(report, path.name, "not UTF-8", severities=(WARNING,))
     assert count(report) == 5
     assert any("Größe" in n for n in report.table.class_names), report.table.class_names
+
+
+@pytest.mark.parametrize("byte_order", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].is_text])
+def test_label_files_in_utf_16_with_a_mark(name, byte_order, tmp_path):
+    FORMATS[name].write(tmp_path, with_class("Größe"))
+    expected = report_of(tmp_path)
+    for path in tmp_path.rglob("*.*"):
+        if path.suffix in (".json", ".geojson", ".xml", ".csv", ".txt", ".yaml"):
+            path.write_bytes(f"\ufeff{path.read_text(encoding='utf-8')}".encode(byte_order))
+    report = report_of(tmp_path)
+    assert (count(report), report.table.class_names) == (count(expected), expected.table.class_names)
+    assert not report.faults[WARNING]
+    assert not report.faults[ERROR]
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].label.endswith(".xml")])
+def test_an_xml_file_is_read_in_the_encoding_that_it_declares(name, tmp_path):
+    FORMATS[name].write(tmp_path, with_class("клетка"))
+    for path in tmp_path.rglob("*.xml"):
+        text = re.sub(r"^<\?xml.*?\?>", "", path.read_text(encoding="utf-8"))
+        path.write_bytes(f'<?xml version="1.0" encoding="windows-1251"?>{text}'.encode("cp1251"))
+    report = report_of(tmp_path)
+    assert "клетка" in report.table.class_names
+    assert count(report) == 5
+    assert not report.faults[WARNING]
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].label.endswith(".csv")])
+@pytest.mark.parametrize("separator", ";\t")
+def test_tables_with_semicolons_and_tabs(name, separator, tmp_path):
+    FORMATS[name].write(tmp_path, clean())
+    path = tmp_path / FORMATS[name].label
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    report = report_of(tmp_path)
+    assert count(report) == 5
+    assert not report.faults[ERROR]
 
 
 @pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].has_classes and n not in ("voc", "cityscapes")])

@@ -10,6 +10,7 @@ from own_sets import (
     HOLED,
     PLAIN,
     WIDTH,
+    Truth,
     check,
     corners,
     faults,
@@ -26,8 +27,9 @@ from own_sets import (
 from PIL import Image
 
 import utils
-from data.formats import binary_masks, imagej, label_images, voc
+from data.formats import binary_masks, label_images, voc
 from data.images import read_mask, read_numbers
+from data.numbered_names import _CLASSES, _NUMBERS, _UNCLEAR
 from data.reading import Options
 from data.recognise import open_records
 
@@ -271,6 +273,41 @@ def test_binary_masks_of_another_size_and_jpeg(tmp_path):
                                         ["masks/a/cat_9.png: 9 x 9 instead of 48 x 40"]}  # fmt: skip
 
 
+SETS_OF_NAMES = {  # {picture: names of masks}: classes, what is said
+    "a number behind the digits": ("type1_001 type2_001", "type1_001", "type1 type2", _CLASSES),
+    "twice in a picture": ("CD4 CD8 CD4_1 CD8_1", "", "CD4 CD8", _CLASSES),
+    "folders": ("CD4/001 CD4/002 CD8/001", "CD4/1", "CD4 CD8", _CLASSES),
+    "a count": ("cell1 cell2 cell3", "cell1 cell2", "cell", _NUMBERS),
+    "a count from 0": ("cell0 cell1 cell2", "cell0", "cell", _NUMBERS),
+    "a count of all classes together": ("cat1 dog2 cat3", "dog1 cat2", "cat dog", _NUMBERS),
+    "a count of the whole set": ("cell1 cell2", "cell3 cell4", "cell", _NUMBERS),
+    "a name without digits first": ("cell cell2 cell3", "cell cell2", "cell", _NUMBERS),
+    "many used once": (" ".join(f"cell{i * i}" for i in range(1, 12)), "cell7", "cell", _NUMBERS),
+    "gaps, and few over pictures": ("CD4 CD8", "CD4 CD8", "CD4 CD8", _CLASSES),
+    "one of two alone": ("G1 G2", "G2", "G1 G2", _CLASSES),
+    "two in each": ("G1 G2", "G1 G2", "G", _UNCLEAR),
+    "others have a number behind": ("G1 G2 CD4_1 CD8_1", "G1 G2", "CD4 CD8 G1 G2", _CLASSES),
+    "one with digits": ("p53 cat_1 cat_2", "p53", "cat p53", None),
+    "one object a picture": ("cat1", "cat1", "cat", None),
+    "numbers behind signs": ("cat_1 cat-2 dog.3", "cat-1", "cat dog", None),
+    "masks and hashes": ("mask1 object_2 label03 cat_mask_7", f"{'0f' * 16} mask", " cat", None),
+}
+
+
+@pytest.mark.parametrize("kind", SETS_OF_NAMES)
+def test_digits_of_classes_and_numbers_of_objects(tmp_path, kind):
+    *of_pictures, classes, fault = SETS_OF_NAMES[kind]
+    for stem, names in zip(("one", "two"), of_pictures, strict=True):
+        picture(tmp_path / "images" / f"{stem}.png")
+        for number, name in enumerate(names.split(" ") if names else ()):
+            mask = Truth("", ((4, 5 + number, 20, 18 + number),)).mask()
+            write_png(tmp_path / "masks" / stem / f"{name}.png", mask.astype(np.uint8) * 255)
+    records = open_records(tmp_path, "binary_masks")
+    assert {parsed.name for p in records.pictures for parsed in p.objects} == set(classes.split(" "))
+    told = records.findings.places.keys() & {_CLASSES, _NUMBERS, _UNCLEAR}
+    assert told == ({fault} if fault else set())
+
+
 ############################################################
 #  VOC, Cityscapes, Open Images
 ############################################################
@@ -314,6 +351,27 @@ def test_voc(tmp_path, kind):
     assert labelled == {"a": "train", "b": "val", "c": "train"}
     assert not faults(records)
     assert ("pictures have pixels of void, 255" in faults(records, "remark")) == (kind == "palette")
+
+
+def test_voc_two_exports_have_class_lists_of_their_own(tmp_path):
+    for folder, stem, names in (("A", "a", ["background", "dog", "cat"]), ("B", "b", ["background", "cat", "dog"])):
+        picture(tmp_path / folder / "JPEGImages" / f"{stem}.jpg")
+        classes = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for item in FLAT[stem]:
+            classes[item.mask()] = names.index(item.name)
+        write_png(tmp_path / folder / "SegmentationObject" / f"{stem}.png", numbers(FLAT[stem], np.uint8))
+        write_png(tmp_path / folder / "SegmentationClass" / f"{stem}.png", classes)
+        write_text(tmp_path / folder / "labelmap.txt", ":::\n".join([*names, ""]))
+    records = check(tmp_path, {stem: FLAT[stem] for stem in "ab"})
+    assert faults(records, "remark") == {"class lists differ": ["A/labelmap.txt", "B/labelmap.txt"]}
+    for folder in "AB":
+        (tmp_path / folder / "more").mkdir()
+        (tmp_path / folder / "labelmap.txt").rename(tmp_path / folder / "more" / "labelmap.txt")
+    check(tmp_path, {stem: FLAT[stem] for stem in "ab"})  # the list that shares a folder with a label is its own
+    (tmp_path / "A" / "more").rename(tmp_path / "C")
+    (tmp_path / "B" / "more").rename(tmp_path / "D")
+    with pytest.raises(ValueError, match=r"C/labelmap.txt and D/labelmap.txt differ, and neither is nearer to A/"):
+        open_records(tmp_path)
 
 
 def test_voc_palette():
@@ -413,7 +471,7 @@ def test_imagej_shapes(tmp_path):
     found = open_records(tmp_path).pictures[0].objects
     areas = [utils.rle_area(parsed.mask(HEIGHT, WIDTH)) for parsed in found]
     assert areas == pytest.approx([np.pi * 50, 200, 200], rel=0.06)
-    assert [parsed.name for parsed in found] == ["a", "a", "fine"]
+    assert [parsed.name for parsed in found] == ["", "", "fine"]
 
 
 @pytest.mark.parametrize(("axes", "shape", "first", "others"), [
@@ -439,9 +497,25 @@ def test_imagej_takes_the_rois_of_the_slice_that_is_read(tmp_path, axes, shape, 
     assert len(left_out) == len(others)
 
 
-def test_imagej_class_of():
-    names = {"0001-0234": "", "nucleus-0012": "nucleus", "12 cell": "cell", "cell": "cell", "roi 7": "", "": ""}
-    assert {name: imagej.class_of(name) for name in names} == names
+def test_imagej_names(tmp_path):
+    picture(tmp_path / "a.tif")
+    names = {"0001-0234": "", "nucleus-0012": "nucleus", "12 cell": "cell", "cell": "cell", "roi 7": "", "-": "",
+             "eac228b6-ecfc-11f1-8425-02fc00000001": "", "CD4-0001": "CD4", "CD8-0001": "CD8", "CD4": "CD4",
+             "G1": "G1", "G2": "G2", "p53": "p53", "Roi3": ""}  # fmt: skip
+    members = {f"{i}.roi": roi((4, 5 + i, 20, 18 + i), name) for i, name in enumerate(names)}
+    write_zip(tmp_path / "a_RoiSet.zip", members)
+    records = open_records(tmp_path)
+    assert [parsed.name for parsed in records.pictures[0].objects] == list(names.values())
+    assert faults(records, "remark")[_CLASSES.what] == ["CD4, CD8", "G1, G2"]
+    assert not faults(records)
+
+
+def test_imagej_pictures_that_end_in_digits_are_no_classes(tmp_path):
+    for stem in ("cell1", "cell2"):
+        picture(tmp_path / f"{stem}.tif")
+        (tmp_path / f"{stem}_001.roi").write_bytes(roi((4, 5, 20, 18), f"{stem}_001"))
+        (tmp_path / f"{stem}_002.roi").write_bytes(roi((4, 5, 20, 18), "cat-2"))
+    assert [[o.name for o in p.objects] for p in open_records(tmp_path).pictures] == [["", "cat"]] * 2
 
 
 def test_zip_files_of_other_things_are_no_labels(tmp_path):

@@ -309,6 +309,16 @@ def test_yolo_class_names_instead_of_numbers(tmp_path):
     check(tmp_path, PLAIN)
 
 
+def test_yolo_class_names_that_are_numbers(tmp_path):
+    picture(tmp_path / "a.png")
+    fields = ("0", "1", "2.0", "5", "3", "cat")
+    write_text(tmp_path / "a.txt", "\n".join(line(field, (2, 2 + i, 9, 9 + i)) for i, field in enumerate(fields)))
+    write_text(tmp_path / "data.yaml", "names: ['1', '2', '5', 'cat']\n")
+    records = open_records(tmp_path)
+    assert [parsed.name for parsed in records.pictures[0].objects] == ["1", "2", "5", "5", "cat", "cat"]
+    assert faults(records) == {yolo._NAME.what: ["a.txt: line 4: 5"]}
+
+
 def test_yolo_bad_lines_cost_a_line_each(tmp_path):
     pictures(tmp_path)
     bad = [
@@ -364,4 +374,49 @@ def test_yolo_is_label_and_read_names(tmp_path):
     assert not yolo.is_label("")
     assert not yolo.is_label("These are notes of 3 4 words\nand more")
     write_text(tmp_path / "classes.txt", "cat\n\ndog\n")
-    assert yolo.read_names(Reading(tmp_path)) == {0: "cat", 2: "dog"}
+    assert yolo.read_names(Reading(tmp_path), []) == {"classes.txt": {0: "cat", 2: "dog"}}
+
+
+LISTS = {"data.yaml": "names: [{}, {}]\n", "classes.txt": "{}\n{}\n"}
+
+
+@pytest.mark.parametrize("first", LISTS)
+@pytest.mark.parametrize("second", LISTS)
+def test_yolo_two_exports_have_class_lists_of_their_own(tmp_path, first, second):
+    for folder, stems, file, names in (("A", "ac", first, ("cat", "dog")), ("B", "b", second, ("dog", "cat"))):
+        for stem in stems:
+            picture(tmp_path / folder / "images" / f"{stem}.png")
+            text = "\n".join(line(names.index(item.name), part) for item in PLAIN[stem] for part in item.parts)
+            write_text(tmp_path / folder / "labels" / f"{stem}.txt", text)
+        write_text(tmp_path / folder / file, LISTS[file].format(*names))
+    records = check(tmp_path, PLAIN)
+    assert faults(records, "remark") == {"class lists differ": [f"{f}/{n}" for f, n in sorted_lists(first, second)]}
+    assert not faults(records)
+
+
+def sorted_lists(first, second):
+    return sorted([("A", first), ("B", second)], key=lambda item: (item[1] != "data.yaml", item[0]))
+
+
+def test_yolo_class_lists_that_differ(tmp_path):
+    picture(tmp_path / "labels" / "a.png")
+    write_text(tmp_path / "labels" / "a.txt", line(0, (2, 2, 9, 9)))
+    write_text(tmp_path / "x" / "one.yaml", "names: [cat]\n")
+    write_text(tmp_path / "y" / "two.yaml", "names: [cat]\n")
+    assert open_records(tmp_path).pictures[0].objects[0].name == "cat"
+    write_text(tmp_path / "y" / "two.yaml", "names: [dog]\n")
+    with pytest.raises(ValueError, match=r"lists x/one.yaml and y/two.yaml differ, and neither is nearer to labels/a"):
+        open_records(tmp_path)
+    write_text(tmp_path / "z.yaml", "names: [cow]\n")  # above the labels
+    assert open_records(tmp_path).pictures[0].objects[0].name == "cow"
+    write_text(tmp_path / "data.yaml", "names: [hen]\n")
+    records = open_records(tmp_path)
+    assert records.pictures[0].objects[0].name == "hen"
+    assert faults(records, "remark")[yolo._OTHER_LISTS.what] == ["z.yaml", "x/one.yaml", "y/two.yaml"]
+
+
+def test_yolo_a_broken_yaml_is_one_file(tmp_path):
+    picture(tmp_path / "a.png")
+    write_text(tmp_path / "a.txt", line(0, (2, 2, 9, 9)))
+    write_text(tmp_path / "data.yaml", "names: [cat\n")
+    assert len(faults(open_records(tmp_path), "error")["label files cannot be read"]) == 1

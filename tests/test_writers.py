@@ -101,6 +101,15 @@ def test_all_comes_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_class_names_that_are_numbers_or_end_in_digits(name, tmp_path):
+    names = ("1", "0", "CD4", "CD8", "G1", "G2")
+    pictures = {f"{i}.png": (None, list(zip(names, random_masks(i), strict=False))) for i in range(4)}
+    records = records_of(tmp_path / "in", pictures)
+    WRITERS[name](records, tmp_path / "out", True)
+    assert content(open_records(tmp_path / "out")) == content(records)
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_set_without_splits_and_a_picture_without_objects(name, tmp_path):
     masks = random_masks(4)
     pictures = {f"{i}.png": (None, [("cell", mask) for mask in masks[i:]]) for i in range(3)}

@@ -9,8 +9,6 @@
 The class is in the file's name, before its number, or in the name of a folder between masks/NAME and the file.
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ import utils
 from data.formats.label_images import one_channel, split_foreground
 from data.images import read_numbers
 from data.listing import folded, folder_of, stem_of
+from data.numbered_names import is_hash, settle_classes
 from data.reading import DERIVED, FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, split_of
 from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
 
@@ -36,7 +35,6 @@ _SIZE = Fault(ERROR, "mask files are of another size than their picture", "left 
 _NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken to show no objects")
 _GRAY = Fault(WARNING, "mask files have gray between black and white", "the brighter half taken as the object",
               "save masks as PNG")  # fmt: skip
-_HASH = re.compile(r"[0-9a-f]{16,}|[0-9a-f-]{32,}", re.IGNORECASE)
 _NEAR = 32  # of 255: JPEG changes black and white by less
 
 
@@ -49,7 +47,8 @@ def claim(reading: Reading) -> Claim | None:
     are_folders = any(_has_own_folder(name, path) for path, names in groups.items() for name in names)
     if (are_folders or max(map(len, groups.values()), default=0) > 1) and any(looks) and False not in looks:
         return Claim(labels, len(groups), f"{len(labels)} masks of two values for {len(groups)} pictures")
-    tables = [name for name in reading.listing.of(".csv") if _has_rle(reading, name)]
+    tables = reading.listing.of(".csv")
+    tables = [name for name in tables if {"ImageId", "EncodedPixels"} <= set(reading.columns(name))]
     if not tables:
         return None
     pictures = {row["ImageId"] for name in tables for row in _rows(reading, name)}
@@ -135,6 +134,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     _note_lost(reading, {name for names in groups.values() for name in names})
     parsed = list(_pictures(reading, groups))
     split_foreground(reading, parsed)
+    settle_classes([picture.objects for picture in parsed], reading.findings)
     yield from parsed
 
 
@@ -191,14 +191,14 @@ def _object(reading: Reading, name: str, picture: Path, size: tuple[int, int]) -
     elif mask.shape != size:
         reading.findings.add(_SIZE, f"{name}: {mask.shape[1]} x {mask.shape[0]} instead of {size[1]} x {size[0]}")
     else:
-        return Object(class_of(name, picture), PurePosixPath(name).name, rle=utils.mask_to_rle(mask))
+        return Object(name_of(name, picture), PurePosixPath(name).name, rle=utils.mask_to_rle(mask))
     return None
 
 
-def class_of(name: str, picture: Path) -> str:
-    """The class of a mask file: the letters of its name without the picture's name and numbers, else of its folder.
+def name_of(name: str, picture: Path) -> str:
+    """The name of a mask with its number, for settle_classes: of the file without the picture's name, else the folder.
 
-    Empty for a hash, and for words such as mask.
+    Empty for words such as mask.
     """
     parts = PurePosixPath(name).parts
     stem = stem_of(name)
@@ -207,17 +207,19 @@ def class_of(name: str, picture: Path) -> str:
     text = _word(stem)
     folder = parts[-2] if len(parts) > 1 else ""
     if not text and folder.lower() not in _FOLDERS and folder != picture.stem and split_of(f"{folder}/x") is None:
-        text = _word(folder)
+        number = re.search(r"\d+$", stem)  # CD4/001.png is CD4_001
+        text = f"{_word(folder)}_{number[0]}" if number and _word(folder) else _word(folder)
     return text
 
 
 def _word(text: str) -> str:
-    """The letters of a name without numbers at its ends, or nothing for a name that is none of a class."""
-    if _HASH.fullmatch(text):
+    """A name without what precedes its class, and without the word mask; empty for a name that says no class."""
+    if is_hash(text):
         return ""
-    text = re.sub(r"^[\d\s._-]+|[\d\s._-]+$", "", text)
-    text = re.sub(r"^(masks?|objects?|obj|instances?)[\d\s._-]+|[\s._-]+(masks?)$", "", text, flags=re.IGNORECASE)
-    return "" if text.lower() in ("", "mask", "masks", "object", "obj", "instance", "label") else text
+    text = re.sub(r"^[\d\s._-]+", "", text)
+    text = re.sub(r"[\s._-]+masks?[\s._-]*(\d*)$", r"_\1", text, flags=re.IGNORECASE)
+    no_class = r"^(masks?|objects?|obj|instances?)([\d\s._-]+|$)|^label[\d\s._-]*$"
+    return re.sub(no_class, "", text, flags=re.IGNORECASE)
 
 
 ############################################################
@@ -225,20 +227,8 @@ def _word(text: str) -> str:
 ############################################################
 
 
-def _has_rle(reading: Reading, name: str) -> bool:
-    with reading.listing.path(name).open("rb") as file:
-        head = file.read(1 << 12).decode("utf-8", "replace").partition("\n")[0]
-    return {"ImageId", "EncodedPixels"} <= set(head.strip().removeprefix("\ufeff").split(","))
-
-
 def _rows(reading: Reading, name: str) -> list[dict[str, str]]:
-    """The rows of a table; none, with a finding, if it is damaged."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(reading.text(name))))
-    except csv.Error as error:
-        reading.findings.add(UNREADABLE, f"{name}: {error}")
-        return []
-    return [row for row in rows if row.get("ImageId")]
+    return [row for row in reading.table(name) if row.get("ImageId")]
 
 
 def _read_rle(reading: Reading, labels: list[str]) -> Iterator[Picture]:

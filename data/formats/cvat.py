@@ -55,8 +55,7 @@ def claim(reading: Reading) -> Claim | None:
     """The xml files whose root is <annotations> with images or tracks."""
     labels = []
     for name in reading.listing.of(".xml"):
-        with reading.listing.path(name).open("rb") as file:
-            head = file.read(1 << 16).decode("utf-8", "replace")
+        head = reading.head(name, 1 << 16)
         if "<annotations" in head and ("<version>1" in head or "<image " in head or "<track " in head):
             labels.append(name)
     if not labels:

@@ -1,9 +1,9 @@
 """ImageJ's regions of interest: NAME.zip, NAME_RoiSet.zip, or NAME.roi beside the picture NAME.
 
 Polygons, freehand and traced regions, ovals, rectangles and composites are objects; points and lines are not. Whole
-coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; a name of digits has
-none. A property "class" of a ROI, which our own writer adds, counts before its name. Source: the package roifile, and
-ij/io/RoiDecoder.java.
+coordinates are corners of pixels. A name such as nucleus-0012 has the class before its number; names of digits and
+UUIDs have none. A property "class" of a ROI, which our own writer adds, counts before its name. Source: the package
+roifile, and ij/io/RoiDecoder.java.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 import utils
 from data.images import other_planes
 from data.listing import folder_of, stem_of
+from data.numbered_names import settle_classes
 from data.reading import OTHER_SLICES, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
 
@@ -93,19 +94,28 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
             reading.no_picture(label, label)
         else:
             groups.setdefault(path, []).append(label)
+    pictures, unsettled = [], []
     for path, names in groups.items():
         picture = Picture(path, names[0], split=split_of(reading.listing.relative(path)))
         size = reading.size_of(picture)
         if size is None:
             continue
         others, channels = other_planes(path)
-        for label in names:
-            picture.objects += _objects(reading, label, size, channels if others else None)
-        yield picture
+        found = [item for label in names for item in _objects(reading, label, path, size, channels if others else None)]
+        picture.objects = [parsed for parsed, _ in found]
+        unsettled.append([parsed for parsed, is_class in found if not is_class])
+        pictures.append(picture)
+    settle_classes(unsettled, reading.findings)
+    yield from pictures
 
 
-def _objects(reading: Reading, label: str, size: tuple[int, int], channels: int | None) -> Iterator[Object]:
-    """channels: of a picture of which the first slice is read, and others are not."""
+def _objects(
+    reading: Reading, label: str, picture: Path, size: tuple[int, int], channels: int | None
+) -> Iterator[tuple[Object, bool]]:
+    """(object, whether its name is its class as it is) of each ROI of a file.
+
+    channels: of a picture of which the first slice is read, and others are not.
+    """
     import roifile  # here: few data sets have ROIs
 
     for name, data in _contents(reading, label):
@@ -115,14 +125,18 @@ def _objects(reading: Reading, label: str, size: tuple[int, int], channels: int 
             if channels is not None and _is_on_another_slice(roi, channels):
                 reading.findings.add(OTHER_SLICES, place)
                 continue
-            parsed = _object(roi, utils.printable(name), size)
+            class_name = _class_property(roi.props)
+            text = class_name or roi.name or utils.printable(name)
+            if not class_name and label.lower().endswith(".roi"):  # NAME_001.roi has the name of its picture
+                text = re.sub(rf"^{re.escape(picture.stem)}(?=[\s._-]|$)", "", text, flags=re.IGNORECASE)
+            parsed = _object(roi, text, utils.printable(name), size)
         except Exception as error:  # roifile raises errors of many kinds for damaged bytes
             reading.findings.add(UNUSABLE, f"{place}: {utils.printable(error)}")
             continue
         if parsed is None:
             reading.findings.add(_NO_AREA, place)
         else:
-            yield parsed
+            yield parsed, bool(class_name)
 
 
 def _contents(reading: Reading, label: str) -> Iterator[tuple[str, bytes]]:
@@ -152,12 +166,9 @@ def _is_on_another_slice(roi: Any, channels: int) -> bool:
     return roi.z_position > 1 or roi.t_position > 1 or roi.position > channels
 
 
-def _object(roi: Any, place: str, size: tuple[int, int]) -> Object | None:
-    """The object of a ROI; None for one without an area."""
-    import roifile
-
-    name = _class_property(roi.props) or class_of(roi.name or place)
-    kinds = roifile.ROI_TYPE
+def _object(roi: Any, name: str, place: str, size: tuple[int, int]) -> Object | None:
+    """The object of a ROI of roifile; None for one without an area."""
+    kinds = type(roi.roitype)  # roifile.ROI_TYPE
     if roi.composite:
         rings = [point_array(ring) for ring in roi.coordinates(multi=True)]
         rings = [ring for ring in rings if len(ring) >= 3]
@@ -188,9 +199,3 @@ def _class_property(properties: str) -> str:
                 value = json.loads(value) if value.startswith('"') else value
             return value
     return ""
-
-
-def class_of(name: str) -> str:
-    """The class in the name of a ROI: letters before or after its number; empty for a name of digits and signs."""
-    text = re.sub(r"^[\d\s._-]+|[\d\s._-]+$", "", name)
-    return "" if text.lower() in ("", "roi") else text

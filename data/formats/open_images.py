@@ -28,7 +28,7 @@ TITLE = "Open Images csv"
 
 def claim(reading: Reading) -> Claim | None:
     """The csv files whose header has MaskPath and ImageID."""
-    labels = [name for name in reading.listing.of(".csv") if {"MaskPath", "ImageID"} <= _header(reading, name)]
+    labels = [name for name in reading.listing.of(".csv") if {"MaskPath", "ImageID"} <= set(reading.columns(name))]
     if not labels:
         return None
     quiet = Reading(reading.listing.root)  # what is wrong with the files is said when they are read
@@ -36,18 +36,8 @@ def claim(reading: Reading) -> Claim | None:
     return Claim(labels, len(pictures), f"{labels[0]}: MaskPath and ImageID")
 
 
-def _header(reading: Reading, name: str) -> set[str]:
-    with reading.listing.path(name).open("rb") as file:
-        return set(file.read(1 << 12).decode("utf-8", "replace").partition("\n")[0].strip().split(","))
-
-
-def _rows(reading: Reading, label: str) -> Iterator[dict[str, str]]:
-    try:
-        for row in csv.DictReader(io.StringIO(reading.text(label))):
-            if row.get("MaskPath") and row.get("ImageID"):
-                yield row
-    except csv.Error as error:
-        reading.findings.add(UNREADABLE, f"{label}: {error}")
+def _rows(reading: Reading, label: str) -> list[dict[str, str]]:
+    return [row for row in reading.table(label) if row.get("MaskPath") and row.get("ImageID")]
 
 
 def _class_names(reading: Reading) -> dict[str, str]:

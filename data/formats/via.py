@@ -8,8 +8,6 @@ csv     filename, file_size, file_attributes, region_count, region_id, region_sh
 No file says the size of a picture. Source: the documentation of VIA 1.0, 2.0 and 3.0 (CodeDoc).
 """
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -20,7 +18,7 @@ import numpy as np
 
 import utils
 from data.listing import folder_of
-from data.reading import FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.reading import FLAWS, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
 from data.records import REMARK, Fault, Object, Picture, ellipse, rectangle
 
 NAME = "via"
@@ -56,19 +54,14 @@ def is_via(value: Any) -> bool:
 def claim(reading: Reading) -> Claim | None:
     """The json and csv files of VIA."""
     names = list(reading.looked_into(is_via))
-    names += [name for name in reading.listing.of(".csv") if _is_csv(reading, name)]
+    tables = reading.listing.of(".csv")
+    names += [name for name in tables if {"filename", "region_shape_attributes"} <= set(reading.columns(name))]
     names.sort(key=lambda name: (name.lower().endswith(".csv"), "project" not in name.lower(), name))
     quiet = Reading(reading.listing.root)  # what is wrong with the files is said when they are read
     pictures = {(folder_of(name), picture) for name in names for picture, _ in _files(quiet, name)}
     if not pictures:
         return None
     return Claim(names, len(pictures), f"{utils.listed(names, 3)}: regions with shape attributes")
-
-
-def _is_csv(reading: Reading, name: str) -> bool:
-    with reading.listing.path(name).open("rb") as file:
-        head = file.read(400).decode("utf-8", "replace")
-    return "region_shape_attributes" in head and "filename" in head
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
@@ -214,13 +207,7 @@ def _attributes(value: Any) -> dict[str, str]:
 
 def _csv_files(reading: Reading, label: str) -> Iterator[tuple[str, list[Region]]]:
     pictures: dict[str, list[Region]] = {}
-    text = reading.text(label).removeprefix("#")
-    try:
-        rows = list(csv.DictReader(io.StringIO(text)))
-    except csv.Error as error:
-        reading.findings.add(UNREADABLE, f"{label}: {error}")
-        return
-    for row in rows:
+    for row in reading.table(label):
         name = row.get("filename")
         if not name:
             continue

@@ -20,6 +20,7 @@ from data.formats.label_images import objects_of
 from data.images import check_size, opened
 from data.listing import PICTURE_SUFFIXES, folder_of, stem_of
 from data.reading import (
+    CLASS_LISTS,
     FLAWS,
     UNREADABLE,
     UNUSABLE,
@@ -27,6 +28,7 @@ from data.reading import (
     NoMasks,
     Reading,
     closed_ring,
+    own_list,
     point_array,
     split_of,
     whole_size,
@@ -80,8 +82,7 @@ def claim(reading: Reading) -> Claim | None:
 
 
 def _is_annotation(reading: Reading, name: str) -> bool:
-    with reading.listing.path(name).open("rb") as file:
-        head = file.read(1 << 14).decode("utf-8", "replace")
+    head = reading.head(name)
     is_voc = "<annotation" in head and "<annotations" not in head and ("<size" in head or "<filename" in head)
     return is_voc and "<imagesize" not in head  # which LabelMe of 2008 writes
 
@@ -93,7 +94,11 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         return
     reading.exclude(name for name in reading.listing.pictures if {_OBJECTS, _CLASSES} & set(folder_of(name).split("/")))
     splits = _splits(reading)
-    names, colours = read_label_map(reading)
+    label_maps = read_label_maps(reading)
+    examples = {folder_of(label): label for label in labels}
+    own_maps = {folder: _own_map(label, label_maps) for folder, label in examples.items()}
+    if any(own != own_maps[folder_of(labels[0])] for own in own_maps.values()):
+        reading.findings.add(CLASS_LISTS, *label_maps)
     _note_unlisted(reading, labels, splits)
     done = set()
     for label in labels:
@@ -107,7 +112,8 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         except (ValueError, OSError) as error:
             reading.findings.add(UNREADABLE, f"{label}: {utils.printable(error)}")
             continue
-        classes = _read_classes(reading, label, colours)
+        names, colours = own_maps[folder_of(label)]
+        classes = _read_classes(reading, label, np.array(colours, np.uint8).reshape(-1, 3))
         split = splits.get((_root(label), path.stem)) or split_of(reading.listing.relative(path))
         picture = Picture(path, label, numbers.shape, split)
         if (numbers == VOID).any():
@@ -180,8 +186,9 @@ def _note_unlisted(reading: Reading, labels: list[str], splits: dict) -> None:
     reading.findings.add(_UNLISTED, *unlisted)
 
 
-def read_label_map(reading: Reading) -> tuple[list[str], np.ndarray]:
-    """Names of the class numbers, and their colours uint8 [N, 3]: of labelmap.txt, else VOC's own."""
+def read_label_maps(reading: Reading) -> dict[str, tuple[list[str], list[list[int]]]]:
+    """{file: (names of the class numbers, their colours)} of each labelmap.txt."""
+    label_maps = {}
     for name in reading.listing.of(".txt"):
         if PurePosixPath(name).name == "labelmap.txt":
             rows = [line.split(":") for line in reading.text(name).splitlines() if line.strip() and line[:1] != "#"]
@@ -190,10 +197,17 @@ def read_label_map(reading: Reading) -> tuple[list[str], np.ndarray]:
             default = palette()
             try:
                 values = [default[i % 256] if c is None else np.array(c, np.int64) for i, c in enumerate(colours)]
-                return names, np.array(values).reshape(-1, 3).clip(0, 255).astype(np.uint8)
+                label_maps[name] = names, np.array(values).reshape(-1, 3).clip(0, 255).tolist()
             except ValueError:
-                return names, default[: len(names)]
-    return list(CLASSES), palette()[: len(CLASSES)]
+                label_maps[name] = names, default[: len(names)].tolist()
+    return label_maps
+
+
+def _own_map(label: str, label_maps: dict[str, tuple]) -> tuple[list[str], list[list[int]]]:
+    """(names, colours) of a label's class numbers, of the nearest labelmap.txt above it; without any, VOC's own."""
+    if not label_maps:
+        return list(CLASSES), palette()[: len(CLASSES)].tolist()
+    return own_list(label_maps, label, lambda file, is_above, shared: (is_above, shared))
 
 
 def _numbers(path: Path, colours: np.ndarray) -> np.ndarray:

@@ -4,9 +4,11 @@
 
 Five numbers are a box. An empty or absent file is a picture without objects. The last folder images/ of a picture's
 path is labels/ in its label's; or both lie in one folder. data.yaml has the names; without one, classes.txt or
-obj.names. Source: docs.ultralytics.com/datasets/segment; ultralytics 8.4, data/utils.py.
+obj.names; of several, the nearest above a label. Source: docs.ultralytics.com/datasets/segment; ultralytics 8.4,
+data/utils.py.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,7 +18,18 @@ import numpy as np
 
 import utils
 from data.listing import PICTURE_SUFFIXES, folded, folder_of, stem_of
-from data.reading import UNREADABLE, UNUSABLE, Claim, NoMasks, Reading, closed_ring, split_of, split_of_file
+from data.reading import (
+    CLASS_LISTS,
+    UNREADABLE,
+    UNUSABLE,
+    Claim,
+    NoMasks,
+    Reading,
+    closed_ring,
+    own_list,
+    split_of,
+    split_of_file,
+)
 from data.records import ERROR, REMARK, SPLITS, WARNING, Fault, Object, Picture
 
 NAME = "yolo"
@@ -26,6 +39,7 @@ WHOLE_NUMBERS_ARE_CONTOURS = True
 _LINE = re.compile(r"\S+(\s+-?[\d.]+(e[-+]?\d+)?){4,}", re.IGNORECASE)
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 _MAX_YAML_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 
 _BOXES = Fault(ERROR, "lines are boxes among polygons", "left out: a box is no mask")
 _PIXELS = Fault(
@@ -37,6 +51,8 @@ _RANGE = Fault(
 _NO_CLASS = Fault(
     ERROR, "lines have a class number out of range, which has no name", "left out", "add its name to data.yaml"
 )
+_NAME = Fault(WARNING, "lines have a class number out of range, which is the name of a class", "taken as the name")
+_OTHER_LISTS = Fault(REMARK, "class lists are others than those that count", "not used", "delete them if they are old")
 _NO_NAMES = Fault(REMARK, "there is neither data.yaml nor classes.txt", "classes are called class 0, class 1 ...")
 
 
@@ -53,9 +69,9 @@ def claim(reading: Reading) -> Claim | None:
     stems = {folded(stem_of(picture)) for picture in reading.listing.pictures}
     matched = [name for name in names if folded(reading.without_upload(stem_of(name))) in stems]
     samples = reading.listing.samples(matched)
-    good = [name for name in samples if is_label(_head(reading.listing.path(name)))]
+    good = [name for name in samples if is_label(_head(reading, name))]
     if not good and _yaml_files(Reading(reading.listing.root)):  # all may be empty
-        good = [name for name in samples if not _head(reading.listing.path(name)).strip()]
+        good = [name for name in samples if not _head(reading, name).strip()]
     folders = {folder_of(name) for name in good}
     labels = [name for name in names if folder_of(name) in folders and not _is_list(reading, name)]
     if not labels:
@@ -66,27 +82,31 @@ def claim(reading: Reading) -> Claim | None:
 
 def _is_list(reading: Reading, name: str) -> bool:
     """Whether a text file beside labels is no label: a list of pictures, or notes."""
-    head = _head(reading.listing.path(name)).strip()
+    head = _head(reading, name).strip()
     is_exact = reading.find_stem(stem_of(name), folder_of(name)) is not None
     return bool(head) and not is_exact and not is_label(head)
 
 
-def _head(path: Path) -> str:
+def _head(reading: Reading, name: str) -> str:
     """The first lines of a file, without a last one that is cut."""
-    with path.open("rb") as file:
-        data = file.read(1 << 16)
-    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-    return text if len(data) < 1 << 16 else text[: text.rfind("\n")]
+    text = reading.head(name, _HEAD_BYTES)
+    return text if reading.listing.path(name).stat().st_size <= _HEAD_BYTES else text[: text.rfind("\n")]
 
 
 def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
     """A picture for each label file, and for each picture beside those that has none."""
-    if any("kpt_shape" in value for _, value in _yaml_files(reading)):
+    yamls = _yaml_files(reading)
+    if any("kpt_shape" in value for _, value in yamls):
         raise ValueError(f"the labels of {labels[0]} and others are keypoints (kpt_shape): there are no masks to learn")
-    names = read_names(reading)
-    if not names:
+    lists = read_names(reading, yamls)
+    if not lists:
         reading.findings.add(_NO_NAMES, reading.listing.root.name)
-    splits = _read_splits(reading)
+    examples = {folder_of(label): label for label in labels}
+    owners = {folder: names_of(label, lists) for folder, label in examples.items()}
+    if any(names != owners[folder_of(labels[0])] for names in owners.values()):
+        reading.findings.add(CLASS_LISTS, *lists)
+    reading.findings.add(_OTHER_LISTS, *(file for file, names in lists.items() if names not in owners.values()))
+    splits = _read_splits(reading, yamls)
     parsed, kinds = [], {"polygon": 0, "box": 0}
     paths = _find_pictures(reading, labels)
     for label, path in paths.items():
@@ -94,7 +114,7 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         picture.split = picture.split or split_of(label)
         size = reading.size_of(picture)
         if size is not None:
-            picture.objects = list(_objects(reading, label, names, size, kinds))
+            picture.objects = list(_objects(reading, label, owners[folder_of(label)], size, kinds))
             parsed.append(picture)
     if kinds["box"] and not kinds["polygon"]:
         raise NoMasks("YOLO", kinds["box"], labels[0])
@@ -138,15 +158,19 @@ def _objects(
 ) -> Iterator[Object]:
     """The objects of a label file. size: (height, width) of the picture. kinds: counts polygons and boxes."""
     height, width = size
-    lines = [(number, line.split()) for number, line in enumerate(reading.text(label).splitlines(), 1) if line.strip()]
+    lines = [(row, line.split()) for row, line in enumerate(reading.text(label).splitlines(), 1) if line.strip()]
     rows = []
     numbers = {name: number for number, name in names.items()}
-    for number, fields in lines:
-        place = f"{label}: line {number}"
+    for row, fields in lines:
+        place = f"{label}: line {row}"
+        number = _class_number(fields[0])
+        is_name = number not in names and fields[0] in numbers
+        class_id = numbers[fields[0]] if is_name else number
         try:
-            class_id = numbers[fields[0]] if fields[0] in numbers else _class_number(fields[0])
             values = np.array(fields[1:], np.float64)
-        except (ValueError, OverflowError):
+        except ValueError:
+            class_id = None
+        if class_id is None:
             reading.findings.add(UNUSABLE, f"{place}: {utils.printable(' '.join(fields), 60)} is no class and numbers")
             continue
         if len(values) == 4:
@@ -158,15 +182,17 @@ def _objects(
             reading.findings.add(_NO_CLASS, f"{place}: class {class_id} of {len(names)}")
         else:
             kinds["polygon"] += 1
+            if is_name and number is not None:
+                reading.findings.add(_NAME, f"{place}: {fields[0]}")
             rows.append((place, names.get(class_id, f"class {class_id}"), values.reshape(-1, 2)))
     yield from _outlines(reading, label, rows, np.array([width, height], np.float64))
 
 
-def _class_number(text: str) -> int:
-    """The number of a class, also as 3.0. Raises: ValueError or OverflowError."""
-    if float(text) != int(float(text)):
-        raise ValueError(text)
-    return int(float(text))
+def _class_number(text: str) -> int | None:
+    """The number of a class, also as 3.0; None for other text."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return int(float(text)) if float(text) == int(float(text)) else None
+    return None
 
 
 def _outlines(reading: Reading, label: str, rows: list[tuple[str, str, np.ndarray]], scale: np.ndarray):
@@ -191,19 +217,34 @@ def _outlines(reading: Reading, label: str, rows: list[tuple[str, str, np.ndarra
 ############################################################
 
 
-def read_names(reading: Reading) -> dict[int, str]:
-    """{class number: name} of data.yaml, or of a file with a name in each line; empty without either."""
-    for _, value in _yaml_files(reading):
+def read_names(reading: Reading, yamls: list[tuple[str, dict]]) -> dict[str, dict[int, str]]:
+    """{file: {class number: name}} of data.yaml, and of files with a name in each line.
+
+    yamls: as _yaml_files gives them.
+    """
+    lists = {}
+    for file, value in yamls:
         names = value.get("names")
         if isinstance(names, list):
             names = dict(enumerate(names))
         if isinstance(names, dict) and names and all(_is_name(*item) for item in names.items()):
-            return {int(key): text.strip() for key, text in names.items()}
-    files = [name for name in reading.listing.files if PurePosixPath(name).name in _NAME_FILES]
-    for name in sorted(files, key=lambda name: (name.count("/"), name)):
-        lines = [line.strip() for line in reading.text(name).splitlines()]
-        return {number: line for number, line in enumerate(lines) if line}
-    return {}
+            lists[file] = {int(key): text.strip() for key, text in names.items()}
+    for file in reading.listing.files:
+        if PurePosixPath(file).name in _NAME_FILES:
+            lines = [line.strip() for line in reading.text(file).splitlines()]
+            lists |= {file: {number: line for number, line in enumerate(lines) if line}} if any(lines) else {}
+    return lists
+
+
+def names_of(label: str, lists: dict[str, dict[int, str]]) -> dict[int, str]:
+    """The class names of a label file: of the nearest yaml file above it, else of another file; empty without lists."""
+
+    def rank(file: str, is_above: bool, shared: int) -> tuple:
+        name = PurePosixPath(file).name
+        is_yaml = name not in _NAME_FILES
+        return is_above, is_yaml, shared, name.startswith("data") if is_yaml else -_NAME_FILES.index(name)
+
+    return own_list(lists, label, rank) if lists else {}
 
 
 def _is_name(key: Any, text: Any) -> bool:
@@ -237,14 +278,14 @@ def _yaml_files(reading: Reading) -> list[tuple[str, dict]]:
 ############################################################
 
 
-def _read_splits(reading: Reading) -> dict[Path, str]:
+def _read_splits(reading: Reading, yamls: list[tuple[str, dict]]) -> dict[Path, str]:
     """{picture: split} as data.yaml says: train, val and test are folders, lists of folders, or text files of pictures.
 
     Text files named train.txt or autosplit_val.txt are read too. What is not there is left to the folders' names. The
     same pictures for train and val, which ultralytics wants where there is no split, are no split.
     """
     splits: dict[Path, str] = {}
-    for name, value in _yaml_files(reading):
+    for name, value in yamls:
         for split in SPLITS if value.get("train") != value.get("val") else ():
             entries = value.get(split) or (value.get("valid") if split == "val" else None)
             for entry in entries if isinstance(entries, list) else [entries]:
