@@ -35,7 +35,19 @@ from data.formats import (
 )
 from data.listing import parse_xml, stem_of, suffix_of
 from data.reading import DERIVED, NO_PICTURE, Claim, Options, Reading, split_of, split_of_file
-from data.records import CENTRES, CONTOUR, ERROR, REMARK, WARNING, Fault, Findings, Object, Picture
+from data.records import (
+    CENTRES,
+    CONTOUR,
+    ERROR,
+    REMARK,
+    WARNING,
+    Fault,
+    Findings,
+    Object,
+    Picture,
+    has_shape_of,
+    nearest_pixels,
+)
 
 # The order in which formats look. Label images and masks are pictures, which other formats have too: they look last.
 FORMATS: tuple[ModuleType, ...] = (
@@ -357,8 +369,7 @@ def settle_sizes(pictures: list[Picture], reading: Reading) -> None:
 
 def _rescale(picture: Picture, said: tuple[int, int]) -> bool:
     """Scales the objects to the picture's size, if both sides differ by one factor, within 1 %. Returns whether so."""
-    y, x = picture.height / said[0], picture.width / said[1]
-    if abs(y / x - 1) > 0.01:
+    if not has_shape_of(said, (picture.height, picture.width)):
         return False
     for parsed in picture.objects:
         _rescale_object(parsed, said, (picture.height, picture.width))
@@ -368,10 +379,7 @@ def _rescale(picture: Picture, said: tuple[int, int]) -> bool:
 def _rescale_object(parsed: Object, said: tuple[int, int], size: tuple[int, int]) -> None:
     scale = np.array([size[1] / said[1], size[0] / said[0]])
     if parsed.rle is not None:
-        mask = utils.rle_to_mask(parsed.rle)
-        rows = (np.arange(size[0]) + 0.5) * said[0] / size[0]
-        columns = (np.arange(size[1]) + 0.5) * said[1] / size[1]
-        parsed.rle = utils.mask_to_rle(mask[np.ix_(rows.astype(int), columns.astype(int))])
+        parsed.rle = utils.mask_to_rle(nearest_pixels(utils.rle_to_mask(parsed.rle), size))
     parsed.rings, parsed.holes = [ring * scale for ring in parsed.rings], [hole * scale for hole in parsed.holes]
     parsed.filling = CENTRES
     if parsed.box is not None:

@@ -91,6 +91,20 @@ def _fill_contours(rings: Sequence[np.ndarray], height: int, width: int) -> dict
     return crop_to_rle(y, x, np.asarray(canvas), (height, width))
 
 
+def has_shape_of(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the sides of two sizes (height, width) differ by one factor, within 1 %."""
+    y, x = other[0] / size[0], other[1] / size[1]
+    return abs(y / x - 1) <= 0.01
+
+
+def nearest_pixels(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask [H, W] in another size (height, width): for each pixel, the value at its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(mask.shape, size, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
 def bitmap_to_rle(bitmap: Bitmap, height: int, width: int) -> dict:
     """The compressed RLE of a bitmap in an image of this size. What lies outside of the image is cut off."""
     top, left = max(bitmap.y, 0), max(bitmap.x, 0)

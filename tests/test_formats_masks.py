@@ -32,6 +32,7 @@ from data.images import read_mask, read_numbers
 from data.numbered_names import _CLASSES, _NUMBERS, _UNCLEAR
 from data.reading import Options
 from data.recognise import open_records
+from data.records import has_shape_of, nearest_pixels
 
 
 def with_tiff(path, values, **options):
@@ -271,6 +272,29 @@ def test_binary_masks_of_another_size_and_jpeg(tmp_path):
     records = check(tmp_path, PLAIN, 0.95)
     assert faults(records, "error") == {"mask files are of another size than their picture":
                                         ["masks/a/cat_9.png: 9 x 9 instead of 48 x 40"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_binary_masks_of_pictures_that_were_scaled(tmp_path, factor):
+    for stem, objects in PLAIN.items():
+        picture(tmp_path / "images" / f"{stem}.png")
+        for number, item in enumerate(objects):
+            values = np.kron(item.mask(), np.ones((factor, factor))).astype(np.uint8) * 255
+            write_png(tmp_path / "masks" / stem / f"{item.name}_{number}.png", values)
+    records = check(tmp_path, PLAIN)
+    scaled = faults(records, "warning")["mask files have another size than their picture, by one factor"]
+    assert len(scaled) == sum(map(len, PLAIN.values()))
+    assert scaled[0].endswith(f"{WIDTH * factor} x {HEIGHT * factor} instead of {WIDTH} x {HEIGHT}")
+
+
+def test_nearest_pixels_are_those_of_centres():
+    mask = np.array([[True, False], [False, True]])
+    assert (nearest_pixels(mask, (4, 4)) == np.kron(mask, np.ones((2, 2), bool))).all()
+    assert nearest_pixels(np.kron(mask, np.ones((3, 3), bool)), (2, 2)).tolist() == mask.tolist()
+    assert nearest_pixels(mask, (1, 3)).tolist() == [[False, True, True]]
+    assert has_shape_of((100, 200), (50, 100))
+    assert has_shape_of((999, 2000), (500, 1000))
+    assert not has_shape_of((100, 200), (100, 100))
 
 
 SETS_OF_NAMES = {  # {picture: names of masks}: classes, what is said

@@ -22,7 +22,7 @@ from data.images import read_numbers
 from data.listing import folded, folder_of, stem_of
 from data.numbered_names import is_hash, settle_classes
 from data.reading import DERIVED, FLAWS, UNREADABLE, UNUSABLE, Claim, Reading, split_of
-from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture
+from data.records import ERROR, REMARK, WARNING, Fault, Object, Picture, has_shape_of, nearest_pixels
 
 NAME = "binary_masks"
 TITLE = "folders of binary masks"
@@ -32,6 +32,7 @@ _IMAGES = ("images", "image", "imgs", "img", "")
 _OWN_NAMES = ("image", "img", "raw", "picture", "original")  # of a picture in a folder of its own
 _EMPTY = Fault(ERROR, "mask files are all black", "left out")
 _SIZE = Fault(ERROR, "mask files are of another size than their picture", "left out")
+_SCALED = Fault(WARNING, "mask files have another size than their picture, by one factor", "scaled")
 _NO_MASKS = Fault(REMARK, "pictures have no mask files", "taken to show no objects")
 _GRAY = Fault(WARNING, "mask files have gray between black and white", "the brighter half taken as the object",
               "save masks as PNG")  # fmt: skip
@@ -186,11 +187,15 @@ def _object(reading: Reading, name: str, picture: Path, size: tuple[int, int]) -
     if values.ndim == 2 and _is_nearly_binary(values):
         reading.findings.add(_GRAY, name)
         mask = values > 127
+    sizes = f"{name}: {mask.shape[1]} x {mask.shape[0]} instead of {size[1]} x {size[0]}"
     if not mask.any():
         reading.findings.add(_EMPTY, name)
-    elif mask.shape != size:
-        reading.findings.add(_SIZE, f"{name}: {mask.shape[1]} x {mask.shape[0]} instead of {size[1]} x {size[0]}")
+    elif not has_shape_of(mask.shape, size):
+        reading.findings.add(_SIZE, sizes)
     else:
+        if mask.shape != size:
+            reading.findings.add(_SCALED, sizes)
+            mask = nearest_pixels(mask, size)
         return Object(name_of(name, picture), PurePosixPath(name).name, rle=utils.mask_to_rle(mask))
     return None
 

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 import utils
 from data.formats.label_images import one_channel
 from data.images import read_numbers
 from data.listing import folder_of, stem_of
 from data.reading import UNREADABLE, UNUSABLE, Claim, Reading, nearest, split_of, split_of_file
-from data.records import Object, Picture
+from data.records import Object, Picture, nearest_pixels
 
 NAME = "open_images"
 TITLE = "Open Images csv"
@@ -87,5 +86,4 @@ def _mask(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool [H, W] of a mask file, in the size of its picture: the nearest pixels."""
     values = one_channel(values)
     mask = values.any(axis=2) if values.ndim == 3 else values != 0
-    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(resized) > 0
+    return nearest_pixels(mask, size)
