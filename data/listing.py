@@ -21,7 +21,8 @@ import utils
 from data.records import WARNING, Fault, Findings
 
 # Folders that hold no labels: hidden ones, what systems and tools leave behind, and our own output.
-IGNORED_FOLDERS = {"__MACOSX", "__pycache__", "runs", "output", "logs"}
+RESULT_FOLDERS = {"runs", "output", "logs"}
+IGNORED_FOLDERS = {"__MACOSX", "__pycache__", *RESULT_FOLDERS}
 PICTURE_SUFFIXES = utils.IMAGE_SUFFIXES | {".avif", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm", ".tga"}
 IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 MAX_FILES = 2_000_000
@@ -40,6 +41,7 @@ class Listing:
     """The files below a folder, by names relative to it, with / between folders.
 
     files: all names, sorted. Nothing outside of the folder is ever listed: links that lead out of it are left out.
+    links: the names of these. passed_over: folders of results below other folders, of which nothing is listed.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
@@ -49,6 +51,8 @@ class Listing:
             if self.root.exists():
                 raise NotADirectoryError(f"--dataset {utils.printable(root)} is a file; give the folder that has it")
             raise FileNotFoundError(f"--dataset {utils.printable(root)}: there is no such folder")
+        self.links: list[str] = []
+        self.passed_over: list[str] = []
         self.files = sorted(self._walk())
 
     def _walk(self) -> Iterable[str]:
@@ -59,12 +63,16 @@ class Listing:
                 for entry in entries:
                     name = entry.name
                     if name.startswith(".") or name in IGNORED_FOLDERS or name.lower() in IGNORED_FILES:
+                        if prefix and name in RESULT_FOLDERS and entry.is_dir(follow_symlinks=False):
+                            self.passed_over.append(f"{prefix}{name}")
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{prefix}{name}/")
                     elif entry.is_file(follow_symlinks=False) or _is_inside(root, entry.path):
                         count += 1
                         yield f"{prefix}{name}"
+                    elif entry.is_symlink():
+                        self.links.append(f"{prefix}{name}")
             if count > MAX_FILES:
                 raise ValueError(f"--dataset {self.root} has more than {MAX_FILES:,} files; name the folder itself")
 

@@ -59,6 +59,10 @@ _PICTURES_ONLY = (binary_masks, label_images)
 WINNING_SHARE = 0.9
 
 _RENAMED = Fault(REMARK, "", "by --rename")
+_LINKS = Fault(WARNING, "links lead out of the data set or to nothing", "not followed", "copy the files into it")
+_RESULTS = Fault(
+    REMARK, "folders are called as those that hold results", "not looked into", "give them other names, if not so"
+)
 _NO_LABELS = "--dataset {}: {:,} pictures and no labels of any format that is known here ({})"
 
 _PICKLES = (
@@ -99,6 +103,19 @@ def open_records(root: str | Path, format_name: str | None = None, options: Opti
     format_name: one of FORMAT_NAMES; None: recognise it.
     """
     reading = Reading(root, options)
+    links, results = reading.listing.links, reading.listing.passed_over
+    reading.findings.add(_LINKS, *links)
+    reading.findings.add(_RESULTS, *results)
+    try:
+        return _read(reading, root, format_name)
+    except ValueError as error:  # they may be why nothing can be used
+        said = [f"links are not followed that lead out of the folder: {utils.listed(links, 3)}"] if links else []
+        said += [f"nothing is read in {utils.listed(results, 3)}, called as folders of results are"] if results else []
+        error.args = (utils.printable("; ".join([str(error), *said]), 2000),)
+        raise
+
+
+def _read(reading: Reading, root: str | Path, format_name: str | None) -> Records:
     module, claim = recognise(reading, format_name)
     pictures = list(module.read(reading, claim.labels))
     if not pictures:

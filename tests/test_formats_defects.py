@@ -21,8 +21,8 @@ from PIL import Image
 
 import utils
 from data.check import Report, check
-from data.recognise import open_records
-from data.records import ERROR, WARNING
+from data.recognise import _LINKS, _RESULTS, open_records
+from data.records import ERROR, REMARK, WARNING
 
 HEIGHT, WIDTH = 60, 80
 Labels = dict[str, list[tuple[str, np.ndarray]]]  # {stem: [(class, ring [N, (x, y)])]}
@@ -913,6 +913,32 @@ def test_two_categories_of_one_name_are_one_class(tmp_path):
         ("categories have the name of another", "taken as one class", 1)
     ]
     assert {parsed.name for picture in records.pictures for parsed in picture.objects} == {"cat"}
+
+
+def test_links_that_lead_out_are_named_and_not_followed(tmp_path):
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    write_coco(root, clean())
+    save(elsewhere / "more.png", 9)
+    (root / "more").symlink_to(elsewhere)
+    (root / "images" / "inside.png").symlink_to(root / "images" / "one.png")
+    records = open_records(root)
+    assert records.findings.of(WARNING)[_LINKS] == ["more"]
+    (root / "images").rename(elsewhere / "images")
+    (root / "images").symlink_to(elsewhere / "images")
+    with pytest.raises((ValueError, OSError), match="links are not followed that lead out of the folder: images, more"):
+        open_records(root)
+
+
+def test_folders_of_results_inside_of_a_data_set_are_named(tmp_path):
+    """Logs may be a class, whose masks have a folder of this name."""
+    save(tmp_path / "images" / "one.png", 1)
+    for name in ("logs", "trees"):
+        for number in (1, 2):
+            write_png(tmp_path / "masks" / "one" / name / f"{number}.png", mask_of(clean()["one"][number - 1][1]))
+    write_png(tmp_path / "output" / "x.png", np.ones((9, 9), bool))
+    records = open_records(tmp_path)
+    assert records.findings.of(REMARK)[_RESULTS] == ["masks/one/logs"]
+    assert [parsed.name for parsed in records.pictures[0].objects] == ["trees", "trees"]
 
 
 ############################################################
