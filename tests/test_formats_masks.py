@@ -1,5 +1,7 @@
 """Label images, binary masks, VOC, Cityscapes, Open Images and ImageJ's ROIs: small sets read to the same masks."""
 
+import re
+
 import numpy as np
 import pytest
 import roifile
@@ -132,6 +134,25 @@ def test_label_images_that_are_none(tmp_path):
     found = faults(check(tmp_path, {"a": FLAT["a"]}, names=False), "error")
     assert "not whole" in found["label files cannot be read"][0]
     assert "negative" in found["label files cannot be read"][1]
+
+
+@pytest.mark.parametrize("folder", ["", "sub/"])
+@pytest.mark.parametrize("row", ["{},{},{}", "{};{};{}", "{};{}.0;{}", "{},{},{},0.9"])
+def test_classes_of_label_images(tmp_path, folder, row):
+    rows = [row[2].join(("file", "number", "class", "score"))]
+    for stem, objects in FLAT.items():
+        picture(tmp_path / folder / "images" / f"{stem}.png")
+        write_png(tmp_path / folder / "masks" / f"{stem}.png", numbers(objects))
+        slash = "\\" if stem == "b" else "/"
+        rows += [row.format(f"masks{slash}{stem}.png", i, item.name) for i, item in enumerate(objects, 1)]
+    write_text(tmp_path / folder / "classes.csv", "\n".join(rows))
+    assert not faults(check(tmp_path, FLAT))
+    write_text(tmp_path / folder / "classes.csv", "\n".join(rows[:-1]))
+    records = open_records(tmp_path)
+    assert faults(records) == {label_images._NO_ROW.what: [f"{folder}masks/b.png: number 2"]}
+    write_text(tmp_path / folder / "classes.csv", "name,class\na,cat\n")
+    records = open_records(tmp_path)
+    assert faults(records, "remark") == {label_images._OTHER_TABLE.what: [f"{folder}classes.csv"]}
 
 
 def test_jpeg_label_images_are_refused(tmp_path):
@@ -416,6 +437,14 @@ def test_voc_xml_of_supervision(tmp_path):
     found = faults(check(tmp_path, PLAIN), "error")["label files cannot be read"]
     assert "DOCTYPE" in found[0]
     assert "cut off" in found[1]
+
+
+def test_voc_xml_object_of_two_parts(tmp_path):
+    picture(tmp_path / "a.jpg")
+    parts = ((4, 5, 20, 18), (24, 8, 40, 30))
+    text = xml("a", [Truth("cat", parts)], True)
+    write_text(tmp_path / "a.xml", re.sub("</object><object><name>cat</name><bndbox>.*?</bndbox>", "", text))
+    check(tmp_path, {"a": [Truth("cat", parts)]})
 
 
 def test_voc_boxes_are_no_masks(tmp_path):

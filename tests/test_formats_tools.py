@@ -107,6 +107,14 @@ def test_labelme_shapes(tmp_path):
     assert len(faults(records, "remark")["shapes are lines or points"]) == 4
 
 
+def test_labelme_labels_that_are_whole_numbers(tmp_path):
+    picture(tmp_path / "a.jpg")
+    value = labelme_value("a", PLAIN["a"])
+    value["shapes"][0]["label"], value["shapes"][1]["label"] = 1, True
+    write_json(tmp_path / "a.json", value)
+    assert [parsed.name for parsed in open_records(tmp_path).pictures[0].objects] == ["1", ""]
+
+
 def test_labelme_bad_shapes_cost_a_shape_each(tmp_path):
     picture(tmp_path / "a.jpg")
     value = labelme_value("a", PLAIN["a"])

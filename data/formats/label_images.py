@@ -4,15 +4,15 @@
                                           or images/NAME.tif and masks/NAME.tif (labels/, label/, mask/)
 
 Numbers may have gaps. 8, 16 and 32 bits, whole or float. There are no classes, unless classes.csv, which our own writer
-makes, has those of the numbers (file, number, class). NAME_seg.npy of Cellpose is a pickle and is never loaded.
-Source: cellpose, docs/train.rst and io.py; stardist, README.
+makes, has those of the numbers (file from its folder, number, class). NAME_seg.npy of Cellpose is a pickle and is never
+loaded. Source: cellpose, docs/train.rst and io.py; stardist, README.
 """
 
-import csv
 import math
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import scipy
@@ -50,6 +50,8 @@ _STACK = Fault(
 )  # fmt: skip
 _SPLIT = Fault(REMARK, "objects are of several parts that do not touch", "kept as single objects")
 _PICKLE = Fault(REMARK, "_seg.npy files are pickles, which can run programs", "not read: the masks beside them are")
+_OTHER_TABLE = Fault(REMARK, "files classes.csv have no columns file, number and class", "not used")
+_NO_ROW = Fault(WARNING, "objects have no row in classes.csv", "called object", "add rows of file, number and class")
 _SECOND = Fault(REMARK, "pictures have another label image", "left out")
 _PARTS = Fault(
     WARNING, "masks have one number for all objects", "each connected part taken as an object, by --split-parts"
@@ -146,7 +148,10 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         path = pairs[label]
         picture = Picture(path, label, size, split_of(reading.listing.relative(path)), objects)
         for found in picture.objects:
-            found.name = classes.get((label, found.place.removeprefix("number ")), "")
+            key = label, found.place.removeprefix("number ")
+            found.name = classes.get(key, "")
+            if classes and key not in classes:
+                reading.findings.add(_NO_ROW, f"{label}: {found.place}")
         if count > len(picture.objects):
             reading.findings.add(_SPLIT, f"{label}: {count - len(picture.objects)} parts more than objects")
         parsed.append(picture)
@@ -156,14 +161,20 @@ def read(reading: Reading, labels: list[str]) -> Iterator[Picture]:
 
 
 def _read_classes(reading: Reading) -> dict[tuple[str, str], str]:
-    """{(label image, number): class} of classes.csv; empty without it, or if it is another table."""
-    if CLASS_TABLE not in reading.listing.files:
-        return {}
-    try:
-        rows = list(csv.DictReader(reading.text(CLASS_TABLE).splitlines(keepends=True)))
-        return {(row["file"], row["number"]): row["class"] or "" for row in rows}
-    except (csv.Error, KeyError):
-        return {}
+    """{(label image, number): class} of each classes.csv; empty without any. File names in it count from its folder."""
+    classes = {}
+    for table in reading.listing.of(".csv"):
+        if PurePosixPath(table).name != CLASS_TABLE:
+            continue
+        if not {"file", "number", "class"} <= set(reading.columns(table)):
+            reading.findings.add(_OTHER_TABLE, table)
+            continue
+        for row in reading.table(table):
+            name = posixpath.join(folder_of(table), row.get("file") or "")
+            number = re.sub(r"[.,]0+$", "", (row.get("number") or "").strip())  # spreadsheets make 1.0 of 1
+            classes[name, number] = row.get("class") or ""
+            classes.setdefault((name.replace("\\", "/"), number), classes[name, number])
+    return classes
 
 
 def is_stack(path: Path) -> bool:

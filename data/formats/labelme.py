@@ -82,7 +82,7 @@ def _object(shape: Any, place: str, size: tuple[int, int]) -> Object | None:
     """The object of a shape; None for one without an area."""
     if not isinstance(shape, dict):
         raise ValueError("is no object")
-    label = shape.get("label")
+    label = str(shape["label"]) if type(shape.get("label")) is int else shape.get("label")
     kind = shape.get("shape_type") or "polygon"
     if kind in _WITHOUT_AREA:
         return None

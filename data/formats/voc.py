@@ -258,14 +258,14 @@ def _read_xml(reading: Reading, labels: list[str]) -> Iterator[Picture]:
         picture = Picture(path, label, whole_size(root.findtext("size/height"), root.findtext("size/width")))
         picture.split = split_of(reading.listing.relative(path))
         for number, entry in enumerate(root.iter("object"), 1):
-            ring = entry.find("polygon")
-            if ring is None:
+            polygons = entry.findall("polygon")  # the parts of one object
+            if not polygons:
                 boxes += 1
                 reading.findings.add(_BOXES, f"{label}: object {number}")
             try:
-                if ring is not None:
-                    name = entry.findtext("name") or ""
-                    picture.objects.append(Object(name, f"object {number}", [_xml_ring(ring)], box=_xml_box(entry)))
+                if polygons:
+                    name, rings = entry.findtext("name") or "", [_xml_ring(polygon) for polygon in polygons]
+                    picture.objects.append(Object(name, f"object {number}", rings, box=_xml_box(entry)))
             except FLAWS as error:
                 reading.findings.add(UNUSABLE, f"{label}: object {number}: {utils.printable(error)}")
         pictures.append(picture)
