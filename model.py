@@ -49,7 +49,7 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
+from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, SHAPE, WEIGHTS, Config, Dialect, settings_that
 from data.classes import UNKNOWN, Classes, map_classes, map_to_model, match_rows, unnamed
 from data.dataset import Dataset
 from data.headers import check_headers
@@ -1792,6 +1792,7 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"mode must be 'training' or 'inference', not {mode!r}; arguments are (config, model_dir)")
         config.validate()
         self.config = config
+        self._built_with = {name: getattr(config, name) for name in settings_that(SHAPE, WEIGHTS)}
         self.model_dir = Path("logs" if model_dir is None else model_dir)
         self.class_names = list(config.CLASS_NAMES or unnamed(config.NUM_CLASSES))
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
@@ -1814,6 +1815,17 @@ class MaskRCNN(nn.Module):
             self.mask_head = MaskHead(config)
             self.maskiou_head = MaskIoUHead(config) if config.USE_MASKIOU_HEAD else None
             initialise(self)
+
+    def _check_settings(self) -> None:
+        """Raises ValueError if someone changed the config so that it is wrong, or does not describe the network."""
+        self.config.validate()
+        for name, value in self._built_with.items():
+            current = getattr(self.config, name)
+            if current != value and not (callable(current) and callable(value)):  # a copied callable is another one
+                raise ValueError(
+                    f"model.config has {name} = {current}, but the network was built with {value}, and its weights are "
+                    f"right with this only; for another {name}, make a new MaskRCNN(config)"
+                )
 
     ### The network
 
@@ -2080,7 +2092,7 @@ class MaskRCNN(nn.Module):
 
         The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, or BIT_DEPTH "auto", they are
         decided here, for the whole training: model.config becomes a copy that holds the decision, and checkpoints store
-        it. To change settings between two calls, change them in model.config.
+        it. To change settings between two calls, change them in model.config; those of the network need a new model.
 
         Classes of data sets and model are matched by name: the data set follows the model, whose rows keep their order.
         CLASS_NAMES and CATEGORY_IDS that the Config leaves open come from train_dataset. Classes of val_dataset that
@@ -2102,6 +2114,7 @@ class MaskRCNN(nn.Module):
         Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
         Raises: ValueError for arguments that do not fit; what training.loop.train raises.
         """
+        self._check_settings()
         for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
@@ -2360,8 +2373,8 @@ class MaskRCNN(nn.Module):
             rois float32 [N, (y1, x1, y2, x2)], pixels of the image; class_ids int32 [N]; scores float32 [N], of the
             class; mask_ious float32 [N], predicted, or None without a MaskIoU head; mask_scores float32 [N],
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
-        Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks;
-            FileNotFoundError for a path without a file.
+        Raises: ValueError for what is not a list of images, an unknown dtype, an unknown kind of masks, or settings
+            that were changed and do not fit; FileNotFoundError for a path without a file.
         """
         (results,) = self._detect_batches([images], dtype, masks, verbose, None, _SameThread())
         if verbose:
@@ -2389,6 +2402,7 @@ class MaskRCNN(nn.Module):
     def _detect_batches(self, batches, dtype: str, masks: str, verbose: int, reader, paster) -> Iterator[list[dict]]:
         if masks not in ("array", "rle"):
             raise ValueError(f"masks must be 'array' or 'rle', not {masks!r}")
+        self._check_settings()
         if self.device.type == "cpu":
             runtime.keep_memory()
         seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
@@ -2723,6 +2737,7 @@ class MaskRCNN(nn.Module):
         self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
     ) -> list[dict[str, Any]]:
         """detect() for the images [B, H, W, C] and metas [B, 12 + K] that mold_inputs returns."""
+        self._check_settings()
         metas = parse_image_meta(image_metas)
         if len(molded_images) != len(metas["window"]):
             raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")

@@ -545,6 +545,32 @@ def test_mistakes(tmp_path):
         small.train_model(dataset, None, 0.1, 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"NUM_CLASSES": 3, "CLASS_NAMES": ("BG", "cat", "dog")}, "NUM_CLASSES = 3, but .* built with 4, .* new Mask"),
+        ({"BACKBONE": "resnet50"}, "BACKBONE = resnet50, but the network was built with resnet18"),
+        ({"RPN_ANCHOR_SCALES": (1, 2, 3, 4, 5)}, "RPN_ANCHOR_SCALES = "),
+        ({"IMAGE_MIN_DIM": 1000}, "IMAGE_MIN_DIM 1000 is above IMAGE_MAX_DIM 64"),
+    ],
+)
+def test_settings_that_were_changed_must_fit(settings, message, tmp_path):
+    """Checkpoints of another network than their settings describe could not be loaded."""
+    model = untrained(tmp_path)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    molded = np.zeros((0, 64, 64, 3), np.float32), np.zeros((0, 12 + model.config.NUM_CLASSES))
+    for call in (
+        lambda: train_squares(model, 1),
+        lambda: model.detect([]),
+        lambda: next(model.detect_batches([[]])),
+        lambda: model.detect_molded(*molded),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_losses_fall(tmp_path):
     """A training that teaches: on three images, the losses fall to less than half."""
     model = untrained(tmp_path, STEPS_PER_EPOCH=15, GRADIENT_CLIP_NORM=5.0, HORIZONTAL_FLIP=0.0)
