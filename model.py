@@ -26,6 +26,7 @@ import copy
 import functools
 import itertools
 import math
+import numbers
 import re
 import threading
 import time
@@ -2100,8 +2101,8 @@ class MaskRCNN(nn.Module):
         are named before the first step.
 
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
-        learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
-        epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
+        learning_rate: 0 or more. None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
+        epochs: the total, 1 or more, with those of earlier calls and of a continued training. None: as SCHEDULE says.
         layers: what learns, see set_trainable. With SCHEDULE "matterport" and without epochs, the schedule decides.
         augmentation: a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, applied before
             HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; their images are not
@@ -2118,6 +2119,7 @@ class MaskRCNN(nn.Module):
         for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+        _check_length(learning_rate, epochs)
         self._take_classes(train_dataset)
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
@@ -2816,6 +2818,18 @@ def _same(value: Any, other: Any) -> bool:
     if isinstance(value, float | int) and isinstance(other, float | int):
         return math.isclose(value, other, rel_tol=1e-6)
     return value == other
+
+
+def _check_length(learning_rate: Any, epochs: Any) -> None:
+    """Raises ValueError for arguments of train_model that make no training, unless they are None."""
+    is_rate = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
+    if learning_rate is not None and not (is_rate and 0 <= learning_rate < math.inf):
+        raise ValueError(
+            f"learning_rate must be a finite number from 0 up, or None for that of the config, not {learning_rate!r}"
+        )
+    is_count = isinstance(epochs, numbers.Integral) and not isinstance(epochs, bool)
+    if epochs is not None and not (is_count and epochs >= 1):
+        raise ValueError(f"epochs must be a whole number from 1 up, the total of all calls, not {epochs!r}")
 
 
 def _names_match(pattern: re.Pattern, name: str) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -543,6 +544,20 @@ def test_mistakes(tmp_path):
     small = MaskRCNN(TrainConfig(NUM_CLASSES=3, CLASS_NAMES=None), tmp_path)
     with pytest.raises(ValueError, match=r"the training data has 4 classes.*NUM_CLASSES of the model is 3"):
         small.train_model(dataset, None, 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("learning_rate", value) for value in (float("nan"), float("inf"), -0.1, "0.1", True)),
+        *(("epochs", value) for value in (0, -1, 1.5, "2", True)),
+    ],
+)
+def test_lengths_and_rates_that_make_no_training(name, value, tmp_path):
+    arguments = {"learning_rate": 0.01, "epochs": 1, name: value}
+    with pytest.raises(ValueError, match=rf"{name} must be a .* up, .*not {re.escape(repr(value))}"):
+        untrained(tmp_path).train_model(SquaresDataset().load_squares(2), None, **arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
