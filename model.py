@@ -1802,6 +1802,7 @@ class MaskRCNN(nn.Module):
         self.log_dir: Path | None = None  # where training writes
         self.to_continue = ""  # what an interrupted training says of how it goes on, if not the usual
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
+        self._decided: dict[str, Any] = {}  # settings that this training decided, with what they were before
         self._has_new_stem = False  # its first convolution was inflated for other channels, and has to learn
         # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
         numbers = list(range(config.NUM_CLASSES))
@@ -2222,7 +2223,17 @@ class MaskRCNN(nn.Module):
         if any(getattr(self.config, name) != value for name, value in undecided.items()):
             self.config = copy.copy(self.config)
             for name, value in undecided.items():
+                self._decided[name] = getattr(self.config, name)
                 setattr(self.config, name, value)
+
+    def _leave_training(self) -> None:
+        """Forget the training that the model is in: other weights begin a new one."""
+        self._start, self.log_dir = None, None
+        if self._decided:
+            self.config = copy.copy(self.config)
+            for name, value in self._decided.items():
+                setattr(self.config, name, value)
+            self._decided = {}
 
     def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
         """The phases that train_model's arguments ask for, and the learning rate that their factors multiply."""
@@ -2575,7 +2586,8 @@ class MaskRCNN(nn.Module):
             by_name on.
         eps: of a torchvision ResNet-50's batch norms, as weights.convert.convert takes it.
 
-        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it.
+        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it. Any
+        other weights end the training that the model is in: train_model begins a new one.
         Rows follow the names of classes: if the checkpoint has the model's classes in another order, they change
         places. A training that continues keeps its order, which the model takes then. CLASS_NAMES and CATEGORY_IDS that
         the config leaves open come from the checkpoint, if all rows do.
@@ -2586,7 +2598,7 @@ class MaskRCNN(nn.Module):
         """
         excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
         takes_part = bool(by_name or excluded or copy_classes)
-        checkpoint = self._read(filepath, eps, takes_part)
+        checkpoint, has_new_stem = self._read(filepath, eps, takes_part)
         source, target = checkpoint["model"], self.state_dict()
         has_all = all(name in source and source[name].shape == target[name].shape for name in target)
         continues = self._continues(checkpoint, filepath) and (not takes_part or (has_all and not excluded))
@@ -2613,10 +2625,16 @@ class MaskRCNN(nn.Module):
                 "backbone?"
             )
         self.load_state_dict({**target, **fitting})
+        self._has_new_stem = has_new_stem
+        before, epoch = self.log_dir, self.epoch
+        if self._start is not None:
+            self._leave_training()
         if len(fitting) == len(target) and match.fits and not match.moves:
             self._set_classes(match.names, match.ids)
             if self._continues(checkpoint, filepath):
                 self._continue(checkpoint, Path(filepath).resolve())
+        if epoch and self._start is None:
+            print(f"these weights begin a new training; the one in {before} ends after epoch {epoch}")
         initialised = [name for name in others if name not in fitting]
         with _seeded(self.config.SEED + 1):  # not the numbers that the first weights have
             initialise(self, initialised)
@@ -2624,10 +2642,14 @@ class MaskRCNN(nn.Module):
         self.source = checkpoint["source"]
         _print_loaded(fitting, initialised, target, source, is_new)
 
-    def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool) -> Checkpoint:
+    def _read(
+        self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool
+    ) -> tuple[Checkpoint, bool]:
         """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights.
 
         takes_part: also take weights that learned from images of other channels or another PIXEL_RANGE.
+
+        Returns: the checkpoint, and whether its first convolution was inflated for other channels.
         """
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
@@ -2640,9 +2662,8 @@ class MaskRCNN(nn.Module):
         if takes_part:
             checkpoint, sentences = fit_images(checkpoint, self.config)
             print(*sentences, sep="\n", end="\n" if sentences else "")
-        self._has_new_stem = channels != checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
         self._check_meaning(checkpoint)
-        return checkpoint
+        return checkpoint, channels != checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
 
     def _continues(self, checkpoint: Mapping[str, Any], filepath: Any) -> bool:
         """Whether a checkpoint is of a training in a log folder of this model."""

@@ -496,6 +496,26 @@ def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     assert with_config.epoch == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"by_name": True}, {"exclude": ["mrcnn_mask"]}], ids=["all", "named", "part"])
+def test_other_weights_end_a_training(options, tmp_path, capsys):
+    """The new training is the one of a model that was in none before, to the bit."""
+    train_squares(untrained(tmp_path / "logs"), 1)
+    plain = tmp_path / "plain.pth"
+    untrained(tmp_path, SEED=7).save(plain)
+    model, other = untrained(tmp_path / "logs"), untrained(tmp_path / "other")
+    model.load_weights(model.find_last())
+    other.load_state_dict(model.state_dict())  # "part" keeps some of them
+    before = model.log_dir
+    for each in (model, other):
+        each.load_weights(plain, **options)
+    assert f"a new training; the one in {before} ends after epoch 1" in capsys.readouterr().out
+    assert (model.epoch, model.log_dir, model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (0, None, None, None)
+    assert train_squares(model, 1).epoch == 1
+    train_squares(other, 1)
+    assert model.log_dir != before
+    assert_equal_weights(weights(model), weights(other))
+
+
 def test_phases_of_a_schedule(tmp_path, monkeypatch):
     model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
     calls = []
