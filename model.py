@@ -2602,6 +2602,8 @@ class MaskRCNN(nn.Module):
         source, target = checkpoint["model"], self.state_dict()
         has_all = all(name in source and source[name].shape == target[name].shape for name in target)
         continues = self._continues(checkpoint, filepath) and (not takes_part or (has_all and not excluded))
+        if continues:
+            check_state(checkpoint["training"], Path(filepath).resolve())
         takes = set() if copy_classes else self._open_classes
         match = match_rows(Classes.of(self), checkpoint, takes, continues and not copy_classes, takes_part)
         fitting = {
@@ -2671,8 +2673,7 @@ class MaskRCNN(nn.Module):
         return is_training and Path(filepath).resolve().parent.parent == self.model_dir.resolve()
 
     def _continue(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Continue the training of a checkpoint."""
-        check_state(checkpoint["training"], path)
+        """Continue the training of a checkpoint, whose state was checked."""
         self._start = {**checkpoint["training"], "file": str(path)}
         self.set_log_dir(path)
         decided = ("TRAIN_BN", "FROZEN_STAGES", "BIT_DEPTH")

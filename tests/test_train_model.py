@@ -516,6 +516,19 @@ def test_other_weights_end_a_training(options, tmp_path, capsys):
     assert_equal_weights(weights(model), weights(other))
 
 
+def test_a_damaged_training_changes_nothing(tmp_path):
+    train_squares(untrained(tmp_path), 1)
+    model = untrained(tmp_path, SEED=7)
+    path, before = Path(model.find_last()), weights(model)
+    contents = torch.load(path, weights_only=True)
+    contents["training"]["epoch"] = "x"
+    torch.save(contents, path)
+    with pytest.raises(ValueError, match=rf"{path}: the state of the training in it is damaged: epoch should be"):
+        model.load_weights(path)
+    assert_equal_weights(weights(model), before)
+    assert (model.source, model.epoch, model.log_dir) == ("untrained", 0, None)
+
+
 def test_phases_of_a_schedule(tmp_path, monkeypatch):
     model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
     calls = []
