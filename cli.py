@@ -38,7 +38,7 @@ import startup
 import utils
 from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from data.dataset import Dataset
-from model import MaskRCNN
+from model import TRAINABLE, MaskRCNN, layer_pattern
 from training.checkpoints import find_last
 from training.loop import Progress
 from weights.checkpoint import is_backbone, read_checkpoint
@@ -373,6 +373,24 @@ def add_epochs(parser: Any, default: int | None = None, end: str = "to stop") ->
         metavar="N",
         help=f"the epoch, counted from the first, after which {end}{words}",
     )
+
+
+def add_layers(parser: Any, default: str | None = None) -> None:
+    """--layers, as train_model takes it. default: what counts if it is not given; None stands for all."""
+    parser.add_argument(
+        "--layers",
+        type=_layers,
+        default=default,
+        help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: {default or 'all'}",
+    )
+
+
+def _layers(text: str) -> str:
+    try:
+        layer_pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -39,7 +39,7 @@ from evaluation.large import TileOptions
 from evaluation.results import category_numbers
 from evaluation.run import count_weak_detections, evaluate_dataset, evaluate_to_folder, evaluation_callback
 from evaluation.tiled import in_tiles
-from model import TRAINABLE, MaskRCNN, network_shapes
+from model import MaskRCNN, network_shapes
 from training.optimizer import SCHEDULES
 from training.state_checks import check_state
 from weights.checkpoint import is_backbone
@@ -312,9 +312,7 @@ def _add_training_arguments(group: Any) -> None:
         help=f"train this published configuration, network and schedule: {', '.join(CONFIGS)}",
     )  # fmt: skip
     group.add_argument("--backbone", choices=BACKBONES, help="default: that of the checkpoint, else resnet101")
-    group.add_argument(
-        "--layers", help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: all"
-    )
+    cli.add_layers(group)
     group.add_argument(
         "--schedule",
         choices=list(SCHEDULES),

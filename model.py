@@ -2121,6 +2121,7 @@ class MaskRCNN(nn.Module):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
         _check_length(learning_rate, epochs)
+        layer_pattern(layers)
         self._take_classes(train_dataset)
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
@@ -2307,27 +2308,29 @@ class MaskRCNN(nn.Module):
             its loss is the only one; while it does not learn and others do, it has none.
 
         Returns: the names of the parameters that learn.
-        Raises: ValueError for layers that match nothing that may learn.
+        Raises: ValueError for layers that are no pattern or match nothing that may learn; then nothing changes.
         """
-        pattern = re.compile(TRAINABLE.get(layers, layers))
+        pattern = layer_pattern(layers)
         frozen = [f"backbone.layer{stage}." for stage in range(1, self._frozen_stages() + 1)]
         frozen = ("backbone.stem", *frozen) if frozen else ()
         trains_bn = self._trains_bn()
         affine = trains_bn or (self.config.dialect.trains_affine and self.config.BACKBONE_STYLE == "pytorch")
+        learns = {}  # whether each parameter learns, by its name
         for name, module in self.named_modules():
-            learns = not f"{name}.".startswith(frozen)
-            for short, parameter in module.named_parameters(prefix=name, recurse=False):
-                fixed = isinstance(module, BatchNorm) and not affine
-                parameter.requires_grad_(learns and not fixed and _names_match(pattern, short))
+            is_fixed = f"{name}.".startswith(frozen) or (isinstance(module, BatchNorm) and not affine)
+            for full_name, _ in module.named_parameters(prefix=name, recurse=False):
+                learns[full_name] = not is_fixed and _names_match(pattern, full_name)
+        if not any(learns.values()):
+            raise ValueError(
+                f"layers={layers!r} (--layers) matches nothing that may learn; take one of {', '.join(TRAINABLE)}, or "
+                f"a regular expression of whole names, such as those of {', '.join(_layer_names(self))}"
+            )
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(learns[name])
+        for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.learns = trains_bn and module.weight.requires_grad
-        learning = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        if not learning:
-            raise ValueError(
-                f"layers={layers!r} matches nothing that may learn; take one of {', '.join(TRAINABLE)}, or a regular "
-                f"expression of whole names, such as those of {', '.join(_layer_names(self))}"
-            )
-        return learning
+        return [name for name, is_learning in learns.items() if is_learning]
 
     def _frozen_stages(self) -> int:
         count = self.config.FROZEN_STAGES
@@ -2852,6 +2855,21 @@ def _check_length(learning_rate: Any, epochs: Any) -> None:
     is_count = isinstance(epochs, numbers.Integral) and not isinstance(epochs, bool)
     if epochs is not None and not (is_count and epochs >= 1):
         raise ValueError(f"epochs must be a whole number from 1 up, the total of all calls, not {epochs!r}")
+
+
+def layer_pattern(layers: str) -> re.Pattern:
+    """The pattern of names that `layers` of set_trainable stands for. Raises: ValueError for what is none."""
+    if not isinstance(layers, str):
+        kind = type(layers).__name__
+        raise ValueError(
+            f"layers must be one of {', '.join(TRAINABLE)}, or a regular expression as a text, not {kind}: {layers!r}"
+        )
+    try:
+        return re.compile(TRAINABLE.get(layers, layers))
+    except re.error as error:
+        raise ValueError(
+            f"layers must be one of {', '.join(TRAINABLE)}, or a regular expression, not {layers!r}: {error}"
+        ) from None
 
 
 def _names_match(pattern: re.Pattern, name: str) -> bool:

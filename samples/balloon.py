@@ -126,7 +126,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="train: a folder with train/ and val/")
     cli.add_model(parser, "coco for train, last for splash", trains=True)
     cli.add_epochs(parser, 30)
-    parser.add_argument("--layers", default="heads", help="train: the layers that learn, heads or all; default: heads")
+    cli.add_layers(parser, "heads")
     cli.add_seed(parser)
     cli.add_logs(parser)
     cli.add_output(parser, "what splash makes", "splash")

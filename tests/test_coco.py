@@ -399,6 +399,7 @@ def test_download_is_passed_on(data, started, monkeypatch):
     (["--max-dets", "0"], "whole number from 1 up"),
     (["--backbone", "vgg16"], "invalid choice: 'vgg16'"),
     (["--schedule", "3x"], "invalid choice: '3x'"),
+    (["--layers", "("], "argument --layers: layers must be one of all, heads"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be(words, message, capsys):
     with pytest.raises(SystemExit) as end:

@@ -81,9 +81,28 @@ def test_layers_that_learn(layers, expected):
         assert names == ["rpn.objectness.bias"]
 
 
-def test_layers_that_match_nothing():
-    with pytest.raises(ValueError, match=r"layers='4\+\+?x' matches nothing.*heads.*box_head\.fcs"):
-        tiny_model().set_trainable("4+x")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("4+x", r"layers='4\+x' \(--layers\) matches nothing.*heads.*box_head\.fcs"),
+        ("(", r"layers must be one of all, heads, .*regular expression, not '\(': missing \)"),
+        (None, "layers must be one of .* as a text, not NoneType: None"),
+        (5, "layers must be .* not int: 5"),
+        (["heads"], r"layers must be .* not list: \['heads'\]"),
+    ],
+)
+def test_layers_that_are_none(layers, message, tmp_path):
+    """Nothing changes then: what learned, learns."""
+    model = untrained(tmp_path, FROZEN_STAGES=0)
+    before = model.set_trainable("all")
+    norms = [module.learns for module in model.modules() if isinstance(module, BatchNorm)]
+    with pytest.raises(ValueError, match=message):
+        model.set_trainable(layers)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == before
+    assert [module.learns for module in model.modules() if isinstance(module, BatchNorm)] == norms
+    with pytest.raises(ValueError, match=message):
+        train_squares(model, 1, layers=layers)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("detections", [False, True])
