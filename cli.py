@@ -665,6 +665,8 @@ def train_phases(
     """
     for layers, last, settings in phases:
         if last < phases[-1][1] and model.epoch >= last:
+            if runtime.rank() == 0:
+                print(f"the phase of layers {layers}, until epoch {last}, is over: {model.epoch} epochs are done")
             continue
         for name, value in settings.items():
             setattr(model.config, name, value)

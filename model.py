@@ -2142,6 +2142,11 @@ class MaskRCNN(nn.Module):
             callbacks=custom_callbacks or (),
             **({"to_continue": self.to_continue} if self.to_continue else {}),
         )
+        if self.epoch >= phases[-1].epochs and runtime.rank() == 0:
+            print(
+                f"nothing left to train: {self.epoch} of {phases[-1].epochs} epochs are done; a larger total goes on "
+                "(--epochs; in Python, epochs)"
+            )
         with runtime.rounding_of_products(self.config.TF32, self.device):
             for phase in phases:
                 progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)

@@ -515,6 +515,20 @@ def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     assert with_config.epoch == 0
 
 
+def test_a_training_that_has_nothing_left_says_so(tmp_path, capsys):
+    model = untrained(tmp_path, STEPS_PER_EPOCH=1)
+    train_squares(model, 2)
+    before = weights(model)
+    assert "nothing left" not in capsys.readouterr().out
+    assert train_squares(model, 1).epoch == 2
+    printed = capsys.readouterr().out
+    assert "nothing left to train: 2 of 1 epochs are done; a larger total goes on (--epochs; in Python" in printed
+    assert "from epoch 2" not in printed
+    assert_equal_weights(weights(model), before)
+    train_squares(model, 3)
+    assert "from epoch 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [{}, {"by_name": True}, {"exclude": ["mrcnn_mask"]}], ids=["all", "named", "part"])
 def test_other_weights_end_a_training(options, tmp_path, capsys):
     """The new training is the one of a model that was in none before, to the bit."""

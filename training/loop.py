@@ -289,7 +289,7 @@ class Trainer:
         return [self.config.OPTIMIZER, self.phase.layers, *self.parameters]
 
     def open_logs(self, stack: contextlib.ExitStack) -> None:
-        """Open the log files, to be closed by the stack, and print what is going to be trained."""
+        """Open the log files, to be closed by the stack, and print what is going to be trained, if anything is."""
         progress, config = self.progress, self.config
         position = Position(progress.epoch, progress.step)
         for path in checkpoints.set_aside_later(self.log_dir, config.NAME, position):
@@ -297,6 +297,8 @@ class Trainer:
         self.recorder = stack.enter_context(contextlib.closing(Recorder(self.log_dir, position)))
         line = ProgressLine(progress.epochs, progress.steps, self.device)
         self.progress_line = stack.enter_context(contextlib.closing(line))
+        if progress.epoch >= progress.epochs:
+            return
         weights = sum(parameter.numel() for parameter in self.parameters.values())
         per_process, world = config.IMAGES_PER_GPU, runtime.world_size()
         processes = f" ({per_process} in each of {world} processes)" if world > 1 else ""
