@@ -27,6 +27,7 @@ import functools
 import itertools
 import math
 import numbers
+import os
 import re
 import threading
 import time
@@ -73,7 +74,7 @@ from roialign import (
 )
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
-from training.loop import Hooks, Progress
+from training.loop import Hooks, Progress, check_callbacks
 from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
 from training.state_checks import check_state
 from weights.checkpoint import (
@@ -2122,6 +2123,11 @@ class MaskRCNN(nn.Module):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
         _check_length(learning_rate, epochs)
         layer_pattern(layers)
+        if evaluate is not None and not callable(evaluate):
+            raise ValueError(
+                f"evaluate must be a function of the model that returns numbers, not {type(evaluate).__name__}"
+            )
+        check_callbacks([] if custom_callbacks is None else custom_callbacks)
         self._take_classes(train_dataset)
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
@@ -2604,7 +2610,7 @@ class MaskRCNN(nn.Module):
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over, of
             another shape or of other classes.
         """
-        excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
+        excluded = self._tensors_of(exclude or ())
         takes_part = bool(by_name or excluded or copy_classes)
         checkpoint, has_new_stem = self._read(filepath, eps, takes_part)
         source, target = checkpoint["model"], self.state_dict()
@@ -2663,6 +2669,10 @@ class MaskRCNN(nn.Module):
         """
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
+        elif not isinstance(filepath, str | os.PathLike):
+            raise ValueError(
+                f"filepath must be the path of a file, or the contents of a checkpoint, not {type(filepath).__name__}"
+            )
         else:
             checkpoint, conversion = convert(filepath, network_shapes, eps=eps, model_config=self.config)
             checkpoint.name = str(filepath)
@@ -2704,13 +2714,18 @@ class MaskRCNN(nn.Module):
                     "in the config (or use MaskRCNN.from_checkpoint, which takes the settings from the checkpoint)"
                 )
 
-    def _tensors_of(self, layer: str) -> list[str]:
-        """Names of the tensors of a layer, given by our name or Matterport's. Raises: ValueError for no layer."""
-        layer_name = _MATTERPORT_LAYERS.get(layer, layer)
-        names = [name for name in self.state_dict() if name == layer_name or name.startswith(layer_name + ".")]
-        if not names and not (layer_name.startswith("maskiou_head") and self.maskiou_head is None):
-            raise ValueError(f"exclude: there is no layer {layer!r}; layers are {', '.join(_layer_names(self))}")
-        return names
+    def _tensors_of(self, exclude: Sequence[str]) -> set[str]:
+        """Names of the tensors of layers, given by our names or Matterport's. Raises: ValueError for no layers."""
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude must be a list of layers, not a text: [{exclude!r}]")
+        excluded = set()
+        for layer in exclude:
+            layer_name = _MATTERPORT_LAYERS.get(layer, layer)
+            names = [name for name in self.state_dict() if name == layer_name or name.startswith(layer_name + ".")]
+            if not names and not (layer_name.startswith("maskiou_head") and self.maskiou_head is None):
+                raise ValueError(f"exclude: there is no layer {layer!r}; layers are {', '.join(_layer_names(self))}")
+            excluded |= set(names)
+        return excluded
 
     def _rows_of_same_classes(
         self, checkpoint: Mapping[str, Any], target: Mapping[str, Tensor], excluded: set[str]

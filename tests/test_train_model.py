@@ -613,6 +613,28 @@ def test_mistakes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"evaluate": 5}, "evaluate must be a function of the model that returns numbers, not int"),
+        ({"custom_callbacks": print}, "custom_callbacks must be a list of callbacks, not builtin"),
+        ({"custom_callbacks": [5]}, "custom_callbacks: 5 must be a function"),
+    ],
+)
+def test_functions_that_are_none(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_squares(untrained(tmp_path), 1, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_file(tmp_path):
+    model = untrained(tmp_path)
+    with pytest.raises(ValueError, match=r"filepath must be the path of a file, or .* a checkpoint, not NoneType"):
+        model.load_weights(None)
+    with pytest.raises(ValueError, match=r"exclude must be a list of layers, not a text: \['mrcnn_mask'\]"):
+        model.load_weights(tmp_path / "none.pth", exclude="mrcnn_mask")
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("learning_rate", value) for value in (float("nan"), float("inf"), -0.1, "0.1", True)),

@@ -551,6 +551,25 @@ def test_callbacks(tmp_path):
     assert (result.epoch, result.interrupted) == (2, None)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"mask AP": "x"}, "evaluate must return a dict of numbers, not 'x' for 'mask AP'"),
+        ({"mask AP": torch.ones(2)}, "evaluate must return a dict of numbers, not tensor"),
+        (0.5, "evaluate must return a dict of numbers, or None, not float"),
+    ],
+)
+def test_what_is_no_metric(tmp_path, metrics, message):
+    with pytest.raises(ValueError, match=message):
+        train_toy(tmp_path, evaluate=lambda epoch: metrics)
+
+
+def test_metrics_that_are_not_finite_are_named(tmp_path, capsys):
+    result = train_toy(tmp_path, epochs=1, evaluate=lambda epoch: {"mask AP": float("nan"), "box AP": 0.5})
+    assert "evaluate returned no finite number for mask AP\n" in capsys.readouterr().out
+    assert (result.best, result.logs["box AP"]) == (None, 0.5)
+
+
 @pytest.mark.parametrize("callback", [3, ToyLoader])
 def test_what_is_no_callback(tmp_path, callback):
     with pytest.raises(ValueError, match=r"callbacks: .* must be a function"):

@@ -123,11 +123,14 @@ def _is_keras(callback: Any) -> bool:
     return any(hasattr(callback, f"on_{event}") for event in ("train_begin", "epoch_end", "train_end"))
 
 
-def _check_callbacks(callbacks: Sequence[Any]) -> None:
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raises ValueError unless each is one that call_back can call."""
+    if not isinstance(callbacks, list | tuple):
+        raise ValueError(f"custom_callbacks must be a list of callbacks, not {type(callbacks).__name__}")
     for callback in callbacks:
         if isinstance(callback, type) or not (_is_keras(callback) or callable(callback)):
             raise ValueError(
-                f"callbacks: {callback!r} must be a function of (event, progress), or an object with "
+                f"custom_callbacks: {callback!r} must be a function of (event, progress), or an object with "
                 "on_epoch_end(epoch, logs)"
                 + ("; it is a class, give an instance" if isinstance(callback, type) else "")
             )
@@ -169,7 +172,7 @@ def train(
     Raises: ValueError for arguments that cannot be; FloatingPointError for a loss or weights that are not finite,
         MemoryError, and OSError if a checkpoint cannot be written, each with what to do.
     """
-    _check_callbacks(hooks.callbacks)
+    check_callbacks(hooks.callbacks)
     return Trainer(module, train_data, val_data, config, phase, learning_rate, hooks, Path(log_dir)).run(start)
 
 
@@ -182,6 +185,19 @@ def _partial(name: str, logs: Mapping[str, float], metrics: Mapping[str, float])
     prefix, numbers = ("val_", logs) if name.startswith("val_") else ("", metrics if name in metrics else {})
     missing, images = numbers.get(f"{prefix}missing_images", 0), numbers.get(f"{prefix}images", 0)
     return f" on {images:.0f} of {images + missing:.0f} images" if missing else ""
+
+
+def _checked_metrics(metrics: Any) -> dict[str, float]:
+    """What evaluate returned, as numbers. Raises: ValueError if it is something else."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ValueError(f"evaluate must return a dict of numbers, or None, not {type(metrics).__name__}")
+    numbers = {}
+    for name, value in (metrics or {}).items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor of several numbers
+            raise ValueError(f"evaluate must return a dict of numbers, not {value!r} for {name!r}") from None
+    return numbers
 
 
 # Why numbers are not finite, most of the time.
@@ -606,13 +622,16 @@ class Trainer:
     def run_evaluation(self, number: int) -> dict[str, float]:
         """The metrics of the weights after so many epochs. The first process evaluates; the others wait and get {}."""
         self.watchdog.activity = "evaluation"
-        metrics = None
+        metrics: dict[str, float] = {}
         if self.is_main:
             with self.evaluation_mode():
-                metrics = self.hooks.evaluate(number)
+                metrics = _checked_metrics(self.hooks.evaluate(number))
+            unclear = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if unclear:
+                self.print_once(f"evaluate returned no finite number for {utils.listed(map(str, unclear), 5)}")
         if runtime.world_size() > 1:
             dist.barrier()
-        return {name: float(value) for name, value in (metrics or {}).items()}
+        return metrics
 
     def update_best(self, logs: Mapping[str, float]) -> bool:
         """Whether the epoch that has just ended is the best one so far; progress.best says so from then on.
