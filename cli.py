@@ -349,6 +349,17 @@ def add_output(parser: Any, contents: str, default: str | None = None, metavar: 
     parser.add_argument("--output", type=Path, default=value, metavar=metavar, help=f"{kind} for {contents}{words}")
 
 
+def check_folder(argument: str, folder: Path) -> None:
+    """Raises OSError if a folder cannot be made or written into: before the work, and not at its end."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{argument} {utils.printable(folder)}: {utils.printable(existing)} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{argument} {utils.printable(folder)}: you may not write into {utils.printable(existing)}"
+        )
+
+
 def add_logs(parser: Any) -> None:
     """--logs, a Path."""
     parser.add_argument(

@@ -421,7 +421,16 @@ def load_validation_data(arguments: argparse.Namespace) -> CocoDataset:
 
 
 def find_year(arguments: argparse.Namespace) -> str:
-    """The year of --year, or the one that the folder has."""
+    """The year of --year, or the one that the folder has.
+
+    Raises: NotADirectoryError if there is no folder, and none is to be made.
+    """
+    folder = arguments.dataset
+    if not folder.is_dir() and not (arguments.download and not folder.exists()):
+        raise NotADirectoryError(
+            f"--dataset {utils.printable(folder)} is no folder; give the one that has annotations/, or add --download, "
+            "which gets COCO (27 GB) into a new one"
+        )
     return str(choose_year(arguments.dataset, "val", arguments.year))
 
 
@@ -446,6 +455,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dataset = load_validation_data(arguments)
     check_complete(dataset)
     cli.check_shared_device(arguments.device)
+    if arguments.output is not None:
+        cli.check_folder("--output", arguments.output)
     device = runtime.setup_distributed(arguments.device)
     model = evaluated_model(arguments, device)
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()

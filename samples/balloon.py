@@ -90,6 +90,7 @@ def splash(arguments: argparse.Namespace) -> int:
     """Writes a picture or a video for each file. Returns the exit code."""
     sources = find_sources(arguments.files)
     paths = plan_outputs(sources, arguments.output)
+    cli.check_folder("--output", arguments.output)
     model = cli.open_model(arguments, "last", BalloonConfig, DETECTION_MIN_CONFIDENCE=0.7)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for index, (source, path) in enumerate(zip(sources, paths, strict=True)):

@@ -426,7 +426,16 @@ def test_mistakes_end_in_one_line(data, logs, tmp_path, capsys):
         assert f"coco.py: {''}" in (printed := capsys.readouterr().err)
         assert message in printed
     assert coco.main(["train", "--dataset", str(tmp_path / "nowhere")]) == 2
-    assert "--download" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"coco.py: --dataset {tmp_path / 'nowhere'} is no folder; give the one that has annotations/" in error
+    assert "--download" in error
+    assert error.count("\n") == 1
+    file = tmp_path / "file"
+    file.touch()
+    assert coco.main(["evaluate", "--dataset", str(file), "--download"]) == 2
+    assert f"--dataset {file} is no folder" in capsys.readouterr().err
+    assert run("evaluate", data, "--logs", str(logs), "--output", str(file)) == 2
+    assert f"coco.py: --output {file}: {file} is no folder\n" in capsys.readouterr().err
 
 
 def test_an_incomplete_data_set_is_not_evaluated(logs, tmp_path, capsys):
