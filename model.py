@@ -1803,7 +1803,7 @@ class MaskRCNN(nn.Module):
         self.log_dir: Path | None = None  # where training writes
         self.to_continue = ""  # what an interrupted training says of how it goes on, if not the usual
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
-        self._decided: dict[str, Any] = {}  # settings that this training decided, with what they were before
+        self._decided: dict[str, tuple] = {}  # what a training decided: (value before, value since) of each setting
         self._has_new_stem = False  # its first convolution was inflated for other channels, and has to learn
         # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
         numbers = list(range(config.NUM_CLASSES))
@@ -2235,17 +2235,21 @@ class MaskRCNN(nn.Module):
         if any(getattr(self.config, name) != value for name, value in undecided.items()):
             self.config = copy.copy(self.config)
             for name, value in undecided.items():
-                self._decided[name] = getattr(self.config, name)
+                self._decided[name] = getattr(self.config, name), value
                 setattr(self.config, name, value)
 
     def _leave_training(self) -> None:
-        """Forget the training that the model is in: other weights begin a new one."""
-        self._start, self.log_dir = None, None
-        if self._decided:
+        """Forget the training that the model is in, if it is in any: other weights begin a new one."""
+        if self._start is not None:
+            self._start, self.log_dir = None, None
+        before = {
+            name: before for name, (before, since) in self._decided.items() if getattr(self.config, name) == since
+        }
+        self._decided = {}
+        if before:
             self.config = copy.copy(self.config)
-            for name, value in self._decided.items():
+            for name, value in before.items():
                 setattr(self.config, name, value)
-            self._decided = {}
 
     def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
         """The phases that train_model's arguments ask for, and the learning rate that their factors multiply."""
@@ -2643,8 +2647,7 @@ class MaskRCNN(nn.Module):
         self.load_state_dict({**target, **fitting})
         self._has_new_stem = has_new_stem
         before, epoch = self.log_dir, self.epoch
-        if self._start is not None:
-            self._leave_training()
+        self._leave_training()
         if len(fitting) == len(target) and match.fits and not match.moves:
             self._set_classes(match.names, match.ids)
             if self._continues(checkpoint, filepath):

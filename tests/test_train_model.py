@@ -537,6 +537,7 @@ def test_other_weights_end_a_training(options, tmp_path, capsys):
     untrained(tmp_path, SEED=7).save(plain)
     model, other = untrained(tmp_path / "logs"), untrained(tmp_path / "other")
     model.load_weights(model.find_last())
+    assert model.config.TRAIN_BN, "decided by the training from nothing"
     other.load_state_dict(model.state_dict())  # "part" keeps some of them
     before = model.log_dir
     for each in (model, other):
@@ -547,6 +548,18 @@ def test_other_weights_end_a_training(options, tmp_path, capsys):
     train_squares(other, 1)
     assert model.log_dir != before
     assert_equal_weights(weights(model), weights(other))
+
+
+def test_what_a_failed_training_decided_is_open_again_and_what_the_user_chose_is_not(tmp_path):
+    plain = tmp_path / "plain.pth"
+    untrained(tmp_path).save(plain)
+    model = untrained(tmp_path / "logs")
+    with pytest.raises(ValueError, match="needs epochs"):
+        model.train_model(SquaresDataset().load_squares(2), None)
+    assert (model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (True, 0)
+    model.config.FROZEN_STAGES = 2
+    model.load_weights(plain)
+    assert (model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (None, 2)
 
 
 def test_a_damaged_training_changes_nothing(tmp_path):
