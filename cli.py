@@ -38,7 +38,7 @@ import startup
 import utils
 from config import BACKBONE_WEIGHTS, PER_CHANNEL_SETTINGS, RUN, SHAPE, WEIGHTS, Config, parse_settings, settings_that
 from data.dataset import Dataset
-from model import MaskRCNN
+from model import TRAINABLE, MaskRCNN, layer_pattern
 from training.checkpoints import find_last
 from training.loop import Progress
 from weights.checkpoint import is_backbone, read_checkpoint
@@ -349,6 +349,17 @@ def add_output(parser: Any, contents: str, default: str | None = None, metavar: 
     parser.add_argument("--output", type=Path, default=value, metavar=metavar, help=f"{kind} for {contents}{words}")
 
 
+def check_folder(argument: str, folder: Path) -> None:
+    """Raises OSError if a folder cannot be made or written into: before the work, and not at its end."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{argument} {utils.printable(folder)}: {utils.printable(existing)} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{argument} {utils.printable(folder)}: you may not write into {utils.printable(existing)}"
+        )
+
+
 def add_logs(parser: Any) -> None:
     """--logs, a Path."""
     parser.add_argument(
@@ -373,6 +384,24 @@ def add_epochs(parser: Any, default: int | None = None, end: str = "to stop") ->
         metavar="N",
         help=f"the epoch, counted from the first, after which {end}{words}",
     )
+
+
+def add_layers(parser: Any, default: str | None = None) -> None:
+    """--layers, as train_model takes it. default: what counts if it is not given; None stands for all."""
+    parser.add_argument(
+        "--layers",
+        type=_layers,
+        default=default,
+        help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: {default or 'all'}",
+    )
+
+
+def _layers(text: str) -> str:
+    try:
+        layer_pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -647,6 +676,8 @@ def train_phases(
     """
     for layers, last, settings in phases:
         if last < phases[-1][1] and model.epoch >= last:
+            if runtime.rank() == 0:
+                print(f"the phase of layers {layers}, until epoch {last}, is over: {model.epoch} epochs are done")
             continue
         for name, value in settings.items():
             setattr(model.config, name, value)

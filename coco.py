@@ -39,7 +39,7 @@ from evaluation.large import TileOptions
 from evaluation.results import category_numbers
 from evaluation.run import count_weak_detections, evaluate_dataset, evaluate_to_folder, evaluation_callback
 from evaluation.tiled import in_tiles
-from model import TRAINABLE, MaskRCNN, network_shapes
+from model import MaskRCNN, network_shapes
 from training.optimizer import SCHEDULES
 from training.state_checks import check_state
 from weights.checkpoint import is_backbone
@@ -312,9 +312,7 @@ def _add_training_arguments(group: Any) -> None:
         help=f"train this published configuration, network and schedule: {', '.join(CONFIGS)}",
     )  # fmt: skip
     group.add_argument("--backbone", choices=BACKBONES, help="default: that of the checkpoint, else resnet101")
-    group.add_argument(
-        "--layers", help=f"the layers that learn: {', '.join(TRAINABLE)}, or a regular expression; default: all"
-    )
+    cli.add_layers(group)
     group.add_argument(
         "--schedule",
         choices=list(SCHEDULES),
@@ -423,7 +421,16 @@ def load_validation_data(arguments: argparse.Namespace) -> CocoDataset:
 
 
 def find_year(arguments: argparse.Namespace) -> str:
-    """The year of --year, or the one that the folder has."""
+    """The year of --year, or the one that the folder has.
+
+    Raises: NotADirectoryError if there is no folder, and none is to be made.
+    """
+    folder = arguments.dataset
+    if not folder.is_dir() and not (arguments.download and not folder.exists()):
+        raise NotADirectoryError(
+            f"--dataset {utils.printable(folder)} is no folder; give the one that has annotations/, or add --download, "
+            "which gets COCO (27 GB) into a new one"
+        )
     return str(choose_year(arguments.dataset, "val", arguments.year))
 
 
@@ -448,6 +455,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     dataset = load_validation_data(arguments)
     check_complete(dataset)
     cli.check_shared_device(arguments.device)
+    if arguments.output is not None:
+        cli.check_folder("--output", arguments.output)
     device = runtime.setup_distributed(arguments.device)
     model = evaluated_model(arguments, device)
     image_ids = dataset.image_ids[: arguments.limit or None].tolist()

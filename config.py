@@ -215,6 +215,11 @@ SHAPE, WEIGHTS, BACKBONE_WEIGHTS = Affects.SHAPE, Affects.WEIGHTS, Affects.BACKB
 class Range:
     """Which values of its type a setting may have. None, where the type allows it, is in every range."""
 
+    @property
+    def stands_alone(self) -> bool:
+        """Whether no other setting decides which values are in the range."""
+        return True
+
     def problem(self, value: Any, config: "Config") -> str | None:
         """What is wrong with a value, as "must be ..., not ...", or None."""
         return None
@@ -277,6 +282,10 @@ class Length(Range):
     count: int | str
     entries: str = ""
 
+    @property
+    def stands_alone(self) -> bool:
+        return not isinstance(self.count, str)
+
     def problem(self, value: Any, config: "Config") -> str | None:
         count = getattr(config, self.count) if isinstance(self.count, str) else self.count
         if len(value) == count:
@@ -289,6 +298,10 @@ class OfEachClass(Range):
     """Tuples of this many numbers for each class, one class after another, background first."""
 
     count: int
+
+    @property
+    def stands_alone(self) -> bool:
+        return False
 
     def problem(self, value: Any, config: "Config") -> str | None:
         expected = self.count * config.NUM_CLASSES
@@ -427,6 +440,9 @@ class Config:
     The annotation of a setting says its type, its range and what depends on it (Affects):
 
         RPN_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION, TRAINING] = 0.7
+
+    Values may be set later, too: `config.IMAGES_PER_GPU = 1`. Type and range are checked at once. How a value fits to
+    the others is checked by validate(), which a model calls before it trains and detects.
 
     Raises: ValueError for names that do not exist, values of the wrong type or outside of their range, and values that
         contradict each other.
@@ -842,7 +858,10 @@ class Config:
             raise ValueError("DIALECT decides the defaults of others: set it in the class, or Config(DIALECT=...)")
         if name.isupper() and name not in SETTINGS:
             raise _unknown(name, name)
-        self.__dict__[name] = _convert(name, value) if name in SETTINGS else value
+        if name in SETTINGS:
+            value = _convert(name, value)
+            self._check_ranges(name, value, [each for each in SETTINGS[name].ranges if each.stands_alone])
+        self.__dict__[name] = value
 
     @property
     def dialect(self) -> Dialect:
@@ -890,10 +909,7 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError for values outside of their range, and for values that contradict each other."""
         for name, setting in SETTINGS.items():
-            value = getattr(self, name)
-            problems = [each.problem(value, self) for each in setting.ranges] if value is not None else []
-            for problem in filter(None, problems):
-                raise ValueError(f"{name} {problem}")
+            self._check_ranges(name, getattr(self, name), setting.ranges)
         if self.IMAGE_MIN_DIM > self.IMAGE_MAX_DIM:
             raise ValueError(
                 f"IMAGE_MIN_DIM {self.IMAGE_MIN_DIM} is above IMAGE_MAX_DIM {self.IMAGE_MAX_DIM}; set both"
@@ -910,6 +926,11 @@ class Config:
             )
         if self.SCALE_JITTER is not None and self.SCALE_JITTER[0] > self.SCALE_JITTER[1]:
             raise ValueError(f"SCALE_JITTER must be (smallest, largest) factor, not {_shown(self.SCALE_JITTER)}")
+
+    def _check_ranges(self, name: str, value: Any, ranges: Sequence[Range]) -> None:
+        for each in ranges if value is not None else ():
+            if problem := each.problem(value, self):
+                raise ValueError(f"{name} {problem}")
 
     def detection_settings(self, **settings: Any) -> dict[str, Any]:
         """The settings to change so that a model sees one image at a time, and whole images where training takes crops.

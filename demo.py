@@ -31,7 +31,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -584,17 +583,6 @@ def openable(sources: Sequence[Source], every: int) -> tuple[list[Source], list[
     return good, counts, failures
 
 
-def check_folder(argument: str, folder: Path) -> None:
-    """Raises OSError if a folder cannot be made or written into: before the work, and not at its end."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"{argument} {utils.printable(folder)}: {utils.printable(existing)} is no folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"{argument} {utils.printable(folder)}: you may not write into {utils.printable(existing)}"
-        )
-
-
 def open_model(arguments: argparse.Namespace) -> MaskRCNN:
     """The model, which is named on the screen. arguments: gets least_mask_score, below which nothing is shown.
 
@@ -625,7 +613,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = plan_outputs(sources, arguments.output)
     arguments.save_json = plan_results(arguments, sources)
     for argument, folder in (("--output", arguments.output), ("--save-json", arguments.save_json.parent)):
-        check_folder(argument, folder)
+        cli.check_folder(argument, folder)
     window = video.Window() if arguments.show else None
     model = open_model(arguments)
     if arguments.labels != "none":

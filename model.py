@@ -26,6 +26,8 @@ import copy
 import functools
 import itertools
 import math
+import numbers
+import os
 import re
 import threading
 import time
@@ -49,7 +51,7 @@ from torch.utils.checkpoint import checkpoint
 
 import runtime
 import utils
-from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, WEIGHTS, Config, Dialect, settings_that
+from config import BACKBONE_WEIGHTS, BACKBONES, DIALECTS, SHAPE, WEIGHTS, Config, Dialect, settings_that
 from data.classes import UNKNOWN, Classes, map_classes, map_to_model, match_rows, unnamed
 from data.dataset import Dataset
 from data.headers import check_headers
@@ -72,7 +74,7 @@ from roialign import (
 )
 from training import checkpoints, loop
 from training.checkpoints import make_log_dir
-from training.loop import Hooks, Progress
+from training.loop import Hooks, Progress, check_callbacks
 from training.optimizer import SCHEDULES, Phase, schedule_learning_rate
 from training.state_checks import check_state
 from weights.checkpoint import (
@@ -1792,6 +1794,7 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"mode must be 'training' or 'inference', not {mode!r}; arguments are (config, model_dir)")
         config.validate()
         self.config = config
+        self._built_with = {name: getattr(config, name) for name in settings_that(SHAPE, WEIGHTS)}
         self.model_dir = Path("logs" if model_dir is None else model_dir)
         self.class_names = list(config.CLASS_NAMES or unnamed(config.NUM_CLASSES))
         self.category_ids = list(config.CATEGORY_IDS or range(config.NUM_CLASSES))
@@ -1800,6 +1803,7 @@ class MaskRCNN(nn.Module):
         self.log_dir: Path | None = None  # where training writes
         self.to_continue = ""  # what an interrupted training says of how it goes on, if not the usual
         self._start: Mapping[str, Any] | None = None  # the state of the training that the model is in
+        self._decided: dict[str, tuple] = {}  # what a training decided: (value before, value since) of each setting
         self._has_new_stem = False  # its first convolution was inflated for other channels, and has to learn
         # What the user's config leaves open comes from a checkpoint, or from the data set of a training.
         numbers = list(range(config.NUM_CLASSES))
@@ -1814,6 +1818,17 @@ class MaskRCNN(nn.Module):
             self.mask_head = MaskHead(config)
             self.maskiou_head = MaskIoUHead(config) if config.USE_MASKIOU_HEAD else None
             initialise(self)
+
+    def _check_settings(self) -> None:
+        """Raises ValueError if someone changed the config so that it is wrong, or does not describe the network."""
+        self.config.validate()
+        for name, value in self._built_with.items():
+            current = getattr(self.config, name)
+            if current != value and not (callable(current) and callable(value)):  # a copied callable is another one
+                raise ValueError(
+                    f"model.config has {name} = {current}, but the network was built with {value}, and its weights are "
+                    f"right with this only; for another {name}, make a new MaskRCNN(config)"
+                )
 
     ### The network
 
@@ -2080,7 +2095,7 @@ class MaskRCNN(nn.Module):
 
         The caller's Config stays as it is. If its TRAIN_BN or FROZEN_STAGES is None, or BIT_DEPTH "auto", they are
         decided here, for the whole training: model.config becomes a copy that holds the decision, and checkpoints store
-        it. To change settings between two calls, change them in model.config.
+        it. To change settings between two calls, change them in model.config; those of the network need a new model.
 
         Classes of data sets and model are matched by name: the data set follows the model, whose rows keep their order.
         CLASS_NAMES and CATEGORY_IDS that the Config leaves open come from train_dataset. Classes of val_dataset that
@@ -2088,8 +2103,8 @@ class MaskRCNN(nn.Module):
         are named before the first step.
 
         train_dataset, val_dataset: prepared Datasets. The latter, which may be None, gives the validation loss.
-        learning_rate: None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
-        epochs: the total, those of earlier calls and of a continued training included. None: as SCHEDULE says.
+        learning_rate: 0 or more. None takes that of SCHEDULE, scaled by the batch; without a schedule, LEARNING_RATE.
+        epochs: the total, 1 or more, with those of earlier calls and of a continued training. None: as SCHEDULE says.
         layers: what learns, see set_trainable. With SCHEDULE "matterport" and without epochs, the schedule decides.
         augmentation: a callable (image, masks) -> (image, masks), or albumentations' or imgaug's, applied before
             HORIZONTAL_FLIP, SCALE_JITTER, COLOR_JITTER. no_augmentation_sources: of the Dataset; their images are not
@@ -2102,9 +2117,17 @@ class MaskRCNN(nn.Module):
         Returns: Progress; its `interrupted` is the signal that ended training, if one did, after saving.
         Raises: ValueError for arguments that do not fit; what training.loop.train raises.
         """
+        self._check_settings()
         for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
             if not isinstance(dataset, Dataset) and not (name == "val_dataset" and dataset is None):
                 raise ValueError(f"{name} must be a utils.Dataset, not {type(dataset).__name__}")
+        _check_length(learning_rate, epochs)
+        layer_pattern(layers)
+        if evaluate is not None and not callable(evaluate):
+            raise ValueError(
+                f"evaluate must be a function of the model that returns numbers, not {type(evaluate).__name__}"
+            )
+        check_callbacks([] if custom_callbacks is None else custom_callbacks)
         self._take_classes(train_dataset)
         classes = map_to_model(train_dataset, self, "the training data", needs_all=True)
         val_classes = None if val_dataset is None else map_to_model(val_dataset, self, "the validation data")
@@ -2125,6 +2148,11 @@ class MaskRCNN(nn.Module):
             callbacks=custom_callbacks or (),
             **({"to_continue": self.to_continue} if self.to_continue else {}),
         )
+        if self.epoch >= phases[-1].epochs and runtime.rank() == 0:
+            print(
+                f"nothing left to train: {self.epoch} of {phases[-1].epochs} epochs are done; a larger total goes on "
+                "(--epochs; in Python, epochs)"
+            )
         with runtime.rounding_of_products(self.config.TF32, self.device):
             for phase in phases:
                 progress = self._train_phase(phase, learning_rate, train_data, val_data, hooks)
@@ -2207,6 +2235,20 @@ class MaskRCNN(nn.Module):
         if any(getattr(self.config, name) != value for name, value in undecided.items()):
             self.config = copy.copy(self.config)
             for name, value in undecided.items():
+                self._decided[name] = getattr(self.config, name), value
+                setattr(self.config, name, value)
+
+    def _leave_training(self) -> None:
+        """Forget the training that the model is in, if it is in any: other weights begin a new one."""
+        if self._start is not None:
+            self._start, self.log_dir = None, None
+        before = {
+            name: before for name, (before, since) in self._decided.items() if getattr(self.config, name) == since
+        }
+        self._decided = {}
+        if before:
+            self.config = copy.copy(self.config)
+            for name, value in before.items():
                 setattr(self.config, name, value)
 
     def _phases(self, learning_rate: float | None, epochs: int | None, layers: str) -> tuple[Sequence[Phase], float]:
@@ -2281,27 +2323,29 @@ class MaskRCNN(nn.Module):
             its loss is the only one; while it does not learn and others do, it has none.
 
         Returns: the names of the parameters that learn.
-        Raises: ValueError for layers that match nothing that may learn.
+        Raises: ValueError for layers that are no pattern or match nothing that may learn; then nothing changes.
         """
-        pattern = re.compile(TRAINABLE.get(layers, layers))
+        pattern = layer_pattern(layers)
         frozen = [f"backbone.layer{stage}." for stage in range(1, self._frozen_stages() + 1)]
         frozen = ("backbone.stem", *frozen) if frozen else ()
         trains_bn = self._trains_bn()
         affine = trains_bn or (self.config.dialect.trains_affine and self.config.BACKBONE_STYLE == "pytorch")
+        learns = {}  # whether each parameter learns, by its name
         for name, module in self.named_modules():
-            learns = not f"{name}.".startswith(frozen)
-            for short, parameter in module.named_parameters(prefix=name, recurse=False):
-                fixed = isinstance(module, BatchNorm) and not affine
-                parameter.requires_grad_(learns and not fixed and _names_match(pattern, short))
+            is_fixed = f"{name}.".startswith(frozen) or (isinstance(module, BatchNorm) and not affine)
+            for full_name, _ in module.named_parameters(prefix=name, recurse=False):
+                learns[full_name] = not is_fixed and _names_match(pattern, full_name)
+        if not any(learns.values()):
+            raise ValueError(
+                f"layers={layers!r} (--layers) matches nothing that may learn; take one of {', '.join(TRAINABLE)}, or "
+                f"a regular expression of whole names, such as those of {', '.join(_layer_names(self))}"
+            )
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(learns[name])
+        for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.learns = trains_bn and module.weight.requires_grad
-        learning = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        if not learning:
-            raise ValueError(
-                f"layers={layers!r} matches nothing that may learn; take one of {', '.join(TRAINABLE)}, or a regular "
-                f"expression of whole names, such as those of {', '.join(_layer_names(self))}"
-            )
-        return learning
+        return [name for name, is_learning in learns.items() if is_learning]
 
     def _frozen_stages(self) -> int:
         count = self.config.FROZEN_STAGES
@@ -2360,8 +2404,8 @@ class MaskRCNN(nn.Module):
             rois float32 [N, (y1, x1, y2, x2)], pixels of the image; class_ids int32 [N]; scores float32 [N], of the
             class; mask_ious float32 [N], predicted, or None without a MaskIoU head; mask_scores float32 [N],
             scores x mask_ious; masks bool [H, W, N] or list of dicts.
-        Raises: ValueError for what is not a list of images, an unknown dtype or an unknown kind of masks;
-            FileNotFoundError for a path without a file.
+        Raises: ValueError for what is not a list of images, an unknown dtype, an unknown kind of masks, or settings
+            that were changed and do not fit; FileNotFoundError for a path without a file.
         """
         (results,) = self._detect_batches([images], dtype, masks, verbose, None, _SameThread())
         if verbose:
@@ -2389,6 +2433,7 @@ class MaskRCNN(nn.Module):
     def _detect_batches(self, batches, dtype: str, masks: str, verbose: int, reader, paster) -> Iterator[list[dict]]:
         if masks not in ("array", "rle"):
             raise ValueError(f"masks must be 'array' or 'rle', not {masks!r}")
+        self._check_settings()
         if self.device.type == "cpu":
             runtime.keep_memory()
         seconds = dict.fromkeys(("resize", "network", "masks"), 0.0)
@@ -2559,7 +2604,8 @@ class MaskRCNN(nn.Module):
             by_name on.
         eps: of a torchvision ResNet-50's batch norms, as weights.convert.convert takes it.
 
-        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it.
+        A checkpoint of a training in model_dir, loaded as a whole, also sets log_dir, and train_model continues it. Any
+        other weights end the training that the model is in: train_model begins a new one.
         Rows follow the names of classes: if the checkpoint has the model's classes in another order, they change
         places. A training that continues keeps its order, which the model takes then. CLASS_NAMES and CATEGORY_IDS that
         the config leaves open come from the checkpoint, if all rows do.
@@ -2568,12 +2614,14 @@ class MaskRCNN(nn.Module):
             than this model's, layers that do not exist, and, without by_name, tensors that are missing, left over, of
             another shape or of other classes.
         """
-        excluded = {name for layer in exclude or () for name in self._tensors_of(layer)}
+        excluded = self._tensors_of(exclude or ())
         takes_part = bool(by_name or excluded or copy_classes)
-        checkpoint = self._read(filepath, eps, takes_part)
+        checkpoint, has_new_stem = self._read(filepath, eps, takes_part)
         source, target = checkpoint["model"], self.state_dict()
         has_all = all(name in source and source[name].shape == target[name].shape for name in target)
         continues = self._continues(checkpoint, filepath) and (not takes_part or (has_all and not excluded))
+        if continues:
+            check_state(checkpoint["training"], Path(filepath).resolve())
         takes = set() if copy_classes else self._open_classes
         match = match_rows(Classes.of(self), checkpoint, takes, continues and not copy_classes, takes_part)
         fitting = {
@@ -2597,10 +2645,15 @@ class MaskRCNN(nn.Module):
                 "backbone?"
             )
         self.load_state_dict({**target, **fitting})
+        self._has_new_stem = has_new_stem
+        before, epoch = self.log_dir, self.epoch
+        self._leave_training()
         if len(fitting) == len(target) and match.fits and not match.moves:
             self._set_classes(match.names, match.ids)
             if self._continues(checkpoint, filepath):
                 self._continue(checkpoint, Path(filepath).resolve())
+        if epoch and self._start is None:
+            print(f"these weights begin a new training; the one in {before} ends after epoch {epoch}")
         initialised = [name for name in others if name not in fitting]
         with _seeded(self.config.SEED + 1):  # not the numbers that the first weights have
             initialise(self, initialised)
@@ -2608,13 +2661,21 @@ class MaskRCNN(nn.Module):
         self.source = checkpoint["source"]
         _print_loaded(fitting, initialised, target, source, is_new)
 
-    def _read(self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool) -> Checkpoint:
+    def _read(
+        self, filepath: str | Path | Mapping[str, Any], eps: float | None, takes_part: bool
+    ) -> tuple[Checkpoint, bool]:
         """A checkpoint whose weights mean in this model what they meant where they were trained; as load_weights.
 
         takes_part: also take weights that learned from images of other channels or another PIXEL_RANGE.
+
+        Returns: the checkpoint, and whether its first convolution was inflated for other channels.
         """
         if isinstance(filepath, Mapping):
             checkpoint = read_checkpoint(filepath)
+        elif not isinstance(filepath, str | os.PathLike):
+            raise ValueError(
+                f"filepath must be the path of a file, or the contents of a checkpoint, not {type(filepath).__name__}"
+            )
         else:
             checkpoint, conversion = convert(filepath, network_shapes, eps=eps, model_config=self.config)
             checkpoint.name = str(filepath)
@@ -2624,9 +2685,8 @@ class MaskRCNN(nn.Module):
         if takes_part:
             checkpoint, sentences = fit_images(checkpoint, self.config)
             print(*sentences, sep="\n", end="\n" if sentences else "")
-        self._has_new_stem = channels != checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
         self._check_meaning(checkpoint)
-        return checkpoint
+        return checkpoint, channels != checkpoint["config"].get("IMAGE_CHANNEL_COUNT")
 
     def _continues(self, checkpoint: Mapping[str, Any], filepath: Any) -> bool:
         """Whether a checkpoint is of a training in a log folder of this model."""
@@ -2634,8 +2694,7 @@ class MaskRCNN(nn.Module):
         return is_training and Path(filepath).resolve().parent.parent == self.model_dir.resolve()
 
     def _continue(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Continue the training of a checkpoint."""
-        check_state(checkpoint["training"], path)
+        """Continue the training of a checkpoint, whose state was checked."""
         self._start = {**checkpoint["training"], "file": str(path)}
         self.set_log_dir(path)
         decided = ("TRAIN_BN", "FROZEN_STAGES", "BIT_DEPTH")
@@ -2658,13 +2717,18 @@ class MaskRCNN(nn.Module):
                     "in the config (or use MaskRCNN.from_checkpoint, which takes the settings from the checkpoint)"
                 )
 
-    def _tensors_of(self, layer: str) -> list[str]:
-        """Names of the tensors of a layer, given by our name or Matterport's. Raises: ValueError for no layer."""
-        layer_name = _MATTERPORT_LAYERS.get(layer, layer)
-        names = [name for name in self.state_dict() if name == layer_name or name.startswith(layer_name + ".")]
-        if not names and not (layer_name.startswith("maskiou_head") and self.maskiou_head is None):
-            raise ValueError(f"exclude: there is no layer {layer!r}; layers are {', '.join(_layer_names(self))}")
-        return names
+    def _tensors_of(self, exclude: Sequence[str]) -> set[str]:
+        """Names of the tensors of layers, given by our names or Matterport's. Raises: ValueError for no layers."""
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude must be a list of layers, not a text: [{exclude!r}]")
+        excluded = set()
+        for layer in exclude:
+            layer_name = _MATTERPORT_LAYERS.get(layer, layer)
+            names = [name for name in self.state_dict() if name == layer_name or name.startswith(layer_name + ".")]
+            if not names and not (layer_name.startswith("maskiou_head") and self.maskiou_head is None):
+                raise ValueError(f"exclude: there is no layer {layer!r}; layers are {', '.join(_layer_names(self))}")
+            excluded |= set(names)
+        return excluded
 
     def _rows_of_same_classes(
         self, checkpoint: Mapping[str, Any], target: Mapping[str, Tensor], excluded: set[str]
@@ -2723,6 +2787,7 @@ class MaskRCNN(nn.Module):
         self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0
     ) -> list[dict[str, Any]]:
         """detect() for the images [B, H, W, C] and metas [B, 12 + K] that mold_inputs returns."""
+        self._check_settings()
         metas = parse_image_meta(image_metas)
         if len(molded_images) != len(metas["window"]):
             raise ValueError(f"molded_images and image_metas differ: {len(molded_images)} and {len(metas['window'])}")
@@ -2801,6 +2866,33 @@ def _same(value: Any, other: Any) -> bool:
     if isinstance(value, float | int) and isinstance(other, float | int):
         return math.isclose(value, other, rel_tol=1e-6)
     return value == other
+
+
+def _check_length(learning_rate: Any, epochs: Any) -> None:
+    """Raises ValueError for arguments of train_model that make no training, unless they are None."""
+    is_rate = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
+    if learning_rate is not None and not (is_rate and 0 <= learning_rate < math.inf):
+        raise ValueError(
+            f"learning_rate must be a finite number from 0 up, or None for that of the config, not {learning_rate!r}"
+        )
+    is_count = isinstance(epochs, numbers.Integral) and not isinstance(epochs, bool)
+    if epochs is not None and not (is_count and epochs >= 1):
+        raise ValueError(f"epochs must be a whole number from 1 up, the total of all calls, not {epochs!r}")
+
+
+def layer_pattern(layers: str) -> re.Pattern:
+    """The pattern of names that `layers` of set_trainable stands for. Raises: ValueError for what is none."""
+    if not isinstance(layers, str):
+        kind = type(layers).__name__
+        raise ValueError(
+            f"layers must be one of {', '.join(TRAINABLE)}, or a regular expression as a text, not {kind}: {layers!r}"
+        )
+    try:
+        return re.compile(TRAINABLE.get(layers, layers))
+    except re.error as error:
+        raise ValueError(
+            f"layers must be one of {', '.join(TRAINABLE)}, or a regular expression, not {layers!r}: {error}"
+        ) from None
 
 
 def _names_match(pattern: re.Pattern, name: str) -> bool:

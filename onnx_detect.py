@@ -248,7 +248,9 @@ def image_array(image: Any, settings: Settings) -> np.ndarray:
     elif image.dtype == bool:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype.kind == "f":
-        if not (image.min() >= 0 and image.max() <= 1):  # in this form, NaN fails too
+        if np.isnan(image.min()):
+            raise ValueError("image is floating and must lie in [0, 1], but some of its values are not numbers (NaN)")
+        if not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"image is floating and must lie in [0, 1], not {image.min()}..{image.max()}")
         image = np.rint(image * 255.0).astype(np.uint8)
     elif image.dtype != np.uint8:
@@ -906,7 +908,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=_share, metavar="SCORE", help="the lowest mask score that counts; default: the model's own"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of onnxruntime; default: one for each core")
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", help="threads of onnxruntime; default: one for each core"
+    )
     return parser
 
 
@@ -917,10 +921,20 @@ def _share(text: str) -> float:
     return number
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {_shown(text)}")
+    return int(text)
+
+
 def detect_files(arguments: argparse.Namespace) -> int:
     """Detect in files, and write what is found. Returns the exit code: 1 if an image could not be read."""
+    output = arguments.output
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output {output}: {existing} is no folder")
     detector = Detector(arguments.model, arguments.threads)
-    settings, output = detector.settings, arguments.output
+    settings = detector.settings
     threshold = settings.score_threshold if arguments.threshold is None else arguments.threshold
     output.mkdir(parents=True, exist_ok=True)
     pairs = zip(detector.category_ids[1:], detector.class_names[1:], strict=True)

@@ -6,7 +6,7 @@ boxes and crops of masks (crops.py).
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ def call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarr
     """(image, masks) as the augmentation returns them. masks: bool [H, W, N].
 
     It may be of any style that TrainingData describes. It gets copies: the data set may keep its own arrays.
+
+    Raises: ValueError if it returns something else.
     """
     for method in ("set_random_seed", "seed_"):  # albumentations' and imgaug's own generators
         if hasattr(augmentation, method):
@@ -42,11 +44,20 @@ def call_augmentation(augmentation: Callable, image: np.ndarray, masks: np.ndarr
             masks = fixed.augment_image(masks.astype(np.uint8), **_mask_hooks(augmentation))
         return image, masks
     if not _takes_keywords(augmentation):
-        return augmentation(image.copy(), masks.copy("K"))
+        result = augmentation(image.copy(), masks.copy("K"))
+        if not isinstance(result, Sequence) or len(result) != 2:
+            raise ValueError(
+                f"augmentation must return (image, masks), not {type(result).__name__}; does it end without a return?"
+            )
+        return tuple(result)
     planes = list(np.ascontiguousarray(np.moveaxis(masks, 2, 0), np.uint8))
+    result = augmentation(image=image.copy(), **({"masks": planes} if planes else {}))
+    if not isinstance(result, Mapping) or "image" not in result or (planes and "masks" not in result):
+        raise ValueError(
+            f"augmentation must return a dict with image and masks, as albumentations does, not {type(result).__name__}"
+        )
     if not planes:
-        return augmentation(image=image.copy())["image"], None
-    result = augmentation(image=image.copy(), masks=planes)
+        return result["image"], None
     return result["image"], np.stack(list(result["masks"]), axis=-1)
 
 

@@ -313,7 +313,13 @@ class Dataset:
 
         RLEs save the memory of a stack of masks, which matters if an image has hundreds of instances.
         """
-        masks, class_ids = self.load_mask(image_id)
+        result = self.load_mask(image_id)
+        if not isinstance(result, Sequence) or len(result) != 2:
+            raise ValueError(
+                f"{type(self).__name__}.load_mask must return (masks, class_ids), not {type(result).__name__}; does it "
+                "end without a return?"
+            )
+        masks, class_ids = result
         return Instances(class_ids, masks)
 
     def object_boxes(self) -> ObjectBoxes | None:

@@ -228,9 +228,14 @@ class TrainingData:
         classes: which row of the model each class of the data set is; None: class ids are rows. Objects of classes
             that the model does not have become crowds.
 
-        Raises: ValueError if the data set is empty, has more classes than the config, or the augmentation is none.
+        Raises: ValueError if the data set is empty, has more classes than the config, or lacks a source, or the
+            augmentation is none.
         """
         self.dataset, self.config, self.augmentation, self.augment = dataset, config, augmentation, augment
+        if isinstance(no_augmentation_sources, str):
+            raise ValueError(
+                f"no_augmentation_sources must be a list of sources, not a text: [{no_augmentation_sources!r}]"
+            )
         self.no_augmentation_sources = frozenset(no_augmentation_sources or ())
         self.classes = None if classes is None or classes.is_identity else classes
         self.class_notes = [] if classes is None else classes.sentences()  # on how classes were matched
@@ -247,6 +252,13 @@ class TrainingData:
             )
         if augmentation is not None:
             check_augmentation(augmentation)
+        sources = {info["source"] for info in dataset.image_info} if self.no_augmentation_sources else set()
+        unknown = [source for source in self.no_augmentation_sources if source not in sources]
+        if unknown:
+            raise ValueError(
+                f"no_augmentation_sources has {unknown[0]!r}, and the images of the data set are of "
+                f"{utils.listed(map(repr, sorted(sources)), 5)}; add_image names the source"
+            )
         dataset.inspect_for(config)
 
     def __len__(self) -> int:

@@ -90,6 +90,7 @@ def splash(arguments: argparse.Namespace) -> int:
     """Writes a picture or a video for each file. Returns the exit code."""
     sources = find_sources(arguments.files)
     paths = plan_outputs(sources, arguments.output)
+    cli.check_folder("--output", arguments.output)
     model = cli.open_model(arguments, "last", BalloonConfig, DETECTION_MIN_CONFIDENCE=0.7)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for index, (source, path) in enumerate(zip(sources, paths, strict=True)):
@@ -126,7 +127,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="train: a folder with train/ and val/")
     cli.add_model(parser, "coco for train, last for splash", trains=True)
     cli.add_epochs(parser, 30)
-    parser.add_argument("--layers", default="heads", help="train: the layers that learn, heads or all; default: heads")
+    cli.add_layers(parser, "heads")
     cli.add_seed(parser)
     cli.add_logs(parser)
     cli.add_output(parser, "what splash makes", "splash")

@@ -49,6 +49,7 @@ from data.formats.coco import CocoDataset
 from data.images import read_mask
 from detections import ImageDetections
 from evaluation.run import evaluate_dataset, evaluate_to_folder, evaluation_callback, whole_images
+from evaluation.words import count_of
 from model import MaskRCNN
 from training.loop import Progress
 
@@ -446,6 +447,8 @@ def load_evaluation_data(arguments: argparse.Namespace) -> tuple[NucleusDataset,
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print COCO-style AP of the images of load_evaluation_data; with --output, write a report."""
     cli.named_checkpoint(arguments, "last", NucleusConfig)  # raises before the data set is read
+    if arguments.output is not None:
+        cli.check_folder("--output", arguments.output)
     dataset, description = load_evaluation_data(arguments)
     coco.check_complete(dataset)
     detector = open_detector(arguments, dataset)
@@ -491,6 +494,7 @@ def detect(arguments: argparse.Namespace) -> None:
     replaced = {path.resolve() for path in pictures} & {Path(info["path"]).resolve() for info in dataset.image_info}
     if replaced:
         raise ValueError(f"--output {folder} would replace {min(replaced)} and others; choose another folder")
+    cli.check_folder("--output", folder)
     detector = open_detector(arguments, dataset, DETECTION_MIN_CONFIDENCE=0.5)
     dataset.inspect_for(detector.config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -509,7 +513,8 @@ def detect(arguments: argparse.Namespace) -> None:
     text = "\n".join([*lines, ""])
     runtime.write_atomically(folder / "submit.csv", lambda file: file.write(text.encode(errors="surrogateescape")))
     nuclei = sum(1 for line in text.splitlines()[1:] if not line.endswith(","))
-    print(f"{folder}: {len(lines) - 1} pictures and submit.csv with {nuclei} nuclei")
+    found = f"{nuclei} {'nucleus' if nuclei == 1 else 'nuclei'}"
+    print(f"{folder}: {count_of(len(lines) - 1, 'picture')} and submit.csv with {found}")
     if failures:
         raise cli.Failure(f"{len(failures)} images could not be read: {utils.listed(failures, 3)}")
 

@@ -206,6 +206,21 @@ def test_the_texts_of_a_checkpoint_are_escaped():
     assert TAME + r"\n" in text
 
 
+@pytest.mark.parametrize(("epoch", "trained"), [(0, ["detector", "maskiou"]), (3, ["maskiou"]), (7, ["maskiou"])])
+def test_phases_that_are_over_are_named(epoch, trained, capsys):
+    calls = []
+
+    def train_model(*_, epochs, layers):
+        calls.append(layers)
+        return argparse.Namespace(interrupted=None, stop=False)
+
+    model = argparse.Namespace(epoch=epoch, config=Config(), train_model=train_model)
+    cli.train_phases(model, (None, None), [("detector", 3, {}), ("maskiou", 5, {})])
+    assert calls == trained
+    over = f"the phase of layers detector, until epoch 3, is over: {epoch} epochs are done\n"
+    assert capsys.readouterr().out == (over if epoch else "")
+
+
 @pytest.mark.parametrize("text", ["nan", "-1", "1.1", "inf", "x", ""])
 def test_a_share_lies_between_0_and_1(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be a number from 0 to 1, not"):

@@ -399,6 +399,7 @@ def test_download_is_passed_on(data, started, monkeypatch):
     (["--max-dets", "0"], "whole number from 1 up"),
     (["--backbone", "vgg16"], "invalid choice: 'vgg16'"),
     (["--schedule", "3x"], "invalid choice: '3x'"),
+    (["--layers", "("], "argument --layers: layers must be one of all, heads"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be(words, message, capsys):
     with pytest.raises(SystemExit) as end:
@@ -425,7 +426,16 @@ def test_mistakes_end_in_one_line(data, logs, tmp_path, capsys):
         assert f"coco.py: {''}" in (printed := capsys.readouterr().err)
         assert message in printed
     assert coco.main(["train", "--dataset", str(tmp_path / "nowhere")]) == 2
-    assert "--download" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"coco.py: --dataset {tmp_path / 'nowhere'} is no folder; give the one that has annotations/" in error
+    assert "--download" in error
+    assert error.count("\n") == 1
+    file = tmp_path / "file"
+    file.touch()
+    assert coco.main(["evaluate", "--dataset", str(file), "--download"]) == 2
+    assert f"--dataset {file} is no folder" in capsys.readouterr().err
+    assert run("evaluate", data, "--logs", str(logs), "--output", str(file)) == 2
+    assert f"coco.py: --output {file}: {file} is no folder\n" in capsys.readouterr().err
 
 
 def test_an_incomplete_data_set_is_not_evaluated(logs, tmp_path, capsys):

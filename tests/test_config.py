@@ -123,6 +123,36 @@ def test_values_may_be_set_and_are_checked():
         settings.DIALECT = "matterport"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("OPTIMIZER", "adam", "OPTIMIZER must be one of sgd, adamw, not 'adam'"),
+        ("LEARNING_RATE_DECAY", "foo", "LEARNING_RATE_DECAY must be one of steps, cosine"),
+        ("DETECTION_MAX_INSTANCES", -1, "DETECTION_MAX_INSTANCES must be at least 1, not -1"),
+        ("IMAGES_PER_GPU", 0, "IMAGES_PER_GPU must be at least 1, not 0"),
+        ("DETECTION_MIN_CONFIDENCE", 7, r"DETECTION_MIN_CONFIDENCE must lie in \[0, 1\], not 7"),
+        ("RPN_ANCHOR_SCALES", (32, 64), "RPN_ANCHOR_SCALES must have 5 entries"),
+        ("LOSS_WEIGHTS", {"mask_loss": 1}, "LOSS_WEIGHTS must have no key but"),
+    ],
+)
+def test_values_that_are_set_must_lie_in_their_range(name, value, message):
+    settings = Config()
+    with pytest.raises(ValueError, match=message):
+        setattr(settings, name, value)
+    assert getattr(settings, name) == getattr(Config, name)
+
+
+def test_values_that_depend_on_others_may_be_set_one_after_another():
+    settings = Config()
+    settings.CLASS_NAMES = ("BG", "cell")
+    with pytest.raises(ValueError, match="CLASS_NAMES must have 1 entries"):
+        settings.validate()
+    settings.NUM_CLASSES = 2
+    settings.ACCEPT_CALIBRATION = range(12)
+    settings.EARLY_STOPPING = None
+    settings.validate()
+
+
 def test_arrays_and_lists_become_tuples():
     settings = Config(MEAN_PIXEL=np.array([1.0, 2.0, 3.0]), RPN_ANCHOR_SCALES=[8, 16, 32, 64, 128], POOL_SIZE=7.0)
     assert settings.MEAN_PIXEL == (1.0, 2.0, 3.0)

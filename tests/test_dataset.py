@@ -215,6 +215,15 @@ def test_load_image(tmp_path):
         dataset.load_image(1)
 
 
+def test_load_mask_without_a_return():
+    class Forgetful(Dataset):
+        def load_mask(self, image_id):
+            pass
+
+    with pytest.raises(ValueError, match=r"Forgetful\.load_mask must return \(masks, class_ids\), not NoneType"):
+        Forgetful().load_instances(0)
+
+
 def test_load_mask_not_overridden(caplog):
     class Drawn(Dataset):
         def load_image(self, image_id):

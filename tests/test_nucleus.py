@@ -523,6 +523,19 @@ def read_submission(path) -> list[tuple[str, str]]:
     return rows[1:]
 
 
+def test_one_picture_and_an_output_that_is_no_folder(weights, tmp_path, capsys):
+    write_bowl(tmp_path, "stage1_test")
+    (picture,) = (tmp_path / "stage1_test" / IDS[0] / "images").iterdir()
+    command = ["detect", "--dataset", str(picture), "--model", str(weights), "--device", "cpu", "--output"]
+    assert nucleus.main([*command, str(tmp_path / "out")]) == 0
+    assert f"{tmp_path / 'out'}: 1 picture and submit.csv with " in capsys.readouterr().out
+    assert nucleus.main([*command, str(picture)]) == 2
+    assert f"nucleus.py: --output {picture}: {picture} is no folder\n" in capsys.readouterr().err
+    words = ["evaluate", "--dataset", str(tmp_path), "--subset", "stage1_test", "--model", str(weights)]
+    assert nucleus.main([*words, "--output", str(picture)]) == 2
+    assert f"nucleus.py: --output {picture}: {picture} is no folder\n" in capsys.readouterr().err
+
+
 def test_detect_in_a_subset_without_masks(weights, tmp_path, capsys):
     write_bowl(tmp_path, "stage1_test", has_masks=False)
     output = tmp_path / "out"

@@ -312,7 +312,7 @@ def test_arrays(image, pixel_range):
         (np.zeros((0, 3, 3), np.uint8), r"not \[0, 3, 3\]"),
         (np.zeros((3, 3, 3), np.int64), "must be uint8, uint16, bool or floating, not int64"),
         (np.full((3, 3, 3), 2.0), "must lie in"),
-        (np.full((3, 3, 3), np.nan), "must lie in"),
+        (np.full((3, 3, 3), np.nan), r"not numbers \(NaN\)$"),
         (None, "not NoneType"),
         (np.broadcast_to(np.uint8(0), (1, 200_000, 3)), "no side above 100000"),
     ],
@@ -465,6 +465,12 @@ def test_files_of_the_command(tmp_path, monkeypatch, capsys):
         (["no.onnx", "a.png"], r"no\.onnx: there is no such file; python export.py MODEL OUT.onnx makes one"),
         (["no.onnx"], "required: IMAGE"),
         (["no.onnx", "a.png", "--threshold", "2"], "must be a number from 0 to 1, not 2"),
+        (["no.onnx", "a.png", "--threads", "0"], "--threads: must be a whole number from 1 up, not 0"),
+        (["no.onnx", "a.png", "--threads", "-3"], "--threads: must be a whole number from 1 up, not -3"),
+        (
+            ["no.onnx", "a.png", "--output", "onnx_detect.py/x"],
+            r"--output onnx_detect\.py/x: \S*onnx_detect\.py is no folder",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -80,9 +81,28 @@ def test_layers_that_learn(layers, expected):
         assert names == ["rpn.objectness.bias"]
 
 
-def test_layers_that_match_nothing():
-    with pytest.raises(ValueError, match=r"layers='4\+\+?x' matches nothing.*heads.*box_head\.fcs"):
-        tiny_model().set_trainable("4+x")
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("4+x", r"layers='4\+x' \(--layers\) matches nothing.*heads.*box_head\.fcs"),
+        ("(", r"layers must be one of all, heads, .*regular expression, not '\(': missing \)"),
+        (None, "layers must be one of .* as a text, not NoneType: None"),
+        (5, "layers must be .* not int: 5"),
+        (["heads"], r"layers must be .* not list: \['heads'\]"),
+    ],
+)
+def test_layers_that_are_none(layers, message, tmp_path):
+    """Nothing changes then: what learned, learns."""
+    model = untrained(tmp_path, FROZEN_STAGES=0)
+    before = model.set_trainable("all")
+    norms = [module.learns for module in model.modules() if isinstance(module, BatchNorm)]
+    with pytest.raises(ValueError, match=message):
+        model.set_trainable(layers)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == before
+    assert [module.learns for module in model.modules() if isinstance(module, BatchNorm)] == norms
+    with pytest.raises(ValueError, match=message):
+        train_squares(model, 1, layers=layers)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("detections", [False, True])
@@ -495,6 +515,66 @@ def test_weights_of_elsewhere_start_a_new_training(tmp_path):
     assert with_config.epoch == 0
 
 
+def test_a_training_that_has_nothing_left_says_so(tmp_path, capsys):
+    model = untrained(tmp_path, STEPS_PER_EPOCH=1)
+    train_squares(model, 2)
+    before = weights(model)
+    assert "nothing left" not in capsys.readouterr().out
+    assert train_squares(model, 1).epoch == 2
+    printed = capsys.readouterr().out
+    assert "nothing left to train: 2 of 1 epochs are done; a larger total goes on (--epochs; in Python" in printed
+    assert "from epoch 2" not in printed
+    assert_equal_weights(weights(model), before)
+    train_squares(model, 3)
+    assert "from epoch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{}, {"by_name": True}, {"exclude": ["mrcnn_mask"]}], ids=["all", "named", "part"])
+def test_other_weights_end_a_training(options, tmp_path, capsys):
+    """The new training is the one of a model that was in none before, to the bit."""
+    train_squares(untrained(tmp_path / "logs"), 1)
+    plain = tmp_path / "plain.pth"
+    untrained(tmp_path, SEED=7).save(plain)
+    model, other = untrained(tmp_path / "logs"), untrained(tmp_path / "other")
+    model.load_weights(model.find_last())
+    assert model.config.TRAIN_BN, "decided by the training from nothing"
+    other.load_state_dict(model.state_dict())  # "part" keeps some of them
+    before = model.log_dir
+    for each in (model, other):
+        each.load_weights(plain, **options)
+    assert f"a new training; the one in {before} ends after epoch 1" in capsys.readouterr().out
+    assert (model.epoch, model.log_dir, model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (0, None, None, None)
+    assert train_squares(model, 1).epoch == 1
+    train_squares(other, 1)
+    assert model.log_dir != before
+    assert_equal_weights(weights(model), weights(other))
+
+
+def test_what_a_failed_training_decided_is_open_again_and_what_the_user_chose_is_not(tmp_path):
+    plain = tmp_path / "plain.pth"
+    untrained(tmp_path).save(plain)
+    model = untrained(tmp_path / "logs")
+    with pytest.raises(ValueError, match="needs epochs"):
+        model.train_model(SquaresDataset().load_squares(2), None)
+    assert (model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (True, 0)
+    model.config.FROZEN_STAGES = 2
+    model.load_weights(plain)
+    assert (model.config.TRAIN_BN, model.config.FROZEN_STAGES) == (None, 2)
+
+
+def test_a_damaged_training_changes_nothing(tmp_path):
+    train_squares(untrained(tmp_path), 1)
+    model = untrained(tmp_path, SEED=7)
+    path, before = Path(model.find_last()), weights(model)
+    contents = torch.load(path, weights_only=True)
+    contents["training"]["epoch"] = "x"
+    torch.save(contents, path)
+    with pytest.raises(ValueError, match=rf"{path}: the state of the training in it is damaged: epoch should be"):
+        model.load_weights(path)
+    assert_equal_weights(weights(model), before)
+    assert (model.source, model.epoch, model.log_dir) == ("untrained", 0, None)
+
+
 def test_phases_of_a_schedule(tmp_path, monkeypatch):
     model = untrained(tmp_path, SCHEDULE="matterport", LEARNING_RATE=0.5, STEPS_PER_EPOCH=1)
     calls = []
@@ -543,6 +623,68 @@ def test_mistakes(tmp_path):
     small = MaskRCNN(TrainConfig(NUM_CLASSES=3, CLASS_NAMES=None), tmp_path)
     with pytest.raises(ValueError, match=r"the training data has 4 classes.*NUM_CLASSES of the model is 3"):
         small.train_model(dataset, None, 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"evaluate": 5}, "evaluate must be a function of the model that returns numbers, not int"),
+        ({"custom_callbacks": print}, "custom_callbacks must be a list of callbacks, not builtin"),
+        ({"custom_callbacks": [5]}, "custom_callbacks: 5 must be a function"),
+    ],
+)
+def test_functions_that_are_none(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_squares(untrained(tmp_path), 1, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_file(tmp_path):
+    model = untrained(tmp_path)
+    with pytest.raises(ValueError, match=r"filepath must be the path of a file, or .* a checkpoint, not NoneType"):
+        model.load_weights(None)
+    with pytest.raises(ValueError, match=r"exclude must be a list of layers, not a text: \['mrcnn_mask'\]"):
+        model.load_weights(tmp_path / "none.pth", exclude="mrcnn_mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("learning_rate", value) for value in (float("nan"), float("inf"), -0.1, "0.1", True)),
+        *(("epochs", value) for value in (0, -1, 1.5, "2", True)),
+    ],
+)
+def test_lengths_and_rates_that_make_no_training(name, value, tmp_path):
+    arguments = {"learning_rate": 0.01, "epochs": 1, name: value}
+    with pytest.raises(ValueError, match=rf"{name} must be a .* up, .*not {re.escape(repr(value))}"):
+        untrained(tmp_path).train_model(SquaresDataset().load_squares(2), None, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"NUM_CLASSES": 3, "CLASS_NAMES": ("BG", "cat", "dog")}, "NUM_CLASSES = 3, but .* built with 4, .* new Mask"),
+        ({"BACKBONE": "resnet50"}, "BACKBONE = resnet50, but the network was built with resnet18"),
+        ({"RPN_ANCHOR_SCALES": (1, 2, 3, 4, 5)}, "RPN_ANCHOR_SCALES = "),
+        ({"IMAGE_MIN_DIM": 1000}, "IMAGE_MIN_DIM 1000 is above IMAGE_MAX_DIM 64"),
+    ],
+)
+def test_settings_that_were_changed_must_fit(settings, message, tmp_path):
+    """Checkpoints of another network than their settings describe could not be loaded."""
+    model = untrained(tmp_path)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    molded = np.zeros((0, 64, 64, 3), np.float32), np.zeros((0, 12 + model.config.NUM_CLASSES))
+    for call in (
+        lambda: train_squares(model, 1),
+        lambda: model.detect([]),
+        lambda: next(model.detect_batches([[]])),
+        lambda: model.detect_molded(*molded),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_losses_fall(tmp_path):

@@ -137,7 +137,16 @@ def test_without_augmentation():
     plain = TrainingData(dataset, as_it_is()).sample(0)
     assert equal(TrainingData(dataset, config, augmentation=None, augment=False).sample(0), plain)
     assert equal(TrainingData(dataset, config, no_augmentation_sources=["drawn"]).sample(0), plain)
-    assert not equal(TrainingData(dataset, config, no_augmentation_sources=["other"]).sample(0), plain)
+    assert not equal(TrainingData(dataset, config, no_augmentation_sources=[]).sample(0), plain)
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [("drawn", r"must be a list of sources, not a text: \['drawn'\]"), (["other"], "has 'other', .* are of 'drawn'")],
+)
+def test_sources_that_are_none(sources, message):
+    with pytest.raises(ValueError, match=f"no_augmentation_sources {message}"):
+        TrainingData(Drawn([an_l()]), as_it_is(), no_augmentation_sources=sources)
 
 
 @st.composite
@@ -595,6 +604,20 @@ def test_an_augmentation_may_return_masks_of_other_types(kind):
 )
 def test_what_an_augmentation_must_return(augmentation, message):
     with pytest.raises(ValueError, match=message):
+        TrainingData(Drawn([an_l()]), as_it_is(), augmentation).sample(0)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        (lambda image, masks: None, r"return \(image, masks\), not NoneType"),
+        (lambda image, masks: image, r"return \(image, masks\), not ndarray"),
+        (lambda **arrays: None, "return a dict with image and masks, as albumentations does, not NoneType"),
+        (lambda **arrays: {"image": arrays["image"]}, "return a dict with image and masks"),
+    ],
+)
+def test_an_augmentation_that_returns_something_else(augmentation, message):
+    with pytest.raises(ValueError, match=f"augmentation must {message}"):
         TrainingData(Drawn([an_l()]), as_it_is(), augmentation).sample(0)
 
 

@@ -399,7 +399,7 @@ def test_not_finite(tmp_path, problem, names):
     with pytest.raises(FloatingPointError, match=names) as error:
         train_toy(tmp_path, module)
     path = tmp_path / "nonfinite_0001_000000.pth"
-    for text in ("epoch 2, step 0", "images 0, 1, 2, 3", "learning rate 0.035", str(path)):
+    for text in ("epoch 2, step 0", "images 0, 1, 2, 3", "learning rate 0.035", str(path), "no weight was updated in"):
         assert text in str(error.value)
     contents = torch.load(path, weights_only=True)
     assert [batch["image_ids"] for batch in contents["batches"]] == [[0, 1], [2, 3]]
@@ -407,6 +407,23 @@ def test_not_finite(tmp_path, problem, names):
     last = torch.load(newest(tmp_path), weights_only=True)["training"]
     assert torch.equal(contents["model"]["last.weight"], last["weights"]["last.weight"])  # nothing was updated
     assert torch.equal(module.last.weight, last["weights"]["last.weight"])
+
+
+@pytest.mark.parametrize(("minutes", "step"), [(0, 3), (1e-9, 2)], ids=["end of an epoch", "within it"])
+@pytest.mark.parametrize("validates", [False, True])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, minutes, step, validates):
+    """The last update of an epoch is followed by no loss that would show it. A checkpoint of NaN cannot be read."""
+    module, config = Toy(), toy_config(CHECKPOINT_MINUTES=minutes, ACCUMULATE_STEPS=1)
+
+    def spoil(epoch, at):
+        if (epoch, at) == (1, step - 1):
+            module.last.register_full_backward_hook(lambda *_: module.last.bias.data.fill_(float("nan")) and None)
+
+    with pytest.raises(FloatingPointError, match=rf"after epoch 2, step {step}, .*: 1 tensors .* last.bias; .* 0.0"):
+        train_toy(tmp_path, module, ToyLoader(at_batch=spoil), config, val_data=ToyLoader(1) if validates else None)
+    for path in tmp_path.glob("*.pth"):
+        stored = torch.load(path, weights_only=True)
+        assert all(tensor.isfinite().all() for tensor in stored["model"].values())
 
 
 def test_not_finite_in_another_process(tmp_path, monkeypatch):
@@ -532,6 +549,25 @@ def test_callbacks(tmp_path):
     assert [epoch for epoch, _ in epochs] == [0, 1]
     assert epochs[1][1] == result.logs["val_loss"]
     assert (result.epoch, result.interrupted) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"mask AP": "x"}, "evaluate must return a dict of numbers, not 'x' for 'mask AP'"),
+        ({"mask AP": torch.ones(2)}, "evaluate must return a dict of numbers, not tensor"),
+        (0.5, "evaluate must return a dict of numbers, or None, not float"),
+    ],
+)
+def test_what_is_no_metric(tmp_path, metrics, message):
+    with pytest.raises(ValueError, match=message):
+        train_toy(tmp_path, evaluate=lambda epoch: metrics)
+
+
+def test_metrics_that_are_not_finite_are_named(tmp_path, capsys):
+    result = train_toy(tmp_path, epochs=1, evaluate=lambda epoch: {"mask AP": float("nan"), "box AP": 0.5})
+    assert "evaluate returned no finite number for mask AP\n" in capsys.readouterr().out
+    assert (result.best, result.logs["box AP"]) == (None, 0.5)
 
 
 @pytest.mark.parametrize("callback", [3, ToyLoader])

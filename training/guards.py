@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import MEMORY, settings_that
 
@@ -37,6 +37,13 @@ def image_ids_of(batches: Sequence[Any]) -> list:
 
 def all_finite(values: Mapping[str, float]) -> bool:
     return all(map(math.isfinite, values.values()))
+
+
+def infinite_tensors(module: nn.Module) -> list[str]:
+    """The names of a module's parameters and buffers that hold NaN or infinity. Waits for the device once."""
+    tensors = module.state_dict()
+    flags = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
+    return [name for name, is_finite in zip(tensors, flags, strict=True) if not is_finite]
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ From a batch to a step, by the names of Trainer's methods:
                 check_finite(losses)           if not: write the batches to a file, and end the training
                 optimizer.step()               then averaged.update()
             report_update(), and save() if a signal came or CHECKPOINT_MINUTES passed
+        check_weights()                        are they finite? The last update was not followed by a loss
         validate(), run_evaluation(), update_best()
         report_epoch(), save(), call_callbacks("epoch_end"), decide_to_stop()
 
@@ -47,7 +48,7 @@ import utils
 from . import checkpoints
 from .checkpoints import Position
 from .curves import save_curves
-from .guards import all_finite, image_ids_of, is_out_of_memory, memory_advice, plain
+from .guards import all_finite, image_ids_of, infinite_tensors, is_out_of_memory, memory_advice, plain
 from .logs import ProgressLine, Recorder
 from .optimizer import AveragedWeights, Phase, clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
 from .state_checks import check_optimizer, check_state, check_weights
@@ -122,11 +123,14 @@ def _is_keras(callback: Any) -> bool:
     return any(hasattr(callback, f"on_{event}") for event in ("train_begin", "epoch_end", "train_end"))
 
 
-def _check_callbacks(callbacks: Sequence[Any]) -> None:
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raises ValueError unless each is one that call_back can call."""
+    if not isinstance(callbacks, list | tuple):
+        raise ValueError(f"custom_callbacks must be a list of callbacks, not {type(callbacks).__name__}")
     for callback in callbacks:
         if isinstance(callback, type) or not (_is_keras(callback) or callable(callback)):
             raise ValueError(
-                f"callbacks: {callback!r} must be a function of (event, progress), or an object with "
+                f"custom_callbacks: {callback!r} must be a function of (event, progress), or an object with "
                 "on_epoch_end(epoch, logs)"
                 + ("; it is a class, give an instance" if isinstance(callback, type) else "")
             )
@@ -165,10 +169,10 @@ def train(
     start: the "training" part of the checkpoint whose weights the module has, or Progress.state. None: from the start.
 
     Returns: Progress; with EMA_DECAY the module has the averaged weights then.
-    Raises: ValueError for arguments that cannot be; FloatingPointError for a loss that is not finite, MemoryError, and
-        OSError if a checkpoint cannot be written, each with what to do.
+    Raises: ValueError for arguments that cannot be; FloatingPointError for a loss or weights that are not finite,
+        MemoryError, and OSError if a checkpoint cannot be written, each with what to do.
     """
-    _check_callbacks(hooks.callbacks)
+    check_callbacks(hooks.callbacks)
     return Trainer(module, train_data, val_data, config, phase, learning_rate, hooks, Path(log_dir)).run(start)
 
 
@@ -181,6 +185,23 @@ def _partial(name: str, logs: Mapping[str, float], metrics: Mapping[str, float])
     prefix, numbers = ("val_", logs) if name.startswith("val_") else ("", metrics if name in metrics else {})
     missing, images = numbers.get(f"{prefix}missing_images", 0), numbers.get(f"{prefix}images", 0)
     return f" on {images:.0f} of {images + missing:.0f} images" if missing else ""
+
+
+def _checked_metrics(metrics: Any) -> dict[str, float]:
+    """What evaluate returned, as numbers. Raises: ValueError if it is something else."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ValueError(f"evaluate must return a dict of numbers, or None, not {type(metrics).__name__}")
+    numbers = {}
+    for name, value in (metrics or {}).items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor of several numbers
+            raise ValueError(f"evaluate must return a dict of numbers, not {value!r} for {name!r}") from None
+    return numbers
+
+
+# Why numbers are not finite, most of the time.
+_DIVERGED = "Is the learning rate too high for the batch (LEARNING_RATE, WARMUP_STEPS, GRADIENT_CLIP_NORM)"
 
 
 class Trainer:
@@ -284,7 +305,7 @@ class Trainer:
         return [self.config.OPTIMIZER, self.phase.layers, *self.parameters]
 
     def open_logs(self, stack: contextlib.ExitStack) -> None:
-        """Open the log files, to be closed by the stack, and print what is going to be trained."""
+        """Open the log files, to be closed by the stack, and print what is going to be trained, if anything is."""
         progress, config = self.progress, self.config
         position = Position(progress.epoch, progress.step)
         for path in checkpoints.set_aside_later(self.log_dir, config.NAME, position):
@@ -292,6 +313,8 @@ class Trainer:
         self.recorder = stack.enter_context(contextlib.closing(Recorder(self.log_dir, position)))
         line = ProgressLine(progress.epochs, progress.steps, self.device)
         self.progress_line = stack.enter_context(contextlib.closing(line))
+        if progress.epoch >= progress.epochs:
+            return
         weights = sum(parameter.numel() for parameter in self.parameters.values())
         per_process, world = config.IMAGES_PER_GPU, runtime.world_size()
         processes = f" ({per_process} in each of {world} processes)" if world > 1 else ""
@@ -321,6 +344,7 @@ class Trainer:
         self.train_epoch()
         if progress.interrupted is not None:
             return
+        self.check_weights()
         number = progress.epoch + 1
         evaluates = self.hooks.evaluate is not None and every and (number % every == 0 or number == progress.epochs)
         if evaluates:
@@ -516,9 +540,21 @@ class Trainer:
         bad = (f"{name} is {value}" for name, value in {**values, **local}.items() if not math.isfinite(value))
         raise FloatingPointError(
             f"{where}: {', '.join(bad)}; images {utils.listed(map(str, image_ids_of(group)))}, learning rate "
-            f"{self.next_learning_rate():g}. {saved}, and nothing was updated. Is the learning "
-            "rate too high for the batch (LEARNING_RATE, WARMUP_STEPS, GRADIENT_CLIP_NORM), or an image broken?"
+            f"{self.next_learning_rate():g}. {saved}, and no weight was updated in this step. {_DIVERGED}, or an "
+            "image broken?"
         )
+
+    def check_weights(self) -> None:
+        """Raises FloatingPointError unless all weights are finite: a checkpoint of others could not be read."""
+        bad = infinite_tensors(self.module)
+        if bad:
+            progress = self.progress
+            raise FloatingPointError(
+                f"after epoch {progress.epoch + 1}, step {progress.step}, process {runtime.rank()}: "
+                f"{len(bad)} tensors of weights are not finite, {utils.listed(bad, 3)}; the learning rate of the last "
+                f"update was {progress.learning_rate:g}. No checkpoint of them is written, and earlier ones are "
+                f"intact. {_DIVERGED}?"
+            )
 
     def next_learning_rate(self) -> float:
         """The learning rate of the update that comes next."""
@@ -586,13 +622,16 @@ class Trainer:
     def run_evaluation(self, number: int) -> dict[str, float]:
         """The metrics of the weights after so many epochs. The first process evaluates; the others wait and get {}."""
         self.watchdog.activity = "evaluation"
-        metrics = None
+        metrics: dict[str, float] = {}
         if self.is_main:
             with self.evaluation_mode():
-                metrics = self.hooks.evaluate(number)
+                metrics = _checked_metrics(self.hooks.evaluate(number))
+            unclear = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if unclear:
+                self.print_once(f"evaluate returned no finite number for {utils.listed(map(str, unclear), 5)}")
         if runtime.world_size() > 1:
             dist.barrier()
-        return {name: float(value) for name, value in (metrics or {}).items()}
+        return metrics
 
     def update_best(self, logs: Mapping[str, float]) -> bool:
         """Whether the epoch that has just ended is the best one so far; progress.best says so from then on.
@@ -655,6 +694,7 @@ class Trainer:
         progress, config = self.progress, self.config
         self.watchdog.activity = "writing a checkpoint"
         self.share_buffers()
+        self.check_weights()
         progress.state = self.training_state(self.gather_random_states())
         if self.is_main:
             progress.checkpoint = checkpoints.checkpoint_path(self.log_dir, config.NAME, progress.epoch, progress.step)
