@@ -46,6 +46,7 @@ OTHER_SLICES = Fault(
     ERROR, "objects lie on other slices or times than the first one, which is read", "left out",
     "save each slice as a picture of its own, with its labels",
 )  # fmt: skip
+SHORTENED = "without the end of their name"  # a rule of note_name
 
 # What tools write beside pictures that is no picture: Cellpose's flows and outlines, Cityscapes' colours.
 DERIVED = re.compile(r"_(flows|cellprob|cp_output|cp_outlines|outlines|labelIds|instanceIds|color)$")

@@ -941,6 +941,29 @@ def test_folders_of_results_inside_of_a_data_set_are_named(tmp_path):
     assert [parsed.name for parsed in records.pictures[0].objects] == ["trees", "trees"]
 
 
+def test_pictures_that_a_label_may_not_mean_are_named(tmp_path):
+    """exp.2.geojson may be a second file for exp.png, or that of a picture which is missing."""
+    ring = [[4, 4], [30, 4], [30, 30], [4, 4]]
+    value = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    for folder, picture, label in (("a", "exp", "exp.2.geojson"), ("b", "slide", "slide.ome.geojson")):
+        save(tmp_path / folder / f"{picture}.png", ord(folder))
+        write_json(tmp_path / folder / label, [value])
+    assert names_noted(tmp_path) == ["a/exp.2.geojson is a/exp.png"]
+    shape = {"label": "cat", "shape_type": "polygon", "points": ring[:3]}
+    save(tmp_path / "labelme" / "one.png", 1)
+    write_json(tmp_path / "labelme" / "one.json", {"shapes": [shape], "imagePath": "..\\old.png", "version": "5.4.1"})
+    assert names_noted(tmp_path / "labelme") == ["..\\old.png is one.png"]
+    save(tmp_path / "rois" / "img.tif", 1)
+    roi = roifile.ImagejRoi.frompoints(np.array(ring[:3], np.float32)).tobytes()
+    write_zip(tmp_path / "rois" / "img_2.zip", {"0001.roi": roi})
+    assert names_noted(tmp_path / "rois") == ["img_2.zip is img.tif"]
+
+
+def names_noted(root: Path) -> list[str]:
+    places = open_records(root).findings.of(REMARK).items()
+    return [name for fault, names in places if "under another name" in fault.what for name in names]
+
+
 ############################################################
 #  Backgrounds and specks
 ############################################################

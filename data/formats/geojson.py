@@ -27,6 +27,7 @@ from data.listing import folder_of, stem_of, suffix_of
 from data.reading import (
     FLAWS,
     OTHER_SLICES,
+    SHORTENED,
     Claim,
     Reading,
     closed_ring,
@@ -93,7 +94,10 @@ def _find_picture(reading: Reading, label: str) -> Path | None:
     exact = reading.find_stem(stem, folder)
     if exact is not None or "." not in stem:
         return exact
-    return reading.find(stem, folder) or reading.find_stem(stem_of(stem), folder)
+    found = reading.find(stem, folder)
+    if found is None and (found := reading.find_stem(stem_of(stem), folder)) and not stem.lower().endswith(".ome"):
+        reading.note_name(label, reading.listing.relative(found), (SHORTENED,))
+    return found
 
 
 def _in_pixels(value: Any, path: Path, size: tuple[int, int]) -> list[dict]:

@@ -19,7 +19,17 @@ import utils
 from data.images import other_planes
 from data.listing import folder_of, stem_of
 from data.numbered_names import settle_classes
-from data.reading import OTHER_SLICES, UNREADABLE, UNUSABLE, Claim, Reading, closed_ring, point_array, split_of
+from data.reading import (
+    OTHER_SLICES,
+    SHORTENED,
+    UNREADABLE,
+    UNUSABLE,
+    Claim,
+    Reading,
+    closed_ring,
+    point_array,
+    split_of,
+)
 from data.records import REMARK, Fault, Object, Picture, ellipse, even_odd, rectangle
 
 NAME = "imagej"
@@ -72,6 +82,8 @@ def _find_picture(reading: Reading, label: str) -> Path | None:
     for choice in [*filter(None, names), *reversed(folders)]:
         path = reading.find_stem(choice, folder) or reading.find_stem(stem_of(choice), folder)
         if path is not None:
+            if choice == _NUMBERS.sub("", stem_of(label)) != stem_of(label) and label.lower().endswith(".zip"):
+                reading.note_name(label, reading.listing.relative(path), (SHORTENED,))
             return path
     pictures = [name for name in reading.listing.pictures if folder_of(name) == folder]
     others = (name for name in reading.listing.of(".roi", ".zip") if folder_of(name) == folder and name != label)

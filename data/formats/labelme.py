@@ -62,7 +62,9 @@ def _find_picture(reading: Reading, label: str, value: dict) -> tuple[Path | Non
     """The picture's file; without one, a function that reads imageData."""
     name = value["imagePath"]
     parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
-    path = reading.find("/".join(parts), folder_of(label)) or reading.find_stem(stem_of(label), folder_of(label))
+    path = reading.find("/".join(parts), folder_of(label))
+    if path is None and (path := reading.find_stem(stem_of(label), folder_of(label))) and parts:
+        reading.note_name(name, reading.listing.relative(path), ("by that of the label file",))
     if path is None and isinstance(value.get("imageData"), str):
         return None, functools.partial(embedded_picture, reading.listing.path(label))
     return path, None
