@@ -405,11 +405,9 @@ def _eight_bits(image: np.ndarray, name: str, pixel_range: str) -> np.ndarray:
         return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 is 257 * 255
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"{name} must be uint8, uint16, bool or floating, got {image.dtype}; image.astype(np.uint8)?")
-    low, high = image.min(), image.max()
-    if np.isnan(low):
-        raise ValueError(f"{name} is floating and must lie in [0, 1], but some of its values are not numbers (NaN)")
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"{name} is floating and must lie in [0, 1], got {low}..{high}; divide by 255?")
+    if not (image.min() >= 0 and image.max() <= 1):  # in this form, NaN fails too
+        values = "NaN, no number" if np.isnan(image).any() else f"{image.min()}..{image.max()}; divide by 255?"
+        raise ValueError(f"{name} is floating and must lie in [0, 1], got {values}")
     return np.rint(image * 255.0).astype(np.uint8)
 
 

@@ -289,7 +289,7 @@ def test_to_rgb_by_hand():
         (np.zeros((0, 5, 3), np.uint8), r"no pixels: \[0, 5, 3\]"),
         (np.zeros((4, 5, 3), np.int64), "got int64"),
         (np.full((4, 5), 1.5), r"0, 1\], got 1\.5\.\.1\.5; divide by 255"),
-        (np.array([[0.5, np.nan]]), r"but some of its values are not numbers \(NaN\)$"),
+        (np.array([[0.5, np.nan]]), r"\[0, 1\], got NaN, no number$"),
         (np.full((4, 5), -0.1), "-0.1"),
         ([[1, 2]], "NumPy array, got list"),
         (torch.zeros(4, 5, 3), "NumPy array, got Tensor"),
