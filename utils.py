@@ -491,10 +491,6 @@ def _like(boxes: np.ndarray | Tensor, numbers: Sequence[float]) -> np.ndarray | 
     return np.array(numbers, boxes.dtype if np.issubdtype(boxes.dtype, np.floating) else np.float32)
 
 
-# In mode pad64, which has no max_dim, an image of 400 x 2 pixels would otherwise need gigabytes.
-THINNEST = 16
-
-
 def plan_resize(
     height: int,
     width: int,
@@ -508,9 +504,9 @@ def plan_resize(
 ) -> ResizePlan:
     """Says how an image of a certain size is brought to the network's.
 
-    min_dim: what the shorter side becomes. Mode shorter scales up and down to it, the others only up.
-    max_dim: what the longer side may not exceed, in modes shorter and square. None: no limit in mode shorter. In mode
-        pad64, to reach min_dim no longer side is made longer than THINNEST times min_dim.
+    min_dim: what the shorter side becomes. Mode shorter scales up and down to it, the others only up, and pad64 until
+        the longer side is 16 times as long.
+    max_dim: what the longer side may not exceed, in modes shorter and square. None: no limit in mode shorter.
     min_scale: scale up by this at least (but not above max_dim).
     mode: "shorter" pads at the bottom and right to multiples of divisor. Matterport's: "square" pads on all sides to
         max_dim x max_dim, "pad64" to multiples of 64, "crop" cuts a random min_dim x min_dim out, "none" does nothing.
@@ -589,10 +585,8 @@ def _scaled_size(height, width, min_dim, max_dim, min_scale, mode, rounding) -> 
         if rounding == "scale_twice":
             return scale, _twice_scaled_size(height, width, side, limit)
     else:
-        to_min_dim = (min_dim or 0) / short
-        if mode == "pad64":
-            to_min_dim = min(to_min_dim, THINNEST * (min_dim or 0) / long)
-        scale = max(1.0, to_min_dim, min_scale)
+        thinnest = long / 16 if mode == "pad64" else 0  # 400 x 2 pixels would need gigabytes to reach min_dim
+        scale = max(1.0, (min_dim or 0) / max(short, thinnest), min_scale)
         if mode == "square" and to_int(long * scale) > max_dim:
             scale = max_dim / long
     return scale, (max(1, to_int(height * scale)), max(1, to_int(width * scale)))
@@ -1320,14 +1314,12 @@ def _instances(kind: str, boxes: ArrayLike, masks: ArrayLike, columns: Mapping[s
     for name, column in columns.items():
         column = np.asarray(column)
         if column.size != len(boxes) or column.ndim > 1:
-            raise ValueError(
-                f"{kind}_{name} must be [{len(boxes)}], one for each of {kind}_boxes, not {list(column.shape)}"
-            )
+            raise ValueError(f"{kind}_{name} must be [{len(boxes)}], as many as {kind}_boxes, not {list(column.shape)}")
         arrays.append(column.reshape(-1)[keep])
     if len(boxes) and (masks.ndim != 3 or masks.shape[2] != len(boxes)):
         first = masks.ndim == 3 and masks.shape[0] == len(boxes)
         raise ValueError(
-            f"{kind}_masks must be [H, W, {len(boxes)}], one for each of {kind}_boxes, not {list(masks.shape)}"
+            f"{kind}_masks must be [H, W, {len(boxes)}], as many as {kind}_boxes, not {list(masks.shape)}"
             + ("; np.moveaxis(masks, 0, -1) puts the instances last" if first else "")
         )
     return [*arrays, masks if keep.all() else masks[..., keep]]

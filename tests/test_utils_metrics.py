@@ -118,7 +118,7 @@ def test_empty_masks_have_no_overlap():
     ("position", "value", "message"),
     [
         (0, np.zeros((3, 5)), r"gt_boxes must be \[N, \(y1, x1, y2, x2\)\], not \[3, 5\]"),
-        (1, [1, 2], r"gt_class_ids must be \[3\], one for each of gt_boxes, not \[2\]"),
+        (1, [1, 2], r"gt_class_ids must be \[3\], as many as gt_boxes, not \[2\]"),
         (2, np.zeros((3, 20, 20)), r"gt_masks must be \[H, W, 3\].*not \[3, 20, 20\]; np.moveaxis"),
         (4, [1], r"pred_class_ids must be \[4\]"),
         (5, np.zeros((4, 81)), r"pred_scores must be \[4\]"),
