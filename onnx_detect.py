@@ -367,9 +367,6 @@ class Plan(NamedTuple):
     padded_shape: tuple[int, int]  # (height, width) of the input
 
 
-_THINNEST = 16  # times min_dim
-
-
 def plan_resize(height: int, width: int, settings: Settings) -> Plan:
     """The plan of an image of a height and width.
 
@@ -403,10 +400,8 @@ def _scaled_size(height: int, width: int, settings: Settings) -> tuple[int, int]
     short, long = min(height, width), max(height, width)
     to_int, limit = _ROUNDINGS[settings.size_rounding], settings.max_dim
     if settings.resize_mode != "shorter":
-        to_min_dim = settings.min_dim / short
-        if settings.resize_mode == "pad64":
-            to_min_dim = min(to_min_dim, _THINNEST * settings.min_dim / long)
-        scale = max(1.0, to_min_dim, settings.min_scale)
+        thinnest = long / 16 if settings.resize_mode == "pad64" else 0
+        scale = max(1.0, settings.min_dim / max(short, thinnest), settings.min_scale)
         if settings.resize_mode == "square" and to_int(long * scale) > limit:
             scale = limit / long
         return max(1, to_int(height * scale)), max(1, to_int(width * scale))
