@@ -257,7 +257,9 @@ def test_2014_trains_on_valminusminival_too(tmp_path, started):
     assert [info["id"] for info in val_data.image_info] == [103, 104]
     assert coco.find_year(parse("train", "--dataset", str(tmp_path))) == "2014"
     assert coco.find_year(parse("train", "--dataset", str(tmp_path), "--year", "2017")) == "2017"
-    assert coco.find_year(parse("train", "--dataset", str(tmp_path / "none"))) == "2017"
+    assert coco.find_year(parse("train", "--dataset", str(tmp_path / "none"), "--download")) == "2017"
+    with pytest.raises(NotADirectoryError, match=r"--dataset .*none is no folder; give the one that has annotations/"):
+        coco.find_year(parse("train", "--dataset", str(tmp_path / "none")))
 
 
 def test_imagenet_is_the_default_start(data, started, tmp_path, monkeypatch):
