@@ -465,7 +465,7 @@ def test_places_that_cannot_be_written_are_named_first(photos, tmp_path, capsys,
     for arguments, message in cases.items():
         assert demo.main([str(photos), *arguments]) == 2
         assert capsys.readouterr().err == f"demo.py: {message}\n"
-    monkeypatch.setattr(demo.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     assert demo.main([str(photos), "--output", str(tmp_path / "new" / "out")]) == 2
     assert f"new/out: you may not write into {tmp_path}\n" in capsys.readouterr().err
 
