@@ -61,7 +61,7 @@ WINNING_SHARE = 0.9
 _RENAMED = Fault(REMARK, "", "by --rename")
 _LINKS = Fault(WARNING, "links lead out of the data set or to nothing", "not followed", "copy the files into it")
 _RESULTS = Fault(
-    REMARK, "folders are called as those that hold results", "not looked into", "give them other names, if not so"
+    REMARK, "folders have names of folders of results", "not looked into", "rename them, if they hold labels"
 )
 _NO_LABELS = "--dataset {}: {:,} pictures and no labels of any format that is known here ({})"
 
@@ -110,8 +110,13 @@ def open_records(root: str | Path, format_name: str | None = None, options: Opti
         return _read(reading, root, format_name)
     except ValueError as error:  # they may be why nothing can be used
         said = [f"links are not followed that lead out of the folder: {utils.listed(links, 3)}"] if links else []
-        said += [f"nothing is read in {utils.listed(results, 3)}, called as folders of results are"] if results else []
-        error.args = (utils.printable("; ".join([str(error), *said]), 2000),)
+        said += (
+            [f"nothing is read in {utils.listed(results, 3)}, which have names of folders of results"]
+            if results
+            else []
+        )
+        if said:
+            error.args = (f"{error}; {utils.printable('; '.join(said), 2000)}",)
         raise
 
 

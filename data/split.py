@@ -73,13 +73,15 @@ def make_split(records: Records, report: Report, share: float | None = None, see
     if to_learn and by_split["val"] and share is None:
         split = _as_given(records, report, names, labelled)
     else:
-        pool = sorted(to_learn + by_split["val"])
-        lacking = "" if to_learn or not pool else "the data set has no pictures of train: those of val are divided"
+        pool, tests, lacking = sorted(to_learn + by_split["val"]), by_split["test"], []
         if not pool:
-            pool, lacking = by_split["test"], "the data set has pictures of test alone: they are divided"
+            pool, tests = tests, []
+            lacking = ["the data set has pictures of test alone: they are divided"] if pool else []
+        elif not to_learn:
+            lacking = ["the data set has no pictures of train: those of val are divided"]
         split = _divided(records, report, names, pool, VAL_SHARE if share is None else share, seed)
-        split.notes[:0] = [lacking] if lacking and pool else []
-        split.left_out |= {names[i]: "of the split test" for i in by_split["test"] if i not in pool}
+        split.notes[:0] = lacking
+        split.left_out |= {names[i]: "of the split test" for i in tests}
     if not split.train:
         raise ValueError(f"--dataset {records.root}: no picture is left to train on; lower --val-share")
     return split

@@ -178,10 +178,11 @@ def _is_on_another_slice(feature: dict) -> bool:
 
 
 def _objects(reading: Reading, label: str, features: list[dict], path: Path, size: tuple[int, int]) -> Iterator[Object]:
-    pairs = reading.parsed(label, "feature", features, functools.partial(_object, size=size), _NO_AREA)
+    pairs = list(reading.parsed(label, "feature", features, functools.partial(_object, size=size), _NO_AREA))
+    has_others = any(_is_on_another_slice(feature) for _, feature in pairs) and other_planes(path)[0] > 0
     parsed = []
     for found, feature in pairs:
-        if _is_on_another_slice(feature) and other_planes(path)[0]:
+        if has_others and _is_on_another_slice(feature):
             reading.findings.add(OTHER_SLICES, f"{label}: {found.place}")
         else:
             parsed.append((found, _first_ring(feature), _type_of(feature)))
