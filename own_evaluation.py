@@ -20,7 +20,7 @@ from data.object_checks import NO_NAME, picture_name
 from data.recognise import Records
 from data.record_dataset import RecordDataset
 from data.records import ERROR, WARNING
-from data.split import FILE_NAME, apply_split, read_split
+from data.split import FILE_NAME, Split, apply_split, read_split
 from evaluation.detect import digest_of, identify
 from evaluation.large import TileOptions
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
@@ -118,7 +118,7 @@ def choose_pictures(records: Records, report: Report, wanted: str | None, path: 
         if len(divided & names) < LEAST_SHARED * len(divided):
             notes.append(f"{path} divides another data set: the splits of this one count")
         elif wanted == "test":
-            notes += _leave_out(records, divided, path)
+            notes += _leave_out(records, split, path)
         elif split.val or wanted == "train":
             notes += [f"train and val are those of {path}", *apply_split(records, split)]
     splits = {picture.split for picture in records.pictures if picture.is_labelled}
@@ -140,11 +140,12 @@ def choose_pictures(records: Records, report: Report, wanted: str | None, path: 
     return Subset(dataset, name, notes, leaks)
 
 
-def _leave_out(records: Records, divided: set[str], path: Path) -> list[str]:
+def _leave_out(records: Records, split: Split, path: Path) -> list[str]:
     """Takes out the pictures of test that a training has used all the same. Returns: a note on them.
 
-    divided: the names of those that trained or validated, by the file at path. Raises: ValueError if no other is left.
+    split: what trained and what validated, by the file at path. Raises: ValueError if no other is left.
     """
+    divided = {*split.train, *split.val}
     tests = [picture for picture in records.pictures if picture.split == "test" and picture.is_labelled]
     used = {id(picture) for picture in tests if picture_name(records, picture) in divided}
     if not used:
@@ -153,7 +154,7 @@ def _leave_out(records: Records, divided: set[str], path: Path) -> list[str]:
     if len(used) == len(tests):
         raise ValueError(
             f"--subset test: the training used {count} ({path}), so they say nothing about new pictures; "
-            "--subset val has those that it did not learn from"
+            + ("--subset val has those that it did not learn from" if split.val else "label others for that")
         )
     records.pictures[:] = [picture for picture in records.pictures if id(picture) not in used]
     return [f"{count} are left out: the training used them ({path})"]

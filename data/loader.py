@@ -26,6 +26,8 @@ from .samples import Batch, Sample, TrainingData, collate
 
 logger = logging.getLogger(__name__)
 
+NO_OBJECT_AFTER = 100  # batches of a training, after which it says that it has seen none
+
 
 ############################################################
 #  Order
@@ -217,7 +219,8 @@ class Loader:
     """The batches of an epoch for one process, from make_loader. Each iteration brings them anew.
 
     In training, an image that cannot be loaded is replaced by the next one, with a warning. When MAX_DATA_ERRORS images
-    have failed, the iteration raises a ValueError that names them.
+    have failed, the iteration raises a ValueError that names them. If the first NO_OBJECT_AFTER batches show no object,
+    or those of an epoch that is shorter, a warning says so: a mistake in load_mask() may look like that.
 
     In validation, such an image is left out, with a warning, and missing_images counts it. A batch without any other
     image is left out, too; of several processes, each takes the next images instead, because all need as many batches.
@@ -228,6 +231,7 @@ class Loader:
         self._failures: dict[int, tuple[str, str]] = {}
         self._warned: set[int] = set()
         self._missing: set[int] = set()
+        self._without_object = 0  # batches of a training until the first object; -1 when there is nothing to say
         workers, device = worker_count(data.config), runtime.training_device(data.config.GPU_COUNT)
         self._loader = DataLoader(
             _Fetcher(data, replaces=order.shuffle, fills=order.world > 1),
@@ -282,7 +286,23 @@ class Loader:
         for batch, failures, warned in loaded:
             self._report(failures, warned, is_final=batch is None)
             if batch is not None:
+                self._report_objects(batch)
                 yield batch
+
+    def _report_objects(self, batch: Batch) -> None:
+        """Log it if a training shows the model no object, once."""
+        if self._without_object < 0 or not self.order.shuffle:
+            return
+        self._without_object += 1
+        if len(batch.targets.class_ids) > 0:
+            self._without_object = -1
+        elif self._without_object == min(NO_OBJECT_AFTER, self.steps):
+            logger.warning(
+                "no object to learn from in batches 1 to %d (%s ...): does load_mask() of the data set return masks, "
+                "and is anything labelled? So far, the model can only learn that there is nothing to find",
+                self._without_object, self.data.name(batch.image_ids[0]),
+            )  # fmt: skip
+            self._without_object = -1
 
     def _report(self, failures: dict[int, tuple[str, str]], warned: dict[int, str], is_final: bool) -> None:
         """Log each failure and warning once. Raises ValueError when too many images have failed, except in validation.

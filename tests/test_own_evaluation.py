@@ -490,6 +490,9 @@ def test_pictures_of_test_that_a_training_used_are_no_test(tmp_path):
     write_split(Split(["test/test1.png", "test/test2.png"], ["test/test3.png", "test/test4.png"], {}, []), path)
     with pytest.raises(ValueError, match=r"--subset test: the training used 4 of the 4 pictures .* --subset val has"):
         subset_of(folder, "test", path)
+    write_split(Split([f"test/test{i}.png" for i in range(1, 5)], [], {}, []), path)
+    with pytest.raises(ValueError, match=r"used 4 of the 4 pictures .* pictures; label others for that"):
+        subset_of(folder, "test", path)
     write_split(Split(["train/a.png", "train/b.png", "test/test1.png"], [], {}, []), path)
     assert "divides another data set" in subset_of(folder, "test", path).notes[0]
 

@@ -311,6 +311,26 @@ def test_images_without_objects_are_samples(class_ids, as_rles):
     assert batch.targets.crowd_index.tolist() == sorted([0, 1] * len(class_ids))
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("counts", "steps", "batches"), [
+    ([0, 0], 3, 3), ([0, 0], 101, 100), ([0, 1], 4, None), ([1, 0], 4, None),
+])  # fmt: skip
+def test_a_training_without_objects_is_told(counts, steps, batches, shuffle, caplog):
+    infos = [drawn(6, 5, count, seed=3) for count in counts]
+    for info in infos:
+        info["masks"][:] = True
+        info["class_ids"][:] = 1
+    config = as_it_is(IMAGES_PER_GPU=1, STEPS_PER_EPOCH=steps, VALIDATION_STEPS=steps)
+    loader = make_loader(TrainingData(Drawn(infos), config), shuffle=shuffle)
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            list(loader)
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == (shuffle and batches is not None), "once, and not of validation"
+    assert all(f"no object to learn from in batches 1 to {batches} (image drawn.a" in each for each in messages)
+
+
 def test_objects_that_vanish_are_dropped():
     info = drawn(64, 64, 3)
     info["masks"][:] = False
