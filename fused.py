@@ -7,12 +7,13 @@ result differs from torch's plain operations, or where the operation is missing,
 
 Only where no gradient flows, no program is being exported, and autocast is off: elsewhere the plain operations run.
 
-Where oneDNN has no bfloat16 for a CPU, such as one with AVX2 alone, the plain operations compute it in float32, and
-round their results: what torch falls back to is far slower (benchmarks/NOTES.md).
+Where a CPU has no instructions for bfloat16, such as one with AVX2 or AVX-512 alone, the plain operations compute it in
+float32, and round their results: what torch and oneDNN do there is far slower (benchmarks/NOTES.md).
 """
 
 import functools
 import logging
+import platform
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,8 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
         return False
     if device == "cpu" and not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
+    if widens(device, dtype):
+        return False
     options = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
     x = torch.arange(2 * 16 * 36).view(2, 16, 6, 6).sin().to(**options)
     weight = torch.arange(16 * 16 * 9).view(16, 16, 3, 3).cos().to(**options)
@@ -126,15 +129,22 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
 def widens(device: str, dtype: torch.dtype) -> bool:
     """Whether plain convolutions and products in a dtype are computed in float32 on a kind of device.
 
-    That is so for bfloat16 on a CPU for which oneDNN has none; a warning says it once.
+    That is so for bfloat16 on a CPU without instructions for it; a warning says it once. With AVX-512 alone, oneDNN
+    imitates them, and takes more than four times as long as for float32.
     """
     if device != "cpu" or dtype != torch.bfloat16:
         return False
     is_on = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    if is_on and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if is_on and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bfloat16():
         return False
     logger.warning("this processor cannot compute in bfloat16: products take float32, and float32 throughout is faster")
     return True
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16. Of those that are not x86, oneDNN knows it."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not is_x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _widened(*operands: Tensor | None) -> list[Tensor | None]:

@@ -174,6 +174,26 @@ def test_a_program_that_is_recorded_is_told_from_a_run(monkeypatch):
     assert fused.is_exporting()
 
 
+@pytest.mark.parametrize(
+    ("machine", "avx512_bf16", "amx", "expected"),
+    [
+        ("x86_64", False, False, True),  # oneDNN imitates bfloat16 by AVX-512
+        ("AMD64", False, False, True),
+        ("x86_64", True, False, False),
+        ("x86_64", False, True, False),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_a_cpu_needs_instructions_for_bfloat16(machine, avx512_bf16, amx, expected, forget, monkeypatch):
+    monkeypatch.setattr(fused.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert widens("cpu", torch.bfloat16) == expected
+    assert not (expected and fuses("cpu", torch.bfloat16)), "the fused operations would imitate it"
+
+
 def test_a_cpu_without_bfloat16_multiplies_in_float32(forget, monkeypatch, caplog):
     x, weight, bias = operands(2, 5, 4, 6, 3, 1, torch.bfloat16)
     rows, matrix = torch.randn(7, 5).bfloat16(), torch.randn(4, 5).bfloat16().requires_grad_()
