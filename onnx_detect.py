@@ -952,7 +952,8 @@ def detect_files(arguments: argparse.Namespace) -> int:
         shown = image if settings.channels == 3 else np.repeat(image[..., :1], 3, axis=2)
         Image.fromarray(draw(shown, result, detector.class_names)).save(data, "PNG")
         _write(output / f"{name}_detections.png", data.getvalue())
-        print(f"{_shown(os.fspath(path), 500)}: {len(result['scores'])} objects")
+        count = len(result["scores"])
+        print(f"{_shown(os.fspath(path), 500)}: {count} object{'s' * (count != 1)}")
     if coco["images"]:  # else there is nothing that may replace earlier results
         _write(output / "detections.json", json.dumps(coco).encode())
         _write(output / "detections.csv", _table(coco).encode())

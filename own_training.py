@@ -57,6 +57,7 @@ from data.split import FILE_NAME, Split, apply_split, make_split, read_split, wr
 from evaluation.own import OwnEvaluation, evaluate_own, store_settings
 from evaluation.run import evaluation_callback, whole_images
 from evaluation.tiled import estimate_seconds
+from evaluation.words import count_of
 from model import MaskRCNN, generate_pyramid_anchors, load_image_gt, mold_batch
 from training.checkpoints import best_path, find_last
 from training.guards import is_out_of_memory
@@ -141,8 +142,8 @@ class Job:
         sheet = Image.fromarray(_side_by_side([tile for _, tile in tiles[: config.IMAGES_PER_GPU]]))
         runtime.write_atomically(path, lambda file: sheet.save(file, "JPEG", quality=90))
         return (
-            f"{len(image_ids)} picture{'s' * (len(image_ids) != 1)} read and augmented, {met} of {objects} objects can "
-            f"be matched by an anchor (IoU 0.5); {path} shows what the network sees"
+            f"{count_of(len(image_ids), 'picture')} read and augmented, {met} of {count_of(objects, 'object')} can be "
+            f"matched by an anchor (IoU 0.5); {path} shows what the network sees"
         )
 
     ############################################################
@@ -204,7 +205,8 @@ class Job:
             self._say(f"\n{path} holds the model. No picture validated it, so nobody knows how good it is: label more")
             return None
         model = MaskRCNN.from_checkpoint(path, next(progress.module.parameters()).device)
-        self._say(f"\nEvaluation on {self.val_dataset.num_images} pictures that the model has not learned from")
+        pictures = count_of(self.val_dataset.num_images, "picture")
+        self._say(f"\nEvaluation on {pictures} that the model has not learned from")
         rows = {f"plan: {what}": f"{value} ({why})" for what, value, why in self.plan.choices}
         result = evaluate_own(
             model, self.val_dataset, self.folder / "evaluation", facts={**(facts or {}), **rows}, leaks=[],
@@ -501,9 +503,8 @@ def _tell_time(job: Job, minutes: float | None, pace: Pace) -> None:
     plan.choices[row] = length_choice(plan, job.train_dataset.num_images, has_weights)
     words = f"{pace.step:.2f} s a step on this machine, in {plan.settings['TRAIN_DTYPE']}"
     if pace.images:
-        pictures = f"{pace.images} picture{'s' * (pace.images != 1)}"
-        count = evaluations(plan)
-        words += f", and {count} evaluation{'s' * (count != 1)} of {pictures}, with the report {_minutes(evaluation)}"
+        looks = f"{count_of(evaluations(plan), 'evaluation')} of {count_of(pace.images, 'picture')}"
+        words += f", and {looks}, with the report {_minutes(evaluation)}"
     words += "; asked for by --minutes" if minutes is not None else "; --minutes N plans for less"
     plan.choices.insert(row + 1, Choice("time", _minutes(training + evaluation), words))
     warn_if_short(plan, pace, has_weights)

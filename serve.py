@@ -338,7 +338,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer = self.server.detect(data, file_name)
         size = f"{answer['image']['width']} x {answer['image']['height']}"
         seconds = time.perf_counter() - start
-        self._send_json(HTTPStatus.OK, answer, f"{len(answer['detections'])} objects in {size}, {seconds:.2f} s")
+        count = len(answer["detections"])
+        self._send_json(HTTPStatus.OK, answer, f"{count} object{'s' * (count != 1)} in {size}, {seconds:.2f} s")
 
     def _length(self) -> int:
         """The length of the body. Raises: Refused if it is not said, or more than what is taken."""

@@ -20,6 +20,7 @@ from data.regions import ArraySource, Source
 
 from .page import Cell, Table, inline_picture, template
 from .page import Picture as Shown
+from .words import count_of
 
 CONTACT_PICTURES = 24
 ODD_OBJECTS = 12
@@ -142,7 +143,7 @@ def open_pixels(picture: Picture) -> Source | RegionImage:
 
 def _contact(records: Records, picture: Picture, colors: dict) -> dict[str, Any]:
     name = utils.printable(picture_name(records, picture))
-    note = f"{picture.width} x {picture.height}, {len(picture.objects)} objects"
+    note = f"{picture.width} x {picture.height}, {count_of(len(picture.objects), 'object')}"
     example = {"title": name, "note": note, "image": None, "problem": ""}
     try:
         image, region = open_pixels(picture), (0, 0, picture.height, picture.width)

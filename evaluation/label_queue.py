@@ -29,6 +29,7 @@ from .detect import detect_to_folder, evaluation_of
 from .results import image_numbers
 from .review import KINDS, LEAST_SCORE, MATCH_IOU, MISSING, WRONG_CLASS, Found, Labels, Suspect, reason, review_picture
 from .stream import read_lines
+from .words import count_of
 
 LEAST_INSTANCES = 300  # detections of a picture, of which many have low scores
 
@@ -310,8 +311,8 @@ def review_lines(done: Review, top: int) -> list[str]:
     if done.unknown:
         names = utils.listed([utils.printable(name) for name in done.unknown], 5)
         lines.append(f"not looked at: labels of classes that the model does not know: {names}")
-    crowds = f", beside {done.crowds:,} crowds" if done.crowds else ""
-    lines.append(f"Looked at {done.looked_at:,} labels in {len(done.pictures):,} pictures{crowds}")
+    crowds = f", beside {count_of(done.crowds, 'crowd')}" if done.crowds else ""
+    lines.append(f"Looked at {count_of(done.looked_at, 'label')} in {count_of(len(done.pictures), 'picture')}{crowds}")
     agreement = done.agreement()
     if agreement:
         parts = ", ".join(f"{split} {iou:.2f}" for split, iou in agreement.items())

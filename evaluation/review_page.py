@@ -15,6 +15,7 @@ from .data_page import inline_pixels, load_pixels
 from .label_queue import Entry, Review, attributes_of, class_name_of
 from .page import template
 from .review import MISSING
+from .words import count_of
 
 SIDE = 320  # pixels of the longer side of a crop on the page
 _MOST_ENLARGED = 8
@@ -39,7 +40,7 @@ def review_view(model: Any, done: Review, top: int, title: str) -> dict[str, Any
     counts = ", ".join(f"{count} {kind}" for kind, count in done.counts(head).items() if count)
     facts = {
         "model": str(model.source),
-        "labels looked at": f"{done.looked_at:,} in {len(done.pictures):,} pictures",
+        "labels looked at": f"{done.looked_at:,} in {count_of(len(done.pictures), 'picture')}",
         "crowds, never suspicious": f"{done.crowds:,}",
         "classes that the model does not know": utils.listed(done.unknown, 10) or "none",
         "IoU of a label with the model's outline, in the middle": ", ".join(

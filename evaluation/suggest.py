@@ -25,6 +25,7 @@ from .data_page import inline_pixels
 from .label_queue import Seen, attributes_of
 from .review import Found
 from .review_page import LABEL_COLOR, MODEL_COLOR, css, draw_outlines, read_pixels
+from .words import count_of
 
 DOUBTFUL_SHOWN = 8  # objects of a picture that the page marks
 _SIDE = 480  # pixels of the longer side of a picture on the page
@@ -172,7 +173,7 @@ def suggest_lines(ranking: Sequence[Suggested], top: int, threshold: float) -> l
     """What custom.py suggest prints."""
     like = sum(bool(suggested.like) for suggested in ranking)
     nothing = [suggested.seen.name for suggested in ranking if not len(suggested.seen.found.scores)]
-    lines = [f"Looked at {len(ranking):,} pictures"]
+    lines = [f"Looked at {count_of(len(ranking), 'picture')}"]
     if like:
         lines.append(f"{like:,} show the same as others, and come last")
     if nothing:
@@ -194,7 +195,7 @@ def suggest_view(model: Any, ranking: Sequence[Suggested], top: int, threshold: 
     head = ranking[:top]
     return {
         "title": f"What to label next in {utils.printable(title)}",
-        "answer": f"The {len(head):,} pictures of {len(ranking):,} in which the model doubts most.",
+        "answer": f"Where the model doubts most: {count_of(len(head), 'picture')} of {len(ranking):,}.",
         "note": "Correct the proposals beside this page, train with them, and ask again: the order changes.",
         "legend": [("found", css(MODEL_COLOR)), ("doubtful", css(LABEL_COLOR))],
         "facts": {

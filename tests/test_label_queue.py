@@ -70,7 +70,7 @@ def test_the_queue_goes_over_all_pictures():
     assert done.counts(done.queue)["missing"] == 1
     text = "\n".join(label_queue.review_lines(done, 1))
     assert "classes that the model does not know: horse" in text
-    assert "Looked at 2 labels in 3 pictures, beside 1 crowds" in text
+    assert "Looked at 2 labels in 3 pictures, beside 1 crowd" in text
     assert "'Cat' is taken for the class 'cat'" in text
     assert "sloppy" not in text.partition("most suspicious")[2]
 

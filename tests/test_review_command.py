@@ -178,7 +178,7 @@ def test_the_division_of_the_training_counts(reviewed, tmp_path, capsys):
     assert custom.main(["review", "--dataset", str(dataset), *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"train and val are those of {tmp_path / 'split.json'}" in printed
-    assert "Looked at 4 labels in 1 pictures" in printed
+    assert "Looked at 4 labels in 1 picture" in printed
     value = json.loads((tmp_path / "out" / "review.json").read_text())
     assert {entry["file"] for entry in value["queue"]} == {"val/a.png"}
     labels = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())
