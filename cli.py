@@ -374,12 +374,12 @@ def add_seed(parser: Any, uses: str = "training") -> None:
     )
 
 
-def add_epochs(parser: Any, default: int | None = None, end: str = "to stop") -> None:
+def add_epochs(parser: Any, default: int | None = None, end: str = "to stop", least: int = 1) -> None:
     """--epochs, None if it is not given and there is no default. end: what happens after that epoch, in words."""
     words = "" if default is None else f"; default: {default}"
     parser.add_argument(
         "--epochs",
-        type=whole_number(1),
+        type=whole_number(least),
         default=default,
         metavar="N",
         help=f"the epoch, counted from the first, after which {end}{words}",
@@ -687,6 +687,20 @@ def train_phases(
     return progress
 
 
+def check_epochs(arguments: argparse.Namespace, start: Start, config_class: type[Config]) -> None:
+    """Raises ValueError if --epochs 0 leaves no detector that exists, or nothing to train. The arguments are those of
+    train_detector_then_head and find_start."""
+    if arguments.epochs > 0:
+        return
+    if start.checkpoint is None or is_backbone(start.checkpoint):
+        raise ValueError(
+            f"--epochs 0 trains the MaskIoU head of a trained detector, and --model {arguments.model or 'none'} is "
+            "none; name one, such as last, or let the detector learn (--epochs 1 or more)"
+        )
+    if arguments.head_epochs == 0 or not settings_of(arguments).get("USE_MASKIOU_HEAD", config_class.USE_MASKIOU_HEAD):
+        raise ValueError("--epochs 0 leaves the MaskIoU head alone to train, for --head-epochs 1 or more; give these")
+
+
 def train_detector_then_head(
     model: MaskRCNN,
     datasets: Sequence[Dataset],
@@ -699,11 +713,11 @@ def train_detector_then_head(
     A step without the head is faster, and while the detector learns, the head would judge masks that the trained model
     does not make. A new head predicts 1 until it learns: until then, mask scores are class scores.
 
-    arguments: with epochs and head_epochs. settings: of the command line; without MASKIOU_DETECTIONS among them, this
-    is turned on. datasets, more: as for train_phases.
+    arguments: with epochs, 0 for a detector that stays as it is, and head_epochs. settings: of the command line;
+    without MASKIOU_DETECTIONS among them, this is turned on. datasets, more: as for train_phases.
     """
     chosen = {"MASKIOU_DETECTIONS": settings.get("MASKIOU_DETECTIONS", True)}
-    phases = [("detector", arguments.epochs, chosen)]
+    phases = [("detector", arguments.epochs, chosen)] if arguments.epochs > 0 else []
     if model.config.USE_MASKIOU_HEAD and arguments.head_epochs > 0:
         phases.append(("maskiou", arguments.epochs + arguments.head_epochs, chosen))
     return train_phases(model, datasets, phases, **more)

@@ -404,6 +404,7 @@ def train(arguments: argparse.Namespace) -> int:
     if name not in ("none", "last"):  # trained weights need smaller steps
         settings = {"LEARNING_RATE": NucleusConfig.LEARNING_RATE / 10, **settings}
     start = cli.find_start(name, NucleusConfig, arguments.logs, settings)
+    cli.check_epochs(arguments, start, NucleusConfig)
     model = cli.starting_model(start, NucleusConfig, arguments.logs, settings, network_only=True)
     image_ids = val_dataset.image_ids[: arguments.eval_images]
     adapt = partial(whole_image_detector, dataset=val_dataset)
@@ -549,7 +550,7 @@ def build_parser() -> cli.Parser:
         help="the share of the images to hold out for validation, which evaluate then takes; default: 0.1 if there is "
         "no subset val, else none",
     )
-    cli.add_epochs(parser, 16, "the MaskIoU head learns alone")
+    cli.add_epochs(parser, 16, "the MaskIoU head learns alone", least=0)
     cli.add_head_epochs(parser, 2)
     parser.add_argument(
         "--minutes", type=cli.positive_number, help="stop training after the epoch in which this time is over"

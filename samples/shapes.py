@@ -264,6 +264,7 @@ def train(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("MASKSCORING_KEEP_MEMORY", "1")  # training is faster, and this network needs little memory
     settings = cli.settings_of(arguments, SEED=arguments.seed, GPU_COUNT=cli.gpu_count(arguments.device))
     start = cli.find_start(arguments.model or "none", ShapesConfig, arguments.logs, settings)
+    cli.check_epochs(arguments, start, ShapesConfig)
     model = cli.starting_model(start, ShapesConfig, arguments.logs, settings, network_only=True)
     train_dataset, val_dataset = load_training_data(arguments, model.config)
     evaluate = evaluation_callback(val_dataset)
@@ -314,7 +315,7 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser("shapes.py", __doc__)
     parser.add_argument("command", choices=["train", "evaluate", "show"])
     cli.add_model(parser, "none for train, last for evaluate; show draws no detections without it", trains=True)
-    cli.add_epochs(parser, 12, "the MaskIoU head learns alone")
+    cli.add_epochs(parser, 12, "the MaskIoU head learns alone", least=0)
     cli.add_head_epochs(parser, 4)
     parser.add_argument(
         "--images",

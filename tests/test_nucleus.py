@@ -698,6 +698,28 @@ def test_training_without_an_own_part_for_the_head(without, calls, tmp_path):
     assert [named["layers"] for _, named in calls.all] == ["detector"]
 
 
+def test_a_detector_that_stays_as_it_is(calls, trained, tmp_path):
+    path = find_last(trained / "logs", "nuclei")
+    command = ["train", "--dataset", str(trained / "data"), "--device", "cpu", "--logs", str(tmp_path)]
+    assert nucleus.main([*command, "--model", str(path), "--epochs", "0", "--head-epochs", "2"]) == 0
+    assert [(named["layers"], named["epochs"]) for _, named in calls.all] == [("maskiou", 2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "--model none is none; name one"),
+        (["--epochs", "0", "--head-epochs", "0", "--model", "nuclei"], "for --head-epochs 1 or more"),
+        (["--epochs", "0", "--model", "nuclei", "--set", "USE_MASKIOU_HEAD=False"], "leaves the MaskIoU head alone"),
+    ],
+)
+def test_no_epochs_need_a_detector_and_a_head(words, message, calls, tmp_path, capsys):
+    write_coco(tmp_path, "train")
+    assert nucleus.main(["train", "--dataset", str(tmp_path), "--device", "cpu", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not calls.all
+
+
 def test_train_takes_val_where_there_is_one(calls, tmp_path):
     for subset, numbers in (("train", [0, 1]), ("val", [2]), ("test", [3])):
         write_bowl(tmp_path, subset, numbers)
