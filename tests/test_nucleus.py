@@ -906,7 +906,7 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--epochs", "0"], "argument --epochs: must be a whole number from 1 up, not '0'"),
+        (["--epochs", "-1"], "argument --epochs: must be a whole number from 0 up, not '-1'"),
         (["--minutes", "-1"], "argument --minutes: must be a number above 0, not '-1'"),
         (["--eval-images", "0"], "argument --eval-images: must be a whole number from 1 up, not '0'"),
     ],
