@@ -375,8 +375,12 @@ def add_seed(parser: Any, uses: str = "training") -> None:
 
 
 def add_epochs(parser: Any, default: int | None = None, end: str = "to stop", least: int = 1) -> None:
-    """--epochs, None if it is not given and there is no default. end: what happens after that epoch, in words."""
+    """--epochs, None if it is not given and there is no default. end: what happens after that epoch, in words.
+
+    least: 0 if the detector may stay as it is, see check_epochs.
+    """
     words = "" if default is None else f"; default: {default}"
+    words += "; 0: the detector of --model stays as it is" if least == 0 else ""
     parser.add_argument(
         "--epochs",
         type=whole_number(least),
