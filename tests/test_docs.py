@@ -523,10 +523,11 @@ def test_what_make_reproduce_gives_is_the_committed_result(data):
     assert measure_gain.table(facts["models"]) in page
 
 
-def test_rivals_are_the_committed_ones():
-    facts = committed("docs/results.md", "rivals")
+@pytest.mark.parametrize(("subject", "name"), [("rivals", "StarDist"), ("cellpose", "Cellpose")])
+def test_rivals_are_the_committed_ones(subject, name):
+    facts = committed("docs/results.md", subject)
     assert rivals.table(facts["models"]) in PAGES["docs/results.md"]
-    assert f"StarDist {facts['models']['stardist']['version']}" in prose(PAGES["docs/results.md"])
+    assert f"{name} {facts['models'][name.lower()]['version']}" in prose(PAGES["docs/results.md"])
 
 
 def test_photographs_are_the_committed_ones():
