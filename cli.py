@@ -692,8 +692,10 @@ def train_phases(
 
 
 def check_epochs(arguments: argparse.Namespace, start: Start, config_class: type[Config]) -> None:
-    """Raises ValueError if --epochs 0 leaves no detector that exists, or nothing to train. The arguments are those of
-    train_detector_then_head and find_start."""
+    """Raises ValueError if --epochs 0 is given without a trained detector, or without a MaskIoU head to train.
+
+    arguments: as train_detector_then_head takes them. start, config_class: of find_start.
+    """
     if arguments.epochs > 0:
         return
     if start.checkpoint is None or is_backbone(start.checkpoint):

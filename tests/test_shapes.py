@@ -265,6 +265,8 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     assert "shapes.py: there is no checkpoint" in capsys.readouterr().err
     assert shapes.main(["show", "--set", "IMAGE_MAX=1"]) == 2
     assert "did you mean IMAGE_MAX_DIM?" in capsys.readouterr().err
+    assert shapes.main(["train", "--epochs", "0", "--images", "2", "--logs", str(tmp_path), "--device", "cpu"]) == 2
+    assert "--epochs 0 trains the MaskIoU head of a trained detector" in capsys.readouterr().err
 
 
 ############################################################
