@@ -699,9 +699,10 @@ def check_epochs(arguments: argparse.Namespace, start: Start, config_class: type
     if arguments.epochs > 0:
         return
     if start.checkpoint is None or is_backbone(start.checkpoint):
+        weights = "random weights" if start.checkpoint is None else "a backbone"
         raise ValueError(
-            f"--epochs 0 trains the MaskIoU head of a trained detector, and --model {arguments.model or 'none'} is "
-            "none; name one, such as last, or let the detector learn (--epochs 1 or more)"
+            f"--epochs 0 trains the MaskIoU head of a trained detector, and --model {arguments.model or 'none'} gives "
+            f"only {weights}; name a detector, such as last, or let it learn (--epochs 1 or more)"
         )
     if arguments.head_epochs == 0 or not settings_of(arguments).get("USE_MASKIOU_HEAD", config_class.USE_MASKIOU_HEAD):
         raise ValueError("--epochs 0 leaves the MaskIoU head alone to train, for --head-epochs 1 or more; give these")

@@ -740,8 +740,10 @@ class Config:
     DETECTION_NMS_THRESHOLD: Annotated[float, SHARE, DETECTION] = 0.5
 
     # A detection's box is the smallest one round its mask, in whole pixels, and not where the box head sees the object.
-    # Better for small objects whose masks are exact, worse for others: docs/results.md. False in all references.
-    BOXES_OF_MASKS: Annotated[bool, DETECTION] = False
+    # Better for small objects whose masks are exact, worse for others: docs/results.md. False in all references. None:
+    # nobody chose, and it is the box head's; training with custom.py stores True where that is better on the validation
+    # data.
+    BOXES_OF_MASKS: Annotated[bool | None, DETECTION] = None
 
     # Least score of an object that `custom.py detect` keeps: mask score, without a MaskIoU head class score. Training
     # with custom.py stores the one with the best F1 on the validation data. None: nobody chose one, and 0.5 is taken.

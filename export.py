@@ -95,7 +95,7 @@ def settings_of(model: MaskRCNN) -> dict[str, Any]:
         "clips_result": dialect.clips_result,
         "paste": dialect.paste,
         "clamps_mask_iou": config.MASKIOU_CLAMP,
-        "boxes_of_masks": config.BOXES_OF_MASKS,
+        "boxes_of_masks": bool(config.BOXES_OF_MASKS),
         "min_score": config.DETECTION_MIN_CONFIDENCE,
         "max_detections": config.DETECTION_MAX_INSTANCES,
         "score_threshold": threshold,

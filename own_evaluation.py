@@ -246,11 +246,13 @@ class Evaluating:
     def _stored(self, result: OwnEvaluation) -> str:
         """Stores what --store asks for. Returns: a sentence on it."""
         settings, store = result.settings, self.arguments.store
-        words = " and ".join(
+        words = ", ".join(
             text for name, text in {
-                "SCORE_THRESHOLD": f"the threshold {result.threshold:.3f}", "ACCEPT_CALIBRATION": "the calibration",
+                "SCORE_THRESHOLD": f"the threshold {result.threshold:.3f}", "BOXES_OF_MASKS": "the choice of boxes",
+                "ACCEPT_CALIBRATION": "the calibration",
             }.items() if name in settings
         )  # fmt: skip
+        words = " and ".join(words.rsplit(", ", 1))
         if store is None or not settings:
             can_store = settings and storing_problem(self.subset.name, self.checkpoint, "") is None
             hint = f"; --store writes {words} into {self.checkpoint}" if can_store else ""

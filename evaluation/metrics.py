@@ -306,6 +306,20 @@ def run_cocoeval(truth: COCO, results: list[dict[str, Any]], kind: str, max_dets
     return RankedEvaluation(truth, results, kind, max_dets).rank()
 
 
+def box_ap_of_masks(truth: COCO, masks: list[dict[str, Any]], max_dets: int) -> float:
+    """The box AP if each box were the smallest one round its mask, as BOXES_OF_MASKS makes them; -1 without objects.
+
+    truth: of as_coco. masks: results as to_results makes them; counted_results says which of them count. Of an empty
+    mask the box is empty, where BOXES_OF_MASKS keeps the box head's.
+    """
+    boxes = []
+    for entry in masks:
+        y1, x1, y2, x2 = map(float, utils.rle_to_bbox(entry["segmentation"]))
+        named = {name: entry[name] for name in ("image_id", "category_id")}
+        boxes.append({**named, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": entry["class_score"]})
+    return average_precision(RankedEvaluation(truth, boxes, "bbox", max_dets).rank())
+
+
 def _mean(values: np.ndarray) -> float:
     """The mean of the values that are not -1. pycocotools writes -1 where there is no object; so does this."""
     present = values[values > -1]

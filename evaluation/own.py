@@ -4,7 +4,8 @@
     print("\\n".join(result.sentences))
     store_settings("model.pth", result.settings)
 
-It chooses the threshold, calibrates the chance that a mask is good, gives both to the model, and writes the report.
+It chooses the threshold and the boxes, calibrates the chance that a mask is good, gives all to the model, and writes
+the report.
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ class OwnEvaluation:
         if not self.numbers.is_fit:
             return {}
         settings = {"SCORE_THRESHOLD": self.threshold} if self.numbers.threshold_source == CHOSEN_HERE else {}
+        settings |= {"BOXES_OF_MASKS": True} if self.numbers.boxes_of_masks else {}
         return settings | ({"ACCEPT_CALIBRATION": self.calibration} if self.calibration else {})
 
 
@@ -76,10 +78,11 @@ def evaluate_own(
 ) -> OwnEvaluation | None:
     """Evaluates, chooses the threshold, calibrates, and writes the report. Interrupted, it continues.
 
-    model: as it sees whole images: see Config.for_detection. It gets the threshold and the calibration.
+    model: as it sees whole images: see Config.for_detection. It gets the threshold, the calibration, and where boxes
+        round its masks are better, BOXES_OF_MASKS.
     split: what the pictures are, "train", "val" or "test"; None: a whole data set, of which nobody knows whether the
         model has learned from it.
-    fit: choose the threshold and calibrate on these pictures; False: take those that are stored in the model.
+    fit: choose and calibrate on these pictures; False: take what is stored in the model.
     leaks: of data.check.Report; None: nobody looked. Pairs without an evaluated picture do not count.
     model_name: for "how to use the model" in the report. The others: as for evaluate_to_folder.
 
@@ -92,7 +95,7 @@ def evaluate_own(
 
     def add_own(evaluation: Evaluation, contents: dict[str, Any], masks: list[dict[str, Any]]) -> OwnReport:
         most = int(evaluation.metrics["max_dets"])
-        numbers = own_numbers(contents, masks, most, model.config, class_ids, fit)
+        numbers = own_numbers(contents, masks, most, evaluation.metrics["box AP"], model.config, class_ids, fit)
         evaluation.metrics |= numbers.metrics()
         for row in evaluation.classes:
             row |= numbers.class_metrics(row["category_id"])

@@ -27,12 +27,13 @@ from .accept import (
 from .boundary import BoundaryEvaluation
 from .errors import Error, KindCount, count_errors, find_errors
 from .matching import IOUS, SIZES, Counts, Quality, Scene, count, make_disjoint, make_scenes, match
-from .metrics import RankedEvaluation, as_coco, average_precision, counted_results, summary
+from .metrics import RankedEvaluation, as_coco, average_precision, box_ap_of_masks, counted_results, summary
 from .names import OWN_CLASS_COLUMNS
 from .threshold import THRESHOLD_IOU, ThresholdCurve, best_threshold, threshold_curve
 
 CHOSEN_HERE, STORED, USUAL = "chosen on these pictures", "stored in the model", "the usual one"
 VALIDATED, STORED_FIT, NOT_CALIBRATED = "cross-validated", "stored in the model", "none"
+BOX_GAIN = 0.01  # of box AP, from which on boxes round the masks are chosen: less may be luck
 
 # Numbers of Quality by the names that people know. Panoptic quality is computed from disjoint detections.
 QUALITIES = {
@@ -76,6 +77,9 @@ class OwnNumbers:
     curve: ThresholdCurve
     counts: Counts
     disjoint: Counts  # of detections that share no pixel, for panoptic quality
+    box_ap: float  # -1 without objects
+    box_ap_of_masks: float  # the same of the boxes round the masks
+    boxes_of_masks: bool | None  # whether these were chosen here; None: no choice was made
     boundary: dict[str, float]  # AP, AP50 ... of boundaries, -1 without such objects
     class_boundary: dict[int, float]  # boundary AP by category id
     class_names: dict[int, str]  # by category id
@@ -108,6 +112,7 @@ class OwnNumbers:
             quality = self.counts.quality(iou)
             values |= {f"{name} at IoU {iou}": getattr(quality, field) for name, field in QUALITIES.items()}
             values |= {f"{name} at IoU {iou}": self.panoptic(name, iou) for name in PANOPTIC}
+        values |= {"box AP of masks": self.box_ap_of_masks}
         values |= {f"boundary {name}": value for name, value in self.boundary.items()}
         return {name: -1.0 if value is None else float(value) for name, value in values.items()}
 
@@ -133,6 +138,7 @@ class OwnNumbers:
             "sizes": {size: self._rows(size=size) for size in SIZES},
             "classes": {name: self._rows(category) for category, name in self.class_names.items()},
             "panoptic": {str(iou): {name: self.panoptic(name, iou) for name in PANOPTIC} for iou in IOUS},
+            "boxes": {"AP": self.box_ap, "AP of masks": self.box_ap_of_masks, "of masks": self.boxes_of_masks},
             "boundary": self.boundary,
             "errors": {kind: counts._asdict() for kind, counts in self.error_counts.items()},
             "curve": {name: values.tolist() for name, values in self.curve._asdict().items()},
@@ -158,15 +164,18 @@ def own_numbers(
     contents: dict[str, Any],
     masks: list[dict[str, Any]],
     max_dets: int,
+    box_ap: float,
     config: Config,
     class_ids: Mapping[int, int],
     fit: bool,
 ) -> OwnNumbers:
     """Every number at the threshold.
 
-    contents, masks, max_dets: as for evaluate_results; max_dets counts for average precision alone.
+    contents, masks, max_dets: as for evaluate_results; max_dets counts for average precision alone. box_ap: its "box
+        AP".
     config: of the model. class_ids: the model's class by category id.
-    fit: choose the threshold and fit the chances on these pictures; else take those that the model has.
+    fit: choose the threshold, whose boxes are better, and fit the chances on these pictures; else take those that the
+        model has. Where BOXES_OF_MASKS says whose boxes, there is no choice.
     """
     truth = as_coco(contents)
     masks = counted_results(masks, truth)
@@ -174,6 +183,7 @@ def own_numbers(
     ranked.set_scores()
     curve = threshold_curve(ranked)
     threshold, source = _choose_threshold(curve, config, fit)
+    of_masks, has_choice = box_ap_of_masks(truth, masks, max_dets), fit and config.BOXES_OF_MASKS is None
     boundary = BoundaryEvaluation(truth, masks, "segm", max_dets).rank()
     scenes = make_scenes(truth, boundary.entries, threshold)
     categories = sorted(truth.cats)
@@ -183,6 +193,9 @@ def own_numbers(
         curve=curve,
         counts=count(scenes, categories, boundaries=True),
         disjoint=count((_disjoint(truth, scene) for scene in scenes), categories),
+        box_ap=box_ap,
+        box_ap_of_masks=of_masks,
+        boxes_of_masks=of_masks - box_ap >= BOX_GAIN if has_choice else None,
         boundary=summary(boundary),
         class_boundary={category: average_precision(boundary, category=category) for category in categories},
         class_names={category: truth.cats[category]["name"] for category in categories},

@@ -53,7 +53,7 @@ def sentences(
             f"At the threshold {numbers.threshold:.2f} it finds {count_of(numbers.quality.false_positives, 'object')} "
             "where there is none."
         )
-    parts += [_accept(numbers), _threshold(numbers, split)]
+    parts += [_accept(numbers), _threshold(numbers, split), _boxes(numbers)]
     if leaks is not None:
         parts.append(leak_sentence(leaks, split))
     return [part for part in parts if part]
@@ -170,6 +170,15 @@ def _threshold(numbers: OwnNumbers, split: str | None) -> str:
     if numbers.threshold_source == STORED:
         return "The threshold is the one that is stored in the model."
     return "Nobody has chosen a threshold for this model: it is the usual one."
+
+
+def _boxes(numbers: OwnNumbers) -> str:
+    if not numbers.boxes_of_masks:
+        return ""
+    return (
+        f"The smallest boxes round its masks are better here than those of its box head: box AP "
+        f"{numbers.box_ap_of_masks:.2f} instead of {numbers.box_ap:.2f}. So they are chosen, too (BOXES_OF_MASKS)."
+    )
 
 
 def leak_sentence(leaks: Sequence[tuple[str, str]], split: str | None) -> str:

@@ -140,6 +140,7 @@ def test_settings_are_those_of_the_model():
     assert settings.boxes_of_masks
     assert settings.score_threshold == 0.3
     assert settings.class_names == ("BG", "cat", "dog", "cow")
+    assert not onnx_detect.Settings.parse(json.dumps(export.settings_of(small_model()))).boxes_of_masks
     assert settings.mean == tuple(model.config.MEAN_PIXEL)
 
 

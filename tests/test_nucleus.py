@@ -708,7 +708,7 @@ def test_a_detector_that_stays_as_it_is(calls, trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--epochs", "0"], "--model none is none; name one"),
+        (["--epochs", "0"], "--model none gives only random weights; name a detector"),
         (["--epochs", "0", "--head-epochs", "0", "--model", "nuclei"], "for --head-epochs 1 or more"),
         (["--epochs", "0", "--model", "nuclei", "--set", "USE_MASKIOU_HEAD=False"], "leaves the MaskIoU head alone"),
     ],

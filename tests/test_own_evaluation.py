@@ -168,7 +168,7 @@ def test_chances_are_those_of_the_detections_that_count(evaluated):
 def test_panoptic_quality_is_of_disjoint_detections():
     mask = rectangle(10, 10, 30, 30)
     results = [segm_result(1, 1, mask, 0.9), segm_result(1, 1, mask, 0.8)]
-    numbers = own_numbers(truth_of((1, 1, mask)), results, 100, Config(NUM_CLASSES=3), {1: 1, 2: 2}, False)
+    numbers = own_numbers(truth_of((1, 1, mask)), results, 100, 1.0, Config(NUM_CLASSES=3), {1: 1, 2: 2}, False)
     assert numbers.metrics()["F1 at IoU 0.5"] == numbers.metrics()["precision at IoU 0.5"] * 4 / 3 == 2 / 3
     assert [numbers.metrics()[f"{name} at IoU 0.5"] for name in ("PQ", "SQ", "RQ")] == [1, 1, 1]
     assert numbers.class_metrics(1)["PQ at IoU 0.5"] == 1
@@ -185,7 +185,7 @@ def test_chances_are_stored_by_the_classes_of_the_model(monkeypatch):
     contents = truth_of(*((image, 1, mask) for image in images), images=images, categories=(1,))
     masks = [mask if image % 3 else rectangle(10, 10, 30, 20) for image in images]
     results = [segm_result(image, 1, each, 0.5 + image / 200) for image, each in zip(images, masks, strict=True)]
-    numbers = own_numbers(contents, results, 100, Config(NUM_CLASSES=4), {1: 3, 2: 1}, True)
+    numbers = own_numbers(contents, results, 100, 1.0, Config(NUM_CLASSES=4), {1: 3, 2: 1}, True)
     assert numbers.accept.fit.own_classes == (3,)
     assert len(numbers.accept.fit.calibration) == 24
 
@@ -196,6 +196,49 @@ def test_the_model_gets_what_was_chosen(evaluated):
     assert result.settings == {"SCORE_THRESHOLD": result.threshold, "ACCEPT_CALIBRATION": result.calibration}
     model.config.validate()
     assert np.reshape(result.calibration, (2, 2, 3))[1, 0, :2].sum() > 0, "sure masks are better"
+
+
+class WideSpots(Spots):
+    """Its box head draws boxes a third too large."""
+
+    def find(self, image: np.ndarray) -> dict:
+        result = super().find(image)
+        sides = result["rois"][:, 2:] - result["rois"][:, :2]
+        wider = np.concatenate([result["rois"][:, :2] - sides / 6, result["rois"][:, 2:] + sides / 6], axis=1)
+        return {**result, "rois": wider.astype(np.float32)}
+
+
+def test_boxes_round_the_masks_are_chosen_where_they_are_better(evaluated, tmp_path, no_page):
+    dataset, _, usual, _ = evaluated
+    model = WideSpots()
+    result = evaluate_own(model, dataset, tmp_path / "wide", verbose=False)
+    assert result.metrics["box AP of masks"] == usual.metrics["box AP"] > result.metrics["box AP"] + 0.1
+    assert result.settings == {**usual.settings, "BOXES_OF_MASKS": True}
+    assert model.config.BOXES_OF_MASKS
+    words = f"box AP {usual.metrics['box AP']:.2f} instead of {result.metrics['box AP']:.2f}"
+    assert [words in sentence for sentence in result.sentences].count(True) == 1
+    assert usual.numbers.to_json()["boxes"]["of masks"] is False
+    assert not any("instead of" in sentence for sentence in usual.sentences)
+
+
+@pytest.mark.parametrize(("settings", "fit"), [({"BOXES_OF_MASKS": False}, True), ({}, False)])
+def test_whose_boxes_is_chosen_only_where_nobody_has(settings, fit, evaluated, tmp_path, no_page):
+    dataset, *_ = evaluated
+    model = WideSpots(**settings)
+    result = evaluate_own(model, dataset, tmp_path / "wide", fit=fit, verbose=False)
+    assert "BOXES_OF_MASKS" not in result.settings
+    assert model.config.BOXES_OF_MASKS is settings.get("BOXES_OF_MASKS")
+    assert result.numbers.to_json()["boxes"]["of masks"] is None
+    assert not any("instead of" in sentence for sentence in result.sentences)
+
+
+@pytest.mark.parametrize(("box_ap", "is_chosen"), [(0.989, True), (0.992, False), (1.0, False)])
+def test_a_point_of_box_ap_decides_whose_boxes(box_ap, is_chosen):
+    mask = rectangle(10, 10, 30, 30)
+    results = [segm_result(1, 1, mask, 0.9)]
+    numbers = own_numbers(truth_of((1, 1, mask)), results, 100, box_ap, Config(NUM_CLASSES=3), {1: 1, 2: 2}, True)
+    assert numbers.box_ap_of_masks == pytest.approx(1)
+    assert numbers.boxes_of_masks is is_chosen
 
 
 def test_the_report_shows_it_all(evaluated):

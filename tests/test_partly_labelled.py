@@ -334,7 +334,7 @@ def test_results_of_other_classes_count_nowhere():
     assert before.metrics["mask AP"] < 0.8
     assert "unlabelled_detections" not in before.metrics
     assert before.confusion[0].tolist() == [0, 1, 2], "a class 2 took the object of class 1"
-    own = own_numbers(contents, masks, 100, Config(NUM_CLASSES=3), {1: 1, 2: 2}, fit=True)
+    own = own_numbers(contents, masks, 100, 1.0, Config(NUM_CLASSES=3), {1: 1, 2: 2}, fit=True)
     assert (own.quality.true_positives, own.quality.false_positives) == (3, 0), "the threshold leaves the last one out"
     assert [error.kind for error in own.errors] == []
     gains = bootstrap_gains(contents, masks, samples=3)
