@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "box loss twice": {"LOSS_WEIGHTS": {**Config.LOSS_WEIGHTS, "mrcnn_bbox_loss": 2.0}},
     GIOU: {"LOSS_WEIGHTS": {**Config.LOSS_WEIGHTS, "mrcnn_bbox_loss": GIOU_WEIGHT}},
     "14 cells": {"POOL_SIZE": 14},
+    "IoU 0.4": {"ROI_POSITIVE_IOU": 0.4},
     "IoU 0.6": {"ROI_POSITIVE_IOU": 0.6},
     "3 x": {"IMAGE_MIN_SCALE": 3},
 }
