@@ -574,8 +574,9 @@ def test_choices_of_heads_are_the_committed_ones():
     assert head_choices.table(facts["runs"]) in PAGES["docs/results.md"]
 
 
-def test_box_ablations_are_the_committed_ones():
-    facts = committed("docs/results.md", "boxes")
+@pytest.mark.parametrize("subject", ["boxes", "cells"])
+def test_box_ablations_are_the_committed_ones(subject):
+    facts = committed("docs/results.md", subject)
     assert next(iter(facts["runs"])) == ablations.BASE
     assert set(facts["runs"]) <= set(box_ablations.VARIANTS)
     runs = {variant: {int(seed): run for seed, run in seeds.items()} for variant, seeds in facts["runs"].items()}
