@@ -568,9 +568,10 @@ def test_ablations_are_the_committed_ones():
     assert ablations.table(runs) in PAGES["docs/results.md"]
 
 
-def test_choices_of_heads_are_the_committed_ones():
-    facts = committed("docs/results.md", "head-choices")
-    assert {len(runs) for runs in facts["runs"].values()} == {3}
+@pytest.mark.parametrize(("subject", "detectors"), [("head-choices", 3), ("embedded-heads", 1)])
+def test_choices_of_heads_are_the_committed_ones(subject, detectors):
+    facts = committed("docs/results.md", subject)
+    assert {len(runs) for runs in facts["runs"].values()} == {detectors}
     assert head_choices.table(facts["runs"]) in PAGES["docs/results.md"]
 
 
