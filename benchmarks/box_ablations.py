@@ -43,7 +43,7 @@ from benchmarks.ablations import BASE, EPOCHS, against_base, continued, finished
 from config import Config
 from data.dataset import Dataset
 from evaluation.detect import detect_dataset
-from evaluation.metrics import as_coco, box_ap_of_masks, evaluate_results
+from evaluation.metrics import as_coco, box_ap_of_masks, boxes_round, evaluate_results
 from evaluation.results import ground_truth
 from model import MaskRCNN
 from samples import nucleus
@@ -141,11 +141,7 @@ def measure(model: MaskRCNN, dataset: Dataset) -> dict[str, Any]:
     contents = ground_truth(dataset)
     metrics = evaluate_results(contents, boxes, masks, nucleus.MAX_DETS).metrics
     of_masks = box_ap_of_masks(as_coco(contents), masks, nucleus.MAX_DETS)
-    around = []
-    for box, mask in zip(boxes, masks, strict=True):
-        y1, x1, y2, x2 = map(float, utils.rle_to_bbox(mask["segmentation"]))
-        around.append({**box, "bbox": [x1, y1, x2 - x1, y2 - y1]})
-    shifts = {"shift": shift(contents, boxes), "shift of masks": shift(contents, around)}
+    shifts = {"shift": shift(contents, boxes), "shift of masks": shift(contents, boxes_round(masks))}
     return {**metrics, "box AP of masks": of_masks, **shifts}
 
 

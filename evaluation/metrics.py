@@ -306,18 +306,25 @@ def run_cocoeval(truth: COCO, results: list[dict[str, Any]], kind: str, max_dets
     return RankedEvaluation(truth, results, kind, max_dets).rank()
 
 
-def box_ap_of_masks(truth: COCO, masks: list[dict[str, Any]], max_dets: int) -> float:
-    """The box AP if each box were the smallest one round its mask, as BOXES_OF_MASKS makes them; -1 without objects.
+def boxes_round(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of boxes, scored by class score: the smallest one round each mask, as BOXES_OF_MASKS makes them.
 
-    truth: of as_coco. masks: results as to_results makes them; counted_results says which of them count. Of an empty
-    mask the box is empty, where BOXES_OF_MASKS keeps the box head's.
+    masks: results as to_results makes them. Of an empty mask it is empty; BOXES_OF_MASKS keeps the box head's.
     """
-    boxes = []
-    for entry in masks:
-        y1, x1, y2, x2 = map(float, utils.rle_to_bbox(entry["segmentation"]))
-        named = {name: entry[name] for name in ("image_id", "category_id")}
-        boxes.append({**named, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": entry["class_score"]})
-    return average_precision(RankedEvaluation(truth, boxes, "bbox", max_dets).rank())
+    corners = utils.boxes_of_masks([entry["segmentation"] for entry in masks], np.zeros((len(masks), 4)))
+    return [
+        {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        | {"score": entry["class_score"]}
+        for entry, (y1, x1, y2, x2) in zip(masks, corners.tolist(), strict=True)
+    ]
+
+
+def box_ap_of_masks(truth: COCO, masks: list[dict[str, Any]], max_dets: int) -> float:
+    """The box AP if each box were the smallest one round its mask; -1 without objects.
+
+    truth: of as_coco. masks: results as to_results makes them; counted_results says which of them count.
+    """
+    return average_precision(RankedEvaluation(truth, boxes_round(masks), "bbox", max_dets).rank())
 
 
 def _mean(values: np.ndarray) -> float:

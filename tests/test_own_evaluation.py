@@ -23,6 +23,7 @@ from data.recognise import open_records
 from data.record_dataset import RecordDataset
 from data.split import Split, write_split
 from evaluation.errors import Error
+from evaluation.metrics import boxes_round
 from evaluation.own import evaluate_own, store_settings
 from evaluation.own_numbers import own_numbers
 from evaluation.own_words import leak_sentence, of_ten, small_misses
@@ -230,6 +231,16 @@ def test_whose_boxes_is_chosen_only_where_nobody_has(settings, fit, evaluated, t
     assert model.config.BOXES_OF_MASKS is settings.get("BOXES_OF_MASKS")
     assert result.numbers.to_json()["boxes"]["of masks"] is None
     assert not any("instead of" in sentence for sentence in result.sentences)
+
+
+def test_boxes_round_masks_have_their_class_score():
+    results = [segm_result(1, 2, rectangle(10, 20, 30, 50), 0.9), segm_result(3, 1, rectangle(0, 0, 0, 0), 0.8)]
+    scores = [entry["class_score"] for entry in results]
+    assert boxes_round(results) == [
+        {"image_id": 1, "category_id": 2, "bbox": [20, 10, 30, 20], "score": scores[0]},
+        {"image_id": 3, "category_id": 1, "bbox": [0, 0, 0, 0], "score": scores[1]},
+    ]
+    assert boxes_round([]) == []
 
 
 @pytest.mark.parametrize(("box_ap", "is_chosen"), [(0.989, True), (0.992, False), (1.0, False)])
